@@ -164,22 +164,25 @@ impl Element for half::bf16 {
 
 /// A tensor seen from its kept axis: element (o, j, i) lies at `(o * kept + j) * inner + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
-    pub outer: usize,
-    pub kept: usize,
-    pub inner: usize,
+pub(crate) struct Layout<T = usize> {
+    pub outer: T,
+    pub kept: T,
+    pub inner: T,
 }
 
 impl Layout {
+    /// The sizes as u64, for arithmetic with bytes.
+    pub fn wide(self) -> Layout<u64> {
+        Layout { outer: self.outer as u64, kept: self.kept as u64, inner: self.inner as u64 }
+    }
+
     /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1.
     pub fn new(shape: &[usize], axis: Axis) -> Result<Layout, Error> {
         let layout = match axis {
             Axis::Whole => Layout { outer: 1, kept: 1, inner: shape.iter().product() },
-            Axis::Kept(k) if k < shape.len() => Layout {
-                outer: shape[..k].iter().product(),
-                kept: shape[k],
-                inner: shape[k + 1..].iter().product(),
-            },
+            Axis::Kept(k) if k < shape.len() => {
+                Layout { outer: shape[..k].iter().product(), kept: shape[k], inner: shape[k + 1..].iter().product() }
+            }
             Axis::Kept(k) => return Err(Error::Axis { axis: k, rank: shape.len() }),
         };
         Ok(match layout {

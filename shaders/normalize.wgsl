@@ -1,0 +1,112 @@
+// w = g * v / n̂ for every element, or a plain copy, with a change of storage type where v and w differ.
+// Element e belongs to norm j = e / inner % kept.
+//
+// One invocation per four elements; it owns the words of w they lie in. The half behind the last element stays.
+
+struct Params {
+    count: u32,       // elements
+    inner: u32,       // elements from one j to the next
+    kept: u32,        // norms
+    position: u32,    // place of element 0 within kept * inner
+    scale_first: u32, // the j whose scale stands first in its binding
+    firsts: u32,      // 8 bits each: the first element of v, of w, of the scales' first word within its binding
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> v: array<u32>; // words of V_DTYPE
+@group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2): see norms.wgsl, OUT_SCALES
+@group(0) @binding(2) var<storage, read_write> w: array<u32>; // words of W_DTYPE
+
+override V_DTYPE: u32 = F32;
+override W_DTYPE: u32 = F32;
+override COPY: bool = false;
+
+const THREADS = 64u;
+
+fn put(e: u32, value: vec2<f32>, count: u32) {
+    let at = extractBits(p.firsts, 8u, 8u) + e;
+    if W_DTYPE == F32 {
+        w[at] = bitcast<u32>(value.x);
+        if count > 1u {
+            w[at + 1u] = bitcast<u32>(value.y);
+        }
+        return;
+    }
+    var upper = pack(value.y, W_DTYPE) << 16u;
+    if count == 1u {
+        upper = w[at >> 1u] & 0xffff0000u;
+    }
+    w[at >> 1u] = pack(value.x, W_DTYPE) | upper;
+}
+
+// The four elements from e on, scaled; those at count and above are not used.
+fn scaled(e: u32, raw: vec4<f32>) -> vec4<f32> {
+    if COPY {
+        return raw;
+    }
+    let position = p.position + e;
+    var i = position % p.inner;
+    var j = position / p.inner % p.kept;
+    var values = raw;
+    for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
+        let at = extractBits(p.firsts, 16u, 8u) + 2u * (j - p.scale_first);
+        let t = scales[at];
+        values[n] = ((values[n] * t) * scales[at + 1u]) * t;
+        i += 1u;
+        if i == p.inner {
+            i = 0u;
+            j = select(j + 1u, 0u, j + 1u == p.kept);
+        }
+        if e + n + 1u >= p.count {
+            break;
+        }
+    }
+    return values;
+}
+
+fn put_four(e: u32, values: vec4<f32>) {
+    put(e, values.xy, p.count - e);
+    if e + 2u < p.count {
+        put(e + 2u, values.zw, p.count - e - 2u);
+    }
+}
+
+fn element_of(group: vec3<u32>, groups: vec3<u32>, t: u32) -> u32 {
+    return 4u * (((group.z * groups.y + group.y) * groups.x + group.x) * THREADS + t);
+}
+
+fn v_at(e: u32) -> f32 {
+    let at = extractBits(p.firsts, 0u, 8u) + min(e, p.count - 1u);
+    return unpack(v[select(at >> 1u, at, V_DTYPE == F32)], at, V_DTYPE);
+}
+
+@compute @workgroup_size(THREADS)
+fn normalize(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let e = element_of(group, groups, t);
+    if e < p.count {
+        put_four(e, scaled(e, vec4<f32>(v_at(e), v_at(e + 1u), v_at(e + 2u), v_at(e + 3u))));
+    }
+}
+
+fn w_at(e: u32) -> f32 {
+    let at = extractBits(p.firsts, 8u, 8u) + min(e, p.count - 1u);
+    return unpack(w[select(at >> 1u, at, W_DTYPE == F32)], at, W_DTYPE);
+}
+
+// The same with v in w's place: the tensor is bound once.
+@compute @workgroup_size(THREADS)
+fn normalize_in_place(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let e = element_of(group, groups, t);
+    if e < p.count {
+        put_four(e, scaled(e, vec4<f32>(w_at(e), w_at(e + 1u), w_at(e + 2u), w_at(e + 3u))));
+    }
+}

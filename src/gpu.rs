@@ -1,0 +1,465 @@
+//! The device handle.
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+
+use crate::kernel::{self, Pipelines};
+use crate::{DType, Element, Error, Recorder, Tensor};
+
+/// How a dispatch gets its parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Parameters {
+    /// Immediates where the device has them, else uniform buffers.
+    #[default]
+    Auto,
+    /// One small uniform buffer per dispatch, as on a device without immediates.
+    Uniform,
+}
+
+/// What may be asked of a [`Gpu`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// How a dispatch gets its parameters.
+    pub parameters: Parameters,
+}
+
+impl Options {
+    /// Forces how a dispatch gets its parameters.
+    pub fn parameters(mut self, parameters: Parameters) -> Self {
+        self.parameters = parameters;
+        self
+    }
+}
+
+/// Features and limits that an owner of a device should ask for, as far as the adapter has them. See [`Gpu::wanted`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Wanted {
+    /// Optional features that are of use.
+    pub features: wgpu::Features,
+    /// The adapter's own limits: larger bindings mean fewer dispatches.
+    pub limits: wgpu::Limits,
+}
+
+/// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
+///
+/// Usable from several threads at once, each with its own encoder. (On GL wgpu takes one context lock per device and
+/// panics when a thread waits for it longer than six seconds: use one thread there.)
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    limits: wgpu::Limits,
+    immediates: bool,
+    state: Arc<State>,
+    pipelines: Pipelines,
+    scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
+    /// Bound where a kernel does not use a binding.
+    nothing_read: wgpu::Buffer,
+    nothing_written: wgpu::Buffer,
+}
+
+/// What the device's handlers report.
+#[derive(Default)]
+struct State {
+    lost: Mutex<Option<String>>,
+    error: Mutex<Option<Error>>,
+}
+
+impl State {
+    fn check(&self) -> Result<(), Error> {
+        if let Some(reason) = self.lost.lock().expect("no panic while held").clone() {
+            return Err(Error::DeviceLost { reason });
+        }
+        self.error.lock().expect("no panic while held").take().map_or(Ok(()), Err)
+    }
+
+    fn mark_lost(&self, reason: String) {
+        self.lost.lock().expect("no panic while held").get_or_insert(reason);
+    }
+}
+
+/// The two scratch buffers. One dispatch may read the scales while it writes partial sums, and wgpu tracks use per
+/// buffer.
+#[derive(Clone, Copy)]
+pub(crate) enum Scratch {
+    Sums,
+    Scales,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+impl Gpu {
+    /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
+    /// before GL. `WGPU_BACKEND` (vulkan, metal, dx12, gl) and `WGPU_ADAPTER_NAME` (part of a name) narrow the choice.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], with a word on how to get a driver; [`Error::NoDevice`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn new() -> Result<Gpu, Error> {
+        pollster::block_on(Gpu::new_async(Options::default()))
+    }
+
+    /// [`Gpu::new`], with options and without blocking.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    pub async fn new_async(options: Options) -> Result<Gpu, Error> {
+        let adapter = pick_adapter().await?;
+        let wanted = Gpu::wanted(&adapter);
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("weightnorm"),
+            required_features: wanted.features,
+            required_limits: wanted.limits,
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+        let state = Arc::new(State::default());
+        let for_lost = state.clone();
+        device.set_device_lost_callback(move |reason, message| for_lost.mark_lost(format!("{reason:?}: {message}")));
+        let for_errors = state.clone();
+        device.on_uncaptured_error(Arc::new(move |error| {
+            for_errors.error.lock().expect("no panic while held").get_or_insert(from_wgpu_error(
+                error,
+                "a resource",
+                0,
+            ));
+        }));
+        Gpu::assemble(device, queue, options, state)
+    }
+
+    /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
+    ///
+    /// The device needs no optional feature; [`Gpu::wanted`] says which ones are of use. With
+    /// [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
+    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup.
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
+        Gpu::assemble(device, queue, options, Arc::default())
+    }
+
+    fn assemble(device: wgpu::Device, queue: wgpu::Queue, options: Options, state: Arc<State>) -> Result<Gpu, Error> {
+        let limits = device.limits();
+        for (what, has, needs) in [
+            ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
+            ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16_384),
+            ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, 64),
+            ("invocations along x", limits.max_compute_workgroup_size_x, 64),
+            ("workgroups in a dimension", limits.max_compute_workgroups_per_dimension, 1),
+            ("bindings in a bind group", limits.max_bindings_per_bind_group, 16),
+        ] {
+            if has < needs {
+                return Err(Error::Unsupported { what: format!("{what}: it has {has}, {needs} are needed") });
+            }
+        }
+        let immediates = options.parameters == Parameters::Auto
+            && device.features().contains(wgpu::Features::IMMEDIATES)
+            && limits.max_immediate_size >= kernel::MAX_PARAMS;
+        let nothing = |label| {
+            let usage = wgpu::BufferUsages::STORAGE;
+            create_buffer(
+                &device,
+                "a placeholder",
+                &wgpu::BufferDescriptor { label: Some(label), size: 16, usage, mapped_at_creation: false },
+            )
+        };
+        let inner = Inner {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            info: device.adapter_info(),
+            limits,
+            immediates,
+            state,
+            pipelines: Pipelines::default(),
+            scratch: Mutex::default(),
+            nothing_read: nothing("weightnorm.nothing_read")?,
+            nothing_written: nothing("weightnorm.nothing_written")?,
+            device,
+            queue,
+        };
+        Ok(Gpu { inner: Arc::new(inner) })
+    }
+
+    /// What an owner of a device should ask for when making it, so that the crate runs at its best.
+    pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
+        Wanted { features: adapter.features() & wgpu::Features::IMMEDIATES, limits: adapter.limits() }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// What the crate runs on and what it uses of it.
+    pub fn report(&self) -> Report {
+        let Inner { info, limits, immediates, .. } = &*self.inner;
+        Report { info: info.clone(), limits: limits.clone(), immediates: *immediates }
+    }
+
+    /// To be called by the owner of an adopted device from its lost callback: later calls then give
+    /// [`Error::DeviceLost`]. Devices that the crate made see to this themselves.
+    pub fn mark_lost(&self, reason: &str) {
+        self.inner.state.mark_lost(reason.to_owned());
+    }
+
+    /// The error that the device reported since the last call, if any. Every operator looks here first, so calling
+    /// it is needed only to learn of an error in the last submission.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], and whatever reached the uncaptured-error handler of a device that the crate made.
+    pub fn check(&self) -> Result<(), Error> {
+        self.inner.state.check()
+    }
+
+    /// Preallocates scratch memory, two buffers of `bytes` each, so that recording allocates none up to that size.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
+    pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
+        self.check()?;
+        self.scratch(Scratch::Sums, bytes)?;
+        self.scratch(Scratch::Scales, bytes).map(drop)
+    }
+
+    /// Opens a compute pass on the caller's encoder to record operators into. Nothing is submitted.
+    pub fn record<'p>(&self, encoder: &'p mut wgpu::CommandEncoder) -> Recorder<'p, 'p> {
+        Recorder::on_encoder(self, encoder)
+    }
+
+    /// Records operators into the caller's compute pass.
+    pub fn record_pass<'p, 'e>(&self, pass: &'p mut wgpu::ComputePass<'e>) -> Recorder<'p, 'e> {
+        Recorder::on_pass(self, pass)
+    }
+
+    /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TooLarge`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
+        Tensor::upload(self, data, shape)
+    }
+
+    /// A new tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::zeros(self, shape, dtype)
+    }
+
+    /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
+    /// `STORAGE` for every operator, and `COPY_SRC` to be read back.
+    ///
+    /// # Errors
+    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
+    /// tensor's last 32-bit word; [`Error::TooLarge`].
+    pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
+    }
+
+    /// Pipelines built so far: each variant is built at its first use, and kept.
+    pub fn pipeline_count(&self) -> usize {
+        self.inner.pipelines.count()
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    pub(crate) fn immediates(&self) -> bool {
+        self.inner.immediates
+    }
+
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        &self.inner.pipelines
+    }
+
+    pub(crate) fn nothing(&self, access: kernel::Access) -> &wgpu::Buffer {
+        match access {
+            kernel::Access::Read => &self.inner.nothing_read,
+            kernel::Access::Write => &self.inner.nothing_written,
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &wgpu::Limits {
+        &self.inner.limits
+    }
+
+    pub(crate) fn is_gl(&self) -> bool {
+        self.inner.info.backend == wgpu::Backend::Gl
+    }
+
+    /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay
+    /// below 2^31.
+    pub(crate) fn binding_capacity(&self) -> u64 {
+        let alignment = u64::from(self.inner.limits.min_storage_buffer_offset_alignment);
+        let size = self.inner.limits.max_storage_buffer_binding_size.min(1 << 31);
+        size.saturating_sub(alignment) / 4 * 4
+    }
+
+    /// Workgroups that one dispatch can hold.
+    pub(crate) fn group_capacity(&self) -> u64 {
+        u64::from(self.inner.limits.max_compute_workgroups_per_dimension).pow(3).min(1 << 31)
+    }
+
+    /// A scratch buffer of at least `bytes`. What was recorded with a smaller one keeps that one.
+    pub(crate) fn scratch(&self, which: Scratch, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        let mut scratch = self.inner.scratch.lock().expect("no panic while held");
+        let slot = &mut scratch[which as usize];
+        if let Some(buffer) = slot.as_ref().filter(|b| b.size() >= bytes) {
+            return Ok(buffer.clone());
+        }
+        let limit = self.inner.limits.max_buffer_size / 16 * 16;
+        if bytes > limit {
+            return Err(Error::TooLarge { what: "scratch memory in bytes", size: bytes, limit });
+        }
+        let size = bytes.next_power_of_two().clamp(4096, limit.max(4096));
+        let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE, false)?;
+        Ok(slot.insert(buffer).clone())
+    }
+
+    pub(crate) fn create_buffer(
+        &self,
+        what: &'static str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+        mapped_at_creation: bool,
+    ) -> Result<wgpu::Buffer, Error> {
+        let limit = self.inner.limits.max_buffer_size;
+        if size > limit {
+            return Err(Error::TooLarge { what: "a buffer in bytes", size, limit });
+        }
+        let label = format!("weightnorm.{what}");
+        create_buffer(
+            &self.inner.device,
+            what,
+            &wgpu::BufferDescriptor { label: Some(&label), size, usage, mapped_at_creation },
+        )
+    }
+
+    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any.
+    pub(crate) fn guarded<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
+        guarded(&self.inner.device, what, bytes, make)
+    }
+}
+
+fn create_buffer(
+    device: &wgpu::Device,
+    what: &'static str,
+    descriptor: &wgpu::BufferDescriptor<'_>,
+) -> Result<wgpu::Buffer, Error> {
+    guarded(device, what, descriptor.size, || device.create_buffer(descriptor))
+}
+
+fn guarded<T>(device: &wgpu::Device, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let made = make();
+    // Ready at once, except in a browser, which reports to the uncaptured-error handler then.
+    let errors = [validation.pop().now_or_never(), internal.pop().now_or_never(), memory.pop().now_or_never()];
+    match errors.into_iter().flatten().flatten().next() {
+        Some(error) => Err(from_wgpu_error(error, what, bytes)),
+        None => Ok(made),
+    }
+}
+
+fn from_wgpu_error(error: wgpu::Error, what: &'static str, bytes: u64) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what, bytes },
+        other => Error::Wgpu { message: other.to_string() },
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+async fn pick_adapter() -> Result<wgpu::Adapter, Error> {
+    let backends = wgpu::Backends::from_env().unwrap_or_else(wgpu::Backends::all);
+    let name = std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default().to_lowercase();
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    descriptor.backends = backends;
+    let mut adapters = wgpu::Instance::new(descriptor).enumerate_adapters(backends).await;
+    let rank = |adapter: &wgpu::Adapter| {
+        let info = adapter.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        // GL may not know that it runs on a CPU.
+        let software = info.name.to_lowercase().contains("llvmpipe");
+        (software, kind, info.backend == wgpu::Backend::Gl)
+    };
+    let runs_compute = |adapter: &wgpu::Adapter| {
+        let flags = adapter.get_downlevel_capabilities().flags;
+        flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+            && adapter.limits().max_storage_buffers_per_shader_stage >= 8
+    };
+    adapters.retain(|a| runs_compute(a) && a.get_info().name.to_lowercase().contains(&name));
+    adapters.sort_by_key(rank);
+    let tried = || match name.as_str() {
+        "" => format!("backends {backends:?}"),
+        name => format!("backends {backends:?}, adapters whose name contains {name:?}"),
+    };
+    adapters.into_iter().next().ok_or_else(|| Error::NoAdapter { tried: tried() })
+}
+
+#[cfg(target_arch = "wasm32")]
+async fn pick_adapter() -> Result<wgpu::Adapter, Error> {
+    let options =
+        wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
+    wgpu::Instance::default()
+        .request_adapter(&options)
+        .await
+        .map_err(|e| Error::NoAdapter { tried: format!("WebGPU: {e}") })
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("adapter", &self.inner.info.name).finish_non_exhaustive()
+    }
+}
+
+/// What a [`Gpu`] runs on and what it uses of it. `Display` gives it in a few lines.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Report {
+    /// Adapter, driver and backend.
+    pub info: wgpu::AdapterInfo,
+    /// The device's limits.
+    pub limits: wgpu::Limits,
+    /// Whether the parameters of a dispatch travel as immediates; else each has a small uniform buffer.
+    pub immediates: bool,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { info, limits, immediates } = self;
+        writeln!(f, "adapter:    {} ({:?}, {:?})", info.name, info.device_type, info.backend)?;
+        writeln!(f, "driver:     {} {}", info.driver, info.driver_info)?;
+        let binding = limits.max_storage_buffer_binding_size >> 20;
+        let groups = limits.max_compute_workgroups_per_dimension;
+        writeln!(f, "limits:     {binding} MiB in a binding, {groups} workgroups in a dimension")?;
+        write!(f, "parameters: {}", if *immediates { "immediates" } else { "a uniform buffer for each dispatch" })
+    }
+}

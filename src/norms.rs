@@ -1,0 +1,420 @@
+//! Row norms: n̂_j = eps policy of sqrt(Σ v²) over all axes but one. Shader: `norms.wgsl`.
+use bytemuck::{Pod, Zeroable};
+
+use crate::contract::{Layout, norms_shape};
+use crate::gpu::Scratch;
+use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
+use crate::record::{Arguments, Dispatch, View, expect_per_norm, firsts};
+use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    count: u32,
+    length: u32,
+    stride: u32,
+    splits: u32,
+    split_length: u32,
+    split_first: u32,
+    part_first: u32,
+    firsts: u32,
+    policy: u32,
+    eps: f32,
+    out_kind: u32,
+    has_gain: u32,
+    has_norms_too: u32,
+}
+
+/// What the kernels write for each norm; the words of it stand in `norms.wgsl`.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Form {
+    Norms,
+    Scales,
+    Wide,
+}
+
+impl Form {
+    /// f32 words for each norm.
+    fn words(self) -> u64 {
+        match self {
+            Form::Norms => 1,
+            Form::Scales | Form::Wide => 2,
+        }
+    }
+}
+
+/// Where the norms come from and where they go.
+pub(crate) struct Job<'a> {
+    pub v: &'a Tensor,
+    pub axis: Axis,
+    pub eps: Eps,
+    /// Effective norms that are known: v is not read.
+    pub known: Option<&'a Tensor>,
+    /// For [`Form::Scales`].
+    pub gain: Option<&'a Tensor>,
+    pub form: Form,
+    /// Of f32 words.
+    pub out: View<'a>,
+    /// The norms as f32 beside `out`.
+    pub norms_too: Option<&'a Tensor>,
+}
+
+/// Invocations in a workgroup of `norms.wgsl`.
+const THREADS: u64 = 64;
+/// Workgroups that fill a large GPU; long rows are split until there are so many.
+const ENOUGH_GROUPS: u64 = 512;
+/// The shortest stretch worth a workgroup of its own, in elements.
+const SHORTEST_STRETCH: u64 = 16_384;
+/// Inner sizes from which stretches before the kept axis are summed as rows of their own; shorter ones as columns.
+const ROW_FROM: u64 = 256;
+
+impl Gpu {
+    /// The effective norms n̂ of `v`, one f32 for each index of the kept axis. With [`Eps::None`] the norms themselves.
+    ///
+    ///     n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
+    ///
+    /// `v`: any shape and storage type. Returns the shape of `v` with ones everywhere but at the kept axis.
+    /// Right for any finite `v` whose norm an f32 holds; NaN and infinity stay in their row. Reference: PyTorch's
+    /// `torch.linalg.vector_norm` and `_weight_norm_interface`.
+    ///
+    /// # Errors
+    /// [`Error::Axis`], [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn row_norms(&self, v: &Tensor, axis: Axis, eps: Eps) -> Result<Tensor, Error> {
+        let norms = self.zeros(&norms_shape(v.shape(), axis), DType::F32)?;
+        self.run(|ops| ops.row_norms_into(v, axis, eps, &norms))?;
+        Ok(norms)
+    }
+}
+
+impl Recorder<'_, '_> {
+    /// Records [`Gpu::row_norms`] into `norms`: f32, of the shape returned there or flat.
+    ///
+    /// One dispatch, two where rows are split over workgroups or are not contiguous, more past a binding's or a
+    /// dispatch's limit.
+    ///
+    /// # Errors
+    /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`].
+    pub fn row_norms_into(&mut self, v: &Tensor, axis: Axis, eps: Eps, norms: &Tensor) -> Result<(), Error> {
+        const OP: &str = "row_norms";
+        Layout::new(v.shape(), axis)?;
+        eps.check()?;
+        expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), axis))?;
+        Arguments::new(OP).input("v", v).output("norms", norms).check(self.gpu())?;
+        let job =
+            Job { v, axis, eps, known: None, gain: None, form: Form::Norms, out: View::of(norms), norms_too: None };
+        self.norms(&job)
+    }
+
+    /// Records what `job` says; its arguments are checked.
+    pub(crate) fn norms(&mut self, job: &Job<'_>) -> Result<(), Error> {
+        let layout = Layout::new(job.v.shape(), job.axis)?;
+        // Norms over nothing are norms of empty rows.
+        let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout };
+        if job.known.is_some() {
+            return self.known_norms(job, layout);
+        }
+        match Plan::new(self.gpu(), job.v.dtype(), layout)? {
+            Plan::Rows(rows) => self.row_sums(job, layout, rows),
+            Plan::Columns(columns) => self.column_sums(job, layout, columns),
+        }
+    }
+
+    fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let Layout { outer, kept, inner } = layout.wide();
+        let Rows { lanes, splits, split_length } = rows;
+        let row_count = outer * kept;
+        let direct = splits == 1 && outer == 1;
+        let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
+        let constants: Constants =
+            vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
+        let in_binding = (gpu.binding_capacity() / job.v.dtype().size() / split_length.max(1)).max(1);
+        let in_dispatch = gpu.group_capacity() * (THREADS / lanes);
+        let out_words = if direct { job.form.words() } else { 0 };
+        let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
+        let step = in_binding.min(in_dispatch).min(in_out).min(self.work_capacity(split_length));
+        let v = View::of(job.v);
+        for (first, count) in windows(row_count * splits, step) {
+            let (row, split) = (first / splits, first % splits);
+            let begin = row * inner + split * split_length;
+            let last = first + count - 1;
+            let end = last / splits * inner + (last % splits * split_length + split_length).min(inner);
+            let (v_span, v_first) = v.bind(&gpu, begin, end - begin);
+            let out = Out::bind(&gpu, job, first, if direct { count } else { 0 });
+            let (part, _) = sums.bind(&gpu, 0, if direct { 0 } else { row_count * splits });
+            self.dispatch(&Dispatch {
+                kernel: &kernel::ROW_SUMS,
+                module: Module::Norms,
+                constants: &constants,
+                buffers: &[v_span, out.gain.0, part, out.out.0, out.norms_too.0],
+                params: Params {
+                    count: count as u32,
+                    length: inner as u32,
+                    splits: splits as u32,
+                    split_length: split_length as u32,
+                    split_first: split as u32,
+                    part_first: if direct { 0 } else { first as u32 },
+                    firsts: firsts([v_first, out.gain.1, out.out.1, out.norms_too.1]),
+                    ..params(job)
+                },
+                groups: count.div_ceil(THREADS / lanes),
+                work: end - begin,
+            })?;
+        }
+        if direct {
+            return Ok(());
+        }
+        let partial = Partial { a: outer, a_stride: kept * splits, j_stride: splits, b: splits };
+        self.finish_sums(job, &sums, row_count * splits, partial, 0, kept)
+    }
+
+    fn column_sums(&mut self, job: &Job<'_>, layout: Layout, columns: Columns) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let Layout { outer, kept, inner } = layout.wide();
+        let Columns { kept_step, split_length, split_step } = columns;
+        let splits = outer.div_ceil(split_length);
+        let sums = sums_of(&gpu, splits * kept_step * inner)?;
+        let constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
+        let v = View::of(job.v);
+        for (j, j_count) in windows(kept, kept_step) {
+            let count = j_count * inner;
+            for (split, split_count) in windows(splits, split_step) {
+                let row = split * split_length;
+                let rows = (split_count * split_length).min(outer - row);
+                let span = (rows - 1) * kept * inner + count;
+                let (v_span, v_first) = v.bind(&gpu, row * kept * inner + j * inner, span);
+                let (part, _) = sums.bind(&gpu, 0, splits * count);
+                self.dispatch(&Dispatch {
+                    kernel: &kernel::COLUMN_SUMS,
+                    module: Module::Norms,
+                    constants: &constants,
+                    buffers: &[v_span, part],
+                    params: Params {
+                        count: count as u32,
+                        length: rows as u32,
+                        stride: (kept * inner) as u32,
+                        splits: split_count as u32,
+                        split_length: split_length as u32,
+                        part_first: (split * count) as u32,
+                        firsts: firsts([v_first, 0, 0, 0]),
+                        ..params(job)
+                    },
+                    groups: (count * split_count).div_ceil(THREADS),
+                    work: rows * count,
+                })?;
+            }
+            let partial = Partial { a: splits, a_stride: count, j_stride: inner, b: inner };
+            self.finish_sums(job, &sums, splits * count, partial, j, j_count)?;
+        }
+        Ok(())
+    }
+
+    /// Norms `j_first` .. of the partial sums; the first of these sums belongs to norm `j_first`.
+    fn finish_sums(
+        &mut self,
+        job: &Job<'_>,
+        sums: &View<'_>,
+        sum_count: u64,
+        partial: Partial,
+        j_first: u64,
+        j_count: u64,
+    ) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let each = partial.a * partial.b;
+        let lanes = lanes_for(each);
+        let constants: Constants = vec![("LANES", lanes as u32)];
+        let in_out = gpu.binding_capacity() / (4 * job.form.words());
+        let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
+        for (j, count) in windows(j_count, step) {
+            let out = Out::bind(&gpu, job, j_first + j, count);
+            let (part, _) = sums.bind(&gpu, 0, sum_count);
+            self.dispatch(&Dispatch {
+                kernel: &kernel::FINISH_SUMS,
+                module: Module::Norms,
+                constants: &constants,
+                buffers: &[out.gain.0, part, out.out.0, out.norms_too.0],
+                params: Params {
+                    count: count as u32,
+                    length: partial.a as u32,
+                    stride: partial.a_stride as u32,
+                    splits: partial.j_stride as u32,
+                    split_length: partial.b as u32,
+                    part_first: (j * partial.j_stride) as u32,
+                    firsts: firsts([0, out.gain.1, out.out.1, out.norms_too.1]),
+                    ..params(job)
+                },
+                groups: count.div_ceil(THREADS / lanes),
+                work: count * each,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn known_norms(&mut self, job: &Job<'_>, layout: Layout) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let Some(known) = job.known else { return Ok(()) };
+        let kept = layout.wide().kept;
+        let step = (gpu.binding_capacity() / (4 * job.form.words())).min(gpu.group_capacity() * THREADS);
+        for (j, count) in windows(kept, step) {
+            let out = Out::bind(&gpu, job, j, count);
+            let (known, known_first) = View::of(known).bind(&gpu, j, count);
+            self.dispatch(&Dispatch {
+                kernel: &kernel::KNOWN_NORMS,
+                module: Module::Norms,
+                constants: &vec![],
+                buffers: &[known, out.gain.0, out.out.0, out.norms_too.0],
+                params: Params {
+                    count: count as u32,
+                    firsts: firsts([known_first, out.gain.1, out.out.1, out.norms_too.1]),
+                    ..params(job)
+                },
+                groups: count.div_ceil(THREADS),
+                work: count,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// `0 .. total` in pieces of at most `step`: (first, count) of each.
+pub(crate) fn windows(total: u64, step: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..total.div_ceil(step)).map(move |i| (i * step, step.min(total - i * step)))
+}
+
+fn sums_of(gpu: &Gpu, count: u64) -> Result<View<'static>, Error> {
+    Ok(View::scratch(gpu.scratch(Scratch::Sums, count * 8)?, 8))
+}
+
+fn params(job: &Job<'_>) -> Params {
+    Params {
+        policy: job.eps.code(),
+        eps: job.eps.value(),
+        out_kind: job.form as u32,
+        has_gain: job.gain.is_some().into(),
+        has_norms_too: job.norms_too.is_some().into(),
+        ..Params::zeroed()
+    }
+}
+
+/// The part of the outputs, and of g, that belongs to some norms.
+struct Out<'a> {
+    gain: (Option<crate::record::Span<'a>>, u32),
+    out: (Option<crate::record::Span<'a>>, u32),
+    norms_too: (Option<crate::record::Span<'a>>, u32),
+}
+
+impl<'a> Out<'a> {
+    fn bind(gpu: &Gpu, job: &Job<'a>, j: u64, count: u64) -> Out<'a> {
+        let of = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(gpu, j, count));
+        let words = job.form.words();
+        Out { gain: of(job.gain), out: job.out.bind(gpu, j * words, count * words), norms_too: of(job.norms_too) }
+    }
+}
+
+/// Where the partial sums of norm j lie: a_stride * 0 .. a, j_stride * j, 0 .. b.
+struct Partial {
+    a: u64,
+    a_stride: u64,
+    j_stride: u64,
+    b: u64,
+}
+
+/// How a tensor's norms are summed up.
+#[derive(Debug, PartialEq)]
+enum Plan {
+    Rows(Rows),
+    Columns(Columns),
+}
+
+/// outer * kept rows of `inner` contiguous elements, each in `splits` stretches.
+#[derive(Debug, PartialEq)]
+struct Rows {
+    lanes: u64,
+    splits: u64,
+    split_length: u64,
+}
+
+/// kept * inner columns of `outer` elements, `kept_step` norms at a time, in stretches of `split_length` rows, of which
+/// one dispatch takes `split_step`.
+#[derive(Debug, PartialEq)]
+struct Columns {
+    kept_step: u64,
+    split_length: u64,
+    split_step: u64,
+}
+
+/// Invocations that share a sum of `count` terms.
+fn lanes_for(count: u64) -> u64 {
+    match count {
+        0..=16 => 1,
+        17..=256 => 8,
+        _ => THREADS,
+    }
+}
+
+impl Plan {
+    fn new(gpu: &Gpu, dtype: DType, layout: Layout) -> Result<Plan, Error> {
+        let Layout { outer, kept, inner } = layout.wide();
+        let in_binding = gpu.binding_capacity() / dtype.size();
+        let sums_in_binding = gpu.binding_capacity() / 8;
+        let rows = Rows::new(outer * kept, inner, in_binding, dtype);
+        let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
+        if outer == 1 || (inner >= ROW_FROM && rows_fit) {
+            if !rows_fit && rows.splits > 1 {
+                return Err(Error::TooLarge {
+                    what: "partial sums in a binding",
+                    size: outer * kept * rows.splits,
+                    limit: sums_in_binding,
+                });
+            }
+            return Ok(Plan::Rows(rows));
+        }
+        Columns::new(gpu, layout.wide(), in_binding, sums_in_binding).map(Plan::Columns)
+    }
+}
+
+/// Whether one norm's partial sums can be added up by one workgroup.
+fn fits(sums: u64) -> bool {
+    sums.div_ceil(THREADS) <= MAX_ITERATIONS / 2
+}
+
+impl Rows {
+    fn new(rows: u64, length: u64, in_binding: u64, dtype: DType) -> Rows {
+        let lanes = lanes_for(length.div_ceil(dtype.per_word()));
+        // A stretch is looped over four words at a time, twice if it has to be lifted.
+        let longest = (MAX_ITERATIONS / 4 * 4 * lanes).min(in_binding).max(1);
+        let useful = length.div_ceil(SHORTEST_STRETCH).min(ENOUGH_GROUPS.div_ceil(rows.max(1)));
+        let splits = length.div_ceil(longest).max(useful).max(1);
+        // Whole words, so that no stretch starts in the middle of one unless its row does.
+        let split_length = length.div_ceil(splits).next_multiple_of(2).min(longest);
+        Rows { lanes, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
+    }
+}
+
+impl Columns {
+    fn new(gpu: &Gpu, layout: Layout<u64>, in_binding: u64, sums_in_binding: u64) -> Result<Columns, Error> {
+        let Layout { outer, kept, inner } = layout;
+        let columns = kept * inner;
+        let group_capacity = gpu.group_capacity();
+        let rows_in_binding = (in_binding / columns).max(1);
+        let useful = (ENOUGH_GROUPS * THREADS).div_ceil(columns).min(outer.div_ceil(16)).max(1);
+        // Four rows at a time, twice if they have to be lifted.
+        let split_length = outer.div_ceil(useful).min(MAX_ITERATIONS).min(rows_in_binding);
+        let splits = outer.div_ceil(split_length);
+        let kept_step =
+            kept.min(in_binding / inner).min(sums_in_binding / (splits * inner)).min(group_capacity * THREADS / inner);
+        let split_step = (rows_in_binding / split_length).min(group_capacity * THREADS / (kept_step.max(1) * inner));
+        if kept_step == 0 || split_step == 0 || !fits(splits * inner) {
+            let (size, limit) = (splits * inner, sums_in_binding);
+            return Err(Error::TooLarge { what: "partial sums of one norm", size, limit });
+        }
+        // A GL dispatch stays short: its rows are few, or its columns.
+        let split_step = if gpu.is_gl() {
+            split_step.min((crate::record::GL_WORK / (split_length * kept_step * inner)).max(1))
+        } else {
+            split_step
+        };
+        Ok(Columns { kept_step, split_length, split_step })
+    }
+}

@@ -1,0 +1,303 @@
+//! Recording: the recorder, the checks every operator makes first, and one dispatch.
+use std::borrow::Cow;
+
+use wgpu::util::align_to;
+
+use crate::kernel::{self, Access, Constants, Kernel, Module};
+use crate::{DType, Error, Gpu, Tensor};
+
+/// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
+///
+/// From [`Gpu::record`] (it opens a pass on an encoder, and ends it when dropped) or [`Gpu::record_pass`]. Each
+/// operator checks all its arguments before it records anything. Operators that are recorded one after another see
+/// each other's results. Each dispatch keeps its own parameters, so one encoder may hold any number of them.
+pub struct Recorder<'p, 'e> {
+    gpu: Gpu,
+    pass: Pass<'p, 'e>,
+    dispatch_count: u64,
+}
+
+enum Pass<'p, 'e> {
+    Own(wgpu::ComputePass<'p>),
+    Borrowed(&'p mut wgpu::ComputePass<'e>),
+    /// Of an operator that allocates and returns; submitted in pieces on GL.
+    Eager {
+        encoder: wgpu::CommandEncoder,
+        work: u64,
+    },
+}
+
+/// Multiply-adds, or elements moved, that a CPU behind GL does in well under a second.
+pub(crate) const GL_WORK: u64 = 1 << 30;
+
+/// One dispatch: which kernel, in which variant, on what.
+pub(crate) struct Dispatch<'a, P> {
+    pub kernel: &'static Kernel,
+    pub module: Module,
+    pub constants: &'a Constants,
+    /// In the order of the kernel's bindings; `None` where this variant does not use one.
+    pub buffers: &'a [Option<Span<'a>>],
+    pub params: P,
+    pub groups: u64,
+    /// Multiply-adds, or elements moved.
+    pub work: u64,
+}
+
+/// A part of a buffer for one binding, from an address that the device can bind.
+#[derive(Clone)]
+pub(crate) struct Span<'a> {
+    buffer: Cow<'a, wgpu::Buffer>,
+    offset: u64,
+    size: u64,
+}
+
+/// Elements in a buffer: of a tensor, or in scratch memory.
+#[derive(Clone)]
+pub(crate) struct View<'a> {
+    pub buffer: Cow<'a, wgpu::Buffer>,
+    pub offset: u64,
+    pub element: u64,
+}
+
+impl<'a> View<'a> {
+    pub fn of(tensor: &'a Tensor) -> View<'a> {
+        View { buffer: Cow::Borrowed(tensor.buffer()), offset: tensor.offset(), element: tensor.dtype().size() }
+    }
+
+    /// Scratch memory as elements of `element` bytes.
+    pub fn scratch(buffer: wgpu::Buffer, element: u64) -> View<'static> {
+        View { buffer: Cow::Owned(buffer), offset: 0, element }
+    }
+
+    /// Binds `count` elements from `first` on: the span, and the place of `first` within it in elements. Devices bind
+    /// at multiples of an alignment of at most 256 bytes, so that place is below 128 and fits 8 bits.
+    pub fn bind(&self, gpu: &Gpu, first: u64, count: u64) -> (Option<Span<'a>>, u32) {
+        if count == 0 {
+            return (None, 0);
+        }
+        let begin = self.offset + first * self.element;
+        let alignment = u64::from(gpu.limits().min_storage_buffer_offset_alignment);
+        let offset = begin / alignment * alignment;
+        let end = align_to(begin + count * self.element, 4);
+        let span = Span { buffer: self.buffer.clone(), offset, size: end - offset };
+        (Some(span), ((begin - offset) / self.element) as u32)
+    }
+}
+
+/// Up to four places within bindings, 8 bits each.
+pub(crate) fn firsts(places: [u32; 4]) -> u32 {
+    debug_assert!(places.iter().all(|&p| p < 256), "bound at a multiple of at most 256 bytes");
+    u32::from_le_bytes(places.map(|p| p as u8))
+}
+
+impl<'p, 'e> Recorder<'p, 'e> {
+    pub(crate) fn on_encoder(gpu: &Gpu, encoder: &'p mut wgpu::CommandEncoder) -> Self {
+        Recorder { gpu: gpu.clone(), pass: Pass::Own(encoder.begin_compute_pass(&PASS)), dispatch_count: 0 }
+    }
+
+    pub(crate) fn on_pass(gpu: &Gpu, pass: &'p mut wgpu::ComputePass<'e>) -> Self {
+        Recorder { gpu: gpu.clone(), pass: Pass::Borrowed(pass), dispatch_count: 0 }
+    }
+
+    /// The dispatches recorded so far. Each operator says how many it needs.
+    pub fn dispatch_count(&self) -> u64 {
+        self.dispatch_count
+    }
+
+    /// The device it records for.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Records one dispatch. The caller has checked everything; what can still fail is memory and the device.
+    pub(crate) fn dispatch<P: bytemuck::Pod>(&mut self, dispatch: &Dispatch<'_, P>) -> Result<(), Error> {
+        if dispatch.groups == 0 {
+            return Ok(());
+        }
+        let gpu = &self.gpu;
+        let Dispatch { kernel, module, constants, buffers, params, groups, work } = dispatch;
+        debug_assert_eq!(buffers.len(), kernel.bindings.len(), "{}", kernel.entry);
+        let params = bytemuck::bytes_of(params);
+        debug_assert!(params.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
+        let (pipeline, bind_group) = gpu.guarded("a pipeline or bind group", 0, || {
+            let pipeline = gpu.pipelines().get(gpu.device(), gpu.immediates(), kernel, *module, constants);
+            let uniform = if gpu.immediates() { Ok(None) } else { uniform_buffer(gpu, params).map(Some) };
+            uniform.map(|uniform| {
+                let mut entries: Vec<_> = zip_bindings(gpu, kernel, buffers);
+                entries.extend(uniform.as_ref().map(kernel::uniform_entry));
+                let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(&pipeline.label),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                });
+                (pipeline, bind_group)
+            })
+        })??;
+        let [x, y, z] = kernel::grid(*groups, gpu.limits().max_compute_workgroups_per_dimension);
+        let immediates = gpu.immediates();
+        let record = |pass: &mut wgpu::ComputePass<'_>| {
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &bind_group, &[]);
+            if immediates {
+                pass.set_immediates(0, params);
+            }
+            pass.dispatch_workgroups(x, y, z);
+        };
+        match &mut self.pass {
+            Pass::Own(pass) => record(pass),
+            Pass::Borrowed(pass) => record(pass),
+            Pass::Eager { encoder, work: so_far } => {
+                record(&mut encoder.begin_compute_pass(&PASS));
+                *so_far += work;
+                if gpu.is_gl() && *so_far >= GL_WORK {
+                    *so_far = 0;
+                    // Another thread waiting for GL's context lock panics after six seconds.
+                    let full = std::mem::replace(encoder, new_encoder(gpu));
+                    gpu.queue().submit([full.finish()]);
+                    let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
+                }
+            }
+        }
+        self.dispatch_count += 1;
+        Ok(())
+    }
+
+    /// On GL no dispatch may take long: the elements that may be worked on at once, given the work for each.
+    pub(crate) fn work_capacity(&self, work_each: u64) -> u64 {
+        if self.gpu.is_gl() { (GL_WORK / work_each.max(1)).max(1) } else { u64::MAX }
+    }
+}
+
+const PASS: wgpu::ComputePassDescriptor<'static> =
+    wgpu::ComputePassDescriptor { label: Some("weightnorm"), timestamp_writes: None };
+
+fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
+    gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("weightnorm") })
+}
+
+impl Gpu {
+    /// Records with `record` and submits.
+    pub(crate) fn run<T>(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<T, Error>) -> Result<T, Error> {
+        self.check()?;
+        let pass = Pass::Eager { encoder: new_encoder(self), work: 0 };
+        let mut recorder = Recorder { gpu: self.clone(), pass, dispatch_count: 0 };
+        let result = record(&mut recorder)?;
+        let Pass::Eager { encoder, .. } = recorder.pass else { unreachable!("made above") };
+        self.guarded("a submission", 0, || self.queue().submit([encoder.finish()]))?;
+        Ok(result)
+    }
+}
+
+fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>>]) -> Vec<wgpu::BindGroupEntry<'a>> {
+    let zipped = kernel.bindings.iter().zip(buffers);
+    let entry = |(&(binding, access), span): (&(u32, Access), &'a Option<Span<'_>>)| wgpu::BindGroupEntry {
+        binding,
+        resource: wgpu::BindingResource::Buffer(match span {
+            Some(span) => span.binding(),
+            None => gpu.nothing(access).as_entire_buffer_binding(),
+        }),
+    };
+    zipped.map(entry).collect()
+}
+
+impl Span<'_> {
+    fn binding(&self) -> wgpu::BufferBinding<'_> {
+        wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size: wgpu::BufferSize::new(self.size) }
+    }
+}
+
+/// The parameters of one dispatch in a buffer of their own.
+fn uniform_buffer(gpu: &Gpu, params: &[u8]) -> Result<wgpu::Buffer, Error> {
+    let size = align_to(params.len() as u64, 16);
+    let buffer = gpu.create_buffer("parameters", size, wgpu::BufferUsages::UNIFORM, true)?;
+    {
+        let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
+        let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
+        view.slice(..params.len()).copy_from_slice(params);
+    }
+    buffer.unmap();
+    Ok(buffer)
+}
+
+/// An operator's tensors, checked together before anything is recorded.
+pub(crate) struct Arguments<'a> {
+    op: &'static str,
+    inputs: Vec<(&'static str, &'a Tensor)>,
+    outputs: Vec<(&'static str, &'a Tensor)>,
+}
+
+impl<'a> Arguments<'a> {
+    pub fn new(op: &'static str) -> Self {
+        Arguments { op, inputs: vec![], outputs: vec![] }
+    }
+
+    pub fn input(mut self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.inputs.extend(tensor.into().map(|t| (arg, t)));
+        self
+    }
+
+    pub fn output(mut self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.outputs.extend(tensor.into().map(|t| (arg, t)));
+        self
+    }
+
+    /// Device, usage and aliasing of all of them.
+    pub fn check(&self, gpu: &Gpu) -> Result<(), Error> {
+        gpu.check()?;
+        let op = self.op;
+        for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
+            if tensor.gpu().id() != gpu.id() {
+                return Err(Error::OtherGpu { op, arg });
+            }
+            let missing = wgpu::BufferUsages::STORAGE - tensor.buffer().usage();
+            if !missing.is_empty() {
+                return Err(Error::Usage { op, arg, missing });
+            }
+        }
+        for (i, &(output, tensor)) in self.outputs.iter().enumerate() {
+            if let Some(&(input, _)) = self.inputs.iter().find(|(_, t)| t.buffer() == tensor.buffer()) {
+                return Err(Error::Alias { op, output, input });
+            }
+            let overlaps = |other: &Tensor| {
+                other.buffer() == tensor.buffer() && other.offset() < tensor.end() && tensor.offset() < other.end()
+            };
+            if let Some(&(first, _)) = self.outputs[..i].iter().find(|(_, t)| overlaps(t)) {
+                return Err(Error::Overlap { op, first, second: output });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks a storage type.
+pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor, dtype: DType) -> Result<(), Error> {
+    if tensor.dtype() != dtype {
+        return Err(Error::DType { op, arg, got: tensor.dtype(), expected: dtype });
+    }
+    Ok(())
+}
+
+/// Checks a shape.
+pub(crate) fn expect_shape(op: &'static str, arg: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<(), Error> {
+    if tensor.shape() != shape {
+        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") });
+    }
+    Ok(())
+}
+
+/// Checks one f32 per kept index: the norms' shape (ones but at the kept axis), or flat.
+pub(crate) fn expect_per_norm(
+    op: &'static str,
+    arg: &'static str,
+    tensor: &Tensor,
+    norms_shape: &[usize],
+) -> Result<(), Error> {
+    expect_dtype(op, arg, tensor, DType::F32)?;
+    let count: usize = norms_shape.iter().product();
+    let scalar = count == 1 && tensor.len() == 1;
+    if tensor.shape() != norms_shape && tensor.shape() != [count] && !scalar {
+        let expected = format!("{norms_shape:?} or [{count}]");
+        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Tensors over buffers.
+use futures::channel::oneshot;
+
+use crate::{DType, Element, Error, Gpu};
+
+/// The largest number of elements: positions are u32 in the shaders.
+const MAX_ELEMENTS: u64 = u32::MAX as u64;
+
+/// A row-major tensor in (a part of) a [`wgpu::Buffer`]. Cheap to clone; a clone is the same memory.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    gpu: Gpu,
+    buffer: wgpu::Buffer,
+    offset: u64,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+impl Tensor {
+    pub(crate) fn upload<T: Element>(gpu: &Gpu, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
+        let expected = element_count(shape)?;
+        if data.len() as u64 != expected {
+            let shape = shape.to_vec();
+            return Err(Error::Length { got: data.len(), expected: expected as usize, shape });
+        }
+        let tensor = Tensor::allocate(gpu, shape, T::DTYPE, true)?;
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        {
+            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
+            let mut view = tensor.buffer.get_mapped_range_mut(..).map_err(lost)?;
+            view.slice(..bytes.len()).copy_from_slice(bytes);
+        }
+        tensor.buffer.unmap();
+        Ok(tensor)
+    }
+
+    pub(crate) fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::allocate(gpu, shape, dtype, false)
+    }
+
+    fn allocate(gpu: &Gpu, shape: &[usize], dtype: DType, mapped: bool) -> Result<Tensor, Error> {
+        gpu.check()?;
+        let bytes = element_count(shape)? * dtype.size();
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = gpu.create_buffer("tensor", bytes.next_multiple_of(16).max(16), usage, mapped)?;
+        Ok(Tensor { gpu: gpu.clone(), buffer, offset: 0, shape: shape.to_vec(), dtype })
+    }
+
+    pub(crate) fn adopt(
+        gpu: &Gpu,
+        buffer: wgpu::Buffer,
+        offset: u64,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor, Error> {
+        if !offset.is_multiple_of(4) {
+            return Err(Error::Offset { offset });
+        }
+        let bytes = (element_count(shape)? * dtype.size()).next_multiple_of(4);
+        let needed = offset.saturating_add(bytes);
+        if needed > buffer.size() {
+            return Err(Error::BufferTooShort { needed, size: buffer.size() });
+        }
+        Ok(Tensor { gpu: gpu.clone(), buffer, offset, shape: shape.to_vec(), dtype })
+    }
+
+    /// The sizes of its axes.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The storage type of its elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The number of its elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The buffer it lies in.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// The byte of the buffer at which it starts.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The same memory with another shape of as many elements.
+    ///
+    /// # Errors
+    /// [`Error::Length`].
+    pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, Error> {
+        if element_count(shape)? != self.len() as u64 {
+            let expected = shape.iter().product();
+            return Err(Error::Length { got: self.len(), expected, shape: shape.to_vec() });
+        }
+        Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// Waits for the elements and copies them to the host. `T` has to be the tensor's own storage type.
+    ///
+    /// # Errors
+    /// [`Error::DType`]; [`Error::Usage`] if the buffer lacks `COPY_SRC`; [`Error::DeviceLost`],
+    /// [`Error::OutOfMemory`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn read<T: Element>(&self) -> Result<Vec<T>, Error> {
+        pollster::block_on(self.fetch(true))
+    }
+
+    /// [`Tensor::read`] without blocking. The future polls the device by itself: no other poller is needed.
+    ///
+    /// # Errors
+    /// As [`Tensor::read`].
+    pub async fn read_async<T: Element>(&self) -> Result<Vec<T>, Error> {
+        self.fetch(false).await
+    }
+
+    async fn fetch<T: Element>(&self, block: bool) -> Result<Vec<T>, Error> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype });
+        }
+        self.gpu.check()?;
+        if !self.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+            return Err(Error::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC });
+        }
+        if self.is_empty() {
+            return Ok(vec![]);
+        }
+        let (device, queue) = (self.gpu.device(), self.gpu.queue());
+        let bytes = self.len() as u64 * self.dtype.size();
+        let words = bytes.next_multiple_of(4);
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.gpu.create_buffer("readback", words, usage, false)?;
+        self.gpu.guarded("a readback", words, || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(&self.buffer, self.offset, &staging, 0, words);
+            queue.submit([encoder.finish()]);
+        })?;
+        let (sender, receiver) = oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        if block {
+            // What a failed poll means, the callback says.
+            let _ = device.poll(wgpu::PollType::wait_indefinitely());
+        }
+        let mapped = wait(device, receiver).await;
+        // A lost device fails the mapping, and says why to its own handler.
+        self.gpu.check()?;
+        let lost = |reason: String| Error::DeviceLost { reason };
+        match mapped {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(lost(format!("a readback could not be mapped: {e}"))),
+            Err(oneshot::Canceled) => return Err(lost("a readback was dropped".to_owned())),
+        }
+        let view = staging.get_mapped_range(..).map_err(|e| lost(e.to_string()))?;
+        let mut data = vec![T::zeroed(); self.len()];
+        bytemuck::cast_slice_mut::<T, u8>(&mut data).copy_from_slice(&view[..bytes as usize]);
+        Ok(data)
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Bytes from the start of the buffer to the end of the last word.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + (self.len() as u64 * self.dtype.size()).next_multiple_of(4)
+    }
+}
+
+/// Awaits what a callback of the device sends. Such callbacks run only when somebody polls the device, and on native
+/// platforms nobody else may do so.
+async fn wait<T>(device: &wgpu::Device, mut receiver: oneshot::Receiver<T>) -> Result<T, oneshot::Canceled> {
+    std::future::poll_fn(|context| {
+        use std::future::Future;
+        use std::task::Poll;
+        let _ = device.poll(wgpu::PollType::Poll);
+        let poll = std::pin::Pin::new(&mut receiver).poll(context);
+        if cfg!(not(target_arch = "wasm32")) && poll.is_pending() {
+            std::thread::yield_now();
+            context.waker().wake_by_ref();
+        }
+        match poll {
+            Poll::Ready(sent) => Poll::Ready(sent),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The number of elements of a shape. The sizes beside a zero are held to the same limit, so that no product of
+/// sizes overflows anywhere.
+fn element_count(shape: &[usize]) -> Result<u64, Error> {
+    let product = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64)).unwrap_or(u64::MAX);
+    if product > MAX_ELEMENTS {
+        return Err(Error::TooLarge { what: "a tensor in elements", size: product, limit: MAX_ELEMENTS });
+    }
+    Ok(if shape.contains(&0) { 0 } else { product })
+}
