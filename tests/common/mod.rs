@@ -272,7 +272,8 @@ pub fn dot_bound(chain: usize, sum_abs: f64, y: f64, dtype: DType) -> f64 {
 ///
 /// The error of y times the largest slope of the activation, and what evaluating it adds: one product for the leaky
 /// ReLU, WGSL's absolute 1e-5 for tanh, that of 1 + tanh times |y|/2 for GELU, and for SiLU the relative error of exp
-/// (6 + 4|y| roundings) and of a sum and a quotient. Where exp(-y) leaves the range SiLU is 0 instead of 89·e⁻⁸⁹ < 2⁻¹²⁰.
+/// (6 + 4|y| roundings) and of a sum and a quotient. Where exp(-y) leaves the range SiLU is 0 instead of at most
+/// 89·e⁻⁸⁸ < 2⁻¹²⁰.
 pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> f64 {
     let result = cpu::activate(y, activation);
     let (slope, evaluation) = match activation {
