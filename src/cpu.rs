@@ -1,1 +1,260 @@
-//! The CPU reference.
+//! The CPU reference: every operator under its GPU name, all in f64, written to be read.
+//!
+//! A tensor is a flat slice in row-major order with its shape beside it. [`Axis`] names the axis that keeps one norm
+//! per index; a *row* is the set of elements that share such an index, wherever they lie in memory.
+//!
+//! ```
+//! use weightnorm::{Activation, Axis, Eps, cpu};
+//!
+//! let v = [3.0, 4.0, 0.0, 2.0]; // two rows, of norms 5 and 2
+//! let w = cpu::normalize(&v, &[2, 2], Some(&[10.0, 1.0]), Axis::Kept(0), Eps::None)?;
+//! assert_eq!(w, [6.0, 8.0, 0.0, 1.0]);
+//!
+//! let y = cpu::linear(&[1.0, 1.0], &[1, 2], &w, &[2, 2], Some(&[0.5, -2.0]), Activation::Relu)?;
+//! assert_eq!(y, [14.5, 0.0]);
+//! # Ok::<(), weightnorm::Error>(())
+//! ```
+//!
+//! Numbers: a sum of squares in f64 neither overflows nor underflows for inputs in the range of f32, f16 or bf16, so
+//! nothing is scaled here. The e of a policy is the f32 that [`Eps`] holds, widened. NaN and infinity follow IEEE
+//! arithmetic: a row with a NaN has the norm NaN under every policy, a row with an infinity has an infinite norm and
+//! w = NaN at the infinity, 0 elsewhere.
+//!
+//! Every operator returns [`Error::Length`] where a slice does not hold what its shape says, and [`Error::TooLarge`]
+//! past 2³² − 1 elements.
+use crate::contract::{Layout, norms_shape};
+use crate::{Activation, Axis, Element, Eps, Error};
+
+/// The elements of a slice in any storage type, as f64. Exact.
+pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {
+    data.iter().map(|&x| x.into()).collect()
+}
+
+/// Effective norms, one per index of the kept axis:
+///
+/// ```text
+/// n_j = √( Σ v² over row j )        n̂_j = n_j | √(n_j² + e) | max(n_j, e) | n_j + e
+/// ```
+///
+/// - `v`: `shape`. The result is flat, as long as the kept axis; one element for [`Axis::Whole`].
+/// - [`Eps::None`] gives the plain norm n. An empty row has n = 0.
+///
+/// # Errors
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`].
+pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
+    eps.check()?;
+    check_elements("v", shape, v.len())?;
+    let Layout { outer, kept, inner } = Layout::new(shape, axis)?;
+
+    let mut squares = vec![0.0; kept];
+    for o in 0..outer {
+        for (j, sum) in squares.iter_mut().enumerate() {
+            for i in 0..inner {
+                let x = v[(o * kept + j) * inner + i];
+                *sum += x * x;
+            }
+        }
+    }
+    Ok(squares.into_iter().map(|square| effective_norm(square, eps)).collect())
+}
+
+/// Weight normalization, or rows of unit norm where there is no gain:
+///
+/// ```text
+/// w = g_j · (v / n̂_j)        without g: w = v / n̂_j
+/// ```
+///
+/// - `v` and the result: `shape`. `g`: one element per index of the kept axis, one in all for [`Axis::Whole`]; zero
+///   and negative gains are fine.
+/// - A zero row gives w = 0, but NaN under [`Eps::None`].
+///
+/// # Errors
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`]; [`Error::Shape`] for a `g` of another size.
+pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
+    let norms = row_norms(v, shape, axis, eps)?;
+    let Layout { outer, kept, inner } = Layout::new(shape, axis)?;
+    if let Some(g) = g
+        && g.len() != kept
+    {
+        let expected = format!("{:?}, or flat [{kept}]", norms_shape(shape, axis));
+        return Err(Error::Shape {
+            op: "normalize",
+            arg: "g",
+            got: vec![g.len()],
+            expected,
+        });
+    }
+
+    let mut w = vec![0.0; v.len()];
+    for o in 0..outer {
+        for j in 0..kept {
+            for i in 0..inner {
+                let at = (o * kept + j) * inner + i;
+                let unit = v[at] / norms[j];
+                w[at] = match g {
+                    Some(g) => g[j] * unit,
+                    None => unit,
+                };
+            }
+        }
+    }
+    Ok(w)
+}
+
+/// An ordinary weight taken apart, which is how weight normalization is attached to a trained layer:
+///
+/// ```text
+/// v = w        g_j = n̂_j(w)
+/// ```
+///
+/// so that [`normalize`] of the two with the same axis and policy is w again, up to rounding. Returns `(v, g)`;
+/// `v`: `shape`, `g`: flat, one element per index of the kept axis. A zero row comes back as zeros, but as NaN under
+/// [`Eps::None`].
+///
+/// # Errors
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`].
+pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
+    let g = row_norms(w, shape, axis, eps)?;
+    Ok((w.to_vec(), g))
+}
+
+/// The product with a weight that is already there, plain or from [`normalize`]:
+///
+/// ```text
+/// y[b,j] = act( Σ_k x[b,k] · w[j,k] + bias_j )
+/// ```
+///
+/// - `x`: `x_shape` = `[.., K]`, where everything before the last axis is batch. `w`: `w_shape` = `[N, K]`.
+///   `bias`: `[N]`. The result: `[.., N]`.
+/// - K = 0 gives act(bias), or act(0) without a bias.
+///
+/// # Errors
+/// [`Error::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
+/// [`Error::Length`]; [`Error::TooLarge`], also for y.
+pub fn linear(
+    x: &[f64],
+    x_shape: &[usize],
+    w: &[f64],
+    w_shape: &[usize],
+    bias: Option<&[f64]>,
+    activation: Activation,
+) -> Result<Vec<f64>, Error> {
+    let op = "linear";
+    let &[out_features, in_features] = w_shape else {
+        return Err(Error::Shape {
+            op,
+            arg: "w",
+            got: w_shape.to_vec(),
+            expected: "[out, in]".into(),
+        });
+    };
+    let Some((&last, batch_shape)) = x_shape.split_last().filter(|(last, _)| **last == in_features) else {
+        return Err(Error::Shape {
+            op,
+            arg: "x",
+            got: x_shape.to_vec(),
+            expected: format!("[.., {in_features}]"),
+        });
+    };
+    check_elements("x", x_shape, x.len())?;
+    check_elements("w", w_shape, w.len())?;
+    if let Some(bias) = bias
+        && bias.len() != out_features
+    {
+        return Err(Error::Shape {
+            op,
+            arg: "bias",
+            got: vec![bias.len()],
+            expected: format!("[{out_features}]"),
+        });
+    }
+    let batch: usize = batch_shape.iter().product();
+    check_size("y", &[batch, out_features])?;
+
+    let mut y = Vec::with_capacity(batch * out_features);
+    for b in 0..batch {
+        let x_row = &x[b * last..][..last];
+        for j in 0..out_features {
+            let w_row = &w[j * last..][..last];
+            let product: f64 = x_row.iter().zip(w_row).map(|(x, w)| x * w).sum();
+            let bias = bias.map_or(0.0, |bias| bias[j]);
+            y.push(activate(product + bias, activation));
+        }
+    }
+    Ok(y)
+}
+
+/// One activation of one number; the formulas stand at [`Activation`]. NaN passes through every one.
+///
+/// At y = −∞, GELU and SiLU are −∞ · 0 = NaN, as they are in PyTorch.
+pub fn activate(y: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::None => y,
+        // Not f64::max, which would make a 0 of NaN.
+        Activation::Relu => {
+            if y < 0.0 {
+                0.0
+            } else {
+                y
+            }
+        }
+        Activation::LeakyRelu(slope) => {
+            if y < 0.0 {
+                f64::from(slope) * y
+            } else {
+                y
+            }
+        }
+        // (1 + tanh z) / 2 = 1 / (1 + exp(-2z)), which does not cancel where tanh z is near -1.
+        Activation::Gelu => {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y);
+            y / (1.0 + (-2.0 * z).exp())
+        }
+        Activation::Silu => y / (1.0 + (-y).exp()),
+        Activation::Tanh => y.tanh(),
+    }
+}
+
+/// n̂ from n².
+fn effective_norm(square: f64, eps: Eps) -> f64 {
+    let n = square.sqrt();
+    match eps {
+        Eps::None => n,
+        Eps::InsideSqrt(e) => (square + f64::from(e)).sqrt(),
+        // Not f64::max, which would make an e of NaN.
+        Eps::Clamp(e) => {
+            if n < f64::from(e) {
+                f64::from(e)
+            } else {
+                n
+            }
+        }
+        Eps::After(e) => n + f64::from(e),
+    }
+}
+
+/// A slice of `len` elements holds a tensor of this shape.
+fn check_elements(arg: &'static str, shape: &[usize], len: usize) -> Result<(), Error> {
+    check_size(arg, shape)?;
+    let expected = shape.iter().product();
+    if len != expected {
+        return Err(Error::Length {
+            got: len,
+            expected,
+            shape: shape.to_vec(),
+        });
+    }
+    Ok(())
+}
+
+/// A tensor of this shape is within the crate's limit, and so is every product of some of its sizes: a size of 0
+/// counts as 1, so that neither the norms of `[2⁶³, 0]` nor the product `2⁶³ · 2⁶³ · 0` overflow.
+fn check_size(what: &'static str, shape: &[usize]) -> Result<(), Error> {
+    let limit = u64::from(u32::MAX);
+    let size = shape.iter().fold(1u64, |size, &d| size.saturating_mul(d.max(1) as u64));
+    if size > limit {
+        Err(Error::TooLarge { what, size, limit })
+    } else {
+        Ok(())
+    }
+}

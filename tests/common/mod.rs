@@ -1,0 +1,344 @@
+//! What every test binary needs: files of reference cases, error bounds from arithmetic, and a comparer.
+#![allow(dead_code, reason = "each test binary uses its own part of this file")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use weightnorm::{Activation, Axis, DType, Element, Eps, cpu};
+
+/// A tensor of a file: its values as f64, exactly, and its bytes as they stand there, for upload.
+#[derive(Debug)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub dtype: Dtype,
+    pub data: Vec<f64>,
+    pub bytes: Vec<u8>,
+}
+
+/// A `.safetensors` file. Its accessors name the file in every error.
+#[derive(Debug)]
+pub struct File {
+    pub path: PathBuf,
+    pub metadata: HashMap<String, String>,
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl File {
+    pub fn load(path: &Path) -> Result<File, String> {
+        let fail = |what: String| format!("{}: {what}", path.display());
+        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let mut tensors = BTreeMap::new();
+        for (name, view) in SafeTensors::deserialize(&bytes)
+            .map_err(|e| fail(e.to_string()))?
+            .iter()
+        {
+            let (dtype, bytes) = (view.dtype(), view.data().to_vec());
+            let data = match dtype {
+                Dtype::F64 => bytes
+                    .chunks_exact(8)
+                    .map(|c| f64::from_le_bytes(c.try_into().unwrap()))
+                    .collect(),
+                Dtype::F32 => widen::<f32, 4>(&bytes, f32::from_le_bytes),
+                Dtype::F16 => widen::<half::f16, 2>(&bytes, half::f16::from_le_bytes),
+                Dtype::BF16 => widen::<half::bf16, 2>(&bytes, half::bf16::from_le_bytes),
+                other => return Err(fail(format!("tensor {name} has the unknown dtype {other:?}"))),
+            };
+            tensors.insert(
+                name.to_string(),
+                Tensor {
+                    shape: view.shape().to_vec(),
+                    dtype,
+                    data,
+                    bytes,
+                },
+            );
+        }
+        Ok(File {
+            path: path.into(),
+            metadata,
+            tensors,
+        })
+    }
+
+    pub fn fail(&self, what: impl std::fmt::Display) -> String {
+        format!("{}: {what}", self.path.display())
+    }
+
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.fail(format_args!("tensor {name} is missing")))
+    }
+
+    pub fn meta(&self, field: &str) -> Result<&str, String> {
+        let value = self.metadata.get(field).map(String::as_str);
+        value.ok_or_else(|| self.fail(format_args!("metadata {field} is missing")))
+    }
+
+    fn unknown(&self, field: &str, value: &str) -> String {
+        self.fail(format_args!("metadata {field} is {value:?}, which is unknown"))
+    }
+}
+
+fn widen<T: Element + Into<f64>, const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZE]) -> T) -> Vec<f64> {
+    let values: Vec<T> = bytes.chunks_exact(SIZE).map(|c| read(c.try_into().unwrap())).collect();
+    cpu::widen(&values)
+}
+
+/// The operator of a reference case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    WeightNorm,
+    Linear,
+    Conv1d,
+    Conv2d,
+    ConvTranspose1d,
+}
+
+/// One reference case; tests/golden/README.md describes the files.
+#[derive(Debug)]
+pub struct Golden {
+    pub file: File,
+    pub op: Op,
+    pub axis: Axis,
+    pub eps: Eps,
+    pub dtype: DType,
+    eps_exact: f64,
+}
+
+impl Golden {
+    pub fn load(path: &Path) -> Result<Golden, String> {
+        let file = File::load(path)?;
+        let op = match file.meta("op")? {
+            "weight_norm" => Op::WeightNorm,
+            "linear" => Op::Linear,
+            "conv1d" => Op::Conv1d,
+            "conv2d" => Op::Conv2d,
+            "conv_transpose1d" => Op::ConvTranspose1d,
+            other => return Err(file.unknown("op", other)),
+        };
+        let axis = match file.meta("dim")? {
+            "none" => Axis::Whole,
+            dim => Axis::Kept(dim.parse().map_err(|_| file.unknown("dim", dim))?),
+        };
+        let (dtype, stored) = match file.meta("dtype")? {
+            "f32" => (DType::F32, Dtype::F32),
+            "f16" => (DType::F16, Dtype::F16),
+            "bf16" => (DType::Bf16, Dtype::BF16),
+            other => return Err(file.unknown("dtype", other)),
+        };
+        for name in ["v", "x", "dw", "dy"] {
+            if let Some(tensor) = file.tensors.get(name)
+                && tensor.dtype != stored
+            {
+                return Err(file.fail(format_args!(
+                    "tensor {name} is {:?}, metadata dtype says {stored:?}",
+                    tensor.dtype
+                )));
+            }
+        }
+        let e = || -> Result<f64, String> {
+            let e = file.meta("eps")?;
+            e.parse().map_err(|_| file.unknown("eps", e))
+        };
+        let (eps, eps_exact) = match file.meta("eps_policy")? {
+            "none" => (Eps::None, 0.0),
+            "inside_sqrt" => (Eps::InsideSqrt(e()? as f32), e()?),
+            "clamp" => (Eps::Clamp(e()? as f32), e()?),
+            "after" => (Eps::After(e()? as f32), e()?),
+            other => return Err(file.unknown("eps_policy", other)),
+        };
+        Ok(Golden {
+            file,
+            op,
+            axis,
+            eps,
+            dtype,
+            eps_exact,
+        })
+    }
+
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
+        self.file.tensor(name)
+    }
+
+    /// A tensor that need not be there: the bias.
+    pub fn optional(&self, name: &str) -> Option<&Tensor> {
+        self.file.tensors.get(name)
+    }
+
+    /// By how much an effective norm `norm` may differ because the file's e is a float64 and ours the nearest f32:
+    /// |Δe| where e is added to or replaces n, |d√(n² + e)| ≤ |Δe| / n̂ where it is inside the root.
+    pub fn eps_slack(&self, norm: f64) -> f64 {
+        let change = (f64::from(self.eps.value()) - self.eps_exact).abs();
+        match self.eps {
+            Eps::None => 0.0,
+            Eps::InsideSqrt(_) => change / norm,
+            Eps::Clamp(_) | Eps::After(_) => change,
+        }
+    }
+}
+
+/// The folder of reference cases: `WEIGHTNORM_GOLDEN`, or our own.
+pub fn golden_dir() -> PathBuf {
+    std::env::var_os("WEIGHTNORM_GOLDEN").map_or_else(own_golden_dir, PathBuf::from)
+}
+
+pub fn own_golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// The cases of a folder, by name. A folder that is missing or holds none is an error.
+pub fn golden_files(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let fail = |what: String| format!("folder of reference cases {}: {what}", dir.display());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| fail(e.to_string()))? {
+        let path = entry.map_err(|e| fail(e.to_string()))?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        Err(fail("no .safetensors file".into()))
+    } else {
+        Ok(files)
+    }
+}
+
+// Error bounds for GPU results against f64.
+//
+// u = 2⁻²⁴ is the largest relative error of one rounding to f32; a result off by t ULP is off by at most 2t·u of its
+// value. WGSL grants 5 ULP (10u) to sqrt, 2.5 ULP (5u) to a division, 3 + 2|x| ULP to exp, and a correctly rounded
+// result to + and *. Every bound takes `chain`: the largest number of additions that one term passes through on
+// its way into the sum, counting its own multiplication. Then a sum of terms tᵢ in any order is off by at
+// most γ(chain)·Σ|tᵢ|. One running sum over K terms has chain K; a kernel whose lanes add K/256 terms each and then
+// halve 8 times has K/256 + 8. The length of the row is always right and never tight.
+//
+// Scaling by powers of two is exact. What a kernel loses to subnormals inside a sum of squares that it found in its
+// safe range is far below u of that sum, and is not counted.
+
+const U: f64 = f64::from_bits((1023 - 24) << 52);
+
+/// Roundings in n̂ besides those of the sum of squares: sqrt 10, adding e 1, a rescaling's own sum 1.
+const NORM_ROUNDINGS: f64 = 12.0;
+
+/// n roundings in a row: (1 + u)ⁿ − 1 ≤ nu / (1 − nu). Infinite where that means nothing any more.
+pub fn gamma(roundings: f64) -> f64 {
+    let e = roundings * U;
+    if e < 1.0 { e / (1.0 - e) } else { f64::INFINITY }
+}
+
+/// The largest error of storing a number of this magnitude: half a unit in the last place, so 2⁻²⁴, 2⁻¹¹ and 2⁻⁸ of
+/// it for f32, f16 and bf16. A subnormal may be flushed to zero where it is one of f32's too (below 2⁻¹²⁶), and is half
+/// a step of 2⁻²⁴ off in f16, whose subnormals are normal numbers to the shader.
+pub fn storage_bound(dtype: DType, magnitude: f64) -> f64 {
+    let (relative, least) = match dtype {
+        DType::F32 => (-24, -126),
+        DType::F16 => (-11, -25),
+        DType::Bf16 => (-8, -126),
+    };
+    (magnitude * 2f64.powi(relative)).max(2f64.powi(least))
+}
+
+/// An error `e` in f32 arithmetic, then the rounding of the storage type.
+fn stored(dtype: DType, expected: f64, e: f64) -> f64 {
+    e + storage_bound(dtype, expected.abs() + e)
+}
+
+/// For an effective norm n̂, stored as f32. The squares are all positive, so their sum is off by γ(chain) of itself and
+/// its root by half of that.
+pub fn norm_bound(chain: usize, norm: f64) -> f64 {
+    stored(DType::F32, norm, gamma(chain as f64 / 2.0 + NORM_ROUNDINGS) * norm)
+}
+
+/// For w = g·(v/n̂): the error of n̂, a division (5u), a product (u); 8 where 6 would do.
+pub fn weight_bound(chain: usize, w: f64, dtype: DType) -> f64 {
+    stored(dtype, w, gamma(chain as f64 / 2.0 + NORM_ROUNDINGS + 8.0) * w.abs())
+}
+
+/// For y = g·((x·v)/n̂) + bias, `sum_abs` = Σ_k |x_k·w_k| with the normalized, scaled w, and so at least |y − bias|.
+/// The dot product is off by γ(chain) of that sum, n̂ by γ(chain/2 + 12), division and product by 6 (12 allows for
+/// g/n̂ made first and multiplied in), the last addition by u·|y|. A plain product is within it too.
+pub fn dot_bound(chain: usize, sum_abs: f64, y: f64, dtype: DType) -> f64 {
+    let e = gamma(1.5 * chain as f64 + NORM_ROUNDINGS + 12.0) * sum_abs;
+    stored(dtype, y, e + 2.0 * U * (y.abs() + e))
+}
+
+/// For act(y), where y itself is off by at most `e` before the activation (`dot_bound` for f32).
+///
+/// The error of y times the largest slope of the activation, and what evaluating it adds: one product for the leaky
+/// ReLU, WGSL's absolute 1e-5 for tanh, that of 1 + tanh times |y|/2 for GELU, and for SiLU the relative error of exp
+/// (6 + 4|y| roundings) and of a sum and a quotient. Where exp(-y) leaves the range SiLU is 0 instead of at most
+/// 89·e⁻⁸⁸ < 2⁻¹²⁰.
+pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> f64 {
+    let result = cpu::activate(y, activation);
+    let (slope, evaluation) = match activation {
+        Activation::None | Activation::Relu => (1.0, 0.0),
+        Activation::LeakyRelu(slope) => (f64::from(slope).abs().max(1.0), U * result.abs()),
+        Activation::Gelu => (1.13, y.abs() / 2.0 * 1e-5 + gamma(8.0) * y.abs()),
+        Activation::Silu => (
+            1.1,
+            gamma(14.0 + 4.0 * y.abs().min(89.0)) * result.abs() + 2f64.powi(-120),
+        ),
+        Activation::Tanh => (1.0, 1e-5),
+    };
+    stored(dtype, result, slope * e + evaluation)
+}
+
+/// Compares element by element and returns the largest error as a part of its bound, or the first offender.
+///
+/// - An expected NaN wants a NaN, an expected infinity that infinity; their bounds are not looked at.
+/// - An expected number wants |got − expected| ≤ bound, with a finite bound. An infinity of its sign will do where
+///   expected + bound reaches what rounds to infinity in `dtype` (`None`: results in f64, nothing does).
+pub fn compare(
+    got: &[f64],
+    expected: &[f64],
+    dtype: Option<DType>,
+    bound: impl Fn(usize) -> f64,
+) -> Result<f64, String> {
+    if got.len() != expected.len() {
+        return Err(format!("{} elements, expected {}", got.len(), expected.len()));
+    }
+    // Half a step above the largest finite number: (2 − 2⁻ᵖ)·2^emax for p significant bits.
+    let overflow = match dtype {
+        None => f64::INFINITY,
+        Some(DType::F32) => (2.0 - 2f64.powi(-24)) * 2f64.powi(127),
+        Some(DType::F16) => 65520.0,
+        Some(DType::Bf16) => (2.0 - 2f64.powi(-8)) * 2f64.powi(127),
+    };
+    let mut worst = 0f64;
+    let mut offenders = 0;
+    let mut first = None;
+    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let bound = bound(i);
+        let error = (got - expected).abs();
+        let fits = if expected.is_nan() {
+            got.is_nan()
+        } else if expected.is_infinite() {
+            got == expected
+        } else if !bound.is_finite() {
+            false
+        } else if got.is_infinite() {
+            expected.abs() + bound >= overflow && got.signum() == expected.signum()
+        } else {
+            error <= bound // false for a NaN
+        };
+        if !fits {
+            offenders += 1;
+            first.get_or_insert_with(|| format!("[{i}] is {got:e}, expected {expected:e} ± {bound:e}"));
+        } else if error > 0.0 && error.is_finite() {
+            worst = worst.max(error / bound);
+        }
+    }
+    match first {
+        None => Ok(worst),
+        Some(first) => Err(format!(
+            "{offenders} of {} elements are off, the first: {first}",
+            got.len()
+        )),
+    }
+}

@@ -1,0 +1,11 @@
+//! The CPU reference, proven without a GPU: against PyTorch's cases, closed forms and a trained model.
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bounds;
+mod errors;
+mod golden;
+mod linear;
+mod model;
+mod non_finite;
+mod rows;
