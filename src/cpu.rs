@@ -77,12 +77,7 @@ pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps:
         && g.len() != kept
     {
         let expected = format!("{:?}, or flat [{kept}]", norms_shape(shape, axis));
-        return Err(Error::Shape {
-            op: "normalize",
-            arg: "g",
-            got: vec![g.len()],
-            expected,
-        });
+        return Err(Error::Shape { op: "normalize", arg: "g", got: vec![g.len()], expected });
     }
 
     let mut w = vec![0.0; v.len()];
@@ -141,32 +136,17 @@ pub fn linear(
 ) -> Result<Vec<f64>, Error> {
     let op = "linear";
     let &[out_features, in_features] = w_shape else {
-        return Err(Error::Shape {
-            op,
-            arg: "w",
-            got: w_shape.to_vec(),
-            expected: "[out, in]".into(),
-        });
+        return Err(Error::Shape { op, arg: "w", got: w_shape.to_vec(), expected: "[out, in]".into() });
     };
     let Some((&last, batch_shape)) = x_shape.split_last().filter(|(last, _)| **last == in_features) else {
-        return Err(Error::Shape {
-            op,
-            arg: "x",
-            got: x_shape.to_vec(),
-            expected: format!("[.., {in_features}]"),
-        });
+        return Err(Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: format!("[.., {in_features}]") });
     };
     check_elements("x", x_shape, x.len())?;
     check_elements("w", w_shape, w.len())?;
     if let Some(bias) = bias
         && bias.len() != out_features
     {
-        return Err(Error::Shape {
-            op,
-            arg: "bias",
-            got: vec![bias.len()],
-            expected: format!("[{out_features}]"),
-        });
+        return Err(Error::Shape { op, arg: "bias", got: vec![bias.len()], expected: format!("[{out_features}]") });
     }
     let batch: usize = batch_shape.iter().product();
     check_size("y", &[batch, out_features])?;
@@ -238,11 +218,7 @@ fn check_elements(arg: &'static str, shape: &[usize], len: usize) -> Result<(), 
     check_size(arg, shape)?;
     let expected = shape.iter().product();
     if len != expected {
-        return Err(Error::Length {
-            got: len,
-            expected,
-            shape: shape.to_vec(),
-        });
+        return Err(Error::Length { got: len, expected, shape: shape.to_vec() });
     }
     Ok(())
 }
@@ -252,9 +228,5 @@ fn check_elements(arg: &'static str, shape: &[usize], len: usize) -> Result<(), 
 fn check_size(what: &'static str, shape: &[usize]) -> Result<(), Error> {
     let limit = u64::from(u32::MAX);
     let size = shape.iter().fold(1u64, |size, &d| size.saturating_mul(d.max(1) as u64));
-    if size > limit {
-        Err(Error::TooLarge { what, size, limit })
-    } else {
-        Ok(())
-    }
+    if size > limit { Err(Error::TooLarge { what, size, limit }) } else { Ok(()) }
 }

@@ -494,11 +494,7 @@ impl Recorder<'_, '_> {
                     module: product.module(),
                     constants: &product.constants(b == 0, false),
                     buffers: &[ends.g.0, ends.bias.0, ends.norms_in.0, ends.y.0, ends.norms_out.0, part],
-                    params: Params {
-                        firsts: firsts([0, 0, ends.y.1, 0]),
-                        more_firsts,
-                        ..params
-                    },
+                    params: Params { firsts: firsts([0, 0, ends.y.1, 0]), more_firsts, ..params },
                     groups: (batch * outs).div_ceil(FINISH_THREADS),
                     work: batch * outs * splits,
                 })?;

@@ -31,36 +31,18 @@ impl File {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut tensors = BTreeMap::new();
-        for (name, view) in SafeTensors::deserialize(&bytes)
-            .map_err(|e| fail(e.to_string()))?
-            .iter()
-        {
+        for (name, view) in SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?.iter() {
             let (dtype, bytes) = (view.dtype(), view.data().to_vec());
             let data = match dtype {
-                Dtype::F64 => bytes
-                    .chunks_exact(8)
-                    .map(|c| f64::from_le_bytes(c.try_into().unwrap()))
-                    .collect(),
+                Dtype::F64 => bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().unwrap())).collect(),
                 Dtype::F32 => widen::<f32, 4>(&bytes, f32::from_le_bytes),
                 Dtype::F16 => widen::<half::f16, 2>(&bytes, half::f16::from_le_bytes),
                 Dtype::BF16 => widen::<half::bf16, 2>(&bytes, half::bf16::from_le_bytes),
                 other => return Err(fail(format!("tensor {name} has the unknown dtype {other:?}"))),
             };
-            tensors.insert(
-                name.to_string(),
-                Tensor {
-                    shape: view.shape().to_vec(),
-                    dtype,
-                    data,
-                    bytes,
-                },
-            );
+            tensors.insert(name.to_string(), Tensor { shape: view.shape().to_vec(), dtype, data, bytes });
         }
-        Ok(File {
-            path: path.into(),
-            metadata,
-            tensors,
-        })
+        Ok(File { path: path.into(), metadata, tensors })
     }
 
     pub fn fail(&self, what: impl std::fmt::Display) -> String {
@@ -68,9 +50,7 @@ impl File {
     }
 
     pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| self.fail(format_args!("tensor {name} is missing")))
+        self.tensors.get(name).ok_or_else(|| self.fail(format_args!("tensor {name} is missing")))
     }
 
     pub fn meta(&self, field: &str) -> Result<&str, String> {
@@ -134,10 +114,9 @@ impl Golden {
             if let Some(tensor) = file.tensors.get(name)
                 && tensor.dtype != stored
             {
-                return Err(file.fail(format_args!(
-                    "tensor {name} is {:?}, metadata dtype says {stored:?}",
-                    tensor.dtype
-                )));
+                return Err(
+                    file.fail(format_args!("tensor {name} is {:?}, metadata dtype says {stored:?}", tensor.dtype))
+                );
             }
         }
         let e = || -> Result<f64, String> {
@@ -151,14 +130,7 @@ impl Golden {
             "after" => (Eps::After(e()? as f32), e()?),
             other => return Err(file.unknown("eps_policy", other)),
         };
-        Ok(Golden {
-            file,
-            op,
-            axis,
-            eps,
-            dtype,
-            eps_exact,
-        })
+        Ok(Golden { file, op, axis, eps, dtype, eps_exact })
     }
 
     pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
@@ -202,11 +174,7 @@ pub fn golden_files(dir: &Path) -> Result<Vec<PathBuf>, String> {
         }
     }
     files.sort();
-    if files.is_empty() {
-        Err(fail("no .safetensors file".into()))
-    } else {
-        Ok(files)
-    }
+    if files.is_empty() { Err(fail("no .safetensors file".into())) } else { Ok(files) }
 }
 
 // Error bounds for GPU results against f64.
@@ -280,10 +248,7 @@ pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> 
         Activation::None | Activation::Relu => (1.0, 0.0),
         Activation::LeakyRelu(slope) => (f64::from(slope).abs().max(1.0), U * result.abs()),
         Activation::Gelu => (1.13, y.abs() / 2.0 * 1e-5 + gamma(8.0) * y.abs()),
-        Activation::Silu => (
-            1.1,
-            gamma(14.0 + 4.0 * y.abs().min(89.0)) * result.abs() + 2f64.powi(-120),
-        ),
+        Activation::Silu => (1.1, gamma(14.0 + 4.0 * y.abs().min(89.0)) * result.abs() + 2f64.powi(-120)),
         Activation::Tanh => (1.0, 1e-5),
     };
     stored(dtype, result, slope * e + evaluation)
@@ -336,9 +301,6 @@ pub fn compare(
     }
     match first {
         None => Ok(worst),
-        Some(first) => Err(format!(
-            "{offenders} of {} elements are off, the first: {first}",
-            got.len()
-        )),
+        Some(first) => Err(format!("{offenders} of {} elements are off, the first: {first}", got.len())),
     }
 }

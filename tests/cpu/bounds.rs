@@ -25,11 +25,7 @@ fn compare_fails_on_one_perturbed_element() {
     let message = compare(&got, &expected, Some(DType::F32), bound).unwrap_err();
     assert!(message.contains("2 of 100") && message.contains("[37]"), "{message}");
 
-    assert!(
-        compare(&got[1..], &expected, None, bound)
-            .unwrap_err()
-            .contains("99 elements")
-    );
+    assert!(compare(&got[1..], &expected, None, bound).unwrap_err().contains("99 elements"));
 }
 
 #[test]
@@ -50,11 +46,7 @@ fn compare_tells_nan_infinity_and_overflow_apart() {
         (LARGEST, LARGEST, true),
         (inf, LARGEST, false),
     ] {
-        assert_eq!(
-            one(got, expected, Some(DType::F32), 0.0).is_ok(),
-            fits,
-            "got {got}, expected {expected}"
-        );
+        assert_eq!(one(got, expected, Some(DType::F32), 0.0).is_ok(), fits, "got {got}, expected {expected}");
     }
     // 65,519 rounds to f16's largest, 65,520 to infinity; in f64 nothing rounds to infinity.
     assert!(one(inf, 65519.0, Some(DType::F16), 0.0).is_err());
@@ -93,11 +85,7 @@ fn bounds_admit_f32_arithmetic_and_catch_a_lost_term() {
         (norm, g * (dot / norm) + bias)
     };
     let norm = v64.iter().map(|v| v * v).sum::<f64>().sqrt();
-    let products: Vec<f64> = v64
-        .iter()
-        .zip(&x64)
-        .map(|(v, x)| f64::from(g) * (v / norm) * x)
-        .collect();
+    let products: Vec<f64> = v64.iter().zip(&x64).map(|(v, x)| f64::from(g) * (v / norm) * x).collect();
     let y = products.iter().sum::<f64>() + f64::from(bias);
     let sum_abs = products.iter().map(|p| p.abs()).sum();
 
@@ -113,13 +101,7 @@ fn bounds_admit_f32_arithmetic_and_catch_a_lost_term() {
     }
     let (short_norm, short_y) = f32_result(k - 1);
     one(short_norm.into(), norm, Some(DType::F32), norm_bound(k, norm)).unwrap_err();
-    one(
-        short_y.into(),
-        y,
-        Some(DType::F32),
-        dot_bound(k, sum_abs, y, DType::F32),
-    )
-    .unwrap_err();
+    one(short_y.into(), y, Some(DType::F32), dot_bound(k, sum_abs, y, DType::F32)).unwrap_err();
 }
 
 #[test]

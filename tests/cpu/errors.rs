@@ -5,63 +5,31 @@ use weightnorm::{Activation, Axis, Eps, Error, cpu};
 fn all(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Error {
     let error = cpu::row_norms(v, shape, axis, eps).unwrap_err();
     // By their text: an error that holds a NaN does not equal itself.
-    assert_eq!(
-        cpu::normalize(v, shape, None, axis, eps).unwrap_err().to_string(),
-        error.to_string()
-    );
-    assert_eq!(
-        cpu::split(v, shape, axis, eps).unwrap_err().to_string(),
-        error.to_string()
-    );
+    assert_eq!(cpu::normalize(v, shape, None, axis, eps).unwrap_err().to_string(), error.to_string());
+    assert_eq!(cpu::split(v, shape, axis, eps).unwrap_err().to_string(), error.to_string());
     error
 }
 
 #[test]
 fn row_norms_rejects_a_missing_axis() {
-    assert_eq!(
-        all(&[1.0; 6], &[2, 3], Axis::Kept(2), Eps::None),
-        Error::Axis { axis: 2, rank: 2 }
-    );
-    assert_eq!(
-        all(&[1.0], &[], Axis::Kept(0), Eps::None),
-        Error::Axis { axis: 0, rank: 0 }
-    );
-    assert_eq!(
-        all(&[], &[0], Axis::Kept(usize::MAX), Eps::None),
-        Error::Axis {
-            axis: usize::MAX,
-            rank: 1
-        }
-    );
+    assert_eq!(all(&[1.0; 6], &[2, 3], Axis::Kept(2), Eps::None), Error::Axis { axis: 2, rank: 2 });
+    assert_eq!(all(&[1.0], &[], Axis::Kept(0), Eps::None), Error::Axis { axis: 0, rank: 0 });
+    assert_eq!(all(&[], &[0], Axis::Kept(usize::MAX), Eps::None), Error::Axis { axis: usize::MAX, rank: 1 });
 }
 
 #[test]
 fn row_norms_rejects_a_wrong_length() {
-    let expected = Error::Length {
-        got: 5,
-        expected: 6,
-        shape: vec![2, 3],
-    };
+    let expected = Error::Length { got: 5, expected: 6, shape: vec![2, 3] };
     assert_eq!(all(&[1.0; 5], &[2, 3], Axis::Kept(0), Eps::None), expected);
     assert_eq!(all(&[1.0; 5], &[2, 3], Axis::Whole, Eps::None), expected);
-    assert!(matches!(
-        all(&[1.0], &[2, 0], Axis::Kept(0), Eps::None),
-        Error::Length {
-            got: 1,
-            expected: 0,
-            ..
-        }
-    ));
+    assert!(matches!(all(&[1.0], &[2, 0], Axis::Kept(0), Eps::None), Error::Length { got: 1, expected: 0, .. }));
 }
 
 #[test]
 fn row_norms_rejects_a_bad_eps() {
     for e in [0.0, -1e-6, f32::NAN, f32::INFINITY, 1e-40, 1.8e38] {
         for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {
-            assert!(
-                matches!(all(&[1.0], &[1], Axis::Kept(0), eps), Error::Eps { .. }),
-                "{eps:?}"
-            );
+            assert!(matches!(all(&[1.0], &[1], Axis::Kept(0), eps), Error::Eps { .. }), "{eps:?}");
         }
     }
 }
@@ -69,18 +37,10 @@ fn row_norms_rejects_a_bad_eps() {
 /// Sizes whose product overflows, also where a size of 0 makes the tensor empty.
 #[test]
 fn row_norms_rejects_what_is_too_large() {
-    for shape in [
-        &[usize::MAX, 2][..],
-        &[1 << 40],
-        &[1 << 40, 0],
-        &[usize::MAX, usize::MAX, 0],
-        &[0, 1 << 16, 1 << 16],
-    ] {
+    for shape in [&[usize::MAX, 2][..], &[1 << 40], &[1 << 40, 0], &[usize::MAX, usize::MAX, 0], &[0, 1 << 16, 1 << 16]]
+    {
         for axis in [Axis::Kept(0), Axis::Whole] {
-            assert!(
-                matches!(all(&[], shape, axis, Eps::None), Error::TooLarge { what: "v", .. }),
-                "{shape:?}"
-            );
+            assert!(matches!(all(&[], shape, axis, Eps::None), Error::TooLarge { what: "v", .. }), "{shape:?}");
         }
     }
 }
@@ -95,12 +55,7 @@ fn normalize_rejects_a_g_that_does_not_fit() {
         (Axis::Whole, 0, "[1, 1], or flat [1]"),
     ] {
         let error = cpu::normalize(&[1.0; 6], &[2, 3], Some(&vec![1.0; g]), axis, Eps::None).unwrap_err();
-        let expected = Error::Shape {
-            op: "normalize",
-            arg: "g",
-            got: vec![g],
-            expected: norms.into(),
-        };
+        let expected = Error::Shape { op: "normalize", arg: "g", got: vec![g], expected: norms.into() };
         assert_eq!(error, expected);
     }
 }
@@ -109,65 +64,20 @@ fn normalize_rejects_a_g_that_does_not_fit() {
 fn linear_rejects_what_does_not_fit() {
     let linear = |x: usize, x_shape: &[usize], w: usize, w_shape: &[usize], bias: Option<usize>| {
         let bias = bias.map(|n| vec![0.0; n]);
-        cpu::linear(
-            &vec![0.0; x],
-            x_shape,
-            &vec![0.0; w],
-            w_shape,
-            bias.as_deref(),
-            Activation::None,
-        )
-        .unwrap_err()
+        cpu::linear(&vec![0.0; x], x_shape, &vec![0.0; w], w_shape, bias.as_deref(), Activation::None).unwrap_err()
     };
     let shape = |error: Error| match error {
-        Error::Shape {
-            op: "linear",
-            arg,
-            got,
-            expected,
-        } => (arg, got, expected),
+        Error::Shape { op: "linear", arg, got, expected } => (arg, got, expected),
         other => panic!("{other:?}"),
     };
-    assert_eq!(
-        shape(linear(6, &[2, 3], 6, &[6], None)),
-        ("w", vec![6], "[out, in]".into())
-    );
-    assert_eq!(
-        shape(linear(6, &[2, 3], 6, &[1, 2, 3], None)),
-        ("w", vec![1, 2, 3], "[out, in]".into())
-    );
-    assert_eq!(
-        shape(linear(6, &[2, 3], 8, &[2, 4], None)),
-        ("x", vec![2, 3], "[.., 4]".into())
-    );
+    assert_eq!(shape(linear(6, &[2, 3], 6, &[6], None)), ("w", vec![6], "[out, in]".into()));
+    assert_eq!(shape(linear(6, &[2, 3], 6, &[1, 2, 3], None)), ("w", vec![1, 2, 3], "[out, in]".into()));
+    assert_eq!(shape(linear(6, &[2, 3], 8, &[2, 4], None)), ("x", vec![2, 3], "[.., 4]".into()));
     assert_eq!(shape(linear(1, &[], 8, &[2, 4], None)), ("x", vec![], "[.., 4]".into()));
-    assert_eq!(
-        shape(linear(6, &[2, 3], 12, &[4, 3], Some(3))),
-        ("bias", vec![3], "[4]".into())
-    );
-    assert_eq!(
-        linear(5, &[2, 3], 12, &[4, 3], None),
-        Error::Length {
-            got: 5,
-            expected: 6,
-            shape: vec![2, 3]
-        }
-    );
-    assert_eq!(
-        linear(6, &[2, 3], 11, &[4, 3], None),
-        Error::Length {
-            got: 11,
-            expected: 12,
-            shape: vec![4, 3]
-        }
-    );
+    assert_eq!(shape(linear(6, &[2, 3], 12, &[4, 3], Some(3))), ("bias", vec![3], "[4]".into()));
+    assert_eq!(linear(5, &[2, 3], 12, &[4, 3], None), Error::Length { got: 5, expected: 6, shape: vec![2, 3] });
+    assert_eq!(linear(6, &[2, 3], 11, &[4, 3], None), Error::Length { got: 11, expected: 12, shape: vec![4, 3] });
     // Empty inputs, yet a y of 2³² elements.
-    assert!(matches!(
-        linear(0, &[1 << 16, 0], 0, &[1 << 16, 0], None),
-        Error::TooLarge { what: "y", .. }
-    ));
-    assert!(matches!(
-        linear(0, &[usize::MAX, 2, 0], 0, &[1, 0], None),
-        Error::TooLarge { what: "x", .. }
-    ));
+    assert!(matches!(linear(0, &[1 << 16, 0], 0, &[1 << 16, 0], None), Error::TooLarge { what: "y", .. }));
+    assert!(matches!(linear(0, &[usize::MAX, 2, 0], 0, &[1, 0], None), Error::TooLarge { what: "x", .. }));
 }

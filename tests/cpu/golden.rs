@@ -32,19 +32,9 @@ fn check(case: &Golden) -> Result<&'static [&'static str], String> {
     // w is off by the relative error of its row's norm and a few roundings: normalize with the gain made so small.
     let w = normalize(&g.data)?;
     let relative_error = |n: f64| {
-        if n > 0.0 && n.is_finite() {
-            norm_bound(n) / n + relative(0)
-        } else {
-            0.0
-        }
+        if n > 0.0 && n.is_finite() { norm_bound(n) / n + relative(0) } else { 0.0 }
     };
-    let w_bound = abs(&normalize(
-        &g.data
-            .iter()
-            .zip(&norms)
-            .map(|(g, &n)| g * relative_error(n))
-            .collect::<Vec<_>>(),
-    )?);
+    let w_bound = abs(&normalize(&g.data.iter().zip(&norms).map(|(g, &n)| g * relative_error(n)).collect::<Vec<_>>())?);
     if case.op == Op::WeightNorm {
         compare(&w, &case.tensor("w")?.data, None, |i| w_bound[i]).map_err(off("w"))?;
         return Ok(checked);
@@ -85,35 +75,20 @@ fn check_folder(dir: &Path) -> Result<Report, String> {
         report.files += 1;
         match Golden::load(&path).and_then(|case| Ok((check(&case)?, case))) {
             Err(failure) => failures.push(failure),
-            Ok(([], _)) => report
-                .untouched
-                .push(path.file_stem().unwrap_or_default().to_string_lossy().into()),
+            Ok(([], _)) => report.untouched.push(path.file_stem().unwrap_or_default().to_string_lossy().into()),
             Ok((checked, case)) => {
-                let rest = case
-                    .file
-                    .tensors
-                    .keys()
-                    .filter(|name| !checked.contains(&name.as_str()));
+                let rest = case.file.tensors.keys().filter(|name| !checked.contains(&name.as_str()));
                 report.tensors.extend(rest.map(|name| format!("{:?} {name}", case.op)));
             }
         }
     }
-    if failures.is_empty() {
-        Ok(report)
-    } else {
-        Err(failures.join("\n"))
-    }
+    if failures.is_empty() { Ok(report) } else { Err(failures.join("\n")) }
 }
 
 /// What of our own folder is not checked yet: the convolutions, and the gradients until the backward pass is there.
 fn not_yet_covered() -> Report {
-    let untouched = [
-        "conv1d_16x8x7",
-        "conv1d_dilated_grouped",
-        "conv1d_tap_24x6x16",
-        "conv2d_8x6x3x3",
-        "conv_transpose1d_16x8x4",
-    ];
+    let untouched =
+        ["conv1d_16x8x7", "conv1d_dilated_grouped", "conv1d_tap_24x6x16", "conv2d_8x6x3x3", "conv_transpose1d_16x8x4"];
     let tensors = [
         "Linear db",
         "Linear dg",
@@ -136,11 +111,7 @@ fn golden() {
     let dir = golden_dir();
     let report = check_folder(&dir).unwrap_or_else(|failures| panic!("\n{failures}"));
     // Written past the test harness, which would swallow it: what is not covered must be seen.
-    let Report {
-        files,
-        untouched,
-        tensors,
-    } = &report;
+    let Report { files, untouched, tensors } = &report;
     let covered = files - untouched.len();
     let note =
         format!("golden: {covered} of {files} files; not yet covered: {untouched:?}, in the others {tensors:?}\n");
@@ -176,10 +147,7 @@ fn golden_catches_a_wrong_value() {
         check(&case).unwrap();
         case.file.tensors.get_mut(name).unwrap().data[3] *= 1.0 + 1e-10;
         let message = check(&case).unwrap_err();
-        assert!(
-            message.contains(&format!("{file}.safetensors: {name}: 1 of")),
-            "{message}"
-        );
+        assert!(message.contains(&format!("{file}.safetensors: {name}: 1 of")), "{message}");
     }
 }
 
@@ -197,13 +165,7 @@ fn golden_names_the_defect_of_a_file() {
     let dir = std::env::temp_dir().join(format!("weightnorm-golden-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("strange.safetensors");
-    let good = [
-        ("op", "weight_norm"),
-        ("dim", "0"),
-        ("dtype", "f32"),
-        ("eps_policy", "clamp"),
-        ("eps", "1e-12"),
-    ];
+    let good = [("op", "weight_norm"), ("dim", "0"), ("dtype", "f32"), ("eps_policy", "clamp"), ("eps", "1e-12")];
     let defect = |metadata: &[(&str, &str)], tensors: &[&str], element: safetensors::Dtype| -> String {
         let bytes = vec![0; element.bitsize() / 8 * 4];
         let view = safetensors::tensor::TensorView::new(element, vec![2, 2], &bytes).unwrap();
@@ -223,14 +185,8 @@ fn golden_names_the_defect_of_a_file() {
     }
     messages.push(("tensor v is missing", defect(&good, &["g"], f32)));
     messages.push(("tensor norm is missing", defect(&good, &["v", "g"], f32)));
-    messages.push((
-        "tensor v is F16, metadata dtype",
-        defect(&good, &["v", "g"], safetensors::Dtype::F16),
-    ));
-    messages.push((
-        "tensor g has the unknown dtype I8",
-        defect(&good, &["g"], safetensors::Dtype::I8),
-    ));
+    messages.push(("tensor v is F16, metadata dtype", defect(&good, &["v", "g"], safetensors::Dtype::F16)));
+    messages.push(("tensor g has the unknown dtype I8", defect(&good, &["g"], safetensors::Dtype::I8)));
     messages.push(("eps is 0e0", {
         let mut zero = good;
         zero[4].1 = "0";
@@ -241,9 +197,6 @@ fn golden_names_the_defect_of_a_file() {
     std::fs::remove_dir_all(&dir).unwrap();
 
     for (field, message) in messages {
-        assert!(
-            message.contains("strange.safetensors") && message.contains(field),
-            "{field}: {message}"
-        );
+        assert!(message.contains("strange.safetensors") && message.contains(field), "{field}: {message}");
     }
 }

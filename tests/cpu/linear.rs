@@ -40,20 +40,14 @@ fn linear_of_empty_tensors() {
 #[test]
 fn linear_activations_at_known_points() {
     let at = |y: f64, activation, expected: f64| {
-        compare(&[cpu::activate(y, activation)], &[expected], None, |_| {
-            1e-15 + 1e-14 * expected.abs()
-        })
-        .unwrap_or_else(|e| panic!("{activation:?} of {y}: {e}"));
+        compare(&[cpu::activate(y, activation)], &[expected], None, |_| 1e-15 + 1e-14 * expected.abs())
+            .unwrap_or_else(|e| panic!("{activation:?} of {y}: {e}"));
     };
     for y in [-300.0, -2.0, -0.0, 0.0, 0.5, 3.0, 300.0] {
         at(y, Activation::None, y);
         at(y, Activation::Relu, if y > 0.0 { y } else { 0.0 });
         at(y, Activation::LeakyRelu(0.25), if y > 0.0 { y } else { y / 4.0 });
-        at(
-            y,
-            Activation::Tanh,
-            (1.0 - (-2.0 * y).exp()) / (1.0 + (-2.0 * y).exp().min(1e300)),
-        );
+        at(y, Activation::Tanh, (1.0 - (-2.0 * y).exp()) / (1.0 + (-2.0 * y).exp().min(1e300)));
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y.powi(3));
         at(y, Activation::Gelu, y / 2.0 * (1.0 + inner.tanh()));
         at(y, Activation::Silu, y / 2.0 * (1.0 + (y / 2.0).tanh()));
@@ -105,11 +99,7 @@ impl Case {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        cases: 200,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

@@ -18,17 +18,12 @@ fn weight(file: &File, i: usize) -> Result<(Vec<f64>, &[usize]), String> {
 
 fn decode(file: &File) -> Result<Vec<f64>, String> {
     let latent_in: Vec<usize> = serde_json::from_str(file.meta("latent_in")?).map_err(|e| file.fail(e))?;
-    let layers = (0..)
-        .take_while(|i| file.tensors.contains_key(&format!("model.lin{i}.bias")))
-        .count();
+    let layers = (0..).take_while(|i| file.tensors.contains_key(&format!("model.lin{i}.bias"))).count();
     let (codes, points) = (file.tensor("latent_codes")?, file.tensor("points")?);
     let latent = &codes.data[..codes.shape[1]];
 
-    let input: Vec<Vec<f64>> = points
-        .data
-        .chunks_exact(points.shape[1])
-        .map(|point| [latent, point].concat())
-        .collect();
+    let input: Vec<Vec<f64>> =
+        points.data.chunks_exact(points.shape[1]).map(|point| [latent, point].concat()).collect();
     let mut h = input.clone();
     for i in 0..layers {
         if latent_in.contains(&i) {
@@ -42,11 +37,7 @@ fn decode(file: &File) -> Result<Vec<f64>, String> {
             (true, false) => Activation::None,
         };
         let y = cpu::linear(&h.concat(), &[h.len(), shape[1]], &w, shape, Some(bias), activation);
-        h = y
-            .map_err(|e| file.fail(e))?
-            .chunks_exact(shape[0])
-            .map(<[f64]>::to_vec)
-            .collect();
+        h = y.map_err(|e| file.fail(e))?.chunks_exact(shape[0]).map(<[f64]>::to_vec).collect();
     }
     Ok(h.concat())
 }
@@ -63,10 +54,7 @@ fn linear_decodes_the_trained_model() {
     compare(&decode(&file).unwrap(), &expected, None, |_| 1e-13).unwrap();
 
     // The negative control: one gain of one layer, changed in its eighth digit.
-    let gains = file
-        .tensors
-        .get_mut("model.lin6.parametrizations.weight.original0")
-        .unwrap();
+    let gains = file.tensors.get_mut("model.lin6.parametrizations.weight.original0").unwrap();
     gains.data[0] *= 1.0 + 1e-8;
     compare(&decode(&file).unwrap(), &expected, None, |_| 1e-13).unwrap_err();
 }

@@ -27,11 +27,7 @@ fn naive(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) ->
             Eps::After(e) => *n + f64::from(e),
         };
     }
-    let w = v
-        .iter()
-        .enumerate()
-        .map(|(at, x)| g.map_or(1.0, |g| g[row(at)]) * (x / norms[row(at)]))
-        .collect();
+    let w = v.iter().enumerate().map(|(at, x)| g.map_or(1.0, |g| g[row(at)]) * (x / norms[row(at)])).collect();
     (norms, w)
 }
 
@@ -43,18 +39,9 @@ fn assert_close(got: &[f64], expected: &[f64]) {
 #[test]
 fn row_norms_of_pythagorean_rows() {
     let v = [3.0, 4.0, 0.0, -5.0, 8.0, -15.0];
-    assert_eq!(
-        cpu::row_norms(&v, &[3, 2], Axis::Kept(0), Eps::None).unwrap(),
-        [5.0, 5.0, 17.0]
-    );
-    assert_eq!(
-        cpu::row_norms(&[2.0, -3.0, 6.0], &[3], Axis::Whole, Eps::None).unwrap(),
-        [7.0]
-    );
-    assert_eq!(
-        cpu::row_norms(&[2.0, -3.0, 6.0], &[1, 3], Axis::Kept(1), Eps::None).unwrap(),
-        [2.0, 3.0, 6.0]
-    );
+    assert_eq!(cpu::row_norms(&v, &[3, 2], Axis::Kept(0), Eps::None).unwrap(), [5.0, 5.0, 17.0]);
+    assert_eq!(cpu::row_norms(&[2.0, -3.0, 6.0], &[3], Axis::Whole, Eps::None).unwrap(), [7.0]);
+    assert_eq!(cpu::row_norms(&[2.0, -3.0, 6.0], &[1, 3], Axis::Kept(1), Eps::None).unwrap(), [2.0, 3.0, 6.0]);
     assert_eq!(cpu::row_norms(&[-2.0], &[], Axis::Whole, Eps::None).unwrap(), [2.0]);
 }
 
@@ -83,14 +70,8 @@ fn row_norms_of_a_zero_row_are_e() {
 fn row_norms_over_the_whole_range_of_f32() {
     for scale in [f32::MAX, 3e25, 1.0, 3e-25, f32::MIN_POSITIVE, f32::from_bits(1)].map(f64::from) {
         let v = [3.0 * scale, 4.0 * scale];
-        assert_close(
-            &cpu::row_norms(&v, &[1, 2], Axis::Kept(0), Eps::None).unwrap(),
-            &[5.0 * scale],
-        );
-        assert_close(
-            &cpu::normalize(&v, &[1, 2], None, Axis::Kept(0), Eps::None).unwrap(),
-            &[0.6, 0.8],
-        );
+        assert_close(&cpu::row_norms(&v, &[1, 2], Axis::Kept(0), Eps::None).unwrap(), &[5.0 * scale]);
+        assert_close(&cpu::normalize(&v, &[1, 2], None, Axis::Kept(0), Eps::None).unwrap(), &[0.6, 0.8]);
     }
 }
 
@@ -110,22 +91,12 @@ fn normalize_gives_unit_rows_without_g() {
     let v = [3.0, 4.0, 5.0, -12.0, 8.0, 15.0];
     let w = cpu::normalize(&v, &[3, 2], None, Axis::Kept(0), Eps::None).unwrap();
     assert_eq!(w, [0.6, 0.8, 5.0 / 13.0, -12.0 / 13.0, 8.0 / 17.0, 15.0 / 17.0]);
-    assert_close(
-        &cpu::row_norms(&w, &[3, 2], Axis::Kept(0), Eps::None).unwrap(),
-        &[1.0; 3],
-    );
+    assert_close(&cpu::row_norms(&w, &[3, 2], Axis::Kept(0), Eps::None).unwrap(), &[1.0; 3]);
 }
 
 #[test]
 fn normalize_with_zero_and_negative_gain() {
-    let w = cpu::normalize(
-        &[3.0, 4.0, 3.0, 4.0],
-        &[2, 2],
-        Some(&[0.0, -10.0]),
-        Axis::Kept(0),
-        Eps::None,
-    )
-    .unwrap();
+    let w = cpu::normalize(&[3.0, 4.0, 3.0, 4.0], &[2, 2], Some(&[0.0, -10.0]), Axis::Kept(0), Eps::None).unwrap();
     assert_eq!(w, [0.0, 0.0, -6.0, -8.0]);
 }
 
@@ -195,33 +166,19 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     (prop::collection::vec(1usize..6, 1..=5), 0usize..6, 0usize..4).prop_flat_map(|(shape, axis, policy)| {
-        let axis = if axis < shape.len() {
-            Axis::Kept(axis)
-        } else {
-            Axis::Whole
-        };
+        let axis = if axis < shape.len() { Axis::Kept(axis) } else { Axis::Whole };
         let norms = if let Axis::Kept(k) = axis { shape[k] } else { 1 };
         let v = prop::collection::vec(0.01f64..10.0, shape.iter().product::<usize>());
         let g = prop::collection::vec(-3.0f64..3.0, norms);
         (Just(shape), v, g).prop_map(move |(shape, mut v, g)| {
             v.iter_mut().skip(1).step_by(2).for_each(|x| *x = -*x);
-            Case {
-                shape,
-                v,
-                g,
-                axis,
-                eps: POLICIES[policy],
-            }
+            Case { shape, v, g, axis, eps: POLICIES[policy] }
         })
     })
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        cases: 200,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
