@@ -9,3 +9,4 @@ mod linear;
 mod model;
 mod non_finite;
 mod rows;
+mod shaders;

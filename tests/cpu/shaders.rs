@@ -1,0 +1,79 @@
+//! The shaders, checked by naga without a driver: validity, and the binding tables of the host.
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess};
+use weightnorm::internals::{Access, KERNELS, Module};
+
+fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
+    let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    (module, info)
+}
+
+#[test]
+fn shaders_are_valid_with_either_kind_of_parameters() {
+    for module in Module::ALL {
+        parse(module.source());
+        let uniform = module.uniform_source();
+        assert!(uniform.contains("var<uniform>") && !uniform.contains("var<immediate>"), "{}", module.name());
+        let (parsed, _) = parse(&uniform);
+        assert!(!parsed.global_variables.iter().any(|(_, v)| v.space == AddressSpace::Immediate));
+    }
+}
+
+#[test]
+fn shaders_validation_finds_a_fault() {
+    let broken = Module::Norms.source().replace("sqrt(sum.s)", "sqrt(sum)");
+    assert!(naga::front::wgsl::parse_str(&broken).is_err_and(|e| !e.emit_to_string(&broken).is_empty()));
+}
+
+/// Each entry point uses exactly the storage buffers of its kernel's table, with the access that stands there, and
+/// no more than the 8 that WebGPU grants.
+#[test]
+fn shaders_bind_what_the_host_binds() {
+    for module in Module::ALL {
+        let (parsed, info) = parse(module.source());
+        for (index, entry) in parsed.entry_points.iter().enumerate() {
+            let kernel = KERNELS
+                .iter()
+                .find(|k| k.entry == entry.name && k.modules.contains(&module))
+                .unwrap_or_else(|| panic!("{}.{} has no table", module.name(), entry.name));
+            let used = info.get_entry_point(index);
+            let mut bindings: Vec<(u32, Access)> = parsed
+                .global_variables
+                .iter()
+                .filter(|(handle, _)| !used[*handle].is_empty())
+                .filter_map(|(_, variable)| match variable.space {
+                    AddressSpace::Storage { access } => {
+                        let written = access.contains(StorageAccess::STORE);
+                        let access = if written { Access::Write } else { Access::Read };
+                        Some((variable.binding.expect("a storage buffer is bound").binding, access))
+                    }
+                    _ => None,
+                })
+                .collect();
+            bindings.sort_by_key(|b| b.0);
+            assert_eq!(bindings, kernel.bindings, "{}.{}", module.name(), entry.name);
+            assert!(bindings.len() <= 8, "{}.{}", module.name(), entry.name);
+        }
+    }
+    let entry_points: usize = Module::ALL.iter().map(|m| parse(m.source()).0.entry_points.len()).sum();
+    let tables: usize = KERNELS.iter().map(|k| k.modules.len()).sum();
+    assert_eq!(entry_points, tables);
+}
+
+/// The parameters fit the 64 bytes of immediates that every device with them has.
+#[test]
+fn shaders_parameters_fit_immediates() {
+    for module in Module::ALL {
+        let (parsed, _) = parse(module.source());
+        let (_, variable) = parsed
+            .global_variables
+            .iter()
+            .find(|(_, v)| v.space == AddressSpace::Immediate)
+            .unwrap_or_else(|| panic!("{} has no parameters", module.name()));
+        let size = parsed.types[variable.ty].inner.size(parsed.to_ctx());
+        assert!(size <= 64, "{}: {size} bytes", module.name());
+    }
+}

@@ -1,0 +1,90 @@
+//! PyTorch's cases on the GPU: forward outputs. Gradients and convolutions are listed as not yet covered by the test
+//! of the same name without a GPU.
+use weightnorm::{Activation, Axis, DType, Gpu, LinearOptions, Tensor, WeightNorm, cpu};
+
+use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    let files = match common::golden_files(&common::golden_dir()) {
+        Ok(files) => files,
+        Err(error) => return suite.test("golden", Needs::Nothing, move |_| Err(error.into())),
+    };
+    for path in files {
+        let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        match Golden::load(&path) {
+            Err(error) => suite.test(&format!("golden::{name}"), Needs::Nothing, move |_| Err(error.into())),
+            Ok(case) if case.op == Op::WeightNorm => {
+                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| weight_norm(gpu, &case));
+            }
+            Ok(case) if case.op == Op::Linear => {
+                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| linear(gpu, &case));
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+/// A tensor of a file on the GPU, in its own storage type.
+fn upload(gpu: &Gpu, tensor: &common::Tensor) -> Result<Tensor, weightnorm::Error> {
+    use safetensors::Dtype;
+    match tensor.dtype {
+        Dtype::F16 => gpu.upload::<half::f16>(&cast(&tensor.bytes), &tensor.shape),
+        Dtype::BF16 => gpu.upload::<half::bf16>(&cast(&tensor.bytes), &tensor.shape),
+        _ => gpu.upload::<f32>(&cast(&tensor.bytes), &tensor.shape),
+    }
+}
+
+fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+/// The elements as f64.
+pub fn read(tensor: &Tensor) -> Result<Vec<f64>, weightnorm::Error> {
+    Ok(match tensor.dtype() {
+        DType::F32 => cpu::widen(&tensor.read::<f32>()?),
+        DType::F16 => cpu::widen(&tensor.read::<half::f16>()?),
+        DType::Bf16 => cpu::widen(&tensor.read::<half::bf16>()?),
+    })
+}
+
+fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
+    let (v, g) = (upload(gpu, case.tensor("v")?)?, upload(gpu, case.tensor("g")?)?);
+    let chain = v.len();
+    let norms = read(&gpu.row_norms(&v, case.axis, case.eps)?)?;
+    let expected = &case.tensor("norm")?.data;
+    compare(&norms, expected, Some(DType::F32), |i| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]))?;
+    let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
+    let w = gpu.normalize(weight)?;
+    let expected = &case.tensor("w")?.data;
+    compare(&read(&w)?, expected, Some(case.dtype), |i| weight_bound(chain, expected[i], case.dtype))?;
+    gpu.normalize_in_place(weight)?;
+    compare(&read(&v)?, expected, Some(case.dtype), |i| weight_bound(chain, expected[i], case.dtype))?;
+    Ok(())
+}
+
+fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
+    let (x, v) = (case.tensor("x")?, case.tensor("v")?);
+    let g = case.tensor("g")?;
+    let bias = case.optional("b").map(|b| upload(gpu, b)).transpose()?;
+    let expected = &case.tensor("y")?.data;
+    // Σ |x·w|, for the bound.
+    let w = cpu::normalize(&v.data, &v.shape, Some(&g.data), case.axis, case.eps)?;
+    let magnitudes = |values: &[f64]| values.iter().map(|a| a.abs()).collect::<Vec<_>>();
+    let sums = cpu::linear(&magnitudes(&x.data), &x.shape, &magnitudes(&w), &v.shape, None, Activation::None)?;
+    let chain = if case.axis == Axis::Kept(0) { v.shape[1] } else { v.data.len() };
+    let bound = |i: usize| dot_bound(chain, sums[i], expected[i], case.dtype);
+
+    let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
+    let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
+    let norms = gpu.zeros(g.shape(), DType::F32)?;
+    let y = gpu.linear_with(&x, weight, bias.as_ref(), &LinearOptions::default().norms(&norms))?;
+    compare(&read(&y)?, expected, Some(case.dtype), bound)?;
+    let expected_norms = &case.tensor("norm")?.data;
+    let norm_slack = |i: usize| norm_bound(v.len(), expected_norms[i]) + case.eps_slack(expected_norms[i]);
+    compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack)?;
+    // The same with the norms known.
+    let y = gpu.linear(&x, weight.norms(&norms), bias.as_ref())?;
+    compare(&read(&y)?, expected, Some(case.dtype), bound)?;
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Every test that needs a GPU, in one binary with one shared device.
+//!
+//! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason in its
+//! kind. Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
+//! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers.
+#[path = "../common/mod.rs"]
+mod common;
+
+mod golden;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use weightnorm::{Error, Gpu, Options, Parameters};
+
+/// What a test comes back with.
+type Outcome = Result<(), Failed>;
+
+/// What a test needs beside an adapter.
+#[derive(Clone, Copy, PartialEq)]
+enum Needs {
+    Nothing,
+    /// More than one thread on one device, or dispatches that take seconds: wgpu's GL backend has one context lock.
+    NotGl,
+    /// Minutes: behind `--ignored`.
+    Time,
+}
+
+/// Collects tests that share one device.
+struct Suite {
+    gpu: Option<Gpu>,
+    trials: Vec<Trial>,
+}
+
+impl Suite {
+    fn test(&mut self, name: &str, needs: Needs, test: impl FnOnce(&Gpu) -> Outcome + Send + 'static) {
+        let trial = match self.gpu.clone() {
+            None => Trial::test(name, || Ok(())).with_kind("skipped: no GPU").with_ignored_flag(true),
+            Some(gpu) if needs == Needs::NotGl && gpu.report().info.backend == wgpu::Backend::Gl => {
+                Trial::test(name, || Ok(())).with_kind("skipped: not on GL").with_ignored_flag(true)
+            }
+            Some(gpu) => Trial::test(name, move || test(&gpu)).with_ignored_flag(needs == Needs::Time),
+        };
+        self.trials.push(trial);
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let set = |name| std::env::var(name).is_ok_and(|v| v == "1");
+    let parameters = if set("WEIGHTNORM_NO_IMMEDIATES") { Parameters::Uniform } else { Parameters::Auto };
+    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters))) {
+        Ok(gpu) => {
+            println!("{}", gpu.report());
+            if gpu.report().info.backend == wgpu::Backend::Gl {
+                arguments.test_threads = Some(1);
+            }
+            Some(gpu)
+        }
+        Err(error @ Error::NoAdapter { .. }) if !set("WEIGHTNORM_REQUIRE_GPU") => {
+            println!("skipping every GPU test: {error}");
+            None
+        }
+        Err(error) => {
+            println!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut suite = Suite { gpu, trials: vec![] };
+    golden::register(&mut suite);
+    libtest_mimic::run(&arguments, suite.trials).exit_code()
+}
