@@ -1,7 +1,7 @@
 //! Every test that needs a GPU, in one binary with one shared device.
 //!
-//! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason in its
-//! kind. Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
+//! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
+//! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
 //! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers.
 #[path = "../common/mod.rs"]
 mod common;
@@ -10,7 +10,7 @@ mod golden;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use weightnorm::{Error, Gpu, Options, Parameters};
 
 /// What a test comes back with.
@@ -34,11 +34,10 @@ struct Suite {
 
 impl Suite {
     fn test(&mut self, name: &str, needs: Needs, test: impl FnOnce(&Gpu) -> Outcome + Send + 'static) {
+        let skip = |reason: &'static str| Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)));
         let trial = match self.gpu.clone() {
-            None => Trial::test(name, || Ok(())).with_kind("skipped: no GPU").with_ignored_flag(true),
-            Some(gpu) if needs == Needs::NotGl && gpu.report().info.backend == wgpu::Backend::Gl => {
-                Trial::test(name, || Ok(())).with_kind("skipped: not on GL").with_ignored_flag(true)
-            }
+            None => skip("no GPU"),
+            Some(gpu) if needs == Needs::NotGl && gpu.report().info.backend == wgpu::Backend::Gl => skip("not on GL"),
             Some(gpu) => Trial::test(name, move || test(&gpu)).with_ignored_flag(needs == Needs::Time),
         };
         self.trials.push(trial);
@@ -51,8 +50,10 @@ fn main() -> ExitCode {
     let parameters = if set("WEIGHTNORM_NO_IMMEDIATES") { Parameters::Uniform } else { Parameters::Auto };
     let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters))) {
         Ok(gpu) => {
+            let info = gpu.report().info;
+            println!("adapter: {:?} | {} | {} | {}", info.backend, info.name, info.driver, info.driver_info);
             println!("{}", gpu.report());
-            if gpu.report().info.backend == wgpu::Backend::Gl {
+            if info.backend == wgpu::Backend::Gl {
                 arguments.test_threads = Some(1);
             }
             Some(gpu)
