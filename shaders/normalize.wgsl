@@ -41,7 +41,7 @@ fn put(e: u32, value: vec2<f32>, count: u32) {
 }
 
 // The four elements from e on, scaled; those at count and above are not used.
-fn scaled(e: u32, raw: vec4<f32>) -> vec4<f32> {
+fn scaled_four(e: u32, raw: vec4<f32>) -> vec4<f32> {
     if COPY {
         return raw;
     }
@@ -51,8 +51,7 @@ fn scaled(e: u32, raw: vec4<f32>) -> vec4<f32> {
     var values = raw;
     for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
         let at = extractBits(p.firsts, 16u, 8u) + 2u * (j - p.scale_first);
-        let t = scales[at];
-        values[n] = ((values[n] * t) * scales[at + 1u]) * t;
+        values[n] = scaled(values[n], Scale(scales[at], scales[at + 1u]));
         i += 1u;
         if i == p.inner {
             i = 0u;
@@ -89,7 +88,7 @@ fn normalize(
 ) {
     let e = element_of(group, groups, t);
     if e < p.count {
-        put_four(e, scaled(e, vec4<f32>(v_at(e), v_at(e + 1u), v_at(e + 2u), v_at(e + 3u))));
+        put_four(e, scaled_four(e, vec4<f32>(v_at(e), v_at(e + 1u), v_at(e + 2u), v_at(e + 3u))));
     }
 }
 
@@ -107,6 +106,6 @@ fn normalize_in_place(
 ) {
     let e = element_of(group, groups, t);
     if e < p.count {
-        put_four(e, scaled(e, vec4<f32>(w_at(e), w_at(e + 1u), w_at(e + 2u), w_at(e + 3u))));
+        put_four(e, scaled_four(e, vec4<f32>(w_at(e), w_at(e + 1u), w_at(e + 2u), w_at(e + 3u))));
     }
 }

@@ -4,8 +4,7 @@
 // Sums over contiguous stretches (row_sums), sums down the columns of a matrix (column_sums), and the sum of such
 // partial sums (finish_sums); known_norms takes the norms from the caller. What is written for an index j is one of
 //   OUT_NORMS   f32: n̂_j
-//   OUT_SCALES  two f32 (t, m) such that w = ((v * t) * m) * t is g_j * v / n̂_j, no step leaving the range of f32
-//               unless w does
+//   OUT_SCALES  two f32, the Scale g_j / n̂_j
 //   OUT_WIDE    f32 and i32 (m, e): n̂_j = m * 2^e
 // and, on request, n̂_j as f32 beside it.
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
@@ -69,10 +68,9 @@ fn write_norm(j: u32, norm: Wide) {
     if p.has_gain != 0u {
         gain = g[extractBits(p.firsts, 8u, 8u) + j];
     }
-    let scale = quotient(wide(gain), norm);
-    let third = clamp(scale.e / 3, -126, 126);
-    norms[at] = exp2i(third);
-    norms[at + 1u] = scale.m * exp2i(clamp(scale.e - 2 * third, -126, 126));
+    let scale = scale_of(quotient(wide(gain), norm));
+    norms[at] = scale.t;
+    norms[at + 1u] = scale.m;
 }
 
 // Adds up the sums of the LANES invocations that work together; the result is right in their lane 0.

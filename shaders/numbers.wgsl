@@ -98,6 +98,7 @@ fn wide(x: f32) -> Wide {
 }
 
 // m * 2^e in three steps of one direction, so that no step leaves the range unless the result does.
+// (A Wide of exponent NOTHING is zero.)
 fn narrow(x: Wide) -> f32 {
     let e = clamp(x.e, -378, 378);
     let third = exp2i(e / 3);
@@ -127,6 +128,36 @@ fn product_of(a: Wide, b: Wide) -> Wide {
     let x = wide(a.m);
     let y = wide(b.m);
     return Wide(x.m * y.m, x.e + a.e + y.e + b.e);
+}
+
+// a + b, rounded once.
+fn sum_of(a: Wide, b: Wide) -> Wide {
+    let x = select(a.e, NOTHING, magnitude(a.m) == 0u);
+    let y = select(b.e, NOTHING, magnitude(b.m) == 0u);
+    let top = max(x, y);
+    return Wide(a.m * exp2i(clamp(x - top, -126, 0)) + b.m * exp2i(clamp(y - top, -126, 0)), top);
+}
+
+// A factor of any exponent as two f32: x * factor = ((x * t) * m) * t, where no step leaves the range of f32 unless the
+// result does. t is a power of two.
+struct Scale {
+    t: f32,
+    m: f32,
+}
+
+fn scale_of(x: Wide) -> Scale {
+    let third = clamp(x.e / 3, -126, 126);
+    return Scale(exp2i(third), x.m * exp2i(clamp(x.e - 2 * third, -126, 126)));
+}
+
+fn scaled(x: f32, scale: Scale) -> f32 {
+    return ((x * scale.t) * scale.m) * scale.t;
+}
+
+fn wide_scale(scale: Scale) -> Wide {
+    let t = wide(scale.t);
+    let m = wide(scale.m);
+    return Wide(m.m, m.e + 2 * t.e);
 }
 
 // A sum of squares of values scaled by 2^c: s = sum (v * 2^c)^2, with c = 0 where that is safe and else ±LIFT,

@@ -1,4 +1,4 @@
-// The output of a product, stored as f16 or bf16. Joined in front of linear.wgsl.
+// The output of a product, stored as f16 or bf16. Joined in front of tile.wgsl.
 //
 // A word may hold the end of one row and the start of the next, written by different invocations. Such a half is
 // written by atomicAnd, then atomicOr, of its own bits: each half has one owner, so the order does not matter.
@@ -42,4 +42,8 @@ fn put_four(e: u32, values: vec4<f32>, count: u32) {
     if count > 3u {
         put_half(e + 3u, values.w);
     }
+}
+
+fn old(e: u32) -> f32 {
+    return unpack(atomicLoad(&y[e >> 1u]), e, Y_DTYPE);
 }

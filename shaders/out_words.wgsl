@@ -1,4 +1,4 @@
-// The output of a product, stored as f32. Joined in front of linear.wgsl.
+// The output of a product, stored as f32. Joined in front of tile.wgsl.
 
 @group(0) @binding(5) var<storage, read_write> y: array<f32>; // (batch, out_features)
 
@@ -14,4 +14,8 @@ fn put_four(e: u32, values: vec4<f32>, count: u32) {
     if count > 3u {
         y[e + 3u] = values.w;
     }
+}
+
+fn old(e: u32) -> f32 {
+    return y[e];
 }

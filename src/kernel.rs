@@ -25,10 +25,19 @@ pub enum Module {
     Normalize,
     LinearWords,
     LinearHalves,
+    GradientWords,
+    GradientHalves,
 }
 
 impl Module {
-    pub const ALL: [Module; 4] = [Module::Norms, Module::Normalize, Module::LinearWords, Module::LinearHalves];
+    pub const ALL: [Module; 6] = [
+        Module::Norms,
+        Module::Normalize,
+        Module::LinearWords,
+        Module::LinearHalves,
+        Module::GradientWords,
+        Module::GradientHalves,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -36,6 +45,8 @@ impl Module {
             Module::Normalize => "normalize",
             Module::LinearWords => "linear_words",
             Module::LinearHalves => "linear_halves",
+            Module::GradientWords => "gradient_words",
+            Module::GradientHalves => "gradient_halves",
         }
     }
 
@@ -44,8 +55,18 @@ impl Module {
         match self {
             Module::Norms => joined!("numbers.wgsl", "norms.wgsl"),
             Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
-            Module::LinearWords => joined!("numbers.wgsl", "out_words.wgsl", "linear.wgsl"),
-            Module::LinearHalves => joined!("numbers.wgsl", "out_halves.wgsl", "linear.wgsl"),
+            Module::LinearWords => {
+                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
+            }
+            Module::LinearHalves => {
+                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
+            }
+            Module::GradientWords => {
+                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
+            }
+            Module::GradientHalves => {
+                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
+            }
         }
     }
 
@@ -74,6 +95,7 @@ pub struct Kernel {
 }
 
 const LINEAR: &[Module] = &[Module::LinearWords, Module::LinearHalves];
+const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
 
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
@@ -99,19 +121,34 @@ pub static NORMALIZE_IN_PLACE: Kernel =
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     modules: LINEAR,
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write)],
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
 };
 pub static LINEAR_PARTIAL: Kernel =
-    Kernel { entry: "linear_partial", modules: LINEAR, bindings: &[(0, Read), (1, Read), (4, Read), (7, Write)] };
+    Kernel { entry: "linear_partial", modules: LINEAR, bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
 pub static LINEAR_FINISH: Kernel = Kernel {
     entry: "linear_finish",
     modules: LINEAR,
-    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
+    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
+};
+pub static GRADIENT: Kernel = Kernel {
+    entry: "gradient",
+    modules: GRADIENTS,
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Read)],
+};
+pub static GRADIENT_PARTIAL: Kernel = Kernel {
+    entry: "gradient_partial",
+    modules: GRADIENTS,
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (8, Write)],
+};
+pub static GRADIENT_FINISH: Kernel = Kernel {
+    entry: "gradient_finish",
+    modules: GRADIENTS,
+    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Read), (8, Write)],
 };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 9] = [
+pub static KERNELS: [&Kernel; 12] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -121,6 +158,9 @@ pub static KERNELS: [&Kernel; 9] = [
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,
+    &GRADIENT,
+    &GRADIENT_PARTIAL,
+    &GRADIENT_FINISH,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

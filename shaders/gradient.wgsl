@@ -1,0 +1,258 @@
+// The gradients of a linear layer that are matrix products.
+//
+//   dx = dy · w      A = dy (batch, out), B = v as (out, in), scaled to w while it is staged:
+//                    w = v (SCALE_NONE), g_k * v / n̂_k of the sum's own index k (SCALE_BY_K), g * v / n̂ (SCALE_WHOLE)
+//   dv = a * ((dyᵀ x) - dg * (v / d))      A = dy as (batch, out), B = x as (batch, in), both with k along the columns:
+//                    a = g / n̂, one for each row (END_ROWS), column (END_COLUMNS), or for all of v (END_WHOLE)
+//   dw = dyᵀ x       the same with END_PLAIN
+//
+// d is n̂ but under EPS_AFTER, where it is n: `norms` holds n there, and n̂ elsewhere. Where the clamp is active, or n = 0
+// under EPS_AFTER, n̂ does not depend on v and dg * (v / d) is absent.
+//
+// `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
+// in `part`, and `gradient_finish` adds them up in order.
+
+@group(0) @binding(2) var<storage, read> g: array<f32>; // one for each norm
+@group(0) @binding(3) var<storage, read> norms: array<f32>; // see above
+@group(0) @binding(4) var<storage, read> dg: array<f32>; // one for each norm
+@group(0) @binding(6) var<storage, read> v: array<u32>; // words of V_DTYPE, shaped as C
+@group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) Wide
+
+override V_DTYPE: u32 = F32;
+override END: u32 = END_ROWS;
+override SCALE: u32 = SCALE_NONE;
+override HAS_GAIN: bool = true;
+override ADD: bool = false; // add to what C holds
+
+const END_PLAIN = 0u;
+const END_ROWS = 1u;
+const END_COLUMNS = 2u;
+const END_WHOLE = 3u;
+
+const SCALE_NONE = 0u;
+const SCALE_BY_K = 1u;
+const SCALE_WHOLE = 2u;
+
+var<workgroup> scale_t: array<f32, BM + BN>; // a of a row or column of the tile
+var<workgroup> scale_m: array<f32, BM + BN>;
+var<workgroup> share_t: array<f32, BM + BN>; // dg / d of it
+var<workgroup> share_m: array<f32, BM + BN>;
+
+fn gain_of(i: u32) -> Wide {
+    if !HAS_GAIN {
+        return Wide(1.0, 0);
+    }
+    return wide(g[extractBits(p.firsts, 24u, 8u) + i]);
+}
+
+fn norm_of(i: u32) -> f32 {
+    return norms[extractBits(p.more_firsts, 0u, 8u) + i];
+}
+
+// a = g / n̂ of norm i.
+fn scale_at(i: u32) -> Scale {
+    var norm = norm_of(i);
+    if p.policy == EPS_AFTER {
+        norm += p.eps;
+    }
+    return scale_of(quotient(gain_of(i), wide(norm)));
+}
+
+// dg / d of norm i.
+fn share_at(i: u32) -> Scale {
+    let norm = norm_of(i);
+    let size = magnitude(norm);
+    if (p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST) {
+        return Scale(1.0, 0.0);
+    }
+    return scale_of(quotient(wide(dg[extractBits(p.more_firsts, 8u, 8u) + i]), wide(norm)));
+}
+
+fn staged_b(four: vec4<f32>, stage: u32, k: u32, left: u32) -> vec4<f32> {
+    if SCALE == SCALE_NONE || left == 0u {
+        return four;
+    }
+    let scale = scale_at(select(k, 0u, SCALE == SCALE_WHOLE));
+    return ((four * scale.t) * scale.m) * scale.t;
+}
+
+fn v_at(row: u32, column: u32) -> f32 {
+    let e = extractBits(p.more_firsts, 16u, 8u) + row * p.c_stride + column;
+    return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
+}
+
+fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
+    let e = extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column;
+    var all = values;
+    if ADD {
+        all.x += old(e);
+        if count > 1u {
+            all.y += old(e + 1u);
+        }
+        if count > 2u {
+            all.z += old(e + 2u);
+        }
+        if count > 3u {
+            all.w += old(e + 3u);
+        }
+    }
+    put_four(e, all, count);
+}
+
+// a and dg / d of the rows or columns of the tile.
+fn stage_scales(row0: u32, column0: u32, t: u32) {
+    let first = select(row0, column0, END == END_COLUMNS);
+    let end = select(p.rows, p.columns, END == END_COLUMNS);
+    let count = select(select(BM, BN, END == END_COLUMNS), 1u, END == END_WHOLE);
+    for (var i = t; i < count; i += THREADS) { // at most max(BM, BN) / THREADS iterations
+        if END == END_WHOLE || first + i < end {
+            let norm = select(first + i, 0u, END == END_WHOLE);
+            let scale = scale_at(norm);
+            scale_t[i] = scale.t;
+            scale_m[i] = scale.m;
+            let share = share_at(norm);
+            share_t[i] = share.t;
+            share_m[i] = share.m;
+        }
+    }
+    workgroupBarrier();
+}
+
+// Where an element of the tile finds its a and dg / d.
+fn slot_of(own_row: u32, own_column: u32) -> u32 {
+    return select(select(own_row, own_column, END == END_COLUMNS), 0u, END == END_WHOLE);
+}
+
+// a * (c - dg * (v / d)), whatever the exponents.
+fn corrected(c: Wide, v: f32, scale: Scale, share: Scale) -> f32 {
+    let part = product_of(wide(v), wide_scale(share));
+    return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(scale)));
+}
+
+@compute @workgroup_size(THREADS)
+fn gradient(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let tile = (group.z * groups.y + group.y) * groups.x + group.x;
+    let tiles_n = (p.columns + BN - 1u) / BN;
+    if tile >= tiles_n * ((p.rows + BM - 1u) / BM) {
+        return;
+    }
+    let row0 = tile / tiles_n * BM;
+    let column0 = tile % tiles_n * BN;
+    product(row0, column0, 0u, p.depth, t);
+
+    let own_row = t / WX * TM;
+    let own_column = t % WX * TN;
+    let row = row0 + own_row;
+    let column = column0 + own_column;
+    if END != END_PLAIN {
+        stage_scales(row0, column0, t);
+    }
+    var none_bad: array<vec4<bool>, 2>;
+    var redo = Elements(0u, 0u);
+    if END != END_PLAIN {
+        let found = doubtful_elements(row, column, none_bad);
+        redo = elements_to_redo(found, row, column, 0u, p.depth);
+    }
+    for (var q = 0u; q < QUADS; q += 1u) {
+        let c = column + 4u * q;
+        if c < p.columns {
+            let left = p.columns - c;
+            for (var i = 0u; i < TM; i += 1u) {
+                // With ADD an element must be written once.
+                let skip = ADD && (((select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu) != 0u);
+                if row + i < p.rows && !skip {
+                    var values = acc[i * QUADS + q];
+                    if END != END_PLAIN {
+                        for (var n = 0u; n < 4u; n += 1u) {
+                            if n < left {
+                                let slot = slot_of(own_row + i, own_column + 4u * q + n);
+                                let scale = Scale(scale_t[slot], scale_m[slot]);
+                                let share = Scale(share_t[slot], share_m[slot]);
+                                values[n] = scaled(values[n] - scaled(v_at(row + i, c + n), share), scale);
+                            }
+                        }
+                    }
+                    put(row + i, c, values, left);
+                }
+            }
+        }
+    }
+    if END == END_PLAIN {
+        return;
+    }
+    if ADD {
+        // A skipped quad is formed again whole.
+        redo = Elements(whole_quads(redo.first), whole_quads(redo.second));
+    }
+    while any_of(redo) { // at most TM * TN iterations
+        let at = lowest(redo);
+        redo = without_lowest(redo);
+        if row + at.x < p.rows && column + at.y < p.columns {
+            let slot = slot_of(own_row + at.x, own_column + at.y);
+            let sum = redo_dot(row + at.x, column + at.y, 0u, p.depth);
+            let value = corrected(
+                sum, v_at(row + at.x, column + at.y),
+                Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
+            );
+            put(row + at.x, column + at.y, vec4<f32>(value), 1u);
+        }
+    }
+}
+
+// Every bit of a four of which one is set.
+fn whole_quads(bits: u32) -> u32 {
+    let any = (bits | (bits >> 1u) | (bits >> 2u) | (bits >> 3u)) & 0x11111111u;
+    return any * 0xfu;
+}
+
+// One split of one tile.
+@compute @workgroup_size(THREADS)
+fn gradient_partial(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let tile = (group.z * groups.y + group.y) * groups.x + group.x;
+    let tiles_n = (p.columns + BN - 1u) / BN;
+    let tiles = tiles_n * ((p.rows + BM - 1u) / BM);
+    let split = tile / tiles;
+    let k_first = split * p.split_length;
+    if k_first >= p.depth {
+        return;
+    }
+    let k_end = min(k_first + p.split_length, p.depth);
+    let row0 = tile % tiles / tiles_n * BM;
+    let column0 = tile % tiles_n * BN;
+    product(row0, column0, k_first, k_end, t);
+    let row = row0 + t / WX * TM;
+    let column = column0 + t % WX * TN;
+    put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, END != END_PLAIN);
+}
+
+// One invocation an element of C.
+@compute @workgroup_size(FINISH_THREADS)
+fn gradient_finish(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let element = ((group.z * groups.y + group.y) * groups.x + group.x) * FINISH_THREADS + t;
+    let row = element / p.columns;
+    let column = element % p.columns;
+    if row >= p.rows {
+        return;
+    }
+    let sum = sum_of_parts(row, column);
+    var value: f32;
+    if END == END_PLAIN {
+        value = narrow(sum);
+    } else {
+        let norm = slot_of(row, column);
+        value = corrected(sum, v_at(row, column), scale_at(norm), share_at(norm));
+    }
+    put(row, column, vec4<f32>(value), 1u);
+}
