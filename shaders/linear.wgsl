@@ -217,6 +217,19 @@ fn u_place(row: u32, column: u32) -> u32 {
     return extractBits(p.firsts, 24u, 8u) + row * p.c_stride + column;
 }
 
+fn put_u(e: u32, values: vec4<f32>, count: u32) {
+    u[e] = values.x;
+    if count > 1u {
+        u[e + 1u] = values.y;
+    }
+    if count > 2u {
+        u[e + 2u] = values.z;
+    }
+    if count > 3u {
+        u[e + 3u] = values.w;
+    }
+}
+
 fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
     put_four(extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column, activate(values), count);
 }
@@ -265,19 +278,11 @@ fn linear(
                     var values = acc[i * QUADS + q];
                     if normed {
                         values *= reciprocals[q];
-                        if WRITE_U {
-                            let at = u_place(row + i, c);
-                            u[at] = values.x;
-                            if left > 1u {
-                                u[at + 1u] = values.y;
-                            }
-                            if left > 2u {
-                                u[at + 2u] = values.z;
-                            }
-                            if left > 3u {
-                                u[at + 3u] = values.w;
-                            }
-                        }
+                    }
+                    if WRITE_U {
+                        put_u(u_place(row + i, c), values, left);
+                    }
+                    if normed {
                         values *= gains;
                     }
                     put(row + i, c, values + biases, left);

@@ -7,6 +7,7 @@ mod kernel;
 mod linear;
 mod normalize;
 mod norms;
+mod product;
 mod record;
 mod tensor;
 mod trusted;
@@ -14,8 +15,9 @@ mod trusted;
 pub use contract::{Activation, Axis, DType, Element, Eps};
 pub use error::Error;
 pub use gpu::{Gpu, Options, Parameters, Report, Wanted};
-pub use linear::{LinearOptions, Tile, Weight};
+pub use linear::{LinearOptions, Weight};
 pub use normalize::WeightNorm;
+pub use product::Tile;
 pub use record::Recorder;
 pub use tensor::Tensor;
 

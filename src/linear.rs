@@ -1,30 +1,10 @@
 //! The weight-normalized matrix product. Shader: `linear.wgsl`.
-use bytemuck::{Pod, Zeroable};
-
 use crate::contract::norms_shape;
-use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
-use crate::norms::{Form, Job, windows};
-use crate::record::{Arguments, Dispatch, View, expect_dtype, expect_per_norm, firsts};
-use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    batch: u32,
-    outs: u32,
-    ins: u32,
-    stride: u32,
-    y_stride: u32,
-    split_length: u32,
-    split_first: u32,
-    splits: u32,
-    firsts: u32,
-    more_firsts: u32,
-    policy: u32,
-    eps: f32,
-    slope: f32,
-}
+use crate::kernel::{self, Constants, Kernel, Module};
+use crate::norms::{Form, Job};
+use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window};
+use crate::record::{Arguments, View, expect_dtype, expect_per_norm, expect_shape};
+use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 
 /// The weight of a linear layer: ordinary, or weight-normalized.
 #[derive(Debug, Clone, Copy)]
@@ -63,77 +43,6 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// A shape of the product kernel: how much of y a workgroup computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Tile {
-    /// 64 rows by 64 columns, 8 by 8 an invocation.
-    Large,
-    /// 32 by 32, 4 by 4 an invocation.
-    Medium,
-    /// 8 rows by 64 columns, 2 by 4 an invocation: a few rows of x.
-    Wide,
-    /// 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
-    Tall,
-}
-
-impl Tile {
-    /// All of them.
-    pub const ALL: [Tile; 4] = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
-
-    /// WX, WY, TM, TN of `linear.wgsl`.
-    fn sizes(self) -> [u64; 4] {
-        match self {
-            Tile::Large => [8, 8, 8, 8],
-            Tile::Medium => [8, 8, 4, 4],
-            Tile::Wide => [16, 4, 2, 4],
-            Tile::Tall => [2, 32, 4, 4],
-        }
-    }
-
-    fn rows(self) -> u64 {
-        let [_, wy, tm, _] = self.sizes();
-        wy * tm
-    }
-
-    fn columns(self) -> u64 {
-        let [wx, _, _, tn] = self.sizes();
-        wx * tn
-    }
-
-    /// The most columns of x and v that an invocation may go through within `MAX_ITERATIONS`, if it has to form
-    /// every one of its sums again. Multiple of BK.
-    pub(crate) fn max_length(self) -> u64 {
-        let [wx, wy, tm, tn] = self.sizes();
-        let stages = |length: u64| (length * BK / 4).div_ceil(wx * wy);
-        // `product`: staging x, staging v (four columns each may be scaled), BK multiply-add steps, for each BK columns.
-        let product = 1 + stages(self.rows()) + 5 * stages(self.columns()) + BK;
-        // Sixteen columns at a time: redo_dot of each element, is_zero_row of each row and quad, redo_squares.
-        let redo = tm * tn + tm * tn / 4 + self.columns().div_ceil(wx * wy);
-        // The loops over elements, stages and columns besides.
-        let besides = 1_000;
-        (MAX_ITERATIONS - besides) / (product + redo) * BK
-    }
-
-    /// The tile for a product, the one table of it.
-    fn choose(batch: u64, outs: u64, ins: u64) -> Tile {
-        match (batch, outs) {
-            (_, ..=8) if batch > 8 => Tile::Tall,
-            (..=8, _) => Tile::Wide,
-            (..=48, _) | (_, ..=48) => Tile::Medium,
-            _ if ins > Tile::Large.max_length() => Tile::Medium,
-            _ => Tile::Large,
-        }
-    }
-}
-
-/// Columns of x and v that `linear.wgsl` stages at a time.
-const BK: u64 = 16;
-/// Invocations in a workgroup of `linear_finish`.
-const FINISH_THREADS: u64 = 64;
-/// Partial sums kept at a time; a larger product is computed in pieces.
-const MAX_PARTIAL_BYTES: u64 = 64 << 20;
-
 /// What else a linear layer may do. `LinearOptions::default()` does nothing else.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -142,6 +51,9 @@ pub struct LinearOptions<'a> {
     pub activation: Activation,
     /// Where the effective norms are written, as the backward pass and later calls want them: f32, shaped as g.
     pub norms: Option<&'a Tensor>,
+    /// Where u = (x·v)/n̂ is written, what the gain multiplies and the backward pass wants: f32, shaped as y. For kept
+    /// axis 0 and the whole tensor.
+    pub u: Option<&'a Tensor>,
     /// Forces a tile, for tests and tuning.
     pub tile: Option<Tile>,
     /// Forces the split of in_features into pieces of this many columns (rounded up to a multiple of 16), for tests and
@@ -159,6 +71,12 @@ impl<'a> LinearOptions<'a> {
     /// Writes the effective norms out.
     pub fn norms(mut self, norms: &'a Tensor) -> Self {
         self.norms = Some(norms);
+        self
+    }
+
+    /// Writes u out.
+    pub fn u(mut self, u: &'a Tensor) -> Self {
+        self.u = Some(u);
         self
     }
 
@@ -235,7 +153,7 @@ fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
 
 /// Where the norms of a product come from: NORM of `linear.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
-enum Norm {
+pub(crate) enum Norm {
     Plain,
     Fused,
     Given,
@@ -243,23 +161,19 @@ enum Norm {
     In,
 }
 
-/// A checked product: y = x·wᵀ for a [batch, ins] x and an [outs, ins] w.
-struct Product<'a> {
-    x: &'a Tensor,
-    v: &'a Tensor,
-    g: Option<&'a Tensor>,
-    bias: Option<&'a Tensor>,
-    y: &'a Tensor,
-    batch: u64,
-    outs: u64,
-    ins: u64,
-    norm: Norm,
-    norms_in: Option<View<'a>>,
-    norms_out: Option<&'a Tensor>,
-    policy: u32,
-    eps: f32,
-    activation: Activation,
-    tile: Tile,
+/// The ends of `linear.wgsl`.
+pub(crate) struct LinearEnd<'a> {
+    pub norm: Norm,
+    pub norms_in: Option<View<'a>>,
+    pub g: Option<&'a Tensor>,
+    pub bias: Option<&'a Tensor>,
+    pub y: &'a Tensor,
+    pub norms_out: Option<&'a Tensor>,
+    pub u: Option<&'a Tensor>,
+    pub policy: (u32, f32),
+    pub activation: Activation,
+    /// Columns of the whole y.
+    pub columns: u64,
 }
 
 impl Recorder<'_, '_> {
@@ -294,55 +208,58 @@ impl Recorder<'_, '_> {
         options: &LinearOptions<'_>,
     ) -> Result<(), Error> {
         let weight = weight.into();
-        let split_length = self.check_linear(x, weight, bias, y, options)?;
+        self.check_linear(x, weight, bias, y, options)?;
         let v = weight.v();
         let (outs, ins) = (v.shape()[0] as u64, v.shape()[1] as u64);
         let batch = y.shape()[..y.shape().len() - 1].iter().product::<usize>() as u64;
         let normalized = weight.normalized();
 
-        // Without anything to sum up, w plays no part in y, and its norms are those of empty rows.
-        let fused = normalized.is_some_and(|w| w.axis == Axis::Kept(0) && w.norms.is_none()) && batch * ins > 0;
-        if let (Some(weight), Some(norms), false) = (normalized, options.norms, fused) {
-            if !(weight.axis != Axis::Kept(0) && batch * outs * ins > 0) {
-                self.write_norms(weight, norms)?;
-            }
+        let norm = match normalized {
+            // Without anything to sum up, w plays no part in y.
+            _ if batch * outs * ins == 0 => Norm::Plain,
+            None => Norm::Plain,
+            Some(weight) => match (weight.axis, weight.norms) {
+                (Axis::Kept(0), None) => Norm::Fused,
+                (Axis::Kept(0), Some(_)) => Norm::Given,
+                (Axis::Whole, _) => Norm::Whole,
+                (Axis::Kept(_), _) => Norm::In,
+            },
+        };
+        if let (Some(weight), Some(norms), Norm::Plain | Norm::Given) = (normalized, options.norms, norm) {
+            self.write_norms(weight, norms)?;
         }
         if batch * outs == 0 {
             return Ok(());
         }
-        let (norm, norms_in) = match normalized {
-            _ if ins == 0 => (Norm::Plain, None),
-            None => (Norm::Plain, None),
-            Some(weight) => match (weight.axis, weight.norms) {
-                (Axis::Kept(0), None) => (Norm::Fused, None),
-                (Axis::Kept(0), Some(norms)) => (Norm::Given, Some(View::of(norms))),
-                (Axis::Whole, _) => (Norm::Whole, Some(self.scales(weight, Form::Wide, options.norms)?)),
-                (Axis::Kept(_), _) => (Norm::In, Some(self.scales(weight, Form::Scales, options.norms)?)),
-            },
+        let norms_in = match (normalized, norm) {
+            (Some(weight), Norm::Given) => weight.norms.map(View::of),
+            (Some(weight), Norm::Whole) => Some(self.scales(weight, Form::Wide, options.norms)?),
+            (Some(weight), Norm::In) => Some(self.scales(weight, Form::Scales, options.norms)?),
+            _ => None,
         };
-        let product = Product {
-            x,
-            v,
+        let end = LinearEnd {
+            norm,
+            norms_in,
             // On the contraction the gain is part of the scales.
             g: normalized.and_then(|w| w.g).filter(|_| norm != Norm::In && norm != Norm::Plain),
             bias,
             y,
-            batch,
-            outs,
-            ins,
-            norm,
-            norms_in,
             norms_out: options.norms.filter(|_| norm == Norm::Fused),
-            policy: normalized.map_or(0, |w| w.eps.code()),
-            eps: normalized.map_or(0.0, |w| w.eps.value()),
+            u: options.u,
+            policy: normalized.map_or((0, 0.0), |w| (w.eps.code(), w.eps.value())),
             activation: options.activation,
-            tile: options.tile.unwrap_or_else(|| Tile::choose(batch, outs, ins)),
+            columns: outs,
         };
-        let whole = ins <= product.columns_in_binding(self.gpu());
-        match split_length {
-            None if whole && ins <= product.tile.max_length() => self.unsplit(&product),
-            forced => self.split_columns(&product, forced),
-        }
+        self.product(&Product {
+            a: Operand { tensor: x, along_k: true },
+            b: Operand { tensor: v, along_k: true },
+            c_bytes: if options.u.is_some() { 4 } else { y.dtype().size() },
+            rows: batch,
+            columns: outs,
+            depth: ins,
+            forced: options.forced(),
+            end: &end,
+        })
     }
 
     fn check_linear(
@@ -352,16 +269,16 @@ impl Recorder<'_, '_> {
         bias: Option<&Tensor>,
         y: &Tensor,
         options: &LinearOptions<'_>,
-    ) -> Result<Option<u64>, Error> {
+    ) -> Result<(), Error> {
         let v = weight.v();
         let shape = y_shape(x, v)?;
-        crate::record::expect_shape(OP, "y", y, &shape)?;
+        expect_shape(OP, "y", y, &shape)?;
         if let Some(weight) = weight.normalized() {
             weight.check(OP)?;
         }
         if let Some(bias) = bias {
             expect_dtype(OP, "bias", bias, DType::F32)?;
-            crate::record::expect_shape(OP, "bias", bias, &v.shape()[..1])?;
+            expect_shape(OP, "bias", bias, &v.shape()[..1])?;
         }
         let normalized = weight.normalized();
         if let Some(norms) = options.norms {
@@ -371,6 +288,14 @@ impl Recorder<'_, '_> {
             };
             expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
         }
+        if let Some(u) = options.u {
+            expect_dtype(OP, "u", u, DType::F32)?;
+            expect_shape(OP, "u", u, &shape)?;
+            if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
+                let expected = "a weight normalized along axis 0 or as a whole".to_owned();
+                return Err(Error::Shape { op: OP, arg: "u", got: v.shape().to_vec(), expected });
+            }
+        }
         Arguments::new(OP)
             .input("x", x)
             .input("weight", v)
@@ -379,15 +304,9 @@ impl Recorder<'_, '_> {
             .input("bias", bias)
             .output("y", y)
             .output("norms", options.norms)
+            .output("u", options.u)
             .check(self.gpu())?;
-        let Some(split_length) = options.split_length else { return Ok(None) };
-        let rounded = u64::from(split_length).next_multiple_of(BK);
-        let tile = options.tile.unwrap_or(Tile::Large);
-        if rounded == 0 || rounded > tile.max_length() {
-            let reason = format!("a split has 1 to {} columns with this tile", tile.max_length());
-            return Err(Error::Variant { op: OP, got: format!("split_length {split_length}, {tile:?}"), reason });
-        }
-        Ok(Some(rounded))
+        options.forced().check(OP)
     }
 
     /// The norms alone, where no product makes them.
@@ -403,215 +322,77 @@ impl Recorder<'_, '_> {
             norms_too: None,
         })
     }
+}
 
-    fn unsplit(&mut self, product: &Product<'_>) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
-        let tile = product.tile;
-        let window = product.window(self, product.ins, 0)?;
-        for (j, outs) in windows(product.outs, window.outs) {
-            for (b, batch) in windows(product.batch, window.batch) {
-                let (x, x_first) = View::of(product.x).bind(&gpu, b * product.ins, batch * product.ins);
-                let (v, v_first) = View::of(product.v).bind(&gpu, j * product.ins, outs * product.ins);
-                let ends = product.ends(&gpu, b, batch, j, outs);
-                let more_firsts = ends.firsts();
-                self.dispatch(&Dispatch {
-                    kernel: &kernel::LINEAR_WHOLE,
-                    module: product.module(),
-                    constants: &product.constants(b == 0, true),
-                    buffers: &[x, v, ends.g.0, ends.bias.0, ends.norms_in.0, ends.y.0, ends.norms_out.0],
-                    params: Params {
-                        batch: batch as u32,
-                        outs: outs as u32,
-                        ins: product.ins as u32,
-                        splits: 1,
-                        firsts: firsts([x_first, v_first, ends.y.1, 0]),
-                        more_firsts,
-                        ..product.params()
-                    },
-                    groups: batch.div_ceil(tile.rows()) * outs.div_ceil(tile.columns()),
-                    work: batch * outs * product.ins,
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Partial sums over pieces of in_features, then their sum.
-    fn split_columns(&mut self, product: &Product<'_>, forced: Option<u64>) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
-        let &Product { ins, tile, .. } = product;
-        let in_binding = product.columns_in_binding(&gpu) / BK * BK;
-        let longest = tile.max_length().min(in_binding);
-        let even = ins.div_ceil(ins.div_ceil(longest).max(1)).next_multiple_of(BK);
-        let split_length = forced.unwrap_or(even).min(longest).max(BK);
-        let splits = ins.div_ceil(split_length);
-        let split_step = (in_binding / split_length).max(1);
-        let window = product.window(self, ins.min(split_step * split_length), splits)?;
-        let fused = u64::from(product.norm == Norm::Fused);
-        let sums_count = |batch: u64, outs: u64| splits * outs * (batch + fused);
-        let sums = View::scratch(gpu.scratch(Scratch::Sums, sums_count(window.batch, window.outs) * 8)?, 8);
-        for (j, outs) in windows(product.outs, window.outs) {
-            for (b, batch) in windows(product.batch, window.batch) {
-                let (part, _) = sums.bind(&gpu, 0, sums_count(batch, outs));
-                let ends = product.ends(&gpu, b, batch, j, outs);
-                let more_firsts = ends.firsts();
-                let params = Params {
-                    batch: batch as u32,
-                    outs: outs as u32,
-                    split_length: split_length as u32,
-                    splits: splits as u32,
-                    ..product.params()
-                };
-                for (split, split_count) in windows(splits, split_step) {
-                    let k = split * split_length;
-                    let k_count = (split_count * split_length).min(ins - k);
-                    let span = |rows: u64| (rows - 1) * ins + k_count;
-                    let (x, x_first) = View::of(product.x).bind(&gpu, b * ins + k, span(batch));
-                    let (v, v_first) = View::of(product.v).bind(&gpu, j * ins + k, span(outs));
-                    let (scales, scales_first) = match &product.norms_in {
-                        Some(scales) if product.norm == Norm::In => scales.bind(&gpu, 2 * k, 2 * k_count),
-                        _ => (None, 0),
-                    };
-                    let tiles = batch.div_ceil(tile.rows()) * outs.div_ceil(tile.columns());
-                    self.dispatch(&Dispatch {
-                        kernel: &kernel::LINEAR_PARTIAL,
-                        module: product.module(),
-                        constants: &product.constants(false, true),
-                        buffers: &[x, v, scales, part.clone()],
-                        params: Params {
-                            ins: k_count as u32,
-                            split_first: split as u32,
-                            firsts: firsts([x_first, v_first, 0, 0]),
-                            more_firsts: firsts([0, 0, scales_first, 0]),
-                            ..params
-                        },
-                        groups: tiles * split_count,
-                        work: batch * outs * k_count,
-                    })?;
-                }
-                self.dispatch(&Dispatch {
-                    kernel: &kernel::LINEAR_FINISH,
-                    module: product.module(),
-                    constants: &product.constants(b == 0, false),
-                    buffers: &[ends.g.0, ends.bias.0, ends.norms_in.0, ends.y.0, ends.norms_out.0, part],
-                    params: Params { firsts: firsts([0, 0, ends.y.1, 0]), more_firsts, ..params },
-                    groups: (batch * outs).div_ceil(FINISH_THREADS),
-                    work: batch * outs * splits,
-                })?;
-            }
-        }
-        Ok(())
+impl LinearOptions<'_> {
+    fn forced(&self) -> Forced {
+        Forced { tile: self.tile, split_length: self.split_length }
     }
 }
 
-type Bound<'a> = (Option<crate::record::Span<'a>>, u32);
-
-/// What the end of a product reads and writes, for one window of y.
-struct Ends<'a> {
-    g: Bound<'a>,
-    bias: Bound<'a>,
-    norms_in: Bound<'a>,
-    y: Bound<'a>,
-    norms_out: Bound<'a>,
-}
-
-impl Ends<'_> {
-    fn firsts(&self) -> u32 {
-        firsts([self.g.1, self.bias.1, self.norms_in.1, self.norms_out.1])
+impl<'a> End<'a> for LinearEnd<'a> {
+    fn kernels(&self) -> [&'static Kernel; 3] {
+        [&kernel::LINEAR_WHOLE, &kernel::LINEAR_PARTIAL, &kernel::LINEAR_FINISH]
     }
-}
 
-/// How much of y one dispatch takes.
-struct Window {
-    batch: u64,
-    outs: u64,
-}
-
-impl<'a> Product<'a> {
     fn module(&self) -> Module {
         if self.y.dtype() == DType::F32 { Module::LinearWords } else { Module::LinearHalves }
     }
 
-    fn params(&self) -> Params {
-        Params {
-            stride: self.ins as u32,
-            y_stride: self.outs as u32,
-            policy: self.policy,
-            eps: self.eps,
-            slope: self.activation.slope(),
-            ..Params::zeroed()
-        }
-    }
-
-    /// The override constants of a variant; those that do not matter to it keep their defaults, so that fewer are built.
-    fn constants(&self, first_rows: bool, tiled: bool) -> Constants {
+    fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
+        let columns = |tensor: Option<&'a Tensor>| -> Bound<'a> {
+            tensor.map_or((None, 0), |t| View::of(t).bind(gpu, window.column, window.columns))
+        };
+        let norms_in = match (&self.norms_in, self.norm) {
+            (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
+            (Some(norms), Norm::In) => norms.bind(gpu, 2 * window.k, 2 * window.depth),
+            (Some(norms), _) => norms.bind(gpu, window.column, window.columns),
+            (None, _) => (None, 0),
+        };
         let mut constants: Constants = vec![("NORM", self.norm as u32)];
-        if tiled {
-            let [wx, wy, tm, tn] = self.tile.sizes().map(|s| s as u32);
-            constants.extend([("WX", wx), ("WY", wy), ("TM", tm), ("TN", tn)]);
-            constants.extend([("X_DTYPE", self.x.dtype().code()), ("V_DTYPE", self.v.dtype().code())]);
+        if self.y.dtype() != DType::F32 {
+            constants.push(("Y_DTYPE", self.y.dtype().code()));
         }
+        if stage == Stage::Partial {
+            let more_firsts = [0, 0, norms_in.1, 0];
+            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts };
+        }
+        let norms_out = self.norms_out.filter(|_| window.row == 0);
         constants.extend([
             ("ACTIVATION", self.activation.code()),
             ("HAS_GAIN", self.g.is_some().into()),
             ("HAS_BIAS", self.bias.is_some().into()),
-            ("WRITE_NORMS", (first_rows && self.norms_out.is_some()).into()),
+            ("WRITE_NORMS", norms_out.is_some().into()),
+            ("WRITE_U", self.u.is_some().into()),
         ]);
-        if self.y.dtype() != DType::F32 {
-            constants.push(("Y_DTYPE", self.y.dtype().code()));
+        let g = match self.norm {
+            Norm::Whole => self.g.map_or((None, 0), |t| View::of(t).bind(gpu, 0, 1)),
+            _ => columns(self.g),
+        };
+        let (bias, norms_out) = (columns(self.bias), columns(norms_out));
+        let y = window.of_result(gpu, &View::of(self.y), self.columns);
+        let u = self.u.map_or((None, 0), |u| window.of_result(gpu, &View::of(u), self.columns));
+        EndOf {
+            constants,
+            buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
+            firsts: [y.1, u.1],
+            more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
         }
-        constants
     }
 
-    /// Columns of one row of x, of v, and of their scales, that a binding holds.
-    fn columns_in_binding(&self, gpu: &Gpu) -> u64 {
-        let element = self.x.dtype().size().max(self.v.dtype().size());
-        gpu.binding_capacity() / if self.norm == Norm::In { 8 } else { element }
+    fn bytes_per_step(&self) -> u64 {
+        if self.norm == Norm::In { 8 } else { 0 }
     }
 
-    /// The largest window that fits bindings, scratch and dispatches, `k_count` columns of x and v at a time.
-    fn window(&self, recorder: &Recorder<'_, '_>, k_count: u64, splits: u64) -> Result<Window, Error> {
-        let gpu = recorder.gpu();
-        let capacity = gpu.binding_capacity();
-        // Rows of `ins` elements of which the last one needs k_count.
-        let rows = |element: u64| (capacity / element).saturating_sub(k_count) / self.ins.max(1) + 1;
-        let y_capacity = capacity / self.y.dtype().size();
-        let tile = self.tile;
-        let groups = gpu.group_capacity();
-        let outs = self.outs.min(rows(self.v.dtype().size())).min(capacity / 4).min(y_capacity);
-        let outs = outs.min((groups / splits.max(1)).max(1) * tile.columns());
-        let batch = self.batch.min(rows(self.x.dtype().size())).min((y_capacity - outs) / self.outs.max(1) + 1);
-        let batch = batch.min(recorder.work_capacity(outs * self.ins));
-        let tiles = outs.div_ceil(tile.columns()) * splits.max(1);
-        let mut window = Window { batch: batch.min((groups / tiles).max(1) * tile.rows()), outs };
-        let partial = MAX_PARTIAL_BYTES.min(capacity) / 8;
-        if splits > 0 {
-            window.batch = window.batch.min((partial / (splits * window.outs)).saturating_sub(1).max(1));
-            window.outs = window.outs.min((partial / (splits * (window.batch + 1))).max(1));
-            let needed = splits * window.outs * (window.batch + 1);
-            if needed > partial || splits > MAX_ITERATIONS / 2 || splits > groups {
-                return Err(Error::TooLarge { what: "splits of in_features", size: splits, limit: partial / 2 });
-            }
-        }
-        Ok(window)
+    fn column_sums(&self) -> bool {
+        self.norm == Norm::Fused
     }
 
-    fn ends(&self, gpu: &Gpu, b: u64, batch: u64, j: u64, outs: u64) -> Ends<'a> {
-        let columns = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(gpu, j, outs));
-        Ends {
-            g: match self.norm {
-                Norm::Whole => self.g.map_or((None, 0), |t| View::of(t).bind(gpu, 0, 1)),
-                _ => columns(self.g),
-            },
-            bias: columns(self.bias),
-            norms_in: match (&self.norms_in, self.norm) {
-                (Some(norms), Norm::Given) => norms.bind(gpu, j, outs),
-                (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
-                (Some(norms), _) => norms.bind(gpu, 0, 2 * self.ins),
-                (None, _) => (None, 0),
-            },
-            y: View::of(self.y).bind(gpu, b * self.outs + j, (batch - 1) * self.outs + outs),
-            norms_out: columns(self.norms_out),
-        }
+    fn policy(&self) -> (u32, f32) {
+        self.policy
+    }
+
+    fn slope(&self) -> f32 {
+        self.activation.slope()
     }
 }

@@ -1,0 +1,433 @@
+//! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
+//! Shader: `tile.wgsl`, with the ends of `linear.wgsl` or `gradient.wgsl`.
+use bytemuck::{Pod, Zeroable};
+
+use crate::gpu::Scratch;
+use crate::kernel::{Constants, Kernel, MAX_ITERATIONS, Module};
+use crate::norms::windows;
+use crate::record::{Dispatch, Span, View, firsts};
+use crate::{Error, Gpu, Recorder, Tensor};
+
+/// `Params` of `tile.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct Params {
+    rows: u32,
+    columns: u32,
+    depth: u32,
+    a_stride: u32,
+    b_stride: u32,
+    c_stride: u32,
+    split_length: u32,
+    split_first: u32,
+    splits: u32,
+    firsts: u32,
+    more_firsts: u32,
+    policy: u32,
+    eps: f32,
+    slope: f32,
+}
+
+/// A shape of the product kernels: how much of the result a workgroup computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tile {
+    /// 64 rows by 64 columns, 8 by 8 an invocation.
+    Large,
+    /// 32 by 32, 4 by 4 an invocation.
+    Medium,
+    /// 8 rows by 64 columns, 2 by 4 an invocation: a few rows of x.
+    Wide,
+    /// 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
+    Tall,
+}
+
+impl Tile {
+    /// All of them.
+    pub const ALL: [Tile; 4] = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
+
+    /// WX, WY, TM, TN of `tile.wgsl`.
+    fn sizes(self) -> [u64; 4] {
+        match self {
+            Tile::Large => [8, 8, 8, 8],
+            Tile::Medium => [8, 8, 4, 4],
+            Tile::Wide => [16, 4, 2, 4],
+            Tile::Tall => [2, 32, 4, 4],
+        }
+    }
+
+    fn rows(self) -> u64 {
+        let [_, wy, tm, _] = self.sizes();
+        wy * tm
+    }
+
+    fn columns(self) -> u64 {
+        let [wx, _, _, tn] = self.sizes();
+        wx * tn
+    }
+
+    /// The most steps of k that an invocation may go through within `MAX_ITERATIONS`, if it has to form every one of
+    /// its sums again. A multiple of BK.
+    pub fn max_length(self) -> u64 {
+        let [wx, wy, tm, tn] = self.sizes();
+        let stages = |length: u64| (length * BK / 4).div_ceil(wx * wy);
+        // `product`: staging A, staging B (four steps each may be scaled), BK multiply-add steps, for each BK of k.
+        let product = 1 + stages(self.rows()) + 5 * stages(self.columns()) + BK;
+        // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
+        let redo = tm * tn + tm + tn + self.columns().div_ceil(wx * wy);
+        // The loops over elements, stages and columns besides.
+        let besides = 1_000;
+        (MAX_ITERATIONS - besides) / (product + redo) * BK
+    }
+
+    /// The tile for a product of rows by columns, the one table of it.
+    fn choose(rows: u64, columns: u64, depth: u64) -> Tile {
+        match (rows, columns) {
+            (_, ..=8) if rows > 8 => Tile::Tall,
+            (..=8, _) => Tile::Wide,
+            (..=48, _) | (_, ..=48) => Tile::Medium,
+            _ if depth > Tile::Large.max_length() => Tile::Medium,
+            _ => Tile::Large,
+        }
+    }
+}
+
+/// Steps of k that `tile.wgsl` stages at a time.
+const BK: u64 = 16;
+/// `FINISH_THREADS` of `parts.wgsl`.
+const FINISH_THREADS: u64 = 64;
+/// Partial sums kept at a time; a larger product is computed in pieces.
+const MAX_PARTIAL_BYTES: u64 = 64 << 20;
+
+/// A or B: a matrix with k along its rows, (m, k), or along its columns, (k, m).
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub tensor: &'a Tensor,
+    pub along_k: bool,
+}
+
+/// A forced variant, for tests and tuning.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Forced {
+    pub tile: Option<Tile>,
+    pub split_length: Option<u32>,
+}
+
+impl Forced {
+    /// The tile and the steps of k in a split, a multiple of BK.
+    pub fn check(&self, op: &'static str) -> Result<(), Error> {
+        let Some(split_length) = self.split_length else { return Ok(()) };
+        let tile = self.tile.unwrap_or(Tile::Large);
+        if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > tile.max_length() {
+            let reason = format!("a split has 1 to {} steps with this tile", tile.max_length());
+            return Err(Error::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason });
+        }
+        Ok(())
+    }
+}
+
+/// The part of a product that one dispatch computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub row: u64,
+    pub rows: u64,
+    pub column: u64,
+    pub columns: u64,
+    pub k: u64,
+    pub depth: u64,
+}
+
+impl Window {
+    /// Binds the part of a (.., width) matrix that has the window's rows and columns.
+    pub fn of_result<'a>(&self, gpu: &Gpu, view: &View<'a>, width: u64) -> Bound<'a> {
+        view.bind(gpu, self.row * width + self.column, (self.rows - 1) * width + self.columns)
+    }
+}
+
+/// A span and the place of its first element, as [`View::bind`] gives them.
+pub(crate) type Bound<'a> = (Option<Span<'a>>, u32);
+
+/// Which of the three kernels of a product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Stage {
+    Whole,
+    Partial,
+    Finish,
+}
+
+/// What an end wants of a dispatch, besides A, B and the partial sums.
+pub(crate) struct EndOf<'a> {
+    pub constants: Constants,
+    /// The kernel's bindings after A and B (which `Finish` lacks), without the partial sums.
+    pub buffers: Vec<Option<Span<'a>>>,
+    /// The upper two places of `firsts`, and `more_firsts`.
+    pub firsts: [u32; 2],
+    pub more_firsts: [u32; 4],
+}
+
+/// What a product starts from and what becomes of it: the ends of a shader.
+pub(crate) trait End<'a> {
+    /// The kernels of [`Stage::Whole`], `Partial` and `Finish`.
+    fn kernels(&self) -> [&'static Kernel; 3];
+    fn module(&self) -> Module;
+    fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a>;
+    /// Bytes that one step of k needs in a binding of the end, if any.
+    fn bytes_per_step(&self) -> u64;
+    /// Sums of squares kept beside the partial sums of C: one for each column and split, or none.
+    fn column_sums(&self) -> bool;
+    fn policy(&self) -> (u32, f32);
+    fn slope(&self) -> f32;
+}
+
+/// A product whose arguments are checked. Nothing of it is empty, but depth may be 0.
+pub(crate) struct Product<'a> {
+    pub a: Operand<'a>,
+    pub b: Operand<'a>,
+    /// Bytes of an element of the widest tensor shaped as C.
+    pub c_bytes: u64,
+    pub rows: u64,
+    pub columns: u64,
+    pub depth: u64,
+    pub forced: Forced,
+    pub end: &'a dyn End<'a>,
+}
+
+/// How a product is cut: steps of rows, columns and k that one dispatch takes, and the length of a split if the sum is
+/// split.
+#[derive(Debug)]
+struct Plan {
+    tile: Tile,
+    rows: u64,
+    columns: u64,
+    split_length: Option<u64>,
+    /// Splits in one dispatch.
+    split_step: u64,
+}
+
+impl Recorder<'_, '_> {
+    pub(crate) fn product(&mut self, product: &Product<'_>) -> Result<(), Error> {
+        let plan = product.plan(self)?;
+        match plan.split_length {
+            None => self.whole_sums(product, &plan),
+            Some(split_length) => self.split_sums(product, &plan, split_length),
+        }
+    }
+
+    fn whole_sums(&mut self, product: &Product<'_>, plan: &Plan) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        for window in product.windows(plan) {
+            let (a, a_first) = product.a.bind(&gpu, window.row, window.rows, &window, product.rows, product.depth);
+            let (b, b_first) =
+                product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
+            let end = product.end.of(&gpu, Stage::Whole, &window);
+            let mut buffers = vec![a, b];
+            buffers.extend(end.buffers);
+            self.dispatch(&Dispatch {
+                kernel: product.end.kernels()[Stage::Whole as usize],
+                module: product.end.module(),
+                constants: &product.constants(plan.tile, end.constants),
+                buffers: &buffers,
+                params: Params {
+                    splits: 1,
+                    split_length: window.depth as u32,
+                    firsts: firsts([a_first, b_first, end.firsts[0], end.firsts[1]]),
+                    more_firsts: firsts(end.more_firsts),
+                    ..product.params(&window)
+                },
+                groups: plan.tiles(&window),
+                work: window.rows * window.columns * window.depth.max(1),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Partial sums over pieces of k, then their sum.
+    fn split_sums(&mut self, product: &Product<'_>, plan: &Plan, split_length: u64) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let splits = product.depth.div_ceil(split_length);
+        let count = |window: &Window| splits * window.columns * (window.rows + u64::from(product.end.column_sums()));
+        let largest = Window { row: 0, rows: plan.rows, column: 0, columns: plan.columns, k: 0, depth: product.depth };
+        let sums = View::scratch(gpu.scratch(Scratch::Sums, count(&largest) * 8)?, 8);
+        for window in product.windows(plan) {
+            let (part, _) = sums.bind(&gpu, 0, count(&window));
+            let params = Params { splits: splits as u32, split_length: split_length as u32, ..product.params(&window) };
+            for (split, split_count) in windows(splits, plan.split_step) {
+                let k = split * split_length;
+                let piece = Window { k, depth: (split_count * split_length).min(product.depth - k), ..window };
+                let (a, a_first) = product.a.bind(&gpu, piece.row, piece.rows, &piece, product.rows, product.depth);
+                let (b, b_first) =
+                    product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
+                let end = product.end.of(&gpu, Stage::Partial, &piece);
+                let mut buffers = vec![a, b];
+                buffers.extend(end.buffers);
+                buffers.push(part.clone());
+                self.dispatch(&Dispatch {
+                    kernel: product.end.kernels()[Stage::Partial as usize],
+                    module: product.end.module(),
+                    constants: &product.constants(plan.tile, end.constants),
+                    buffers: &buffers,
+                    params: Params {
+                        depth: piece.depth as u32,
+                        split_first: split as u32,
+                        firsts: firsts([a_first, b_first, end.firsts[0], end.firsts[1]]),
+                        more_firsts: firsts(end.more_firsts),
+                        ..params
+                    },
+                    groups: plan.tiles(&piece) * split_count,
+                    work: piece.rows * piece.columns * piece.depth,
+                })?;
+            }
+            let end = product.end.of(&gpu, Stage::Finish, &window);
+            let mut buffers = end.buffers;
+            buffers.push(part);
+            self.dispatch(&Dispatch {
+                kernel: product.end.kernels()[Stage::Finish as usize],
+                module: product.end.module(),
+                constants: &end.constants,
+                buffers: &buffers,
+                params: Params {
+                    firsts: firsts([0, 0, end.firsts[0], end.firsts[1]]),
+                    more_firsts: firsts(end.more_firsts),
+                    ..params
+                },
+                groups: (window.rows * window.columns).div_ceil(FINISH_THREADS),
+                work: window.rows * window.columns * splits,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Operand<'a> {
+    /// Binds the rows `first ..` of the product and the window's steps of k; the whole matrix has `rows` by `depth`.
+    fn bind(&self, gpu: &Gpu, first: u64, count: u64, window: &Window, rows: u64, depth: u64) -> Bound<'a> {
+        let view = View::of(self.tensor);
+        match (window.depth, self.along_k) {
+            (0, _) => (None, 0),
+            (_, true) => view.bind(gpu, first * depth + window.k, (count - 1) * depth + window.depth),
+            (_, false) => view.bind(gpu, window.k * rows + first, (window.depth - 1) * rows + count),
+        }
+    }
+
+    /// Rows of the product, with `steps` of k each, that a binding of so many elements holds.
+    fn rows_in(&self, elements: u64, rows: u64, depth: u64, steps: u64) -> u64 {
+        if self.along_k {
+            if steps > elements { 0 } else { ((elements - steps) / depth.max(1) + 1).min(rows) }
+        } else {
+            elements.saturating_sub(steps.saturating_sub(1) * rows).min(rows)
+        }
+    }
+
+    /// Steps of k that a binding of so many elements holds together with all the rows (k along the columns), or with
+    /// one row (k along the rows).
+    fn steps_in(&self, elements: u64, rows: u64) -> u64 {
+        if self.along_k { elements } else { (elements.saturating_sub(rows) / rows + 1).max(1) }
+    }
+
+    fn elements_in_binding(&self, gpu: &Gpu) -> u64 {
+        gpu.binding_capacity() / self.tensor.dtype().size()
+    }
+}
+
+impl Plan {
+    fn tiles(&self, window: &Window) -> u64 {
+        window.rows.div_ceil(self.tile.rows()) * window.columns.div_ceil(self.tile.columns())
+    }
+}
+
+impl<'a> Product<'a> {
+    fn windows(&self, plan: &Plan) -> impl Iterator<Item = Window> {
+        let (rows, depth, row_step) = (self.rows, self.depth, plan.rows);
+        windows(self.columns, plan.columns).flat_map(move |(column, columns)| {
+            windows(rows, row_step).map(move |(row, rows)| Window { row, rows, column, columns, k: 0, depth })
+        })
+    }
+
+    fn params(&self, window: &Window) -> Params {
+        let (policy, eps) = self.end.policy();
+        let stride = |operand: &Operand<'_>, rows: u64| if operand.along_k { self.depth } else { rows } as u32;
+        Params {
+            rows: window.rows as u32,
+            columns: window.columns as u32,
+            depth: window.depth as u32,
+            a_stride: stride(&self.a, self.rows),
+            b_stride: stride(&self.b, self.columns),
+            c_stride: self.columns as u32,
+            policy,
+            eps,
+            slope: self.end.slope(),
+            ..Params::zeroed()
+        }
+    }
+
+    fn constants(&self, tile: Tile, mut constants: Constants) -> Constants {
+        let [wx, wy, tm, tn] = tile.sizes().map(|s| s as u32);
+        constants.extend([("WX", wx), ("WY", wy), ("TM", tm), ("TN", tn)]);
+        constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
+        constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
+        constants
+    }
+
+    /// Rows and columns of C for one dispatch: those that fit the bindings with `steps` of k each.
+    fn fitting(&self, gpu: &Gpu, steps: u64) -> (u64, u64) {
+        let rows = self.a.rows_in(self.a.elements_in_binding(gpu), self.rows, self.depth, steps);
+        let columns = self.b.rows_in(self.b.elements_in_binding(gpu), self.columns, self.depth, steps);
+        let c = gpu.binding_capacity() / self.c_bytes;
+        let columns = columns.min(c).min(gpu.binding_capacity() / 4);
+        (rows.min(c.saturating_sub(columns) / self.columns + 1).min(gpu.binding_capacity() / 4), columns)
+    }
+
+    fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
+        let gpu = recorder.gpu();
+        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(self.rows, self.columns, self.depth));
+        let groups = gpu.group_capacity();
+        let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
+        let (rows, columns) = self.fitting(gpu, self.depth);
+        // Where k lies along the columns, windows of k keep the rows whole: the other way round they would be many.
+        let cut = |operand: &Operand<'_>, fitting: u64, all: u64| fitting == 0 || (!operand.along_k && fitting < all);
+        let whole = self.forced.split_length.is_none()
+            && self.depth <= tile.max_length().min(end_steps)
+            && !cut(&self.a, rows, self.rows)
+            && !cut(&self.b, columns, self.columns);
+        let (splits, mut plan) = if whole {
+            (1, Plan { tile, rows, columns, split_length: None, split_step: 1 })
+        } else {
+            let steps = self.a.steps_in(self.a.elements_in_binding(gpu), self.rows);
+            let steps = steps.min(self.b.steps_in(self.b.elements_in_binding(gpu), self.columns)).min(end_steps);
+            let longest = tile.max_length().min(steps / BK * BK).max(BK);
+            let even = self.depth.div_ceil(self.depth.div_ceil(longest).max(1)).next_multiple_of(BK);
+            let forced = self.forced.split_length.map(|length| u64::from(length).next_multiple_of(BK));
+            let split_length = forced.unwrap_or(even).min(longest);
+            let splits = self.depth.div_ceil(split_length);
+            let split_step = (steps / split_length).clamp(1, splits);
+            let (rows, columns) = self.fitting(gpu, (split_step * split_length).min(self.depth));
+            (splits, Plan { tile, rows, columns, split_length: Some(split_length), split_step })
+        };
+        let too_large = |what, size, limit| Err(Error::TooLarge { what, size, limit });
+        if plan.rows == 0 || plan.columns == 0 {
+            return too_large("a row of a matrix in bytes", self.depth * 4, gpu.binding_capacity());
+        }
+        if splits > MAX_ITERATIONS / 2 {
+            return too_large("splits of a sum", splits, MAX_ITERATIONS / 2);
+        }
+        let limit = |plan: &mut Plan, groups: u64| {
+            let in_dispatch = (groups / plan.split_step).max(1);
+            plan.columns = plan.columns.min(in_dispatch * tile.columns());
+            let tiles_n = plan.columns.div_ceil(tile.columns());
+            plan.rows = plan.rows.min((in_dispatch / tiles_n).max(1) * tile.rows());
+        };
+        plan.split_step = plan.split_step.min(groups);
+        limit(&mut plan, groups);
+        plan.rows = plan.rows.min(recorder.work_capacity(plan.columns * self.depth));
+        if plan.split_length.is_some() {
+            let capacity = MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8;
+            let beside = u64::from(self.end.column_sums());
+            plan.columns = plan.columns.min((capacity / (splits * (1 + beside))).max(1));
+            plan.rows = plan.rows.min((capacity / (splits * plan.columns)).saturating_sub(beside).max(1));
+            if splits * plan.columns * (plan.rows + beside) > capacity {
+                return too_large("partial sums", splits * (1 + beside), capacity);
+            }
+        }
+        Ok(plan)
+    }
+}
