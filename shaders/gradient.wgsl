@@ -24,6 +24,8 @@ override SCALE: u32 = SCALE_NONE;
 override HAS_GAIN: bool = true;
 override ADD: bool = false; // add to what C holds
 
+override SLOTS: u32 = BM + BN;
+
 const END_PLAIN = 0u;
 const END_ROWS = 1u;
 const END_COLUMNS = 2u;
@@ -33,10 +35,10 @@ const SCALE_NONE = 0u;
 const SCALE_BY_K = 1u;
 const SCALE_WHOLE = 2u;
 
-var<workgroup> scale_t: array<f32, BM + BN>; // a of a row or column of the tile
-var<workgroup> scale_m: array<f32, BM + BN>;
-var<workgroup> share_t: array<f32, BM + BN>; // dg / d of it
-var<workgroup> share_m: array<f32, BM + BN>;
+var<workgroup> scale_t: array<f32, SLOTS>; // a of a row or column of the tile
+var<workgroup> scale_m: array<f32, SLOTS>;
+var<workgroup> share_t: array<f32, SLOTS>; // dg / d of it
+var<workgroup> share_m: array<f32, SLOTS>;
 
 fn gain_of(i: u32) -> Wide {
     if !HAS_GAIN {

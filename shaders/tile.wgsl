@@ -50,6 +50,11 @@ override QUADS: u32 = TN / 4u;
 override A_STAGES: u32 = (BM * BK / 4u + THREADS - 1u) / THREADS;
 override B_STAGES: u32 = (BN * BK / 4u + THREADS - 1u) / THREADS; // at most 4
 
+// Sizes of workgroup memory have names, since naga 30 panics where an override is declared behind an array whose size
+// is an expression of overrides.
+override A_STAGED: u32 = BM * BK;
+override B_STAGED: u32 = BN * BK;
+
 const BK = 16u;
 const BK4 = BK / 4u;
 
@@ -58,8 +63,8 @@ const BK4 = BK / 4u;
 const SAFE_LOW = 0x21800000u;
 const SAFE_HIGH = 0x5d800000u;
 
-var<workgroup> staged_as: array<f32, BM * BK>; // [k][m]
-var<workgroup> staged_bs: array<f32, BN * BK>; // [k][n]
+var<workgroup> staged_as: array<f32, A_STAGED>; // [k][m]
+var<workgroup> staged_bs: array<f32, B_STAGED>; // [k][n]
 
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
 

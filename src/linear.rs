@@ -345,6 +345,8 @@ impl<'a> End<'a> for LinearEnd<'a> {
         };
         let norms_in = match (&self.norms_in, self.norm) {
             (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
+            // The scales are part of the partial sums.
+            (Some(_), Norm::In) if stage == Stage::Finish => (None, 0),
             (Some(norms), Norm::In) => norms.bind(gpu, 2 * window.k, 2 * window.depth),
             (Some(norms), _) => norms.bind(gpu, window.column, window.columns),
             (None, _) => (None, 0),

@@ -235,7 +235,7 @@ impl Recorder<'_, '_> {
                     ..product.params(&window)
                 },
                 groups: plan.tiles(&window),
-                work: window.rows * window.columns * window.depth.max(1),
+                work: plan.work(&window),
             })?;
         }
         Ok(())
@@ -274,7 +274,7 @@ impl Recorder<'_, '_> {
                         ..params
                     },
                     groups: plan.tiles(&piece) * split_count,
-                    work: piece.rows * piece.columns * piece.depth,
+                    work: plan.work(&piece),
                 })?;
             }
             let end = product.end.of(&gpu, Stage::Finish, &window);
@@ -332,6 +332,11 @@ impl<'a> Operand<'a> {
 impl Plan {
     fn tiles(&self, window: &Window) -> u64 {
         window.rows.div_ceil(self.tile.rows()) * window.columns.div_ceil(self.tile.columns())
+    }
+
+    /// Multiply-adds of a dispatch.
+    fn work(&self, window: &Window) -> u64 {
+        self.tiles(window) * self.tile.rows() * self.tile.columns() * window.depth.max(1)
     }
 }
 
@@ -399,7 +404,8 @@ impl<'a> Product<'a> {
             let forced = self.forced.split_length.map(|length| u64::from(length).next_multiple_of(BK));
             let split_length = forced.unwrap_or(even).min(longest);
             let splits = self.depth.div_ceil(split_length);
-            let split_step = (steps / split_length).clamp(1, splits);
+            let in_work = recorder.work_capacity(tile.rows() * tile.columns() * split_length);
+            let split_step = (steps / split_length).min(in_work).clamp(1, splits);
             let (rows, columns) = self.fitting(gpu, (split_step * split_length).min(self.depth));
             (splits, Plan { tile, rows, columns, split_length: Some(split_length), split_step })
         };
@@ -410,23 +416,27 @@ impl<'a> Product<'a> {
         if splits > MAX_ITERATIONS / 2 {
             return too_large("splits of a sum", splits, MAX_ITERATIONS / 2);
         }
-        let limit = |plan: &mut Plan, groups: u64| {
-            let in_dispatch = (groups / plan.split_step).max(1);
-            plan.columns = plan.columns.min(in_dispatch * tile.columns());
-            let tiles_n = plan.columns.div_ceil(tile.columns());
-            plan.rows = plan.rows.min((in_dispatch / tiles_n).max(1) * tile.rows());
-        };
-        plan.split_step = plan.split_step.min(groups);
-        limit(&mut plan, groups);
-        plan.rows = plan.rows.min(recorder.work_capacity(plan.columns * self.depth));
+        // Windows of whole tiles, as long as there is one.
+        let in_tiles = |count: u64, size: u64| if count < size { count.max(1) } else { count / size * size };
+        let steps = if whole { self.depth } else { plan.split_step * plan.split_length.unwrap_or(0) }.max(1);
+        let in_work = |work: u64, size: u64| in_tiles(recorder.work_capacity(work).max(size), size);
+        plan.columns = plan.columns.min(groups * tile.columns()).min(in_work(tile.rows() * steps, tile.columns()));
+        let tiles_n = plan.columns.div_ceil(tile.columns());
+        plan.rows = plan.rows.min((groups / tiles_n).max(1) * tile.rows());
+        plan.rows = plan.rows.min(in_work(tiles_n * tile.columns() * steps, tile.rows()));
         if plan.split_length.is_some() {
             let capacity = MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8;
             let beside = u64::from(self.end.column_sums());
-            plan.columns = plan.columns.min((capacity / (splits * (1 + beside))).max(1));
-            plan.rows = plan.rows.min((capacity / (splits * plan.columns)).saturating_sub(beside).max(1));
+            let rows = plan.rows.min(tile.rows());
+            plan.columns = plan.columns.min(in_tiles(capacity / (splits * (rows + beside)), tile.columns()));
+            plan.rows = plan.rows.min((groups * FINISH_THREADS / plan.columns).max(1));
+            plan.rows =
+                plan.rows.min(in_tiles((capacity / (splits * plan.columns)).saturating_sub(beside), tile.rows()));
             if splits * plan.columns * (plan.rows + beside) > capacity {
                 return too_large("partial sums", splits * (1 + beside), capacity);
             }
+            let tiles = plan.rows.div_ceil(tile.rows()) * plan.columns.div_ceil(tile.columns());
+            plan.split_step = plan.split_step.min((groups / tiles).max(1));
         }
         Ok(plan)
     }
