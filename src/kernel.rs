@@ -25,10 +25,12 @@ pub enum Module {
     Normalize,
     LinearWords,
     LinearHalves,
+    Batch,
 }
 
 impl Module {
-    pub const ALL: [Module; 4] = [Module::Norms, Module::Normalize, Module::LinearWords, Module::LinearHalves];
+    pub const ALL: [Module; 5] =
+        [Module::Norms, Module::Normalize, Module::LinearWords, Module::LinearHalves, Module::Batch];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -36,6 +38,7 @@ impl Module {
             Module::Normalize => "normalize",
             Module::LinearWords => "linear_words",
             Module::LinearHalves => "linear_halves",
+            Module::Batch => "batch",
         }
     }
 
@@ -46,6 +49,7 @@ impl Module {
             Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
             Module::LinearWords => joined!("numbers.wgsl", "out_words.wgsl", "linear.wgsl"),
             Module::LinearHalves => joined!("numbers.wgsl", "out_halves.wgsl", "linear.wgsl"),
+            Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
         }
     }
 
@@ -108,10 +112,20 @@ pub static LINEAR_FINISH: Kernel = Kernel {
     modules: LINEAR,
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
 };
+pub static BATCH_SUMS: Kernel = Kernel {
+    entry: "batch_sums",
+    modules: &[Module::Batch],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
+};
+pub static BATCH_FINISH: Kernel = Kernel {
+    entry: "batch_finish",
+    modules: &[Module::Batch],
+    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)],
+};
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 9] = [
+pub static KERNELS: [&Kernel; 11] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -121,6 +135,8 @@ pub static KERNELS: [&Kernel; 9] = [
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,
+    &BATCH_SUMS,
+    &BATCH_FINISH,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

@@ -1,4 +1,5 @@
 #![doc = "Weight normalization on any GPU."]
+mod batch;
 mod contract;
 pub mod cpu;
 mod error;
