@@ -7,7 +7,8 @@
 //   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
 //   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
 //                 from means[j])
-//   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1
+//   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
+//                 with first as gain and second as bias column j has mean 0 and variance 1
 //
 // `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
 // in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
@@ -17,12 +18,13 @@
 struct Params {
     count: u32,        // columns; subtract_means: elements
     rows: u32,         // rows in this dispatch; batch_finish: in all
-    stride: u32,       // elements from a row to the next; subtract_means: columns
+    stride: u32,       // elements from a row to the next
     split_length: u32, // rows in a split
     splits: u32,       // in this dispatch; batch_finish: in all
-    part_first: u32,   // where the partial results of this dispatch start; subtract_means: the column of element 0
-    firsts: u32,       // 8 bits each: the first element of a, of u (of y), of first (of the bias), of second
-    means_first: u32,  // the first element of means within its binding
+    part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
+                       // counted from the first one bound
+    firsts: u32,       // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
+    means_first: u32,  // the same of means, or of centers
     flags: u32,        // HAS_
     rate: f32,         // END_MEANS: 1 / rows
     momentum: f32,
@@ -36,17 +38,21 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
 @group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns)
+@group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
+@group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
 
 override A_DTYPE: u32 = F32;
+override Y_DTYPE: u32 = F32;
 override KIND: u32 = KIND_DOTS;
 override END: u32 = END_SUMS;
-override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0
+override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0; subtract_means: u is the bias
 override DIRECT: bool = true; // batch_sums: one split is all there is: write the end out
 override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
 
 override CY: u32 = THREADS / CX; // invocations that share a column of a split
 
 const THREADS = 64u;
+const WORDS = 4u * THREADS;
 const KIND_DOTS = 0u;
 const KIND_MOMENTS = 1u;
 const END_SUMS = 0u;
@@ -154,8 +160,9 @@ fn write_end(column: u32, stat: Stat) {
     let at = extractBits(p.firsts, 16u, 8u) + column;
     let at_second = extractBits(p.firsts, 24u, 8u) + column;
     if END == END_SCALES {
-        let deviation = sqrt(stat.s.y);
-        let scale = select(1.0 / deviation, 1.0, deviation == 0.0);
+        // A variance below 2^-126 counts as none.
+        let constant = magnitude(stat.s.y) < SMALLEST;
+        let scale = 1.0 / sqrt(select(stat.s.y, 1.0, constant));
         first[at] = scale;
         second[at_second] = -stat.s.x * scale;
         return;
@@ -230,5 +237,52 @@ fn batch_finish(
     stat = combine_lanes(stat, t);
     if column < p.count && t < CX {
         write_end(column, stat);
+    }
+}
+
+fn centered(e: u32) -> f32 {
+    let at = extractBits(p.firsts, 0u, 8u) + e;
+    let column = (p.part_first + e) % p.stride;
+    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE) - centers[p.means_first + column];
+    if HAS_U {
+        return x + u[extractBits(p.firsts, 8u, 8u) + column];
+    }
+    return x;
+}
+
+// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for elements 0 .. count - 1.
+// An invocation owns whole words of y, every THREADS-th of its workgroup's WORDS; halves that are not ours stay.
+@compute @workgroup_size(THREADS)
+fn subtract_means(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let first_at = extractBits(p.firsts, 16u, 8u);
+    let end = first_at + p.count;
+    let begin = flat(group, groups) * WORDS + t;
+    for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
+        let word = begin + i;
+        if Y_DTYPE == F32 {
+            if word < p.count {
+                y[first_at + word] = bitcast<u32>(centered(word));
+            }
+            continue;
+        }
+        let low = ((first_at >> 1u) + word) << 1u;
+        if low >= end {
+            continue;
+        }
+        var bits = 0u;
+        if low < first_at || low + 1u >= end {
+            bits = y[low >> 1u];
+        }
+        if low >= first_at {
+            bits = (bits & 0xffff0000u) | pack(centered(low - first_at), Y_DTYPE);
+        }
+        if low + 1u < end {
+            bits = (bits & 0xffffu) | (pack(centered(low + 1u - first_at), Y_DTYPE) << 16u);
+        }
+        y[low >> 1u] = bits;
     }
 }

@@ -12,6 +12,8 @@ pub(crate) const MAX_ITERATIONS: u64 = 60_000;
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
 const UNIFORM_BINDING: u32 = 15;
+/// Binding numbers in use: below this.
+pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
 
 macro_rules! joined {
     ($($file:literal),*) => { concat!($(include_str!(concat!("../shaders/", $file)), "\n"),*) };
@@ -122,10 +124,15 @@ pub static BATCH_FINISH: Kernel = Kernel {
     modules: &[Module::Batch],
     bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)],
 };
+pub static SUBTRACT_MEANS: Kernel = Kernel {
+    entry: "subtract_means",
+    modules: &[Module::Batch],
+    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
+};
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 11] = [
+pub static KERNELS: [&Kernel; 12] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -137,6 +144,7 @@ pub static KERNELS: [&Kernel; 11] = [
     &LINEAR_FINISH,
     &BATCH_SUMS,
     &BATCH_FINISH,
+    &SUBTRACT_MEANS,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

@@ -12,6 +12,7 @@ mod record;
 mod tensor;
 mod trusted;
 
+pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
 pub use error::Error;
 pub use gpu::{Gpu, Options, Parameters, Report, Wanted};
@@ -24,4 +25,19 @@ pub use tensor::Tensor;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::kernel::{Access, KERNELS, Kernel, Module};
+    use crate::record::View;
+    use crate::{Error, Recorder, Tensor, Write};
+
+    /// The reduction of the backward pass by itself. Checks nothing.
+    #[expect(clippy::missing_errors_doc, reason = "a door for tests")]
+    pub fn column_dot_sums(
+        ops: &mut Recorder<'_, '_>,
+        dy: &Tensor,
+        u: Option<&Tensor>,
+        dbias: Option<&Tensor>,
+        dg: Option<&Tensor>,
+        write: Write,
+    ) -> Result<(), Error> {
+        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), write)
+    }
 }
