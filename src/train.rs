@@ -50,7 +50,6 @@ impl Sgd {
     }
 
     /// What the gradient is multiplied by on its way into m, in step `step` (the first is 1).
-    #[allow(dead_code, reason = "used by the optimizer steps to come")]
     pub(crate) fn into_momentum(&self, step: u64) -> f64 {
         if step <= 1 { 1.0 } else { 1.0 - self.dampening }
     }
@@ -92,7 +91,6 @@ impl Adam {
     }
 
     /// (1 − β₁ᵗ, √(1 − β₂ᵗ)) for step t, the first being 1.
-    #[allow(dead_code, reason = "used by the optimizer steps to come")]
     pub(crate) fn corrections(&self, step: u64) -> (f64, f64) {
         let t = step as f64;
         (1.0 - self.beta1.powf(t), (1.0 - self.beta2.powf(t)).sqrt())
