@@ -10,6 +10,7 @@ mod normalize;
 mod norms;
 mod record;
 mod tensor;
+mod train;
 mod trusted;
 
 pub use batch::{RunningMean, Write};
@@ -20,6 +21,7 @@ pub use linear::{LinearOptions, Tile, Weight};
 pub use normalize::WeightNorm;
 pub use record::Recorder;
 pub use tensor::Tensor;
+pub use train::{Adam, Group, Sgd};
 
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]
