@@ -28,11 +28,12 @@ pub enum Module {
     LinearWords,
     LinearHalves,
     Batch,
+    Optimizer,
 }
 
 impl Module {
-    pub const ALL: [Module; 5] =
-        [Module::Norms, Module::Normalize, Module::LinearWords, Module::LinearHalves, Module::Batch];
+    pub const ALL: [Module; 6] =
+        [Module::Norms, Module::Normalize, Module::LinearWords, Module::LinearHalves, Module::Batch, Module::Optimizer];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -41,6 +42,7 @@ impl Module {
             Module::LinearWords => "linear_words",
             Module::LinearHalves => "linear_halves",
             Module::Batch => "batch",
+            Module::Optimizer => "optimizer",
         }
     }
 
@@ -52,6 +54,7 @@ impl Module {
             Module::LinearWords => joined!("numbers.wgsl", "out_words.wgsl", "linear.wgsl"),
             Module::LinearHalves => joined!("numbers.wgsl", "out_halves.wgsl", "linear.wgsl"),
             Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
+            Module::Optimizer => joined!("numbers.wgsl", "optimizer.wgsl"),
         }
     }
 
@@ -129,10 +132,14 @@ pub static SUBTRACT_MEANS: Kernel = Kernel {
     modules: &[Module::Batch],
     bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
 };
+const STEP: &[(u32, Access)] =
+    &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
+pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
+pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 12] = [
+pub static KERNELS: [&Kernel; 14] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -145,6 +152,8 @@ pub static KERNELS: [&Kernel; 12] = [
     &BATCH_SUMS,
     &BATCH_FINISH,
     &SUBTRACT_MEANS,
+    &OPTIMIZER,
+    &OPTIMIZER_ROWS,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

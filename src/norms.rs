@@ -345,7 +345,7 @@ struct Columns {
 }
 
 /// Invocations that share a sum of `count` terms.
-fn lanes_for(count: u64) -> u64 {
+pub(crate) fn lanes_for(count: u64) -> u64 {
     match count {
         0..=16 => 1,
         17..=256 => 8,
