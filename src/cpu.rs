@@ -20,10 +20,23 @@
 //! arithmetic: a row with a NaN has the norm NaN under every policy, a row with an infinity has an infinite norm and
 //! w = NaN at the infinity, 0 elsewhere.
 //!
+//! Gradients: a name d… is ∂L/∂… of a scalar loss L, in the shape of what follows the d.
+//!
 //! Every operator returns [`Error::Length`] where a slice does not hold what its shape says, and [`Error::TooLarge`]
 //! past 2³² − 1 elements.
+mod backward;
+mod batch;
+mod optimizer;
+
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, Axis, Element, Eps, Error};
+
+pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
+pub use batch::{
+    data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, mean_only_batch_norm_eval,
+    update_running_mean,
+};
+pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 
 /// The elements of a slice in any storage type, as f64. Exact.
 pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {
@@ -72,13 +85,8 @@ pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec
 /// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`]; [`Error::Shape`] for a `g` of another size.
 pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     let norms = row_norms(v, shape, axis, eps)?;
+    check_gain("normalize", g, shape, axis)?;
     let Layout { outer, kept, inner } = Layout::new(shape, axis)?;
-    if let Some(g) = g
-        && g.len() != kept
-    {
-        let expected = format!("{:?}, or flat [{kept}]", norms_shape(shape, axis));
-        return Err(Error::Shape { op: "normalize", arg: "g", got: vec![g.len()], expected });
-    }
 
     let mut w = vec![0.0; v.len()];
     for o in 0..outer {
@@ -135,27 +143,14 @@ pub fn linear(
     activation: Activation,
 ) -> Result<Vec<f64>, Error> {
     let op = "linear";
-    let &[out_features, in_features] = w_shape else {
-        return Err(Error::Shape { op, arg: "w", got: w_shape.to_vec(), expected: "[out, in]".into() });
-    };
-    let Some((&last, batch_shape)) = x_shape.split_last().filter(|(last, _)| **last == in_features) else {
-        return Err(Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: format!("[.., {in_features}]") });
-    };
-    check_elements("x", x_shape, x.len())?;
-    check_elements("w", w_shape, w.len())?;
-    if let Some(bias) = bias
-        && bias.len() != out_features
-    {
-        return Err(Error::Shape { op, arg: "bias", got: vec![bias.len()], expected: format!("[{out_features}]") });
-    }
-    let batch: usize = batch_shape.iter().product();
-    check_size("y", &[batch, out_features])?;
+    let (batch, [out_features, in_features]) = check_product(op, x, x_shape, "w", w, w_shape)?;
+    check_features(op, "bias", bias, out_features)?;
 
     let mut y = Vec::with_capacity(batch * out_features);
     for b in 0..batch {
-        let x_row = &x[b * last..][..last];
+        let x_row = &x[b * in_features..][..in_features];
         for j in 0..out_features {
-            let w_row = &w[j * last..][..last];
+            let w_row = &w[j * in_features..][..in_features];
             let product: f64 = x_row.iter().zip(w_row).map(|(x, w)| x * w).sum();
             let bias = bias.map_or(0.0, |bias| bias[j]);
             y.push(activate(product + bias, activation));
@@ -211,6 +206,50 @@ fn effective_norm(square: f64, eps: Eps) -> f64 {
         }
         Eps::After(e) => n + f64::from(e),
     }
+}
+
+/// A gain has one element per index of the kept axis.
+fn check_gain(op: &'static str, g: Option<&[f64]>, shape: &[usize], axis: Axis) -> Result<(), Error> {
+    let Layout { kept, .. } = Layout::new(shape, axis)?;
+    match g {
+        Some(g) if g.len() != kept => {
+            let expected = format!("{:?}, or flat [{kept}]", norms_shape(shape, axis));
+            Err(Error::Shape { op, arg: "g", got: vec![g.len()], expected })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An optional vector has one element per feature.
+fn check_features(op: &'static str, arg: &'static str, vector: Option<&[f64]>, features: usize) -> Result<(), Error> {
+    match vector {
+        Some(vector) if vector.len() != features => {
+            Err(Error::Shape { op, arg, got: vec![vector.len()], expected: format!("[{features}]") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `x`: `[.., K]` and the weight: `[N, K]` have a product. Returns (rows of x, [N, K]).
+fn check_product(
+    op: &'static str,
+    x: &[f64],
+    x_shape: &[usize],
+    arg: &'static str,
+    w: &[f64],
+    w_shape: &[usize],
+) -> Result<(usize, [usize; 2]), Error> {
+    let &[out_features, in_features] = w_shape else {
+        return Err(Error::Shape { op, arg, got: w_shape.to_vec(), expected: "[out, in]".into() });
+    };
+    let Some((_, batch_shape)) = x_shape.split_last().filter(|(last, _)| **last == in_features) else {
+        return Err(Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: format!("[.., {in_features}]") });
+    };
+    check_elements("x", x_shape, x.len())?;
+    check_elements(arg, w_shape, w.len())?;
+    let batch: usize = batch_shape.iter().product();
+    check_size("y", &[batch, out_features])?;
+    Ok((batch, [out_features, in_features]))
 }
 
 /// A slice of `len` elements holds a tensor of this shape.

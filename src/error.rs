@@ -68,6 +68,20 @@ pub enum Error {
         /// The value given.
         eps: f32,
     },
+    /// An argument that may be left out is needed here.
+    #[error("{op}: {arg} is missing")]
+    Missing {
+        /// The operator.
+        op: &'static str,
+        /// The argument.
+        arg: &'static str,
+    },
+    /// An optimizer step has number 0: the first is 1.
+    #[error("{op}: steps count from 1")]
+    Step {
+        /// The operator.
+        op: &'static str,
+    },
     /// A forced kernel variant cannot run here.
     #[error("{op}: the forced variant {got} cannot run: {reason}")]
     Variant {

@@ -96,6 +96,10 @@ pub(crate) enum Scratch {
     Scales,
 }
 
+/// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
+const NOTHING_SIZE: u64 = 16;
+const NOTHING_STRIDE: u64 = 256;
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Gpu {
@@ -160,7 +164,7 @@ impl Gpu {
             ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, 64),
             ("invocations along x", limits.max_compute_workgroup_size_x, 64),
             ("workgroups in a dimension", limits.max_compute_workgroups_per_dimension, 1),
-            ("bindings in a bind group", limits.max_bindings_per_bind_group, 16),
+            ("bindings in a bind group", limits.max_bindings_per_bind_group, kernel::MAX_BINDINGS as u32),
         ] {
             if has < needs {
                 return Err(Error::Unsupported { what: format!("{what}: it has {has}, {needs} are needed") });
@@ -174,7 +178,12 @@ impl Gpu {
             create_buffer(
                 &device,
                 "a placeholder",
-                &wgpu::BufferDescriptor { label: Some(label), size: 16, usage, mapped_at_creation: false },
+                &wgpu::BufferDescriptor {
+                    label: Some(label),
+                    size: NOTHING_STRIDE * kernel::MAX_BINDINGS,
+                    usage,
+                    mapped_at_creation: false,
+                },
             )
         };
         let inner = Inner {
@@ -293,11 +302,15 @@ impl Gpu {
         &self.inner.pipelines
     }
 
-    pub(crate) fn nothing(&self, access: kernel::Access) -> &wgpu::Buffer {
-        match access {
+    /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse
+    /// two writable bindings of the same bytes.
+    pub(crate) fn nothing(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
+        let buffer = match access {
             kernel::Access::Read => &self.inner.nothing_read,
             kernel::Access::Write => &self.inner.nothing_written,
-        }
+        };
+        let offset = u64::from(binding) * NOTHING_STRIDE;
+        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(NOTHING_SIZE) }
     }
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {

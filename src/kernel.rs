@@ -12,6 +12,8 @@ pub(crate) const MAX_ITERATIONS: u64 = 60_000;
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
 const UNIFORM_BINDING: u32 = 15;
+/// Binding numbers in use: below this.
+pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
 
 macro_rules! joined {
     ($($file:literal),*) => { concat!($(include_str!(concat!("../shaders/", $file)), "\n"),*) };
@@ -27,16 +29,20 @@ pub enum Module {
     LinearHalves,
     GradientWords,
     GradientHalves,
+    Batch,
+    Optimizer,
 }
 
 impl Module {
-    pub const ALL: [Module; 6] = [
+    pub const ALL: [Module; 8] = [
         Module::Norms,
         Module::Normalize,
         Module::LinearWords,
         Module::LinearHalves,
         Module::GradientWords,
         Module::GradientHalves,
+        Module::Batch,
+        Module::Optimizer,
     ];
 
     pub fn name(self) -> &'static str {
@@ -47,6 +53,8 @@ impl Module {
             Module::LinearHalves => "linear_halves",
             Module::GradientWords => "gradient_words",
             Module::GradientHalves => "gradient_halves",
+            Module::Batch => "batch",
+            Module::Optimizer => "optimizer",
         }
     }
 
@@ -67,6 +75,8 @@ impl Module {
             Module::GradientHalves => {
                 joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
             }
+            Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
+            Module::Optimizer => joined!("numbers.wgsl", "optimizer.wgsl"),
         }
     }
 
@@ -145,10 +155,29 @@ pub static GRADIENT_FINISH: Kernel = Kernel {
     modules: GRADIENTS,
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Read), (8, Write)],
 };
+pub static BATCH_SUMS: Kernel = Kernel {
+    entry: "batch_sums",
+    modules: &[Module::Batch],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
+};
+pub static BATCH_FINISH: Kernel = Kernel {
+    entry: "batch_finish",
+    modules: &[Module::Batch],
+    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)],
+};
+pub static SUBTRACT_MEANS: Kernel = Kernel {
+    entry: "subtract_means",
+    modules: &[Module::Batch],
+    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
+};
+const STEP: &[(u32, Access)] =
+    &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
+pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
+pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 12] = [
+pub static KERNELS: [&Kernel; 17] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -161,6 +190,11 @@ pub static KERNELS: [&Kernel; 12] = [
     &GRADIENT,
     &GRADIENT_PARTIAL,
     &GRADIENT_FINISH,
+    &BATCH_SUMS,
+    &BATCH_FINISH,
+    &SUBTRACT_MEANS,
+    &OPTIMIZER,
+    &OPTIMIZER_ROWS,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

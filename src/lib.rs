@@ -1,4 +1,5 @@
 #![doc = "Weight normalization on any GPU."]
+mod batch;
 mod contract;
 pub mod cpu;
 mod error;
@@ -7,22 +8,42 @@ mod kernel;
 mod linear;
 mod normalize;
 mod norms;
+mod optimizer;
 mod product;
 mod record;
 mod tensor;
+mod train;
 mod trusted;
 
+pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
 pub use error::Error;
 pub use gpu::{Gpu, Options, Parameters, Report, Wanted};
 pub use linear::{LinearOptions, Weight};
 pub use normalize::WeightNorm;
+pub use optimizer::{AdamState, Moments, SgdState, Trainable};
 pub use product::Tile;
 pub use record::Recorder;
 pub use tensor::Tensor;
+pub use train::{Adam, Group, Sgd};
 
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::kernel::{Access, KERNELS, Kernel, Module};
+    use crate::record::View;
+    use crate::{Error, Recorder, Tensor, Write};
+
+    /// The reduction of the backward pass by itself. Checks nothing.
+    #[expect(clippy::missing_errors_doc, reason = "a door for tests")]
+    pub fn column_dot_sums(
+        ops: &mut Recorder<'_, '_>,
+        dy: &Tensor,
+        u: Option<&Tensor>,
+        dbias: Option<&Tensor>,
+        dg: Option<&Tensor>,
+        write: Write,
+    ) -> Result<(), Error> {
+        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), write)
+    }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Job<'a> {
 /// Invocations in a workgroup of `norms.wgsl`.
 const THREADS: u64 = 64;
 /// Workgroups that fill a large GPU; long rows are split until there are so many.
-const ENOUGH_GROUPS: u64 = 512;
+pub(crate) const ENOUGH_GROUPS: u64 = 512;
 /// The shortest stretch worth a workgroup of its own, in elements.
 const SHORTEST_STRETCH: u64 = 16_384;
 /// Inner sizes from which stretches before the kept axis are summed as rows of their own; shorter ones as columns.
@@ -345,7 +345,7 @@ struct Columns {
 }
 
 /// Invocations that share a sum of `count` terms.
-fn lanes_for(count: u64) -> u64 {
+pub(crate) fn lanes_for(count: u64) -> u64 {
     match count {
         0..=16 => 1,
         17..=256 => 8,

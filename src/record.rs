@@ -194,7 +194,7 @@ fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>
         binding,
         resource: wgpu::BindingResource::Buffer(match span {
             Some(span) => span.binding(),
-            None => gpu.nothing(access).as_entire_buffer_binding(),
+            None => gpu.nothing(access, binding),
         }),
     };
     zipped.map(entry).collect()

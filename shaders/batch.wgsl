@@ -1,0 +1,288 @@
+// Statistics down the columns of a (rows, columns) matrix, rows being the batch, and what is made of them:
+//
+//   KIND_DOTS     sum_b a[b,j]  and  sum_b a[b,j] * u[b,j]
+//   KIND_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
+//                 never E[a²] - E[a]²
+//
+//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
+//   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
+//                 from means[j])
+//   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
+//                 with first as gain and second as bias column j has mean 0 and variance 1
+//
+// `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
+// in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
+// `subtract_means` is the elementwise end of mean-only batch normalization.
+// No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
+
+struct Params {
+    count: u32,        // columns; subtract_means: elements
+    rows: u32,         // rows in this dispatch; batch_finish: in all
+    stride: u32,       // elements from a row to the next
+    split_length: u32, // rows in a split
+    splits: u32,       // in this dispatch; batch_finish: in all
+    part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
+                       // counted from the first one bound
+    firsts: u32,       // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
+    means_first: u32,  // the same of means, or of centers
+    flags: u32,        // HAS_
+    rate: f32,         // END_MEANS: 1 / rows
+    momentum: f32,
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> a: array<u32>; // (rows, columns) words of A_DTYPE
+@group(0) @binding(1) var<storage, read> u: array<f32>; // (rows, columns)
+@group(0) @binding(2) var<storage, read_write> part: array<vec2<f32>>; // (splits, columns)
+@group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
+@group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
+@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns)
+@group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
+@group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
+
+override A_DTYPE: u32 = F32;
+override Y_DTYPE: u32 = F32;
+override KIND: u32 = KIND_DOTS;
+override END: u32 = END_SUMS;
+override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0; subtract_means: u is the bias
+override DIRECT: bool = true; // batch_sums: one split is all there is: write the end out
+override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
+
+override CY: u32 = THREADS / CX; // invocations that share a column of a split
+
+const THREADS = 64u;
+const WORDS = 4u * THREADS;
+const KIND_DOTS = 0u;
+const KIND_MOMENTS = 1u;
+const END_SUMS = 0u;
+const END_MEANS = 1u;
+const END_SCALES = 2u;
+const HAS_FIRST = 1u;
+const HAS_SECOND = 2u;
+const ACCUMULATE = 4u;
+
+// Of `n` rows: KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays
+// in the range of f32 however many rows there are.
+struct Stat {
+    s: vec2<f32>,
+    n: f32,
+}
+
+var<workgroup> stats: array<vec2<f32>, THREADS>;
+var<workgroup> sizes: array<f32, THREADS>;
+
+fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
+    return (group.z * groups.y + group.y) * groups.x + group.x;
+}
+
+fn has(flag: u32) -> bool {
+    return (p.flags & flag) != 0u;
+}
+
+fn merge(x: Stat, y: Stat) -> Stat {
+    if KIND == KIND_DOTS {
+        return Stat(x.s + y.s, x.n + y.n);
+    }
+    if y.n == 0.0 {
+        return x;
+    }
+    let n = x.n + y.n;
+    let part_x = x.n / n;
+    let part_y = y.n / n;
+    let distance = y.s.x - x.s.x;
+    let variance = x.s.y * part_x + y.s.y * part_y + (distance * part_x) * (distance * part_y);
+    return Stat(vec2<f32>(x.s.x + distance * part_y, variance), n);
+}
+
+// Element e of a, with its partner.
+fn term(row: u32, column: u32) -> vec2<f32> {
+    let e = row * p.stride + column;
+    let at = extractBits(p.firsts, 0u, 8u) + e;
+    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE);
+    if KIND == KIND_DOTS && HAS_U {
+        return vec2<f32>(x, x * u[extractBits(p.firsts, 8u, 8u) + e]);
+    }
+    return vec2<f32>(x, 0.0);
+}
+
+// Rows begin, begin + CY, .. below end of a column, four at a time.
+fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
+    var total = Stat(vec2<f32>(), 0.0);
+    var lanes = array<vec2<f32>, 4>();
+    var row = begin;
+    for (; row + 3u * CY < end; row += 4u * CY) { // (end - begin) / (4 CY) iterations
+        let x = term(row, column);
+        let y = term(row + CY, column);
+        let z = term(row + 2u * CY, column);
+        let w = term(row + 3u * CY, column);
+        if KIND == KIND_DOTS {
+            lanes[0] += x;
+            lanes[1] += y;
+            lanes[2] += z;
+            lanes[3] += w;
+        } else {
+            let four = vec4<f32>(x.x, y.x, z.x, w.x);
+            // Relative to the first one, so that a mean far from 0 costs no digits.
+            let apart = four - four.x;
+            let shift = 0.25 * ((apart.x + apart.y) + (apart.z + apart.w));
+            let rest = apart - shift;
+            total = merge(total, Stat(vec2<f32>(four.x + shift, 0.25 * dot(rest, rest)), 4.0));
+        }
+    }
+    if KIND == KIND_DOTS {
+        total.s = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    }
+    for (; row < end; row += CY) { // at most 3 iterations
+        total = merge(total, Stat(term(row, column), 1.0));
+    }
+    return total;
+}
+
+// Puts together what the CY invocations of each column have; the result is right in the first CX invocations.
+fn combine_lanes(own: Stat, t: u32) -> Stat {
+    var total = own;
+    for (var step = CY / 2u; step > 0u; step /= 2u) { // at most 6 iterations
+        // Nobody may overwrite what a slower lane still reads.
+        workgroupBarrier();
+        stats[t] = total.s;
+        sizes[t] = total.n;
+        workgroupBarrier();
+        if t < step * CX {
+            let other = t + step * CX;
+            total = merge(total, Stat(stats[other], sizes[other]));
+        }
+    }
+    return total;
+}
+
+fn write_end(column: u32, stat: Stat) {
+    let at = extractBits(p.firsts, 16u, 8u) + column;
+    let at_second = extractBits(p.firsts, 24u, 8u) + column;
+    if END == END_SCALES {
+        // A variance below 2^-126 counts as none.
+        let constant = magnitude(stat.s.y) < SMALLEST;
+        let scale = 1.0 / sqrt(select(stat.s.y, 1.0, constant));
+        first[at] = scale;
+        second[at_second] = -stat.s.x * scale;
+        return;
+    }
+    if has(HAS_FIRST) {
+        var sum = stat.s.x;
+        if has(ACCUMULATE) {
+            sum += first[at];
+        }
+        first[at] = sum;
+    }
+    if END == END_SUMS {
+        if has(HAS_SECOND) {
+            var sum = stat.s.y;
+            if has(ACCUMULATE) {
+                sum += second[at_second];
+            }
+            second[at_second] = sum;
+        }
+        return;
+    }
+    let mean = stat.s.x * p.rate;
+    means[p.means_first + column] = mean;
+    if has(HAS_SECOND) {
+        let old = second[at_second];
+        second[at_second] = old + p.momentum * (mean - old);
+    }
+}
+
+// A workgroup takes CX columns of one split; its invocation t takes column t % CX and every CY-th row from t / CX on.
+@compute @workgroup_size(THREADS)
+fn batch_sums(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let id = flat(group, groups);
+    let blocks = (p.count + CX - 1u) / CX;
+    let split = id / blocks;
+    let column = id % blocks * CX + t % CX;
+    let mine = split < p.splits && column < p.count;
+    var stat = Stat(vec2<f32>(), 0.0);
+    if mine {
+        let begin = split * p.split_length;
+        stat = column_stat(column, begin + t / CX, min(begin + p.split_length, p.rows));
+    }
+    stat = combine_lanes(stat, t);
+    if mine && t < CX {
+        if DIRECT {
+            write_end(column, stat);
+        } else {
+            part[p.part_first + split * p.count + column] = stat.s;
+        }
+    }
+}
+
+// The same over the partial results: splits for rows.
+@compute @workgroup_size(THREADS)
+fn batch_finish(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let column = flat(group, groups) * CX + t % CX;
+    var stat = Stat(vec2<f32>(), 0.0);
+    if column < p.count {
+        for (var split = t / CX; split < p.splits; split += CY) { // bounded by the host
+            let rows = min(p.split_length, p.rows - split * p.split_length);
+            stat = merge(stat, Stat(part[split * p.count + column], f32(rows)));
+        }
+    }
+    stat = combine_lanes(stat, t);
+    if column < p.count && t < CX {
+        write_end(column, stat);
+    }
+}
+
+fn centered(e: u32) -> f32 {
+    let at = extractBits(p.firsts, 0u, 8u) + e;
+    let column = (p.part_first + e) % p.stride;
+    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE) - centers[p.means_first + column];
+    if HAS_U {
+        return x + u[extractBits(p.firsts, 8u, 8u) + column];
+    }
+    return x;
+}
+
+// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for elements 0 .. count - 1.
+// An invocation owns whole words of y, every THREADS-th of its workgroup's WORDS; halves that are not ours stay.
+@compute @workgroup_size(THREADS)
+fn subtract_means(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let first_at = extractBits(p.firsts, 16u, 8u);
+    let end = first_at + p.count;
+    let begin = flat(group, groups) * WORDS + t;
+    for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
+        let word = begin + i;
+        if Y_DTYPE == F32 {
+            if word < p.count {
+                y[first_at + word] = bitcast<u32>(centered(word));
+            }
+            continue;
+        }
+        let low = ((first_at >> 1u) + word) << 1u;
+        if low >= end {
+            continue;
+        }
+        var bits = 0u;
+        if low < first_at || low + 1u >= end {
+            bits = y[low >> 1u];
+        }
+        if low >= first_at {
+            bits = (bits & 0xffff0000u) | pack(centered(low - first_at), Y_DTYPE);
+        }
+        if low + 1u < end {
+            bits = (bits & 0xffffu) | (pack(centered(low + 1u - first_at), Y_DTYPE) << 16u);
+        }
+        y[low >> 1u] = bits;
+    }
+}
