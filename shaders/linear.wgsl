@@ -18,7 +18,7 @@
 @group(0) @binding(4) var<storage, read> norms_in: array<f32>; // see NORM_ above
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
 @group(0) @binding(7) var<storage, read_write> u: array<f32>; // (batch, out_features): what the gain multiplies
-@group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) Wide, (splits, columns) Sum
+@group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) of C, (splits, columns) of v²
 
 override NORM: u32 = NORM_FUSED;
 override ACTIVATION: u32 = 0u;
@@ -73,16 +73,16 @@ fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
 }
 
 // The sum of squares of a column of y, from what `product` left in `squares`. Call stage_squares before.
-fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Sum {
+fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     var s = 0.0;
     for (var i = 0u; i < BK4; i += 1u) { // 4 iterations
         s += staged_bs[c * BK4 + i];
     }
-    let sum = Sum(s, lift(s));
-    if sum.c == 0 {
-        return sum;
+    let up = lift(s);
+    if up != 0 {
+        s = redo_squares(column0 + c, k_first, k_end, up);
     }
-    return Sum(redo_squares(column0 + c, k_first, k_end, sum.c), sum.c);
+    return Wide(s, -2 * up);
 }
 
 // Puts the squares of each invocation where column_sum finds them.
@@ -328,7 +328,7 @@ fn linear_partial(
             if row0 == 0u && column0 + c < p.columns {
                 let sum = column_sum(c, column0, k_first, k_end);
                 let at = (p.splits * p.rows + p.split_first + split) * p.columns + column0 + c;
-                part[at] = vec2<u32>(bitcast<u32>(sum.s), bitcast<u32>(sum.c));
+                part[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
             }
         }
     }
@@ -354,10 +354,10 @@ fn linear_finish(
     let dot = sum_of_parts(row, column);
     var norm = Wide(1.0, 0);
     if NORM == NORM_FUSED {
-        var sum = EMPTY;
+        var sum = Wide(0.0, NOTHING);
         for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
             let bits = part[(p.splits * p.rows + s) * p.columns + column];
-            sum = combine(sum, Sum(bitcast<f32>(bits.x), bitcast<i32>(bits.y)));
+            sum = sum_of(sum, Wide(bitcast<f32>(bits.x), bitcast<i32>(bits.y)));
         }
         norm = effective_norm(sum, p.policy, p.eps);
         if WRITE_NORMS && row == 0u {

@@ -109,3 +109,38 @@ fn normalize_in_place(
         put_four(e, scaled_four(e, vec4<f32>(w_at(e), w_at(e + 1u), w_at(e + 2u), w_at(e + 3u))));
     }
 }
+
+@group(0) @binding(3) var<storage, read> dw: array<u32>; // words of G_DTYPE
+
+override G_DTYPE: u32 = F32;
+override ADD: bool = false; // add to what dv holds
+
+fn dw_at(e: u32) -> f32 {
+    let at = extractBits(p.firsts, 24u, 8u) + min(e, p.count - 1u);
+    return unpack(dw[select(at >> 1u, at, G_DTYPE == F32)], at, G_DTYPE);
+}
+
+// dv = g / n̂ * (dw - dg * (v / d)), w standing for dv. `scales`: (kept, 4), g / n̂ and dg / d (norms.wgsl, DOT).
+@compute @workgroup_size(THREADS)
+fn normalize_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let e = element_of(group, groups, t);
+    if e >= p.count {
+        return;
+    }
+    var values = vec4<f32>();
+    for (var n = 0u; n < min(4u, p.count - e); n += 1u) { // at most 4 iterations
+        let j = (p.position + e + n) / p.inner % p.kept;
+        let at = extractBits(p.firsts, 16u, 8u) + 4u * (j - p.scale_first);
+        let scale = Scale(scales[at], scales[at + 1u]);
+        let share = Scale(scales[at + 2u], scales[at + 3u]);
+        values[n] = scaled(dw_at(e + n) - scaled(v_at(e + n), share), scale);
+        if ADD {
+            values[n] += w_at(e + n);
+        }
+    }
+    put_four(e, values);
+}

@@ -132,10 +132,13 @@ fn product_of(a: Wide, b: Wide) -> Wide {
 
 // a + b, rounded once.
 fn sum_of(a: Wide, b: Wide) -> Wide {
-    let x = select(a.e, NOTHING, magnitude(a.m) == 0u);
-    let y = select(b.e, NOTHING, magnitude(b.m) == 0u);
-    let top = max(x, y);
-    return Wide(a.m * exp2i(clamp(x - top, -126, 0)) + b.m * exp2i(clamp(y - top, -126, 0)), top);
+    let x = wide(a.m);
+    let y = wide(b.m);
+    let p = select(x.e + a.e, NOTHING, magnitude(x.m) == 0u);
+    let q = select(y.e + b.e, NOTHING, magnitude(y.m) == 0u);
+    let top = max(p, q);
+    // What the clamp keeps of a smaller term is below 2^-125 of the larger one.
+    return Wide(x.m * exp2i(clamp(p - top, -126, 0)) + y.m * exp2i(clamp(q - top, -126, 0)), top);
 }
 
 // A factor of any exponent as two f32: x * factor = ((x * t) * m) * t, where no step leaves the range of f32 unless the
@@ -160,18 +163,11 @@ fn wide_scale(scale: Scale) -> Wide {
     return Wide(m.m, m.e + 2 * t.e);
 }
 
-// A sum of squares of values scaled by 2^c: s = sum (v * 2^c)^2, with c = 0 where that is safe and else ±LIFT,
-// as in Blue's and LAPACK's nrm2. NaN and infinity come with c = -LIFT.
-struct Sum {
-    s: f32,
-    c: i32,
-}
-
+// Sums of squares: of values scaled by 2^c, with c = 0 where that is safe and else ±LIFT, as in Blue's and LAPACK's
+// nrm2. They are wide numbers then, s * 2^(-2c). NaN and infinity come with c = -LIFT.
 const LIFT = 96;
 const SUM_LOW = 0x0f800000u; // 2^-96: what squares below 2^-126 lose is far below the rounding of the sum
-const SUM_HIGH = 0x71800000u; // 2^100: 2^27 partial sums of that size still do not overflow
-
-const EMPTY = Sum(0.0, LIFT);
+const SUM_HIGH = 0x71800000u; // 2^100
 
 // The c with which a sum of squares has to be formed, given the sum formed with c = 0.
 fn lift(s: f32) -> i32 {
@@ -179,38 +175,33 @@ fn lift(s: f32) -> i32 {
     return select(select(0, LIFT, a < SUM_LOW), -LIFT, a >= SUM_HIGH);
 }
 
-fn combine(a: Sum, b: Sum) -> Sum {
-    let c = min(a.c, b.c);
-    // Squares scale by 2^(2 * difference). At a difference of -2 LIFT nothing of the smaller sum is left anyway.
-    let p = exp2i(max(c - a.c, -126));
-    let q = exp2i(max(c - b.c, -126));
-    return Sum((a.s * p) * p + (b.s * q) * q, c);
+// x with an exponent of 0 if f32 holds it safely.
+fn settled(x: Wide) -> Wide {
+    let value = narrow(x);
+    let a = magnitude(value);
+    if a >= SUM_LOW && a < SUM_HIGH {
+        return Wide(value, 0);
+    }
+    return x;
 }
 
-// The effective norm. The norm itself is sqrt(s) * 2^-c.
-fn effective_norm(sum: Sum, policy: u32, eps: f32) -> Wide {
-    let norm = Wide(sqrt(sum.s), -sum.c);
-    if policy == EPS_INSIDE_SQRT {
-        if sum.c == 0 {
-            return Wide(sqrt(sum.s + eps), 0);
-        }
-        if sum.c < 0 {
-            return Wide(sqrt(sum.s + (eps * exp2i(-LIFT)) * exp2i(-LIFT)), LIFT);
-        }
-        // n² is below 2^-69 here. A larger eps swallows it, a smaller one is added at a scale that holds both.
-        if eps >= exp2i(-40) {
-            return Wide(sqrt(eps), 0);
-        }
-        return Wide(sqrt((sum.s * exp2i(40 - LIFT)) * exp2i(40 - LIFT) + eps * exp2i(80)), -40);
+// The effective norm of a row whose squares add up to `sum`, settled.
+fn effective_norm(sum: Wide, policy: u32, eps: f32) -> Wide {
+    var square = wide(sum.m);
+    square.e += sum.e;
+    if magnitude(square.m) < SMALLEST {
+        square = Wide(0.0, 0);
     }
+    if policy == EPS_INSIDE_SQRT {
+        square = sum_of(square, wide(eps));
+    }
+    let odd = square.e & 1;
+    let norm = Wide(sqrt(square.m * f32(1 + odd)), (square.e - odd) / 2);
     if policy == EPS_CLAMP && magnitude(narrow(norm)) < bitcast<u32>(eps) {
         return Wide(eps, 0);
     }
     if policy == EPS_AFTER {
-        if sum.c < 0 {
-            return Wide(norm.m + eps * exp2i(-LIFT), LIFT);
-        }
-        return Wide(narrow(norm) + eps, 0);
+        return settled(sum_of(norm, wide(eps)));
     }
-    return norm;
+    return settled(norm);
 }

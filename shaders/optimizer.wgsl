@@ -61,7 +61,7 @@ const KIND_ADAM = 3u;
 const KIND_ADAMW = 4u;
 
 var<workgroup> sums: array<f32, THREADS>;
-var<workgroup> lifts: array<i32, THREADS>;
+var<workgroup> exponents: array<i32, THREADS>;
 
 fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
     return (group.z * groups.y + group.y) * groups.x + group.x;
@@ -235,15 +235,15 @@ fn word_square_again(word: u32, scale: f32) -> f32 {
 }
 
 // The sum of squares of the row, added up by each of its invocations in the same order.
-fn row_sum(own: Sum, t: u32) -> Sum {
-    sums[t] = own.s;
-    lifts[t] = own.c;
+fn row_sum(own: Wide, t: u32) -> Wide {
+    sums[t] = own.m;
+    exponents[t] = own.e;
     // Everybody reads what everybody wrote.
     workgroupBarrier();
     let begin = t / LANES * LANES;
-    var total = EMPTY;
+    var total = Wide(0.0, NOTHING);
     for (var lane = 0u; lane < LANES; lane += 1u) { // LANES iterations
-        total = combine(total, Sum(sums[begin + lane], lifts[begin + lane]));
+        total = sum_of(total, Wide(sums[begin + lane], exponents[begin + lane]));
     }
     return total;
 }
@@ -268,7 +268,7 @@ fn optimizer_rows(
     let mine = id < v_groups && row < p.v_count;
     let begin = row * words + t % LANES;
     let end = select(0u, (row + 1u) * words, mine);
-    var own = EMPTY;
+    var own = Wide(0.0, NOTHING);
     if mine {
         var s = 0.0;
         for (var word = begin; word < end; word += LANES) { // words / LANES iterations
@@ -280,14 +280,14 @@ fn optimizer_rows(
                 s += b * b;
             }
         }
-        own = Sum(s, lift(s));
-        if own.c != 0 {
-            let scale = exp2i(own.c);
-            own.s = 0.0;
+        let up = lift(s);
+        if up != 0 {
+            s = 0.0;
             for (var word = begin; word < end; word += LANES) { // words / LANES iterations
-                own.s += word_square_again(word, scale);
+                s += word_square_again(word, exp2i(up));
             }
         }
+        own = Wide(s, -2 * up);
     }
     let norm = effective_norm(row_sum(own, t), POLICY, p.norm_eps);
     for (var word = begin; word < end; word += LANES) { // words / LANES iterations
