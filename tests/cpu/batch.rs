@@ -139,9 +139,9 @@ proptest! {
             values
         };
         let (dt, dbias) = cpu::mean_only_batch_norm_backward(&dy, &shape).unwrap();
-        let of_t = |at| (loss(&moved(&t, at, 0.5), &bias) - loss(&moved(&t, at, -0.5), &bias));
+        let of_t = |at| loss(&moved(&t, at, 0.5), &bias) - loss(&moved(&t, at, -0.5), &bias);
         assert_close(&dt, &(0..t.len()).map(of_t).collect::<Vec<_>>(), 1e-12);
-        let of_bias = |j| (loss(&t, &moved(&bias, j, 0.5)) - loss(&t, &moved(&bias, j, -0.5)));
+        let of_bias = |j| loss(&t, &moved(&bias, j, 0.5)) - loss(&t, &moved(&bias, j, -0.5));
         assert_close(&dbias, &(0..bias.len()).map(of_bias).collect::<Vec<_>>(), 1e-12);
     }
 
