@@ -50,7 +50,7 @@ impl Sgd {
     }
 
     /// What the gradient is multiplied by on its way into m, in step `step` (the first is 1).
-    pub(crate) fn into_momentum(&self, step: u64) -> f64 {
+    pub(crate) fn into_momentum(self, step: u64) -> f64 {
         if step <= 1 { 1.0 } else { 1.0 - self.dampening }
     }
 }

@@ -236,6 +236,100 @@ pub fn dot_bound(chain: usize, sum_abs: f64, y: f64, dtype: DType) -> f64 {
     stored(dtype, y, e + 2.0 * U * (y.abs() + e))
 }
 
+// Gradients. A gradient is a sum of products whose result may cancel, so its bound is a factor times its *terms*: the
+// same expression with every number replaced by its absolute value and every subtraction by an addition. Each factor
+// counts the roundings of the longest path from an input to the result. `norm_chain` is the chain of the sum of
+// squares in n̂; `chain` the chain of the gradient's own sums, added up where one feeds another (dg of a linear layer:
+// in_features for u, then the batch; dv: the same, since dg is a part of it).
+//
+// A subnormal u or dw that is flushed in between changes a gradient by less than 2⁻¹²⁶ times what it is multiplied by,
+// and is not counted.
+
+/// The terms of (dv, dg) for [`cpu::normalize_backward`], element by element and by another road than it takes:
+/// dg_j = Σ|dw|·|v|/n̂ and dv = |g|/n̂·(|dw| + dg_j·|v|/d).
+pub fn normalize_terms(
+    dw: &[f64],
+    v: &[f64],
+    shape: &[usize],
+    g: Option<&[f64]>,
+    axis: Axis,
+    eps: Eps,
+) -> (Vec<f64>, Vec<f64>) {
+    let norms = cpu::row_norms(v, shape, axis, eps).unwrap();
+    let plain = cpu::row_norms(v, shape, axis, Eps::None).unwrap();
+    let row = |at| row_of(at, shape, axis);
+    let mut dg = vec![0.0; norms.len()];
+    for (at, (dw, v)) in dw.iter().zip(v).enumerate() {
+        dg[row(at)] += dw.abs() * (v.abs() / norms[row(at)]);
+    }
+    let term = |(at, (dw, v)): (usize, (&f64, &f64))| {
+        let j = row(at);
+        let d = match eps {
+            Eps::None | Eps::InsideSqrt(_) | Eps::Clamp(_) => norms[j],
+            Eps::After(_) => plain[j],
+        };
+        let correction = if *v == 0.0 { 0.0 } else { dg[j] * (v.abs() / d) };
+        g.map_or(1.0, |g| g[j].abs()) / norms[j] * (dw.abs() + correction)
+    };
+    let dv = dw.iter().zip(v).enumerate().map(term).collect();
+    (dv, dg)
+}
+
+/// The terms of every gradient of [`cpu::linear_backward`].
+pub fn linear_terms(x: &[f64], weight: cpu::Weight, w_shape: &[usize], dy: &[f64]) -> cpu::LinearGradients {
+    let &[outs, ins] = w_shape else { panic!("a weight of shape {w_shape:?}") };
+    let batch = dy.len().checked_div(outs).unwrap_or(0);
+    let w = match weight {
+        cpu::Weight::Plain(w) => w.to_vec(),
+        cpu::Weight::Normalized { v, g, axis, eps } => cpu::normalize(v, w_shape, g, axis, eps).unwrap(),
+    };
+    let sum = |count: usize, term: &dyn Fn(usize) -> f64| (0..count).map(|i| term(i).abs()).sum::<f64>();
+    let dx = (0..batch * ins).map(|at| sum(outs, &|j| dy[at / ins * outs + j] * w[j * ins + at % ins])).collect();
+    let dw: Vec<f64> =
+        (0..outs * ins).map(|at| sum(batch, &|b| dy[b * outs + at / ins] * x[b * ins + at % ins])).collect();
+    let dbias = (0..outs).map(|j| sum(batch, &|b| dy[b * outs + j])).collect();
+    let (dv, dg) = match weight {
+        cpu::Weight::Plain(_) => (dw, None),
+        cpu::Weight::Normalized { v, g, axis, eps } => {
+            let (dv, dg) = normalize_terms(&dw, v, w_shape, g, axis, eps);
+            (dv, Some(dg))
+        }
+    };
+    cpu::LinearGradients { dx, dv, dg, dbias }
+}
+
+/// The row of the element that lies at `at`.
+pub fn row_of(at: usize, shape: &[usize], axis: Axis) -> usize {
+    match axis {
+        Axis::Whole => 0,
+        Axis::Kept(k) => at / shape[k + 1..].iter().product::<usize>() % shape[k],
+    }
+}
+
+/// For a plain sum of products: dw and dx of an ordinary layer, dbias, a running mean.
+pub fn sum_bound(chain: usize, terms: f64, value: f64, dtype: DType) -> f64 {
+    stored(dtype, value, gamma(chain as f64 + 2.0) * terms)
+}
+
+/// For dx of a normalized weight: n̂, the division and product of g/n̂ or of w (6), and one more product with dy, where
+/// the scale is a prologue, or with the sum; 12 where 8 would do.
+pub fn dx_bound(norm_chain: usize, chain: usize, terms: f64, dx: f64, dtype: DType) -> f64 {
+    stored(dtype, dx, gamma(norm_chain as f64 / 2.0 + NORM_ROUNDINGS + chain as f64 + 12.0) * terms)
+}
+
+/// For dg, stored as f32: n̂, a division (5), products and the storing of u between two sums; 12 where 8 would do.
+pub fn dg_bound(norm_chain: usize, chain: usize, terms: f64, dg: f64) -> f64 {
+    stored(DType::F32, dg, gamma(norm_chain as f64 / 2.0 + NORM_ROUNDINGS + chain as f64 + 12.0) * terms)
+}
+
+/// For dv = (g/n̂)·(dw − dg·(v/d)): the longest path goes through dg (above), v/d (n̂ and a division, 5), their
+/// product, the difference, g/n̂ (n̂ and a division) and the last product: three times n̂, and 12 + 5 + 2 + 6; 30 where
+/// 25 would do.
+pub fn dv_bound(norm_chain: usize, chain: usize, terms: f64, dv: f64, dtype: DType) -> f64 {
+    let roundings = 3.0 * (norm_chain as f64 / 2.0 + NORM_ROUNDINGS) + chain as f64 + 30.0;
+    stored(dtype, dv, gamma(roundings) * terms)
+}
+
 /// For act(y), where y itself is off by at most `e` before the activation (`dot_bound` for f32).
 ///
 /// The error of y times the largest slope of the activation, and what evaluating it adds: one product for the leaky

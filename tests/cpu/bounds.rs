@@ -1,5 +1,5 @@
 //! The comparer and the bounds themselves: a comparison must be able to fail.
-use weightnorm::{Activation, DType, cpu};
+use weightnorm::{Activation, Axis, DType, Eps, cpu};
 
 use crate::common::*;
 
@@ -102,6 +102,73 @@ fn bounds_admit_f32_arithmetic_and_catch_a_lost_term() {
     let (short_norm, short_y) = f32_result(k - 1);
     one(short_norm.into(), norm, Some(DType::F32), norm_bound(k, norm)).unwrap_err();
     one(short_y.into(), y, Some(DType::F32), dot_bound(k, sum_abs, y, DType::F32)).unwrap_err();
+}
+
+/// The gradients of a layer in plain f32 loops, in the fused form, with the last `lost` rows of the batch left out.
+fn f32_gradients(x: &[f32], v: &[f32], g: &[f32], dy: &[f32], [b, n, k]: [usize; 3], lost: usize) -> [Vec<f32>; 4] {
+    let (mut dx, mut dv, mut dg, mut dbias) = (vec![0f32; b * k], vec![0f32; n * k], vec![0f32; n], vec![0f32; n]);
+    for j in 0..n {
+        let row = &v[j * k..][..k];
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let scale = g[j] / norm;
+        for b in 0..b - lost {
+            let dy = dy[b * n + j];
+            let u = row.iter().zip(&x[b * k..]).map(|(v, x)| v * x).sum::<f32>() / norm;
+            dg[j] += dy * u;
+            dbias[j] += dy;
+            for i in 0..k {
+                dv[j * k + i] += dy * x[b * k + i];
+                dx[b * k + i] += dy * scale * row[i];
+            }
+        }
+        for i in 0..k {
+            dv[j * k + i] = scale * (dv[j * k + i] - dg[j] * (row[i] / norm));
+        }
+    }
+    [dx, dv, dg, dbias]
+}
+
+/// A correct f32 computation of every gradient is within its bound, and a row of the batch that got lost is not; nor
+/// is a dv without its correction.
+#[test]
+fn gradient_bounds_admit_f32_arithmetic_and_catch_a_lost_row() {
+    let [b, n, k] = [33, 5, 65];
+    let numbers = |count: usize, step: usize, around: f32| -> Vec<f32> {
+        (0..count).map(|i| ((i * step % 101) as f32 - 50.0) / 64.0 + around).collect()
+    };
+    let (x, v) = (numbers(b * k, 37, 0.3), numbers(n * k, 53, 0.1));
+    let (g, dy) = (numbers(n, 71, 0.5), numbers(b * n, 29, 0.2));
+    let [x64, v64, g64, dy64] = [&x, &v, &g, &dy].map(|values| cpu::widen(values));
+    let (axis, eps) = (Axis::Kept(0), Eps::None);
+    let weight = cpu::Weight::Normalized { v: &v64, g: Some(&g64), axis, eps };
+    let expected = cpu::linear_backward(&x64, &[b, k], weight, &[n, k], &dy64).unwrap();
+    let terms = linear_terms(&x64, weight, &[n, k], &dy64);
+    let (expected_dg, terms_dg) = (expected.dg.clone().unwrap(), terms.dg.clone().unwrap());
+
+    let check = |[dx, dv, dg, dbias]: &[Vec<f32>; 4]| {
+        let dtype = DType::F32;
+        let compare = |got: &[f32], expected: &[f64], bound: &dyn Fn(usize) -> f64| {
+            compare(&cpu::widen(got), expected, Some(dtype), bound)
+        };
+        [
+            compare(dx, &expected.dx, &|i| dx_bound(k, n, terms.dx[i], expected.dx[i], dtype)),
+            compare(dv, &expected.dv, &|i| dv_bound(k, k + b, terms.dv[i], expected.dv[i], dtype)),
+            compare(dg, &expected_dg, &|j| dg_bound(k, k + b, terms_dg[j], expected_dg[j])),
+            compare(dbias, &expected.dbias, &|j| sum_bound(b, terms.dbias[j], expected.dbias[j], dtype)),
+        ]
+    };
+    for result in check(&f32_gradients(&x, &v, &g, &dy, [b, n, k], 0)) {
+        result.unwrap();
+    }
+    for result in check(&f32_gradients(&x, &v, &g, &dy, [b, n, k], 1)) {
+        result.unwrap_err();
+    }
+    let dw = cpu::linear_backward(&x64, &[b, k], cpu::Weight::Plain(&v64), &[n, k], &dy64).unwrap().dv;
+    let norms = cpu::row_norms(&v64, &[n, k], axis, eps).unwrap();
+    let uncorrected: Vec<f32> = (0..n * k).map(|at| (g64[at / k] / norms[at / k] * dw[at]) as f32).collect();
+    let mut gradients = f32_gradients(&x, &v, &g, &dy, [b, n, k], 0);
+    gradients[1] = uncorrected;
+    check(&gradients)[1].as_ref().unwrap_err();
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Whatever a caller gets wrong is a typed error, never a panic.
 use weightnorm::{Activation, Axis, Eps, Error, cpu};
 
-/// The same check for the three operators that take a tensor and an axis.
+/// The same check for the operators that take a tensor and an axis.
 fn all(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Error {
     let error = cpu::row_norms(v, shape, axis, eps).unwrap_err();
     // By their text: an error that holds a NaN does not equal itself.
     assert_eq!(cpu::normalize(v, shape, None, axis, eps).unwrap_err().to_string(), error.to_string());
     assert_eq!(cpu::split(v, shape, axis, eps).unwrap_err().to_string(), error.to_string());
+    assert_eq!(cpu::normalize_backward(v, v, shape, None, axis, eps).unwrap_err().to_string(), error.to_string());
     error
 }
 
@@ -55,8 +56,11 @@ fn normalize_rejects_a_g_that_does_not_fit() {
         (Axis::Whole, 0, "[1, 1], or flat [1]"),
     ] {
         let error = cpu::normalize(&[1.0; 6], &[2, 3], Some(&vec![1.0; g]), axis, Eps::None).unwrap_err();
-        let expected = Error::Shape { op: "normalize", arg: "g", got: vec![g], expected: norms.into() };
-        assert_eq!(error, expected);
+        let expected = |op| Error::Shape { op, arg: "g", got: vec![g], expected: norms.into() };
+        assert_eq!(error, expected("normalize"));
+        let (v, g) = ([1.0; 6], vec![1.0; g]);
+        let error = cpu::normalize_backward(&v, &v, &[2, 3], Some(&g), axis, Eps::None).unwrap_err();
+        assert_eq!(error, expected("normalize_backward"));
     }
 }
 
@@ -80,4 +84,75 @@ fn linear_rejects_what_does_not_fit() {
     // Empty inputs, yet a y of 2³² elements.
     assert!(matches!(linear(0, &[1 << 16, 0], 0, &[1 << 16, 0], None), Error::TooLarge { what: "y", .. }));
     assert!(matches!(linear(0, &[usize::MAX, 2, 0], 0, &[1, 0], None), Error::TooLarge { what: "x", .. }));
+}
+
+#[test]
+fn normalize_backward_rejects_a_dw_that_does_not_fit() {
+    let error = cpu::normalize_backward(&[1.0; 5], &[1.0; 6], &[2, 3], None, Axis::Kept(0), Eps::None).unwrap_err();
+    assert_eq!(error, Error::Length { got: 5, expected: 6, shape: vec![2, 3] });
+}
+
+#[test]
+fn linear_backward_and_saved_reject_what_does_not_fit() {
+    let v = [1.0; 6];
+    let backward = |x_shape: &[usize], weight, w_shape: &[usize], dy: usize| {
+        let x = vec![0.0; x_shape.iter().product()];
+        cpu::linear_backward(&x, x_shape, weight, w_shape, &vec![0.0; dy]).unwrap_err()
+    };
+    let normalized = |g, axis| cpu::Weight::Normalized { v: &v, g, axis, eps: Eps::None };
+    let shape = |arg, got: &[usize], expected: &str| Error::Shape {
+        op: "linear_backward",
+        arg,
+        got: got.into(),
+        expected: expected.into(),
+    };
+    let plain = cpu::Weight::Plain(&v);
+    assert_eq!(backward(&[2, 3], plain, &[6], 4), shape("w", &[6], "[out, in]"));
+    assert_eq!(backward(&[2, 3], normalized(None, Axis::Whole), &[6], 4), shape("v", &[6], "[out, in]"));
+    assert_eq!(backward(&[2, 2], plain, &[2, 3], 4), shape("x", &[2, 2], "[.., 3]"));
+    assert_eq!(backward(&[4, 3], plain, &[2, 3], 7), Error::Length { got: 7, expected: 8, shape: vec![4, 2] });
+    assert_eq!(backward(&[4, 3], plain, &[3, 3], 12), Error::Length { got: 6, expected: 9, shape: vec![3, 3] });
+    assert_eq!(backward(&[4, 3], normalized(None, Axis::Kept(2)), &[2, 3], 8), Error::Axis { axis: 2, rank: 2 });
+    assert!(matches!(
+        backward(&[4, 3], normalized(Some(&[1.0; 3]), Axis::Kept(0)), &[2, 3], 8),
+        Error::Shape { arg: "g", .. }
+    ));
+
+    let saved = |x_shape: &[usize], v_shape: &[usize], axis, eps| {
+        let x = vec![0.0; x_shape.iter().product()];
+        cpu::linear_saved(&x, x_shape, &v, v_shape, axis, eps).unwrap_err()
+    };
+    assert!(matches!(saved(&[2, 3], &[6], Axis::Whole, Eps::None), Error::Shape { op: "linear_saved", arg: "v", .. }));
+    assert!(matches!(saved(&[2, 2], &[2, 3], Axis::Kept(1), Eps::None), Error::Shape { arg: "x", .. }));
+    assert_eq!(saved(&[2, 3], &[2, 3], Axis::Kept(2), Eps::None), Error::Axis { axis: 2, rank: 2 });
+    assert_eq!(saved(&[2, 3], &[2, 3], Axis::Kept(1), Eps::Clamp(0.0)), Error::Eps { eps: 0.0 });
+}
+
+#[test]
+fn batch_operators_reject_what_does_not_fit() {
+    let empty = "a batch of at least one row";
+    let shape =
+        |op, arg, got: &[usize], expected: &str| Error::Shape { op, arg, got: got.into(), expected: expected.into() };
+    let error = cpu::data_dependent_init(&[], &[0, 3], &[1.0; 6], &[2, 3], Eps::None).unwrap_err();
+    assert_eq!(error, shape("data_dependent_init", "x", &[0, 3], empty));
+    cpu::data_dependent_init(&[1.0; 2], &[1, 2], &[1.0; 6], &[2, 3], Eps::None).unwrap_err();
+
+    let op = "mean_only_batch_norm";
+    let norm = |t: &[usize], bias: usize| {
+        let data = vec![0.0; t.iter().product()];
+        cpu::mean_only_batch_norm(&data, t, Some(&vec![0.0; bias])).unwrap_err()
+    };
+    assert_eq!(norm(&[0, 3], 3), shape(op, "t", &[0, 3], empty));
+    assert_eq!(norm(&[], 1), shape(op, "t", &[], "[.., features]"));
+    assert_eq!(norm(&[2, 3], 2), shape(op, "bias", &[2], "[3]"));
+    let error = cpu::mean_only_batch_norm_eval(&[0.0; 6], &[2, 3], &[0.0; 2], None).unwrap_err();
+    assert_eq!(error, shape(op, "running", &[2], "[3]"));
+    let error = cpu::mean_only_batch_norm_backward(&[0.0; 5], &[2, 3]).unwrap_err();
+    assert_eq!(error, Error::Length { got: 5, expected: 6, shape: vec![2, 3] });
+    assert!(matches!(
+        cpu::mean_only_batch_norm_backward(&[], &[usize::MAX, 2, 0]).unwrap_err(),
+        Error::TooLarge { what: "dy", .. }
+    ));
+    let error = cpu::update_running_mean(&mut [0.0; 2], &[0.0; 3], 0.1).unwrap_err();
+    assert_eq!(error, shape("update_running_mean", "mean", &[3], "[2]"));
 }

@@ -2,11 +2,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backward;
+mod batch;
 mod bounds;
 mod errors;
 mod golden;
 mod linear;
 mod model;
 mod non_finite;
+mod optimizer;
 mod rows;
 mod shaders;
