@@ -412,7 +412,10 @@ impl Recorder<'_, '_> {
             for (b, batch) in windows(product.batch, window.batch) {
                 let (x, x_first) = View::of(product.x).bind(&gpu, b * product.ins, batch * product.ins);
                 let (v, v_first) = View::of(product.v).bind(&gpu, j * product.ins, outs * product.ins);
-                let ends = product.ends(&gpu, b, batch, j, outs);
+                let mut ends = product.ends(&gpu, b, batch, j, outs);
+                if product.norm == Norm::In {
+                    ends.norms_in = product.scales(&gpu, 0, product.ins);
+                }
                 let more_firsts = ends.firsts();
                 self.dispatch(&Dispatch {
                     kernel: &kernel::LINEAR_WHOLE,
@@ -429,7 +432,7 @@ impl Recorder<'_, '_> {
                         ..product.params()
                     },
                     groups: batch.div_ceil(tile.rows()) * outs.div_ceil(tile.columns()),
-                    work: batch * outs * product.ins,
+                    work: batch.next_multiple_of(tile.rows()) * outs.next_multiple_of(tile.columns()) * product.ins,
                 })?;
             }
         }
@@ -445,8 +448,11 @@ impl Recorder<'_, '_> {
         let even = ins.div_ceil(ins.div_ceil(longest).max(1)).next_multiple_of(BK);
         let split_length = forced.unwrap_or(even).min(longest).max(BK);
         let splits = ins.div_ceil(split_length);
-        let split_step = (in_binding / split_length).max(1);
+        let in_work = self.work_capacity(tile.rows() * tile.columns() * split_length);
+        let split_step = (in_binding / split_length).min(in_work).max(1);
         let window = product.window(self, ins.min(split_step * split_length), splits)?;
+        let tiles = window.batch.div_ceil(tile.rows()) * window.outs.div_ceil(tile.columns());
+        let split_step = split_step.min((gpu.group_capacity() / tiles).max(1));
         let fused = u64::from(product.norm == Norm::Fused);
         let sums_count = |batch: u64, outs: u64| splits * outs * (batch + fused);
         let sums = View::scratch(gpu.scratch(Scratch::Sums, sums_count(window.batch, window.outs) * 8)?, 8);
@@ -468,10 +474,7 @@ impl Recorder<'_, '_> {
                     let span = |rows: u64| (rows - 1) * ins + k_count;
                     let (x, x_first) = View::of(product.x).bind(&gpu, b * ins + k, span(batch));
                     let (v, v_first) = View::of(product.v).bind(&gpu, j * ins + k, span(outs));
-                    let (scales, scales_first) = match &product.norms_in {
-                        Some(scales) if product.norm == Norm::In => scales.bind(&gpu, 2 * k, 2 * k_count),
-                        _ => (None, 0),
-                    };
+                    let (scales, scales_first) = product.scales(&gpu, k, k_count);
                     let tiles = batch.div_ceil(tile.rows()) * outs.div_ceil(tile.columns());
                     self.dispatch(&Dispatch {
                         kernel: &kernel::LINEAR_PARTIAL,
@@ -486,7 +489,7 @@ impl Recorder<'_, '_> {
                             ..params
                         },
                         groups: tiles * split_count,
-                        work: batch * outs * k_count,
+                        work: tiles * tile.rows() * tile.columns() * k_count,
                     })?;
                 }
                 self.dispatch(&Dispatch {
@@ -578,22 +581,32 @@ impl<'a> Product<'a> {
         let y_capacity = capacity / self.y.dtype().size();
         let tile = self.tile;
         let groups = gpu.group_capacity();
-        let outs = self.outs.min(rows(self.v.dtype().size())).min(capacity / 4).min(y_capacity);
-        let outs = outs.min((groups / splits.max(1)).max(1) * tile.columns());
-        let batch = self.batch.min(rows(self.x.dtype().size())).min((y_capacity - outs) / self.outs.max(1) + 1);
-        let batch = batch.min(recorder.work_capacity(outs * self.ins));
-        let tiles = outs.div_ceil(tile.columns()) * splits.max(1);
-        let mut window = Window { batch: batch.min((groups / tiles).max(1) * tile.rows()), outs };
-        let partial = MAX_PARTIAL_BYTES.min(capacity) / 8;
+        // Windows of whole tiles, as long as there is one.
+        let in_tiles = |count: u64, size: u64| if count < size { count.max(1) } else { count / size * size };
+        let in_work = |work: u64, size: u64| in_tiles(recorder.work_capacity(work).max(size), size);
+        let mut outs = self.outs.min(rows(self.v.dtype().size())).min(capacity / 4).min(y_capacity);
+        outs = outs.min(groups * tile.columns()).min(in_work(tile.rows() * k_count, tile.columns()));
+        let columns = outs.next_multiple_of(tile.columns());
+        let mut batch = self.batch.min(rows(self.x.dtype().size())).min((y_capacity - outs) / self.outs.max(1) + 1);
+        batch = batch.min((groups / (columns / tile.columns())).max(1) * tile.rows());
+        batch = batch.min(in_work(columns * k_count, tile.rows()));
         if splits > 0 {
-            window.batch = window.batch.min((partial / (splits * window.outs)).saturating_sub(1).max(1));
-            window.outs = window.outs.min((partial / (splits * (window.batch + 1))).max(1));
-            let needed = splits * window.outs * (window.batch + 1);
-            if needed > partial || splits > MAX_ITERATIONS / 2 || splits > groups {
+            let partial = MAX_PARTIAL_BYTES.min(capacity) / 8;
+            let rows = batch.min(tile.rows());
+            outs = outs.min(in_tiles(partial / (splits * (rows + 1)), tile.columns()));
+            batch = batch.min((groups * FINISH_THREADS / outs).max(1));
+            batch = batch.min(in_tiles((partial / (splits * outs)).saturating_sub(1), tile.rows()));
+            if splits * outs * (batch + 1) > partial || splits > MAX_ITERATIONS / 2 {
                 return Err(Error::TooLarge { what: "splits of in_features", size: splits, limit: partial / 2 });
             }
         }
-        Ok(window)
+        Ok(Window { batch, outs })
+    }
+
+    /// The scales of `count` columns, with [`Norm::In`].
+    fn scales(&self, gpu: &Gpu, k: u64, count: u64) -> Bound<'a> {
+        let scales = self.norms_in.as_ref().filter(|_| self.norm == Norm::In);
+        scales.map_or((None, 0), |scales| scales.bind(gpu, 2 * k, 2 * count))
     }
 
     fn ends(&self, gpu: &Gpu, b: u64, batch: u64, j: u64, outs: u64) -> Ends<'a> {
@@ -607,8 +620,8 @@ impl<'a> Product<'a> {
             norms_in: match (&self.norms_in, self.norm) {
                 (Some(norms), Norm::Given) => norms.bind(gpu, j, outs),
                 (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
-                (Some(norms), _) => norms.bind(gpu, 0, 2 * self.ins),
-                (None, _) => (None, 0),
+                // With the columns they belong to.
+                _ => (None, 0),
             },
             y: View::of(self.y).bind(gpu, b * self.outs + j, (batch - 1) * self.outs + outs),
             norms_out: columns(self.norms_out),
