@@ -15,6 +15,7 @@ struct Params {
     inner: u32,
     kept: u32,
     position: u32,
+    skip: u32,
     scale_first: u32,
     firsts: u32,
 }
@@ -203,22 +204,26 @@ impl Recorder<'_, '_> {
         let kernel = if v.is_some() { &kernel::NORMALIZE } else { &kernel::NORMALIZE_IN_PLACE };
         let in_binding = gpu.binding_capacity() / v_dtype.size().max(w.dtype().size());
         let step = in_binding.min(gpu.group_capacity() * GROUP).min(self.work_capacity(1));
-        // Past a binding of scales, a window takes those of neighbouring norms only.
+        // Where their scales do not fit one binding, a window holds neighbouring norms only.
         let scales_in_binding = gpu.binding_capacity() / 8;
-        let step = if kept > scales_in_binding { step.min((scales_in_binding - 2) * inner) } else { step };
-        // Windows meet at whole words.
-        let step = step / 2 * 2;
-        for (e, count) in windows(total, step) {
+        let (slab, step) = if kept > scales_in_binding {
+            (kept * inner, step.min((scales_in_binding - 2).saturating_mul(inner)))
+        } else {
+            (total, step)
+        };
+        // Whole words, with one element left for the half that a window skips.
+        let step = (step.max(3) - 1) / 2 * 2;
+        let slabs = (0..total / slab).map(|i| i * slab);
+        for (e, count) in slabs.flat_map(|e| windows(slab, step).map(move |(first, count)| (e + first, count))) {
             let (j_first, j_count) = if kept > scales_in_binding {
                 let (first, last) = (e / inner, (e + count - 1) / inner);
-                if first / kept != last / kept {
-                    let limit = scales_in_binding;
-                    return Err(Error::TooLarge { what: "norms of a tensor with outer axes", size: kept, limit });
-                }
                 (first % kept, last - first + 1)
             } else {
                 (0, kept)
             };
+            // A window that starts within a word of w starts with it, and skips the half that is not its own.
+            let skip = e % w.dtype().per_word();
+            let (e, count) = (e - skip, count + skip);
             let (w_span, w_first) = View::of(w).bind(&gpu, e, count);
             let (v_span, v_first) = v.map_or((None, 0), |v| View::of(v).bind(&gpu, e, count));
             let (scales, scales_first) =
@@ -233,7 +238,8 @@ impl Recorder<'_, '_> {
                     count: count as u32,
                     inner: inner as u32,
                     kept: kept as u32,
-                    position: (e % (kept * inner)) as u32,
+                    position: ((e + skip) % (kept * inner)) as u32,
+                    skip: skip as u32,
                     scale_first: j_first as u32,
                     firsts: firsts([v_first, w_first, scales_first, 0]),
                 },
