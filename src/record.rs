@@ -92,10 +92,12 @@ pub(crate) fn firsts(places: [u32; 4]) -> u32 {
 
 impl<'p, 'e> Recorder<'p, 'e> {
     pub(crate) fn on_encoder(gpu: &Gpu, encoder: &'p mut wgpu::CommandEncoder) -> Self {
+        gpu.look();
         Recorder { gpu: gpu.clone(), pass: Pass::Own(encoder.begin_compute_pass(&PASS)), dispatch_count: 0 }
     }
 
     pub(crate) fn on_pass(gpu: &Gpu, pass: &'p mut wgpu::ComputePass<'e>) -> Self {
+        gpu.look();
         Recorder { gpu: gpu.clone(), pass: Pass::Borrowed(pass), dispatch_count: 0 }
     }
 
@@ -243,7 +245,7 @@ impl<'a> Arguments<'a> {
 
     /// Device, usage and aliasing of all of them.
     pub fn check(&self, gpu: &Gpu) -> Result<(), Error> {
-        gpu.check()?;
+        gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
             if tensor.gpu().id() != gpu.id() {
