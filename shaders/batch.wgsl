@@ -4,7 +4,8 @@
 //   KIND_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
 //                 never E[a²] - E[a]²
 //
-//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
+//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE;
+//                 means[j] = sum a * u if HAS_MEANS
 //   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
 //                 from means[j])
 //   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
@@ -61,6 +62,7 @@ const END_SCALES = 2u;
 const HAS_FIRST = 1u;
 const HAS_SECOND = 2u;
 const ACCUMULATE = 4u;
+const HAS_MEANS = 8u;
 
 // Of `n` rows: KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays
 // in the range of f32 however many rows there are.
@@ -181,6 +183,9 @@ fn write_end(column: u32, stat: Stat) {
                 sum += second[at_second];
             }
             second[at_second] = sum;
+        }
+        if has(HAS_MEANS) {
+            means[p.means_first + column] = stat.s.y;
         }
         return;
     }

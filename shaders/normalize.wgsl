@@ -1,13 +1,15 @@
 // w = g * v / n̂ for every element, or a plain copy, with a change of storage type where v and w differ.
 // Element e belongs to norm j = e / inner % kept.
 //
-// One invocation per four elements; it owns the words of w they lie in. The half behind the last element stays.
+// One invocation per four elements; it owns the words of w they lie in. The half behind the last element stays, and
+// so does the first element if it is to be skipped.
 
 struct Params {
     count: u32,       // elements
     inner: u32,       // elements from one j to the next
     kept: u32,        // norms
-    position: u32,    // place of element 0 within kept * inner
+    position: u32,    // place of the first element that is not skipped, within kept * inner
+    skip: u32,        // elements at the start that belong to somebody else: 1 where w starts within a word
     scale_first: u32, // the j whose scale stands first in its binding
     firsts: u32,      // 8 bits each: the first element of v, of w, of the scales' first word within its binding
 }
@@ -37,7 +39,11 @@ fn put(e: u32, value: vec2<f32>, count: u32) {
     if count == 1u {
         upper = w[at >> 1u] & 0xffff0000u;
     }
-    w[at >> 1u] = pack(value.x, W_DTYPE) | upper;
+    var lower = pack(value.x, W_DTYPE);
+    if e < p.skip {
+        lower = w[at >> 1u] & 0xffffu;
+    }
+    w[at >> 1u] = lower | upper;
 }
 
 // The four elements from e on, scaled; those at count and above are not used.
@@ -45,11 +51,12 @@ fn scaled_four(e: u32, raw: vec4<f32>) -> vec4<f32> {
     if COPY {
         return raw;
     }
-    let position = p.position + e;
+    let first = select(0u, p.skip, e == 0u);
+    let position = p.position + e + first - p.skip;
     var i = position % p.inner;
     var j = position / p.inner % p.kept;
     var values = raw;
-    for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
+    for (var n = first; n < 4u; n += 1u) { // at most 4 iterations
         let at = extractBits(p.firsts, 16u, 8u) + 2u * (j - p.scale_first);
         values[n] = scaled(values[n], Scale(scales[at], scales[at + 1u]));
         i += 1u;
@@ -132,8 +139,8 @@ fn normalize_backward(
         return;
     }
     var values = vec4<f32>();
-    for (var n = 0u; n < min(4u, p.count - e); n += 1u) { // at most 4 iterations
-        let j = (p.position + e + n) / p.inner % p.kept;
+    for (var n = select(0u, p.skip, e == 0u); n < min(4u, p.count - e); n += 1u) { // at most 4 iterations
+        let j = (p.position + e + n - p.skip) / p.inner % p.kept;
         let at = extractBits(p.firsts, 16u, 8u) + 4u * (j - p.scale_first);
         let scale = Scale(scales[at], scales[at + 1u]);
         let share = Scale(scales[at + 2u], scales[at + 3u]);

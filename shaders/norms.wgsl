@@ -85,7 +85,7 @@ fn write_norm(j: u32, norm: Wide) {
 // What becomes of the sum that belongs to j.
 fn finish(j: u32, sum: Wide) {
     if !DOT {
-        finish(j, sum);
+        write_norm(j, effective_norm(sum, p.policy, p.eps));
         return;
     }
     let n = known[extractBits(p.more_firsts, 8u, 8u) + j];

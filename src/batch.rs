@@ -36,6 +36,7 @@ const SUBTRACT_WORDS: u64 = 4 * THREADS;
 const HAS_FIRST: u32 = 1;
 const HAS_SECOND: u32 = 2;
 const ACCUMULATE: u32 = 4;
+const HAS_MEANS: u32 = 8;
 
 /// Whether an output is replaced or added to, as the gradients of micro-batches are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,8 +90,10 @@ impl Gpu {
     /// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + bias has mean 0 and
     /// variance 1 over one batch (Salimans & Kingma 2016, section 3). Returns `(g, bias)`.
     ///
-    ///     t[b,j] = (x[b,:]·v_j) / n̂_j        μ_j = mean_b t        σ_j = sqrt(mean_b (t - μ_j)²)
-    ///     g_j = 1/σ_j        bias_j = -μ_j/σ_j
+    /// ```text
+    /// t[b,j] = (x[b,:]·v_j) / n̂_j        μ_j = mean_b t        σ_j = sqrt(mean_b (t - μ_j)²)
+    /// g_j = 1/σ_j        bias_j = -μ_j/σ_j
+    /// ```
     ///
     /// `x`: `[.., in_features]`, at least one row. `v`: `[out_features, in_features]`. Any storage types. `g`, `bias`:
     /// f32, `[out_features]`. A feature that is constant over the batch (σ below 2^-63) gets g = 1 and bias = -μ, and so
@@ -111,7 +114,9 @@ impl Gpu {
 
     /// Mean-only batch normalization in training (Salimans & Kingma 2016, section 4).
     ///
-    ///     μ_j = mean_b t[b,j]        y[b,j] = t[b,j] - μ_j + bias_j        running_j += momentum · (μ_j - running_j)
+    /// ```text
+    /// μ_j = mean_b t[b,j]        y[b,j] = t[b,j] - μ_j + bias_j        running_j += momentum · (μ_j - running_j)
+    /// ```
     ///
     /// `t`: `[.., features]`, at least one row, any storage type: the product x·w without a bias, which would vanish.
     /// `bias`: f32, `[features]`. Returns t's shape and storage type. Only the running mean is needed afterwards.
@@ -132,7 +137,9 @@ impl Gpu {
 
     /// Mean-only batch normalization in evaluation, with the running mean in the place of the batch's.
     ///
-    ///     y[b,j] = t[b,j] - running_j + bias_j
+    /// ```text
+    /// y[b,j] = t[b,j] - running_j + bias_j
+    /// ```
     ///
     /// Arguments as [`Gpu::mean_only_batch_norm`]; an empty batch is fine.
     ///
@@ -151,7 +158,9 @@ impl Gpu {
 
     /// The gradients of [`Gpu::mean_only_batch_norm`]. Returns `(dt, dbias)`.
     ///
-    ///     dt[b,j] = dy[b,j] - mean_b dy[b,j]        dbias_j = Σ_b dy[b,j]
+    /// ```text
+    /// dt[b,j] = dy[b,j] - mean_b dy[b,j]        dbias_j = Σ_b dy[b,j]
+    /// ```
     ///
     /// `dy`: `[.., features]`, any storage type; dt has its shape and type. `dbias`: f32, `[features]`.
     ///
@@ -169,10 +178,13 @@ impl Gpu {
 impl Recorder<'_, '_> {
     /// Sums over the batch in one read of dy, as the backward pass of a linear layer needs them:
     ///
-    ///     dbias_j = Σ_b dy[b,j]        dg_j = Σ_b dy[b,j] · u[b,j]
+    /// ```text
+    /// dbias_j = Σ_b dy[b,j]        dg_j = Σ_b dy[b,j] · u[b,j]
+    /// ```
     ///
     /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
-    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to.
+    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `dg_alone`:
+    /// dg of this batch alone, whatever `write`.
     /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
     ///
     /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
@@ -183,14 +195,17 @@ impl Recorder<'_, '_> {
         u: Option<View<'a>>,
         dbias: Option<View<'a>>,
         dg: Option<View<'a>>,
+        dg_alone: Option<View<'a>>,
         write: Write,
     ) -> Result<(), Error> {
-        debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
+        let wants_u = dg.is_some() || dg_alone.is_some();
+        debug_assert!(!wants_u || u.is_some(), "dg is made of u");
         let (rows, columns) = matrix(dy);
         self.statistics(&Job {
-            u: u.filter(|_| dg.is_some()),
+            u: u.filter(|_| wants_u),
             first: dbias,
             second: dg,
+            means: dg_alone,
             write,
             ..Job::new(View::of(dy), dy.dtype(), rows, columns, End::Sums)
         })
@@ -501,6 +516,7 @@ impl<'a> Job<'a> {
         flag(self.first.is_some(), HAS_FIRST)
             | flag(self.second.is_some(), HAS_SECOND)
             | flag(self.write == Write::Add, ACCUMULATE)
+            | flag(self.means.is_some(), HAS_MEANS)
     }
 }
 

@@ -60,9 +60,11 @@ struct Inner {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     immediates: bool,
+    /// Made here, with our handlers.
+    own: bool,
     state: Arc<State>,
     pipelines: Pipelines,
-    scratch: Mutex<[Option<wgpu::Buffer>; 2]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 3]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
     nothing_written: wgpu::Buffer,
@@ -88,12 +90,12 @@ impl State {
     }
 }
 
-/// The two scratch buffers. One dispatch may read the scales while it writes partial sums, and wgpu tracks use per
-/// buffer.
+/// The scratch buffers. One dispatch may read norms, and write scales and partial sums, and wgpu tracks use per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {
     Sums,
     Scales,
+    Norms,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
@@ -141,7 +143,7 @@ impl Gpu {
                 0,
             ));
         }));
-        Gpu::assemble(device, queue, options, state)
+        Gpu::assemble(device, queue, options, Some(state))
     }
 
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
@@ -153,10 +155,16 @@ impl Gpu {
     /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
     /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
-        Gpu::assemble(device, queue, options, Arc::default())
+        Gpu::assemble(device, queue, options, None)
     }
 
-    fn assemble(device: wgpu::Device, queue: wgpu::Queue, options: Options, state: Arc<State>) -> Result<Gpu, Error> {
+    /// `handlers`: what the handlers of a device of our own report.
+    fn assemble(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: Options,
+        handlers: Option<Arc<State>>,
+    ) -> Result<Gpu, Error> {
         let limits = device.limits();
         for (what, has, needs) in [
             ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
@@ -169,6 +177,13 @@ impl Gpu {
             if has < needs {
                 return Err(Error::Unsupported { what: format!("{what}: it has {has}, {needs} are needed") });
             }
+        }
+        // A place within a binding is handed to the shaders in 8 bits.
+        let alignment = limits.min_storage_buffer_offset_alignment;
+        if alignment > 256 {
+            return Err(Error::Unsupported {
+                what: format!("bindings at multiples of 256 bytes, only of {alignment}"),
+            });
         }
         let immediates = options.parameters == Parameters::Auto
             && device.features().contains(wgpu::Features::IMMEDIATES)
@@ -191,7 +206,8 @@ impl Gpu {
             info: device.adapter_info(),
             limits,
             immediates,
-            state,
+            own: handlers.is_some(),
+            state: handlers.unwrap_or_default(),
             pipelines: Pipelines::default(),
             scratch: Mutex::default(),
             nothing_read: nothing("weightnorm.nothing_read")?,
@@ -235,17 +251,32 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLost`], and whatever reached the uncaptured-error handler of a device that the crate made.
     pub fn check(&self) -> Result<(), Error> {
+        self.look();
+        self.reported()
+    }
+
+    /// [`Gpu::check`] without asking the device.
+    pub(crate) fn reported(&self) -> Result<(), Error> {
         self.inner.state.check()
     }
 
-    /// Preallocates scratch memory, two buffers of `bytes` each, so that recording allocates none up to that size.
+    /// Has a device that the crate made say that it was destroyed: its handler hears of that from a poll only.
+    pub(crate) fn look(&self) {
+        if self.inner.own {
+            let _ = self.inner.device.poll(wgpu::PollType::Poll);
+        }
+    }
+
+    /// Preallocates scratch memory, three buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
-        self.scratch(Scratch::Sums, bytes)?;
-        self.scratch(Scratch::Scales, bytes).map(drop)
+        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms] {
+            self.scratch(which, bytes)?;
+        }
+        Ok(())
     }
 
     /// Opens a compute pass on the caller's encoder to record operators into. Nothing is submitted.
@@ -345,7 +376,7 @@ impl Gpu {
         if bytes > limit {
             return Err(Error::TooLarge { what: "scratch memory in bytes", size: bytes, limit });
         }
-        let size = bytes.next_power_of_two().clamp(4096, limit.max(4096));
+        let size = bytes.checked_next_power_of_two().unwrap_or(limit).clamp(4096, limit.max(4096));
         let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE, false)?;
         Ok(slot.insert(buffer).clone())
     }

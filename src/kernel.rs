@@ -110,14 +110,14 @@ const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
     modules: &[Module::Norms],
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write)],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
 };
 pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", modules: &[Module::Norms], bindings: &[(0, Read), (2, Write)] };
+    Kernel { entry: "column_sums", modules: &[Module::Norms], bindings: &[(0, Read), (2, Write), (5, Read)] };
 pub static FINISH_SUMS: Kernel = Kernel {
     entry: "finish_sums",
     modules: &[Module::Norms],
-    bindings: &[(1, Read), (2, Write), (3, Write), (4, Write)],
+    bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
 pub static KNOWN_NORMS: Kernel = Kernel {
     entry: "known_norms",
@@ -128,6 +128,11 @@ pub static NORMALIZE: Kernel =
     Kernel { entry: "normalize", modules: &[Module::Normalize], bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =
     Kernel { entry: "normalize_in_place", modules: &[Module::Normalize], bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_BACKWARD: Kernel = Kernel {
+    entry: "normalize_backward",
+    modules: &[Module::Normalize],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
+};
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     modules: LINEAR,
@@ -177,13 +182,14 @@ pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 17] = [
+pub static KERNELS: [&Kernel; 18] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
     &KNOWN_NORMS,
     &NORMALIZE,
     &NORMALIZE_IN_PLACE,
+    &NORMALIZE_BACKWARD,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,

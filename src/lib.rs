@@ -4,6 +4,7 @@ mod contract;
 pub mod cpu;
 mod error;
 mod gpu;
+mod gradient;
 mod kernel;
 mod linear;
 mod normalize;
@@ -19,6 +20,7 @@ pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
 pub use error::Error;
 pub use gpu::{Gpu, Options, Parameters, Report, Wanted};
+pub use gradient::{Gradients, LinearGradients, Saved};
 pub use linear::{LinearOptions, Weight};
 pub use normalize::WeightNorm;
 pub use optimizer::{AdamState, Moments, SgdState, Trainable};
@@ -44,6 +46,6 @@ pub mod internals {
         dg: Option<&Tensor>,
         write: Write,
     ) -> Result<(), Error> {
-        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), write)
+        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), None, write)
     }
 }

@@ -2,8 +2,8 @@
 use crate::contract::norms_shape;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job};
-use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window};
-use crate::record::{Arguments, View, expect_dtype, expect_per_norm, expect_shape};
+use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window};
+use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 
 /// The weight of a linear layer: ordinary, or weight-normalized.
@@ -28,14 +28,14 @@ impl<'a> From<WeightNorm<'a>> for Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    fn v(&self) -> &'a Tensor {
+    pub(crate) fn v(&self) -> &'a Tensor {
         match self {
             Weight::Plain(w) => w,
             Weight::Normalized(weight) => weight.v,
         }
     }
 
-    fn normalized(&self) -> Option<WeightNorm<'a>> {
+    pub(crate) fn normalized(&self) -> Option<WeightNorm<'a>> {
         match self {
             Weight::Plain(_) => None,
             Weight::Normalized(weight) => Some(*weight),
@@ -96,7 +96,9 @@ impl<'a> LinearOptions<'a> {
 impl Gpu {
     /// A linear layer, weight-normalized or ordinary.
     ///
-    ///     y[.., j] = Σ_k x[.., k] · w[j, k] + bias_j        w = g·v/n̂
+    /// ```text
+    /// y[.., j] = Σ_k x[.., k] · w[j, k] + bias_j        w = g·v/n̂
+    /// ```
     ///
     /// `x`: `[.., in_features]`. `weight`: `[out_features, in_features]`, a [`WeightNorm`] of kept axis 0 (out), 1 (in)
     /// or the whole tensor, or a [`Tensor`] w. `bias`: f32, `[out_features]`. Returns `[.., out_features]` in x's
@@ -140,7 +142,7 @@ impl Gpu {
 const OP: &str = "linear";
 
 /// `[.., in_features]` and `[out_features, in_features]` to `[.., out_features]`.
-fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
+pub(crate) fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
     let &[outs, ins] = v.shape() else {
         let expected = "[out_features, in_features]".to_owned();
         return Err(Error::Shape { op: OP, arg: "weight", got: v.shape().to_vec(), expected });
@@ -320,6 +322,7 @@ impl Recorder<'_, '_> {
             form: Form::Norms,
             out: View::of(norms),
             norms_too: None,
+            dot: None,
         })
     }
 }
@@ -340,9 +343,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
-        let columns = |tensor: Option<&'a Tensor>| -> Bound<'a> {
-            tensor.map_or((None, 0), |t| View::of(t).bind(gpu, window.column, window.columns))
-        };
+        let columns = |tensor: Option<&'a Tensor>| bind(gpu, tensor, window.column, window.columns);
         let norms_in = match (&self.norms_in, self.norm) {
             (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
             // The scales are part of the partial sums.
@@ -368,7 +369,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             ("WRITE_U", self.u.is_some().into()),
         ]);
         let g = match self.norm {
-            Norm::Whole => self.g.map_or((None, 0), |t| View::of(t).bind(gpu, 0, 1)),
+            Norm::Whole => bind(gpu, self.g, 0, 1),
             _ => columns(self.g),
         };
         let (bias, norms_out) = (columns(self.bias), columns(norms_out));

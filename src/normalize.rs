@@ -3,9 +3,9 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Module};
+use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job, windows};
-use crate::record::{Arguments, Dispatch, View, expect_per_norm, expect_shape, firsts};
+use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -15,14 +15,17 @@ struct Params {
     inner: u32,
     kept: u32,
     position: u32,
+    skip: u32,
     scale_first: u32,
     firsts: u32,
 }
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
 ///
-///     let weight = WeightNorm::new(&v, &g);                              // axis 0, clamp 1e-12
-///     let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// ```text
+/// let weight = WeightNorm::new(&v, &g);                              // axis 0, clamp 1e-12
+/// let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct WeightNorm<'a> {
     pub(crate) v: &'a Tensor,
@@ -76,7 +79,9 @@ impl<'a> WeightNorm<'a> {
 impl Gpu {
     /// The normalized weight.
     ///
-    ///     w = g·(v/n̂)        without g: v/n̂
+    /// ```text
+    /// w = g·(v/n̂)        without g: v/n̂
+    /// ```
     ///
     /// Returns shape and storage type of v. Right wherever w is representable, over the whole range of f32. A zero row
     /// gives 0, under [`Eps::None`] NaN. Reference: PyTorch's `weight_norm`.
@@ -183,59 +188,102 @@ impl Recorder<'_, '_> {
             form,
             out: out.clone(),
             norms_too,
+            dot: None,
         })?;
         Ok(out)
     }
 
-    /// w = v, scaled; `v` is `None` where w is both.
     fn rescale(&mut self, v: Option<&Tensor>, w: &Tensor, scales: Option<(&View<'_>, Axis)>) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
         let axis = scales.map_or(Axis::Whole, |(_, axis)| axis);
+        let scales = scales.map(|(view, _)| view);
+        let kernel = if v.is_some() { &kernel::NORMALIZE } else { &kernel::NORMALIZE_IN_PLACE };
+        self.elementwise(&Elementwise { kernel, v, w, dw: None, scales, words: 2, axis, add: false })
+    }
+
+    /// dv from dw and the two scales of each norm.
+    pub(crate) fn rescale_backward(
+        &mut self,
+        dw: &Tensor,
+        weight: WeightNorm<'_>,
+        scales: &View<'_>,
+        dv: &Tensor,
+        add: bool,
+    ) -> Result<(), Error> {
+        self.elementwise(&Elementwise {
+            kernel: &kernel::NORMALIZE_BACKWARD,
+            v: Some(weight.v),
+            w: dv,
+            dw: Some(dw),
+            scales: Some(scales),
+            words: 4,
+            axis: weight.axis,
+            add,
+        })
+    }
+
+    fn elementwise(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let &Elementwise { kernel, v, w, dw, scales, words, axis, add } = job;
         let layout = Layout::new(w.shape(), axis)?;
         if layout.len() == 0 {
             return Ok(());
         }
         let total = layout.len() as u64;
         let Layout { kept, inner, .. } = layout.wide();
-        let v_dtype = v.map_or(w.dtype(), Tensor::dtype);
-        let constants: Constants =
-            vec![("V_DTYPE", v_dtype.code()), ("W_DTYPE", w.dtype().code()), ("COPY", scales.is_none().into())];
-        let kernel = if v.is_some() { &kernel::NORMALIZE } else { &kernel::NORMALIZE_IN_PLACE };
-        let in_binding = gpu.binding_capacity() / v_dtype.size().max(w.dtype().size());
-        let step = in_binding.min(gpu.group_capacity() * GROUP).min(self.work_capacity(1));
-        // Past a binding of scales, a window takes those of neighbouring norms only.
-        let scales_in_binding = gpu.binding_capacity() / 8;
-        let step = if kept > scales_in_binding { step.min((scales_in_binding - 2) * inner) } else { step };
-        // Windows meet at whole words.
-        let step = step / 2 * 2;
-        for (e, count) in windows(total, step) {
+        let dtype = |tensor: Option<&Tensor>| tensor.map_or(w.dtype(), Tensor::dtype);
+        let mut constants: Constants =
+            vec![("V_DTYPE", dtype(v).code()), ("W_DTYPE", w.dtype().code()), ("COPY", scales.is_none().into())];
+        if dw.is_some() {
+            constants.extend([("G_DTYPE", dtype(dw).code()), ("ADD", add.into())]);
+        }
+        let element = [dtype(v), dtype(dw), w.dtype()].map(DType::size).into_iter().max().unwrap_or(4);
+        let step = gpu.binding_capacity() / element;
+        let step = step.min(gpu.group_capacity() * GROUP).min(self.work_capacity(1));
+        // Where their scales do not fit one binding, a window holds neighbouring norms only.
+        let scales_in_binding = gpu.binding_capacity() / (4 * words);
+        let (slab, step) = if kept > scales_in_binding {
+            (kept * inner, step.min((scales_in_binding - 2).saturating_mul(inner)))
+        } else {
+            (total, step)
+        };
+        // Whole words, with one element left for the half that a window skips.
+        let step = (step.max(3) - 1) / 2 * 2;
+        let slabs = (0..total / slab).map(|i| i * slab);
+        for (e, count) in slabs.flat_map(|e| windows(slab, step).map(move |(first, count)| (e + first, count))) {
             let (j_first, j_count) = if kept > scales_in_binding {
                 let (first, last) = (e / inner, (e + count - 1) / inner);
-                if first / kept != last / kept {
-                    let limit = scales_in_binding;
-                    return Err(Error::TooLarge { what: "norms of a tensor with outer axes", size: kept, limit });
-                }
                 (first % kept, last - first + 1)
             } else {
                 (0, kept)
             };
-            let (w_span, w_first) = View::of(w).bind(&gpu, e, count);
-            let (v_span, v_first) = v.map_or((None, 0), |v| View::of(v).bind(&gpu, e, count));
+            // A window that starts within a word of w starts with it, and skips the half that is not its own.
+            let skip = e % w.dtype().per_word();
+            let (e, count) = (e - skip, count + skip);
+            let (v_span, v_first) = bind(&gpu, v, e, count);
+            let (w_span, w_first) = bind(&gpu, Some(w), e, count);
+            let (dw_span, dw_first) = bind(&gpu, dw, e, count);
             let (scales, scales_first) =
-                scales.map_or((None, 0), |(scales, _)| scales.bind(&gpu, 2 * j_first, 2 * j_count));
-            let buffers = [v_span, scales, w_span];
+                scales.map_or((None, 0), |scales| scales.bind(&gpu, words * j_first, words * j_count));
+            let mut buffers = vec![scales, w_span];
+            if v.is_some() {
+                buffers.insert(0, v_span);
+            }
+            if dw.is_some() {
+                buffers.push(dw_span);
+            }
             self.dispatch(&Dispatch {
                 kernel,
                 module: Module::Normalize,
                 constants: &constants,
-                buffers: if v.is_some() { &buffers } else { &buffers[1..] },
+                buffers: &buffers,
                 params: Params {
                     count: count as u32,
                     inner: inner as u32,
                     kept: kept as u32,
-                    position: (e % (kept * inner)) as u32,
+                    position: ((e + skip) % (kept * inner)) as u32,
+                    skip: skip as u32,
                     scale_first: j_first as u32,
-                    firsts: firsts([v_first, w_first, scales_first, 0]),
+                    firsts: firsts([v_first, w_first, scales_first, dw_first]),
                 },
                 groups: count.div_ceil(GROUP),
                 work: count,
@@ -243,6 +291,20 @@ impl Recorder<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Something done to every element of a tensor.
+struct Elementwise<'a> {
+    kernel: &'static Kernel,
+    /// `None` where w is both.
+    v: Option<&'a Tensor>,
+    w: &'a Tensor,
+    dw: Option<&'a Tensor>,
+    scales: Option<&'a View<'a>>,
+    /// f32 words of scales for each norm.
+    words: u64,
+    axis: Axis,
+    add: bool,
 }
 
 /// Elements of one workgroup: four an invocation.

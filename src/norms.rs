@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
-use crate::record::{Arguments, Dispatch, View, expect_per_norm, firsts};
+use crate::product::Bound;
+use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -18,6 +19,7 @@ struct Params {
     split_first: u32,
     part_first: u32,
     firsts: u32,
+    more_firsts: u32,
     policy: u32,
     eps: f32,
     out_kind: u32,
@@ -31,6 +33,8 @@ pub(crate) enum Form {
     Norms,
     Scales,
     Wide,
+    /// Both scales of the backward pass, from dot products.
+    Backward,
 }
 
 impl Form {
@@ -39,6 +43,7 @@ impl Form {
         match self {
             Form::Norms => 1,
             Form::Scales | Form::Wide => 2,
+            Form::Backward => 4,
         }
     }
 }
@@ -55,8 +60,20 @@ pub(crate) struct Job<'a> {
     pub form: Form,
     /// Of f32 words.
     pub out: View<'a>,
-    /// The norms as f32 beside `out`.
+    /// The norms as f32 beside `out`, or dg of a dot product.
     pub norms_too: Option<&'a Tensor>,
+    /// Dot products in the place of norms.
+    pub dot: Option<Dot<'a>>,
+}
+
+/// The backward pass's sums Σ dw·v: [`Form::Backward`].
+#[derive(Clone)]
+pub(crate) struct Dot<'a> {
+    pub dw: &'a Tensor,
+    /// n̂, but n under [`Eps::After`]; f32.
+    pub known: View<'a>,
+    /// Add to dg.
+    pub add: bool,
 }
 
 /// Invocations in a workgroup of `norms.wgsl`.
@@ -71,7 +88,9 @@ const ROW_FROM: u64 = 256;
 impl Gpu {
     /// The effective norms n̂ of `v`, one f32 for each index of the kept axis. With [`Eps::None`] the norms themselves.
     ///
-    ///     n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
+    /// ```text
+    /// n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
+    /// ```
     ///
     /// `v`: any shape and storage type. Returns the shape of `v` with ones everywhere but at the kept axis.
     /// Right for any finite `v` whose norm an f32 holds; NaN and infinity stay in their row. Reference: PyTorch's
@@ -101,8 +120,17 @@ impl Recorder<'_, '_> {
         eps.check()?;
         expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), axis))?;
         Arguments::new(OP).input("v", v).output("norms", norms).check(self.gpu())?;
-        let job =
-            Job { v, axis, eps, known: None, gain: None, form: Form::Norms, out: View::of(norms), norms_too: None };
+        let job = Job {
+            v,
+            axis,
+            eps,
+            known: None,
+            gain: None,
+            form: Form::Norms,
+            out: View::of(norms),
+            norms_too: None,
+            dot: None,
+        };
         self.norms(&job)
     }
 
@@ -114,7 +142,7 @@ impl Recorder<'_, '_> {
         if job.known.is_some() {
             return self.known_norms(job, layout);
         }
-        match Plan::new(self.gpu(), job.v.dtype(), layout)? {
+        match Plan::new(self.gpu(), job, layout)? {
             Plan::Rows(rows) => self.row_sums(job, layout, rows),
             Plan::Columns(columns) => self.column_sums(job, layout, columns),
         }
@@ -127,9 +155,10 @@ impl Recorder<'_, '_> {
         let row_count = outer * kept;
         let direct = splits == 1 && outer == 1;
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
-        let constants: Constants =
+        let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
-        let in_binding = (gpu.binding_capacity() / job.v.dtype().size() / split_length.max(1)).max(1);
+        constants.extend(job.dot_constants());
+        let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
         let in_dispatch = gpu.group_capacity() * (THREADS / lanes);
         let out_words = if direct { job.form.words() } else { 0 };
         let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
@@ -141,13 +170,14 @@ impl Recorder<'_, '_> {
             let last = first + count - 1;
             let end = last / splits * inner + (last % splits * split_length + split_length).min(inner);
             let (v_span, v_first) = v.bind(&gpu, begin, end - begin);
+            let (dw, dw_first) = job.bind_dw(&gpu, begin, end - begin);
             let out = Out::bind(&gpu, job, first, if direct { count } else { 0 });
             let (part, _) = sums.bind(&gpu, 0, if direct { 0 } else { row_count * splits });
             self.dispatch(&Dispatch {
                 kernel: &kernel::ROW_SUMS,
                 module: Module::Norms,
                 constants: &constants,
-                buffers: &[v_span, out.gain.0, part, out.out.0, out.norms_too.0],
+                buffers: &[v_span, out.gain.0, part, out.out.0, out.norms_too.0, dw, out.known.0],
                 params: Params {
                     count: count as u32,
                     length: inner as u32,
@@ -156,6 +186,7 @@ impl Recorder<'_, '_> {
                     split_first: split as u32,
                     part_first: if direct { 0 } else { first as u32 },
                     firsts: firsts([v_first, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_firsts: firsts([dw_first, out.known.1, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(THREADS / lanes),
@@ -175,7 +206,8 @@ impl Recorder<'_, '_> {
         let Columns { kept_step, split_length, split_step } = columns;
         let splits = outer.div_ceil(split_length);
         let sums = sums_of(&gpu, splits * kept_step * inner)?;
-        let constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
+        let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
+        constants.extend(job.dot_constants());
         let v = View::of(job.v);
         for (j, j_count) in windows(kept, kept_step) {
             let count = j_count * inner;
@@ -184,12 +216,13 @@ impl Recorder<'_, '_> {
                 let rows = (split_count * split_length).min(outer - row);
                 let span = (rows - 1) * kept * inner + count;
                 let (v_span, v_first) = v.bind(&gpu, row * kept * inner + j * inner, span);
+                let (dw, dw_first) = job.bind_dw(&gpu, row * kept * inner + j * inner, span);
                 let (part, _) = sums.bind(&gpu, 0, splits * count);
                 self.dispatch(&Dispatch {
                     kernel: &kernel::COLUMN_SUMS,
                     module: Module::Norms,
                     constants: &constants,
-                    buffers: &[v_span, part],
+                    buffers: &[v_span, part, dw],
                     params: Params {
                         count: count as u32,
                         length: rows as u32,
@@ -198,6 +231,7 @@ impl Recorder<'_, '_> {
                         split_length: split_length as u32,
                         part_first: (split * count) as u32,
                         firsts: firsts([v_first, 0, 0, 0]),
+                        more_firsts: firsts([dw_first, 0, 0, 0]),
                         ..params(job)
                     },
                     groups: (count * split_count).div_ceil(THREADS),
@@ -223,7 +257,7 @@ impl Recorder<'_, '_> {
         let gpu = self.gpu().clone();
         let each = partial.a * partial.b;
         let lanes = lanes_for(each);
-        let constants: Constants = vec![("LANES", lanes as u32)];
+        let constants: Constants = vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into())];
         let in_out = gpu.binding_capacity() / (4 * job.form.words());
         let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
         for (j, count) in windows(j_count, step) {
@@ -233,7 +267,7 @@ impl Recorder<'_, '_> {
                 kernel: &kernel::FINISH_SUMS,
                 module: Module::Norms,
                 constants: &constants,
-                buffers: &[out.gain.0, part, out.out.0, out.norms_too.0],
+                buffers: &[out.gain.0, part, out.out.0, out.norms_too.0, out.known.0],
                 params: Params {
                     count: count as u32,
                     length: partial.a as u32,
@@ -242,6 +276,7 @@ impl Recorder<'_, '_> {
                     split_length: partial.b as u32,
                     part_first: (j * partial.j_stride) as u32,
                     firsts: firsts([0, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_firsts: firsts([0, out.known.1, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(THREADS / lanes),
@@ -292,23 +327,48 @@ fn params(job: &Job<'_>) -> Params {
         eps: job.eps.value(),
         out_kind: job.form as u32,
         has_gain: job.gain.is_some().into(),
-        has_norms_too: job.norms_too.is_some().into(),
+        has_norms_too: match (job.norms_too, &job.dot) {
+            (None, _) => 0,
+            (Some(_), Some(dot)) if dot.add => 2,
+            (Some(_), _) => 1,
+        },
         ..Params::zeroed()
     }
 }
 
-/// The part of the outputs, and of g, that belongs to some norms.
+impl<'a> Job<'a> {
+    fn dot_constants(&self) -> Constants {
+        let dw = |dot: &Dot<'_>| vec![("DOT", 1), ("W_DTYPE", dot.dw.dtype().code())];
+        self.dot.as_ref().map_or(vec![], dw)
+    }
+
+    fn bind_dw(&self, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
+        self.dot.as_ref().map_or((None, 0), |dot| View::of(dot.dw).bind(gpu, first, count))
+    }
+
+    /// Bytes of the widest element that is read.
+    fn element(&self) -> u64 {
+        self.v.dtype().size().max(self.dot.as_ref().map_or(0, |dot| dot.dw.dtype().size()))
+    }
+}
+
+/// The part of the outputs, of g and of known norms that belongs to some norms.
 struct Out<'a> {
-    gain: (Option<crate::record::Span<'a>>, u32),
-    out: (Option<crate::record::Span<'a>>, u32),
-    norms_too: (Option<crate::record::Span<'a>>, u32),
+    gain: Bound<'a>,
+    out: Bound<'a>,
+    norms_too: Bound<'a>,
+    known: Bound<'a>,
 }
 
 impl<'a> Out<'a> {
     fn bind(gpu: &Gpu, job: &Job<'a>, j: u64, count: u64) -> Out<'a> {
-        let of = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(gpu, j, count));
         let words = job.form.words();
-        Out { gain: of(job.gain), out: job.out.bind(gpu, j * words, count * words), norms_too: of(job.norms_too) }
+        Out {
+            gain: bind(gpu, job.gain, j, count),
+            out: job.out.bind(gpu, j * words, count * words),
+            norms_too: bind(gpu, job.norms_too, j, count),
+            known: job.dot.as_ref().map_or((None, 0), |dot| dot.known.bind(gpu, j, count)),
+        }
     }
 }
 
@@ -354,11 +414,13 @@ pub(crate) fn lanes_for(count: u64) -> u64 {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, dtype: DType, layout: Layout) -> Result<Plan, Error> {
+    fn new(gpu: &Gpu, job: &Job<'_>, layout: Layout) -> Result<Plan, Error> {
         let Layout { outer, kept, inner } = layout.wide();
-        let in_binding = gpu.binding_capacity() / dtype.size();
+        let in_binding = gpu.binding_capacity() / job.element();
         let sums_in_binding = gpu.binding_capacity() / 8;
-        let rows = Rows::new(outer * kept, inner, in_binding, dtype);
+        // A dot product takes its elements one by one, in steps of four, and once more if it has to be formed again.
+        let (per_word, passes) = if job.dot.is_some() { (1, 5) } else { (job.v.dtype().per_word(), 2) };
+        let rows = Rows::new(outer * kept, inner, in_binding, per_word, passes);
         let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
         if outer == 1 || (inner >= ROW_FROM && rows_fit) {
             if !rows_fit && rows.splits > 1 {
@@ -370,7 +432,7 @@ impl Plan {
             }
             return Ok(Plan::Rows(rows));
         }
-        Columns::new(gpu, layout.wide(), in_binding, sums_in_binding).map(Plan::Columns)
+        Columns::new(gpu, layout.wide(), in_binding, sums_in_binding, passes).map(Plan::Columns)
     }
 }
 
@@ -380,10 +442,10 @@ fn fits(sums: u64) -> bool {
 }
 
 impl Rows {
-    fn new(rows: u64, length: u64, in_binding: u64, dtype: DType) -> Rows {
-        let lanes = lanes_for(length.div_ceil(dtype.per_word()));
-        // A stretch is looped over four words at a time, twice if it has to be lifted.
-        let longest = (MAX_ITERATIONS / 4 * 4 * lanes).min(in_binding).max(1);
+    /// `passes`: how often a stretch is looped over, four words at a time.
+    fn new(rows: u64, length: u64, in_binding: u64, per_word: u64, passes: u64) -> Rows {
+        let lanes = lanes_for(length.div_ceil(per_word));
+        let longest = (MAX_ITERATIONS / (2 * passes) * 4 * lanes).min(in_binding).max(1);
         let useful = length.div_ceil(SHORTEST_STRETCH).min(ENOUGH_GROUPS.div_ceil(rows.max(1)));
         let splits = length.div_ceil(longest).max(useful).max(1);
         // Whole words, so that no stretch starts in the middle of one unless its row does.
@@ -393,14 +455,19 @@ impl Rows {
 }
 
 impl Columns {
-    fn new(gpu: &Gpu, layout: Layout<u64>, in_binding: u64, sums_in_binding: u64) -> Result<Columns, Error> {
+    fn new(
+        gpu: &Gpu,
+        layout: Layout<u64>,
+        in_binding: u64,
+        sums_in_binding: u64,
+        passes: u64,
+    ) -> Result<Columns, Error> {
         let Layout { outer, kept, inner } = layout;
         let columns = kept * inner;
         let group_capacity = gpu.group_capacity();
         let rows_in_binding = (in_binding / columns).max(1);
         let useful = (ENOUGH_GROUPS * THREADS).div_ceil(columns).min(outer.div_ceil(16)).max(1);
-        // Four rows at a time, twice if they have to be lifted.
-        let split_length = outer.div_ceil(useful).min(MAX_ITERATIONS).min(rows_in_binding);
+        let split_length = outer.div_ceil(useful).min(MAX_ITERATIONS / passes).min(rows_in_binding);
         let splits = outer.div_ceil(split_length);
         let kept_step =
             kept.min(in_binding / inner).min(sums_in_binding / (splits * inner)).min(group_capacity * THREADS / inner);

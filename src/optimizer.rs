@@ -38,8 +38,10 @@ const MAX_ROW_WORDS: u64 = 16_384;
 
 /// What an optimizer step changes: a direction v and, with it, a gain g; or an ordinary weight or a bias in v's place.
 ///
-///     let weight = Trainable::new(&v, &dv).gain(&g, &dg);
-///     let bias = Trainable::new(&bias, &dbias);
+/// ```text
+/// let weight = Trainable::new(&v, &dv).gain(&g, &dg);
+/// let bias = Trainable::new(&bias, &dbias);
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Trainable<'a> {
     v: &'a Tensor,

@@ -84,6 +84,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// [`View::bind`] of a tensor that need not be there.
+pub(crate) fn bind<'a>(gpu: &Gpu, tensor: Option<&'a Tensor>, first: u64, count: u64) -> (Option<Span<'a>>, u32) {
+    tensor.map_or((None, 0), |tensor| View::of(tensor).bind(gpu, first, count))
+}
+
 /// Up to four places within bindings, 8 bits each.
 pub(crate) fn firsts(places: [u32; 4]) -> u32 {
     debug_assert!(places.iter().all(|&p| p < 256), "bound at a multiple of at most 256 bytes");
@@ -92,10 +97,12 @@ pub(crate) fn firsts(places: [u32; 4]) -> u32 {
 
 impl<'p, 'e> Recorder<'p, 'e> {
     pub(crate) fn on_encoder(gpu: &Gpu, encoder: &'p mut wgpu::CommandEncoder) -> Self {
+        gpu.look();
         Recorder { gpu: gpu.clone(), pass: Pass::Own(encoder.begin_compute_pass(&PASS)), dispatch_count: 0 }
     }
 
     pub(crate) fn on_pass(gpu: &Gpu, pass: &'p mut wgpu::ComputePass<'e>) -> Self {
+        gpu.look();
         Recorder { gpu: gpu.clone(), pass: Pass::Borrowed(pass), dispatch_count: 0 }
     }
 
@@ -243,7 +250,7 @@ impl<'a> Arguments<'a> {
 
     /// Device, usage and aliasing of all of them.
     pub fn check(&self, gpu: &Gpu) -> Result<(), Error> {
-        gpu.check()?;
+        gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
             if tensor.gpu().id() != gpu.id() {

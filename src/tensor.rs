@@ -146,7 +146,10 @@ impl Tensor {
             queue.submit([encoder.finish()]);
         })?;
         let (sender, receiver) = oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        // What fails here the callback hears too; without a scope wgpu's own handler would panic on it.
+        let started = self.gpu.guarded("a readback", words, || {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        });
         if block {
             // What a failed poll means, the callback says.
             let _ = device.poll(wgpu::PollType::wait_indefinitely());
@@ -160,6 +163,7 @@ impl Tensor {
             Ok(Err(e)) => return Err(lost(format!("a readback could not be mapped: {e}"))),
             Err(oneshot::Canceled) => return Err(lost("a readback was dropped".to_owned())),
         }
+        started?;
         let view = staging.get_mapped_range(..).map_err(|e| lost(e.to_string()))?;
         let mut data = vec![T::zeroed(); self.len()];
         bytemuck::cast_slice_mut::<T, u8>(&mut data).copy_from_slice(&view[..bytes as usize]);
