@@ -178,7 +178,9 @@ impl<'a> LinearOptions<'a> {
 impl Gpu {
     /// A linear layer, weight-normalized or ordinary.
     ///
-    ///     y[.., j] = Σ_k x[.., k] · w[j, k] + bias_j        w = g·v/n̂
+    /// ```text
+    /// y[.., j] = Σ_k x[.., k] · w[j, k] + bias_j        w = g·v/n̂
+    /// ```
     ///
     /// `x`: `[.., in_features]`. `weight`: `[out_features, in_features]`, a [`WeightNorm`] of kept axis 0 (out), 1 (in)
     /// or the whole tensor, or a [`Tensor`] w. `bias`: f32, `[out_features]`. Returns `[.., out_features]` in x's

@@ -21,8 +21,13 @@ struct Params {
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
 ///
-///     let weight = WeightNorm::new(&v, &g);                              // axis 0, clamp 1e-12
-///     let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// ```
+/// # use weightnorm::{Axis, Eps, Tensor, WeightNorm};
+/// # fn weights(v: Tensor, g: Tensor) {
+/// let weight = WeightNorm::new(&v, &g); // axis 0, clamp 1e-12
+/// let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct WeightNorm<'a> {
     pub(crate) v: &'a Tensor,
@@ -76,7 +81,9 @@ impl<'a> WeightNorm<'a> {
 impl Gpu {
     /// The normalized weight.
     ///
-    ///     w = g·(v/n̂)        without g: v/n̂
+    /// ```text
+    /// w = g·(v/n̂)        without g: v/n̂
+    /// ```
     ///
     /// Returns shape and storage type of v. Right wherever w is representable, over the whole range of f32. A zero row
     /// gives 0, under [`Eps::None`] NaN. Reference: PyTorch's `weight_norm`.

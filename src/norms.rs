@@ -71,7 +71,9 @@ const ROW_FROM: u64 = 256;
 impl Gpu {
     /// The effective norms n̂ of `v`, one f32 for each index of the kept axis. With [`Eps::None`] the norms themselves.
     ///
-    ///     n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
+    /// ```text
+    /// n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
+    /// ```
     ///
     /// `v`: any shape and storage type. Returns the shape of `v` with ones everywhere but at the kept axis.
     /// Right for any finite `v` whose norm an f32 holds; NaN and infinity stay in their row. Reference: PyTorch's
