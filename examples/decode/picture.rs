@@ -32,7 +32,8 @@ impl Slice {
         }
     }
 
-    fn subtitle(&self, step: f32) -> String {
+    fn subtitle(&self, scale: &Scale) -> String {
+        let step = signed(scale.step.into(), scale.digits);
         let place = self.z.map_or(String::new(), |z| format!(" at z = {z}").replace('-', "\u{2212}"));
         format!("signed distance{place}, latent code {}; a line every {step}, the surface bold", self.latent)
     }
@@ -82,7 +83,7 @@ pub fn draw(
     root.fill(&WHITE)?;
     let left = LABELS as i32;
     text(&root, name, (left, 22), 26.0, FontStyle::Bold, HPos::Left, &INK)?;
-    text(&root, &slice.subtitle(scale.step), (left, 54), 17.0, FontStyle::Normal, HPos::Left, &GREY)?;
+    text(&root, &slice.subtitle(&scale), (left, 54), 17.0, FontStyle::Normal, HPos::Left, &GREY)?;
 
     axes(&root)?;
     let origin = (LABELS as i32, TITLE as i32);
@@ -212,9 +213,10 @@ impl Scale {
         let (min, max) = if max - min > 1e-6 { (min, max) } else { (min.clamp(-1.0, 0.0), max.clamp(0.0, 1.0) + 1.0) };
         // About a dozen levels, 1, 2 or 5 times a power of ten apart.
         let rough = (max - min) / 15.0;
-        let power = 10f32.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|&s| s >= rough).unwrap_or(rough);
-        Scale { min, max, step, digits: (-step.log10()).ceil().clamp(0.0, 9.0) as usize }
+        let power = rough.log10().floor() as i32;
+        let steps = [1.0, 2.0, 5.0, 10.0].map(|n| n * 10f32.powi(power));
+        let step = steps.into_iter().find(|&step| step >= rough).unwrap_or(rough);
+        Scale { min, max, step, digits: (-power).clamp(0, 9) as usize }
     }
 
     fn levels(&self) -> impl Iterator<Item = f32> {
