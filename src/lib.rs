@@ -1,4 +1,4 @@
-#![doc = "Weight normalization on any GPU."]
+#![doc = include_str!("../README.md")]
 mod batch;
 mod contract;
 pub mod cpu;

@@ -22,9 +22,12 @@ struct Params {
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
 ///
-/// ```text
-/// let weight = WeightNorm::new(&v, &g);                              // axis 0, clamp 1e-12
+/// ```
+/// # use weightnorm::{Axis, Eps, Tensor, WeightNorm};
+/// # fn weights(v: Tensor, g: Tensor) {
+/// let weight = WeightNorm::new(&v, &g); // axis 0, clamp 1e-12
 /// let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// # }
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct WeightNorm<'a> {

@@ -1,8 +1,9 @@
-//! PyTorch's cases on the GPU: forward outputs. Gradients and convolutions are listed as not yet covered by the test
-//! of the same name without a GPU.
+//! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
+//! same name without a GPU.
 use weightnorm::{Activation, Axis, DType, Gpu, LinearOptions, Tensor, WeightNorm, cpu};
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
+use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
 use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -55,6 +56,15 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     let expected = &case.tensor("norm")?.data;
     compare(&norms, expected, Some(DType::F32), |i| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]))?;
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
+    let dw = case.tensor("dw")?;
+    let (v64, g64) = (case.tensor("v")?, case.tensor("g")?);
+    let terms = normalize_terms(&dw.data, &v64.data, &v64.shape, Some(&g64.data), case.axis, case.eps);
+    let (dv, dg) = gpu.normalize_backward(&upload(gpu, dw)?, weight)?;
+    let expected = &case.tensor("dg")?.data;
+    compare(&read(&dg)?, expected, Some(DType::F32), |i| dg_bound(chain, chain, terms.1[i], expected[i]))?;
+    let expected = &case.tensor("dv")?.data;
+    compare(&read(&dv)?, expected, Some(case.dtype), |i| dv_bound(chain, chain, terms.0[i], expected[i], case.dtype))?;
+
     let w = gpu.normalize(weight)?;
     let expected = &case.tensor("w")?.data;
     compare(&read(&w)?, expected, Some(case.dtype), |i| weight_bound(chain, expected[i], case.dtype))?;
@@ -86,5 +96,35 @@ fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
     // The same with the norms known.
     let y = gpu.linear(&x, weight.norms(&norms), bias.as_ref())?;
     compare(&read(&y)?, expected, Some(case.dtype), bound)?;
+
+    let (_, saved) = gpu.linear_saved(&x, weight, bias.as_ref())?;
+    let dy = case.tensor("dy")?;
+    let gradients = gpu.linear_backward(&x, weight, &upload(gpu, dy)?, &saved)?;
+    gradients_agree(case, &gradients)
+}
+
+fn gradients_agree(case: &Golden, gradients: &weightnorm::LinearGradients) -> Outcome {
+    let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
+    let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
+    let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
+    let (batch, outs, ins) = (x.shape[0], v.shape[0], v.shape[1]);
+    let norm_chain = v.data.len();
+    let chain = batch + outs + ins;
+    let dtype = Some(case.dtype);
+    let expected = &case.tensor("dx")?.data;
+    let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
+    compare(&read(&gradients.dx)?, expected, dtype, bound).map_err(|e| format!("dx: {e}"))?;
+    let expected = &case.tensor("dv")?.data;
+    let bound = |i: usize| dv_bound(norm_chain, chain, terms.dv[i], expected[i], case.dtype);
+    compare(&read(&gradients.dv)?, expected, dtype, bound).map_err(|e| format!("dv: {e}"))?;
+    let (dg, dg_terms) = (gradients.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
+    let expected = &case.tensor("dg")?.data;
+    let bound = |i: usize| dg_bound(norm_chain, chain, dg_terms[i], expected[i]);
+    compare(&read(dg)?, expected, Some(DType::F32), bound).map_err(|e| format!("dg: {e}"))?;
+    if let Some(expected) = case.optional("db") {
+        let bound = |i: usize| sum_bound(batch, terms.dbias[i], expected.data[i], DType::F32);
+        compare(&read(&gradients.dbias)?, &expected.data, Some(DType::F32), bound)
+            .map_err(|e| format!("dbias: {e}"))?;
+    }
     Ok(())
 }

@@ -1,0 +1,178 @@
+//! The network on the GPU: every layer of a batch of points recorded into one pass, one submission.
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use weightnorm::{Activation, DType, Eps, Gpu, LinearOptions, Tensor, Weight, WeightNorm};
+
+use crate::model::Model;
+use crate::reference::activation;
+
+/// A model in GPU memory.
+pub struct Decoder {
+    gpu: Gpu,
+    layers: Vec<Layer>,
+    /// What goes from layer to layer, in turns.
+    hidden: [Tensor; 2],
+    /// Points at a time.
+    pub batch: usize,
+}
+
+struct Layer {
+    concat: Option<Concat>,
+    v: Tensor,
+    g: Option<Tensor>,
+    bias: Tensor,
+    activation: Activation,
+}
+
+impl Decoder {
+    pub fn new(gpu: &Gpu, model: &Model) -> Result<Decoder, Box<dyn Error>> {
+        let mut layers = vec![];
+        for (i, layer) in model.layers.iter().enumerate() {
+            let (outs, ins) = (layer.v.rows, layer.v.columns);
+            layers.push(Layer {
+                concat: layer.skip.then(|| Concat::new(gpu, ins - model.input_width(), model.input_width())),
+                v: gpu.upload(&layer.v.data, &[outs, ins])?,
+                g: layer.g.as_ref().map(|g| gpu.upload(g, &[outs])).transpose()?,
+                bias: gpu.upload(&layer.bias, &[outs])?,
+                activation: activation(model, i),
+            });
+        }
+        let widest = model.layers.iter().map(|layer| layer.v.rows.max(layer.v.columns)).max().unwrap_or(1);
+        let report = gpu.report();
+        // The crate splits tensors that are larger than a binding; concat.wgsl does not. Nor should one submission
+        // keep a driver that computes on the CPU for more than about a second.
+        let in_binding = report.limits.max_storage_buffer_binding_size as usize / (4 * widest);
+        let in_time = if on_cpu(gpu) { (1 << 28) / model.work() } else { usize::MAX };
+        let batch = in_binding.min(in_time).clamp(1, 65_536);
+        let hidden = || gpu.zeros(&[batch, widest], DType::F32);
+        Ok(Decoder { gpu: gpu.clone(), layers, hidden: [hidden()?, hidden()?], batch })
+    }
+
+    /// Records all layers for up to `batch` rows of [latent, point]. Returns the output, one number a point, and how
+    /// many dispatches that takes.
+    fn record(&self, x: &Tensor, encoder: &mut wgpu::CommandEncoder) -> Result<(Tensor, u64), weightnorm::Error> {
+        let gpu = &self.gpu;
+        let points = x.shape()[0];
+        let mut dispatch_count = 0;
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        let mut turns = self.hidden.iter().cycle();
+        let mut next = |width| {
+            let hidden = turns.next().expect("a cycle has no end");
+            gpu.tensor(hidden.buffer(), 0, &[points, width], DType::F32)
+        };
+        let mut h = x.clone();
+        for layer in &self.layers {
+            if let Some(concat) = &layer.concat {
+                let joined = next(concat.width)?;
+                concat.record(gpu, &mut pass, [&h, x, &joined], points);
+                h = joined;
+                dispatch_count += 1;
+            }
+            let weight = match &layer.g {
+                Some(g) => Weight::Normalized(WeightNorm::new(&layer.v, g).eps(Eps::None)),
+                None => Weight::Plain(&layer.v),
+            };
+            let y = next(layer.v.shape()[0])?;
+            let options = LinearOptions::default().activation(layer.activation);
+            let mut ops = gpu.record_pass(&mut pass);
+            ops.linear_into_with(&h, weight, Some(&layer.bias), &y, &options)?;
+            dispatch_count += ops.dispatch_count();
+            h = y;
+        }
+        Ok((h, dispatch_count))
+    }
+
+    /// The network's output for rows of [latent, point], as many as you like.
+    pub fn decode(&self, inputs: &[f32]) -> Result<Vec<f32>, weightnorm::Error> {
+        let width = self.layers[0].input_width();
+        let mut sdf = vec![];
+        for rows in inputs.chunks(self.batch * width) {
+            let x = self.gpu.upload(rows, &[rows.len() / width, width])?;
+            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let (y, _) = self.record(&x, &mut encoder)?;
+            self.gpu.queue().submit([encoder.finish()]);
+            sdf.extend(y.read::<f32>()?);
+        }
+        // What the example's own kernel did wrong, if anything.
+        self.gpu.check()?;
+        Ok(sdf)
+    }
+
+    /// Time for one batch, from the first call of the crate to the end of the work on the GPU: the median of `runs`,
+    /// and the dispatches in each.
+    pub fn time(&self, inputs: &[f32], runs: usize) -> Result<(Duration, u64), Box<dyn Error>> {
+        let x = self.gpu.upload(inputs, &[self.batch, self.layers[0].input_width()])?;
+        let mut times = vec![];
+        let mut dispatch_count = 0;
+        for _ in 0..=runs {
+            let start = Instant::now();
+            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            dispatch_count = self.record(&x, &mut encoder)?.1;
+            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
+            times.push(start.elapsed());
+        }
+        times.remove(0); // the warm-up
+        times.sort();
+        Ok((times[times.len() / 2], dispatch_count))
+    }
+}
+
+impl Layer {
+    /// The width of this layer's input before a skip connection widens it.
+    fn input_width(&self) -> usize {
+        self.concat.as_ref().map_or(self.v.shape()[1], |concat| concat.h_width)
+    }
+}
+
+/// Whether the adapter computes on the CPU. GL may not know.
+pub fn on_cpu(gpu: &Gpu) -> bool {
+    let info = gpu.report().info;
+    info.device_type == wgpu::DeviceType::Cpu || info.name.to_lowercase().contains("llvmpipe")
+}
+
+/// The example's own kernel, concat.wgsl: the crate has no such operator.
+struct Concat {
+    pipeline: wgpu::ComputePipeline,
+    h_width: usize,
+    width: usize,
+}
+
+impl Concat {
+    fn new(gpu: &Gpu, h_width: usize, x_width: usize) -> Concat {
+        let module = gpu.device().create_shader_module(wgpu::include_wgsl!("concat.wgsl"));
+        let constants = [("H", h_width as f64), ("X", x_width as f64)];
+        let pipeline = gpu.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("decode.concat"),
+            layout: None,
+            module: &module,
+            entry_point: Some("concat"),
+            compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, ..Default::default() },
+            cache: None,
+        });
+        Concat { pipeline, h_width, width: h_width + x_width }
+    }
+
+    fn record(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, tensors: [&Tensor; 3], points: usize) {
+        let entries: Vec<_> = (0..)
+            .zip(tensors)
+            .map(|(binding, tensor)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: tensor.buffer(),
+                    offset: tensor.offset(),
+                    size: wgpu::BufferSize::new(4 * tensor.len() as u64),
+                }),
+            })
+            .collect();
+        let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("decode.concat"),
+            layout: &self.pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &bind_group, &[]);
+        pass.dispatch_workgroups(self.width.div_ceil(16) as u32, points.div_ceil(16) as u32, 1);
+    }
+}
