@@ -6,6 +6,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod batch;
+mod data;
+mod device;
 mod golden;
 
 use std::process::ExitCode;
@@ -69,5 +72,6 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    batch::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
