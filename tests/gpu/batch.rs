@@ -85,8 +85,9 @@ impl Sums {
             if write == Write::Add {
                 expected.iter_mut().zip(&old).for_each(|(sum, old)| *sum += old);
             }
-            let bound =
-                |j: usize| gamma(chain(rows) as f64 + 2.0) * magnitudes[j] + storage_bound(DType::F32, expected[j].abs());
+            let bound = |j: usize| {
+                gamma(chain(rows) as f64 + 2.0) * magnitudes[j] + storage_bound(DType::F32, expected[j].abs())
+            };
             compare(&got.read()?, &expected, Some(DType::F32), bound)?;
         }
         Ok(count)

@@ -10,6 +10,7 @@ mod batch;
 mod data;
 mod device;
 mod golden;
+mod optimizer;
 
 use std::process::ExitCode;
 
@@ -73,5 +74,6 @@ fn main() -> ExitCode {
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
     batch::register(&mut suite);
+    optimizer::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
