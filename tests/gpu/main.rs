@@ -6,7 +6,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod batch;
+mod data;
+mod device;
 mod golden;
+mod optimizer;
 
 use std::process::ExitCode;
 
@@ -69,5 +73,7 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    batch::register(&mut suite);
+    optimizer::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
