@@ -103,7 +103,7 @@ impl Tile {
 
     /// The most columns of x and v that an invocation may go through within `MAX_ITERATIONS`, if it has to form
     /// every one of its sums again. Multiple of BK.
-    pub(crate) fn max_length(self) -> u64 {
+    pub fn max_length(self) -> u64 {
         let [wx, wy, tm, tn] = self.sizes();
         let stages = |length: u64| (length * BK / 4).div_ceil(wx * wy);
         // `product`: staging x, staging v (four columns each may be scaled), BK multiply-add steps, for each BK columns.

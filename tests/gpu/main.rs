@@ -6,7 +6,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod data;
 mod golden;
+mod linear;
+mod normalize;
+mod norms;
+mod numbers;
+mod properties;
 
 use std::process::ExitCode;
 
@@ -68,5 +74,10 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    norms::register(&mut suite);
+    normalize::register(&mut suite);
+    linear::register(&mut suite);
+    numbers::register(&mut suite);
+    properties::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
