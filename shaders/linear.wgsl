@@ -387,11 +387,13 @@ fn tanh_of(a: vec4<f32>) -> vec4<f32> {
 }
 
 fn activate(a: vec4<f32>) -> vec4<f32> {
+    // By the bits: Mesa's GL makes max(a, 0) of a float comparison, and 0 of NaN.
+    let negative = bitcast<vec4<u32>>(a) - vec4<u32>(0x80000000u) <= vec4<u32>(INFINITY);
     if ACTIVATION == ACT_RELU {
-        return select(a, vec4<f32>(), a < vec4<f32>());
+        return select(a, vec4<f32>(), negative);
     }
     if ACTIVATION == ACT_LEAKY_RELU {
-        return select(a, a * p.slope, a < vec4<f32>());
+        return select(a, a * p.slope, negative);
     }
     if ACTIVATION == ACT_GELU {
         // From |a| = 10 on tanh is ±1 in f32, and a³ may overflow.
