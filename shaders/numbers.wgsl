@@ -164,7 +164,10 @@ fn effective_norm(sum: Sum, policy: u32, eps: f32) -> Wide {
             return Wide(sqrt(sum.s + eps), 0);
         }
         if sum.c < 0 {
-            return Wide(sqrt(sum.s + (eps * exp2i(-LIFT)) * exp2i(-LIFT)), LIFT);
+            // eps * 2^(-2 LIFT) by its exponent: compilers make one factor of two constants, and 0 of that one. An eps
+            // too small for it is nothing beside a sum of 2^(100 - 2 LIFT).
+            let lowered = max(bitcast<u32>(eps), u32(2 * LIFT) << 23u) - (u32(2 * LIFT) << 23u);
+            return Wide(sqrt(sum.s + select(bitcast<f32>(lowered), 0.0, lowered < SMALLEST)), LIFT);
         }
         // n² is below 2^-69 here. A larger eps swallows it, a smaller one is added at a scale that holds both.
         if eps >= exp2i(-40) {
