@@ -72,7 +72,7 @@ pub const LONG: &[(&[usize], Axis)] = &[
 ];
 
 /// row_norms of `v` between guards. The bound takes the additions of one square on its way into the norm.
-fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, eps: Eps, chain: usize) -> Outcome {
+pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, eps: Eps, chain: usize) -> Outcome {
     let count = norm_count(shape, axis);
     let tensor = upload(gpu, v, shape, dtype, chain + count)?;
     let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
