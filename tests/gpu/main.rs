@@ -10,7 +10,12 @@ mod batch;
 mod data;
 mod device;
 mod golden;
+mod linear;
+mod normalize;
+mod norms;
+mod numbers;
 mod optimizer;
+mod properties;
 
 use std::process::ExitCode;
 
@@ -75,5 +80,10 @@ fn main() -> ExitCode {
     golden::register(&mut suite);
     batch::register(&mut suite);
     optimizer::register(&mut suite);
+    norms::register(&mut suite);
+    normalize::register(&mut suite);
+    linear::register(&mut suite);
+    numbers::register(&mut suite);
+    properties::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
