@@ -154,18 +154,18 @@ fn v_step_again(e: u32) -> f32 {
     return moved(theta, v_gradient(e, theta), v_moments(e), p.v_rate, p.v_decay);
 }
 
-// The elements of a word of v. The half behind the last element stays.
-fn put_word(word: u32, low: f32, high: f32, count: u32) {
+// The first `count` elements of a word of v. The half behind the last element stays.
+fn put_word(word: u32, pair: vec2<f32>, count: u32) {
     let at = v_word(word);
     if V_DTYPE == F32 {
-        v[at] = bitcast<u32>(low);
+        v[at] = bitcast<u32>(pair.x);
         return;
     }
-    var upper = pack(high, V_DTYPE) << 16u;
+    var upper = pack(pair.y, V_DTYPE) << 16u;
     if count == 1u {
         upper = v[at] & 0xffff0000u;
     }
-    v[at] = pack(low, V_DTYPE) | upper;
+    v[at] = pack(pair.x, V_DTYPE) | upper;
 }
 
 // Words begin, begin + THREADS, .. of g.
@@ -214,24 +214,13 @@ fn optimizer(
             return;
         }
         let e = word * V_PER_WORD;
-        let low = v_step(e);
-        var high = 0.0;
-        if V_PER_WORD == 2u && e + 1u < p.v_count {
-            high = v_step(e + 1u);
+        let count = min(p.v_count - e, V_PER_WORD);
+        var pair = vec2<f32>();
+        for (var half = 0u; half < count; half += 1u) { // at most 2 iterations
+            pair[half] = v_step(e + half);
         }
-        put_word(word, low, high, p.v_count - e);
+        put_word(word, pair, count);
     }
-}
-
-// The squares of what a word holds, after the step.
-fn word_square_again(word: u32, scale: f32) -> f32 {
-    let e = word * V_PER_WORD;
-    let a = v_step_again(e) * scale;
-    if V_PER_WORD == 1u {
-        return a * a;
-    }
-    let b = v_step_again(e + 1u) * scale;
-    return a * a + b * b;
 }
 
 // The sum of squares of the row, added up by each of its invocations in the same order.
@@ -272,31 +261,29 @@ fn optimizer_rows(
     if mine {
         var s = 0.0;
         for (var word = begin; word < end; word += LANES) { // words / LANES iterations
-            let e = word * V_PER_WORD;
-            let a = v_step(e);
-            s += a * a;
-            if V_PER_WORD == 2u {
-                let b = v_step(e + 1u);
-                s += b * b;
+            for (var half = 0u; half < V_PER_WORD; half += 1u) { // at most 2 iterations
+                let a = v_step(word * V_PER_WORD + half);
+                s += a * a;
             }
         }
         let up = lift(s);
         if up != 0 {
             s = 0.0;
             for (var word = begin; word < end; word += LANES) { // words / LANES iterations
-                s += word_square_again(word, exp2i(up));
+                for (var half = 0u; half < V_PER_WORD; half += 1u) { // at most 2 iterations
+                    let a = v_step_again(word * V_PER_WORD + half) * exp2i(up);
+                    s += a * a;
+                }
             }
         }
         own = Wide(s, -2 * up);
     }
     let norm = effective_norm(row_sum(own, t), POLICY, p.norm_eps);
     for (var word = begin; word < end; word += LANES) { // words / LANES iterations
-        let e = word * V_PER_WORD;
-        let low = narrow(quotient(wide(v_step_again(e)), norm));
-        var high = 0.0;
-        if V_PER_WORD == 2u {
-            high = narrow(quotient(wide(v_step_again(e + 1u)), norm));
+        var pair = vec2<f32>();
+        for (var half = 0u; half < V_PER_WORD; half += 1u) { // at most 2 iterations
+            pair[half] = narrow(quotient(wide(v_step_again(word * V_PER_WORD + half)), norm));
         }
-        put_word(word, low, high, V_PER_WORD);
+        put_word(word, pair, V_PER_WORD);
     }
 }
