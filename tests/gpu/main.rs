@@ -45,16 +45,7 @@ impl Suite {
             Some(gpu) if needs == Needs::NotGl && gpu.report().info.backend == wgpu::Backend::Gl => {
                 Trial::test(name, || Ok(())).with_kind("skipped: not on GL").with_ignored_flag(true)
             }
-            Some(gpu) => Trial::test(name, {
-                let n = name.to_owned();
-                move || {
-                    let t = std::time::Instant::now();
-                    let r = test(&gpu);
-                    eprintln!("TIME {n} {:.2} {}", t.elapsed().as_secs_f64(), gpu.pipeline_count());
-                    r
-                }
-            })
-            .with_ignored_flag(needs == Needs::Time),
+            Some(gpu) => Trial::test(name, move || test(&gpu)).with_ignored_flag(needs == Needs::Time),
         };
         self.trials.push(trial);
     }
