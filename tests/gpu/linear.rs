@@ -38,17 +38,17 @@ pub fn register(suite: &mut Suite) {
     suite.test("linear_a_million_rows", Needs::Nothing, |gpu| Case::new([1_000_000, 3, 2]).check(gpu));
     suite.test("linear_axes_and_ends", Needs::Nothing, axes_and_ends);
     suite.test("linear_dispatch_count", Needs::Nothing, dispatch_count);
-    suite.test("linear_every_mix_of_dtypes", Needs::Nothing, |gpu| {
-        let mixes = DTYPES.iter().flat_map(|&x| DTYPES.iter().flat_map(move |&v| DTYPES.map(|y| [x, v, y])));
-        all(mixes, |&dtypes| Case { dtypes, ..Case::new([5, 7, 13]) }.check(gpu))
-    });
+    // Each pair of types of two tensors; every mix of three takes a pipeline of its own, which some drivers build for
+    // seconds.
+    suite.test("linear_pairs_of_dtypes", Needs::Nothing, |gpu| mixes(gpu, |mix| mix % 3 == 0));
+    suite.test("linear_every_mix_of_dtypes", Needs::Time, |gpu| mixes(gpu, |_| true));
     suite.test("linear_packed_rows_share_words", Needs::Nothing, packed_rows_share_words);
     suite.test("linear_every_tile_and_split", Needs::Nothing, tiles_and_splits);
     suite.test("linear_longest_loops", Needs::Nothing, longest_loops);
     suite.test("linear_long_rows", Needs::Nothing, long_rows);
     suite.test("linear_activations", Needs::Nothing, activations);
     suite.test("linear_ranks_of_x", Needs::Nothing, |gpu| {
-        all([&[][..], &[3], &[2, 3], &[2, 2, 3], &[1, 1, 1, 5]], |batch| {
+        all([&[][..], &[3], &[2, 3], &[2, 1, 3], &[1, 1, 1, 5]], |batch| {
             Case { batch_shape: batch.to_vec(), ..Case::new([batch.iter().product(), 7, 13]) }.check(gpu)
         })
     });
@@ -243,8 +243,13 @@ impl Case {
     }
 }
 
+fn mixes(gpu: &Gpu, wanted: fn(usize) -> bool) -> Outcome {
+    let indices = (0..27).map(|i| [i / 9, i / 3 % 3, i % 3]).filter(|mix| wanted(mix.iter().sum()));
+    all(indices, |mix| Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu))
+}
+
 fn axes_and_ends(gpu: &Gpu) -> Outcome {
-    let base = Case::new([9, 33, 39]);
+    let base = Case::new([5, 33, 39]);
     let mut cases = vec![];
     for axis in [OUT, IN, WHOLE] {
         for known in [false, true] {
@@ -263,7 +268,7 @@ fn axes_and_ends(gpu: &Gpu) -> Outcome {
 
 /// What the documentation of `linear_into` promises.
 fn dispatch_count(gpu: &Gpu) -> Outcome {
-    let base = Case::new([9, 33, 39]);
+    let base = Case::new([5, 33, 39]);
     let split = Some(16);
     let cases = [
         (base.clone(), 1),
@@ -299,9 +304,11 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
 
 /// Odd rows of packed x, v and y: neighbours share words. Many rows, so that neighbours run at once.
 fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
-    let sizes = [[1000, 1, 3], [1001, 3, 1], [65, 129, 5], [7, 257, 13], [300, 67, 1], [2, 1, 1]];
-    all(DTYPES[1..].iter().flat_map(|&dtype| sizes.map(|size| (dtype, size))), |&(dtype, size)| {
-        Case { dtypes: [dtype; 3], ..Case::new(size) }.check(gpu)
+    all([[1000, 1, 3], [1001, 3, 1], [33, 129, 5], [7, 257, 13], [45, 67, 1], [2, 1, 1]], |&size| {
+        Case { dtypes: [DType::Bf16; 3], ..Case::new(size) }.check(gpu)
+    })?;
+    all([[1000, 1, 3], [1001, 3, 1], [7, 257, 13]], |&size| {
+        Case { dtypes: [DType::F16; 3], ..Case::new(size) }.check(gpu)
     })
 }
 
@@ -309,9 +316,7 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     let mut cases = vec![];
     for tile in Tile::ALL {
         for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]] {
-            for axis in [OUT, IN] {
-                cases.push(Case { tile: Some(tile), axis, ..Case::new(size) });
-            }
+            cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
         for split_length in [1, 48, 500] {
             cases.push(Case { tile: Some(tile), split_length: Some(split_length), ..Case::new([67, 70, 259]) });
@@ -319,7 +324,7 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     }
     for axis in [IN, WHOLE, PLAIN] {
         for split_length in [16, 48] {
-            let tile = Some(Tile::Medium);
+            let tile = Some(Tile::Wide);
             cases.push(Case { tile, axis, split_length: Some(split_length), ..Case::new([33, 34, 131]) });
         }
     }
@@ -351,7 +356,10 @@ fn longest_loops(gpu: &Gpu) -> Outcome {
             // Nothing is zero in rows of x that are all alike but for their signs.
             Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu)?;
         }
-        // The scales on the contraction are the longest loop while staging.
+        // The scales on the contraction are the longest loop while staging, most where the columns are many.
+        if outs < 64 {
+            return Ok(());
+        }
         Case { axis: IN, eps: Eps::None, v: Some(vec![1.0; outs * ins]), ..base }.check(gpu)
     })
 }
@@ -359,12 +367,11 @@ fn longest_loops(gpu: &Gpu) -> Outcome {
 fn long_rows(gpu: &Gpu) -> Outcome {
     let long = 1 << 20;
     let mut cases = vec![];
-    for batch in 1..=3 {
-        let (x, v) = (Some(simple(batch * long)), Some(simple(8 * long)));
-        cases.push(Case { x, v, exact_sums: true, ..Case::new([batch, 8, long]) });
+    // Batch 2 with every sum formed again.
+    for (batch, scale) in [(1, 1.0), (2, 2f64.powi(83)), (3, 1.0)] {
+        let (x, v) = (simple(batch * long), simple(8 * long).iter().map(|v| v * scale).collect());
+        cases.push(Case { x: Some(x), v: Some(v), exact_sums: true, ..Case::new([batch, 8, long]) });
     }
-    let scaled = simple(8 * long).iter().map(|v| v * 2f64.powi(83)).collect();
-    cases.push(Case { v: Some(scaled), ..cases[1].clone() });
     let (x, v) = (Some(simple(2 * 8)), Some(vec![1.0; 8 * long]));
     for axis in [OUT, IN, WHOLE] {
         cases.push(Case { axis, x: x.clone(), v: v.clone(), exact_sums: true, ..Case::new([2, long, 8]) });
@@ -396,9 +403,8 @@ fn activations(gpu: &Gpu) -> Outcome {
         let expected: Vec<f64> = x.iter().map(|&x| cpu::activate(x, activation)).collect();
         let got = Case { activation, ..one.clone() }.run(gpu)?;
         compare(&got.y, &expected, Some(DType::F32), |i| activated_bound(activation, x[i], 0.0, DType::F32))?;
-        // The other epilogue, and a row of several columns.
-        Case { activation, split_length: Some(16), ..Case::new([3, 5, 39]) }.check(gpu)?;
-        Case { activation, ..Case::new([9, 33, 39]) }.check(gpu)
+        // The other epilogue.
+        Case { activation, split_length: Some(16), ..Case::new([3, 5, 39]) }.check(gpu)
     })
 }
 
@@ -422,8 +428,8 @@ fn same_bits(gpu: &Gpu) -> Outcome {
     let half = [DType::Bf16; 3];
     let cases = [
         Case::new([65, 129, 259]),
-        Case { split_length: Some(48), tile: Some(Tile::Medium), ..Case::new([33, 34, 259]) },
-        Case { axis: IN, ..Case::new([9, 33, 1023]) },
+        Case { split_length: Some(48), tile: Some(Tile::Wide), ..Case::new([33, 34, 259]) },
+        Case { axis: IN, ..Case::new([7, 33, 1023]) },
         Case { axis: WHOLE, ..Case::new([2, 2000, 257]) },
         Case { dtypes: half, ..Case::new([1001, 3, 5]) },
         Case { dtypes: half, ..Case::new([7, 257, 13]) },
@@ -441,7 +447,7 @@ fn same_bits(gpu: &Gpu) -> Outcome {
 }
 
 fn comparison_can_fail(gpu: &Gpu) -> Outcome {
-    let f32s = Case::new([9, 33, 39]);
+    let f32s = Case::new([7, 33, 39]);
     let halves = Case { dtypes: [DType::Bf16; 3], ..Case::new([7, 257, 13]) };
     for (case, step) in [(f32s, 1e-4), (halves, 0.1)] {
         let got = case.run(gpu)?;

@@ -102,7 +102,7 @@ pub fn simple(count: usize) -> Vec<f64> {
 
 fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
     let v = simple(shape.iter().product());
-    for dtype in DTYPES {
+    for dtype in [DType::F32, DType::F16] {
         check(gpu, &v, shape, dtype, axis, Eps::None, 1)?;
     }
     // The second sweep that scaled values need: the same sums, times 2^80.

@@ -81,8 +81,9 @@ fn linear_case() -> impl Strategy<Value = (Case, u64)> {
         let dtypes = [if bf16 { DType::Bf16 } else { DType::F32 }; 3];
         // Variants that the other tests have built already.
         let (axis, dtypes) = if split_length.is_some() { (OUT, [DType::F32; 3]) } else { (axis, dtypes) };
-        let axis = if dtypes[0] == DType::Bf16 { OUT } else { axis };
-        let tile = split_length.map(|_| Tile::Medium);
+        let dtypes = if size[0] > 8 { [DType::F32; 3] } else { dtypes };
+        let axis = if dtypes[0] == DType::Bf16 || size[0] > 8 { OUT } else { axis };
+        let tile = split_length.map(|_| Tile::Wide);
         let case = Case { axis, eps, dtypes, tile, split_length, ..Case::new(size) };
         (case.clone(), seed)
     })
