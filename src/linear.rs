@@ -302,10 +302,9 @@ impl Recorder<'_, '_> {
 
         // Without anything to sum up, w plays no part in y, and its norms are those of empty rows.
         let fused = normalized.is_some_and(|w| w.axis == Axis::Kept(0) && w.norms.is_none()) && batch * ins > 0;
-        if let (Some(weight), Some(norms), false) = (normalized, options.norms, fused) {
-            if !(weight.axis != Axis::Kept(0) && batch * outs * ins > 0) {
-                self.write_norms(weight, norms)?;
-            }
+        let in_scales = normalized.is_some_and(|w| w.axis != Axis::Kept(0)) && batch * outs * ins > 0;
+        if let (Some(weight), Some(norms), false) = (normalized, options.norms, fused || in_scales) {
+            self.write_norms(weight, norms)?;
         }
         if batch * outs == 0 {
             return Ok(());

@@ -17,6 +17,7 @@ pub struct Recorder<'p, 'e> {
     dispatch_count: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, on the stack")]
 enum Pass<'p, 'e> {
     Own(wgpu::ComputePass<'p>),
     Borrowed(&'p mut wgpu::ComputePass<'e>),

@@ -8,5 +8,6 @@ mod golden;
 mod linear;
 mod model;
 mod non_finite;
+mod noop;
 mod rows;
 mod shaders;

@@ -6,7 +6,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod errors;
 mod golden;
+mod host;
+mod limits;
+mod problem;
+mod recording;
 
 use std::process::ExitCode;
 
@@ -42,6 +47,15 @@ impl Suite {
         };
         self.trials.push(trial);
     }
+
+    /// A test that may find out that the driver lacks something, and then is ignored with the reason.
+    fn test_if_able(&mut self, name: &str, test: impl FnOnce(&Gpu) -> Result<Completion, Failed> + Send + 'static) {
+        let gpu = self.gpu.clone();
+        self.trials.push(Trial::ignorable_test(name, move || match gpu {
+            None => Ok(Completion::ignored_with("no GPU")),
+            Some(gpu) => test(&gpu),
+        }));
+    }
 }
 
 fn main() -> ExitCode {
@@ -69,5 +83,9 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    host::register(&mut suite);
+    limits::register(&mut suite);
+    errors::register(&mut suite);
+    recording::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
