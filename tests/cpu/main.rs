@@ -10,6 +10,7 @@ mod golden;
 mod linear;
 mod model;
 mod non_finite;
+mod noop;
 mod optimizer;
 mod rows;
 mod shaders;

@@ -9,13 +9,18 @@ mod common;
 mod batch;
 mod data;
 mod device;
+mod errors;
 mod golden;
+mod host;
+mod limits;
 mod linear;
 mod normalize;
 mod norms;
 mod numbers;
 mod optimizer;
+mod problem;
 mod properties;
+mod recording;
 
 use std::process::ExitCode;
 
@@ -51,6 +56,15 @@ impl Suite {
         };
         self.trials.push(trial);
     }
+
+    /// A test that may find out that the driver lacks something, and then is ignored with the reason.
+    fn test_if_able(&mut self, name: &str, test: impl FnOnce(&Gpu) -> Result<Completion, Failed> + Send + 'static) {
+        let gpu = self.gpu.clone();
+        self.trials.push(Trial::ignorable_test(name, move || match gpu {
+            None => Ok(Completion::ignored_with("no GPU")),
+            Some(gpu) => test(&gpu),
+        }));
+    }
 }
 
 fn main() -> ExitCode {
@@ -85,5 +99,9 @@ fn main() -> ExitCode {
     linear::register(&mut suite);
     numbers::register(&mut suite);
     properties::register(&mut suite);
+    host::register(&mut suite);
+    limits::register(&mut suite);
+    errors::register(&mut suite);
+    recording::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

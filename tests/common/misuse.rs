@@ -1,0 +1,248 @@
+//! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
+//! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
+use weightnorm::{Axis, DType, Element, Eps, Error, Gpu, LinearOptions, Recorder, Tile, WeightNorm};
+
+/// Records each misuse and compares its error with the text that belongs to it.
+pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).expect("a small tensor");
+    let poison = |shape: &[usize]| gpu.upload(&vec![7f32; shape.iter().product()], shape).expect("a small tensor");
+    let (x, v, g, bias) = (zeros(&[3, 5]), zeros(&[4, 5]), zeros(&[4]), zeros(&[4]));
+    let (y, w, norms) = (poison(&[3, 4]), poison(&[4, 5]), poison(&[4]));
+    let half = gpu.zeros(&[4], DType::F16).expect("a small tensor");
+    let foreign = other.zeros(&[4, 5], DType::F32).expect("a small tensor");
+    let usage = wgpu::BufferUsages::COPY_SRC;
+    let descriptor = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
+    let no_storage = gpu.tensor(&gpu.device().create_buffer(&descriptor), 0, &[4, 5], DType::F32).expect("it fits");
+    // Two tensors in one buffer, and views of it that overlap.
+    let shared = poison(&[64]);
+    let part = |offset: u64, shape: &[usize]| gpu.tensor(shared.buffer(), offset, shape, DType::F32).expect("it fits");
+    let (front, back, tail) = (part(0, &[4, 5]), part(128, &[4, 5]), part(200, &[4]));
+
+    let weight = WeightNorm::new(&v, &g);
+    let plain = LinearOptions::default();
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut ops = gpu.record(&mut encoder);
+    let mut failures = vec![];
+    // The error's text, or its beginning if that ends in dots.
+    let mut refused = |text: &str, record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| {
+        let result = record(&mut ops);
+        let fits = result.as_ref().is_err_and(|e| match text.strip_suffix("..") {
+            Some(beginning) => e.to_string().starts_with(beginning),
+            None => e.to_string() == text,
+        });
+        if !fits || ops.dispatch_count() != 0 {
+            failures.push(format!("{result:?} after {} dispatches, expected {text:?}", ops.dispatch_count()));
+        }
+    };
+    // Shapes and ranks.
+    refused("row_norms: norms has shape [3, 4], expected [4, 1] or [4]", &|o| {
+        o.row_norms_into(&v, Axis::Kept(0), Eps::None, &y)
+    });
+    refused("row_norms: norms has shape [4], expected [1, 5] or [5]", &|o| {
+        o.row_norms_into(&v, Axis::Kept(1), Eps::None, &norms)
+    });
+    refused("normalize: w has shape [3, 4], expected [4, 5]", &|o| o.normalize_into(weight, &y));
+    refused("normalize: g has shape [3, 5], expected [4, 1] or [4]", &|o| {
+        o.normalize_into(WeightNorm::new(&v, &x), &w)
+    });
+    refused("normalize: g has shape [4], expected [1, 5] or [5]", &|o| {
+        o.normalize_into(weight.axis(Axis::Kept(1)), &w)
+    });
+    refused("normalize: g has shape [4], expected [1, 1] or [1]", &|o| o.normalize_into(weight.axis(Axis::Whole), &w));
+    refused("normalize: norms has shape [3, 5], expected [4, 1] or [4]", &|o| o.normalize_into(weight.norms(&x), &w));
+    refused("normalize_in_place: g has shape [4], expected [3, 1] or [3]", &|o| {
+        o.normalize_in_place(WeightNorm::new(&y, &g))
+    });
+    refused("split: v has shape [3, 4], expected [4, 5]", &|o| o.split_into(&v, Axis::Kept(0), Eps::None, &y, &norms));
+    refused("split: g has shape [3, 4], expected [4, 1] or [4]", &|o| {
+        o.split_into(&v, Axis::Kept(0), Eps::None, &w, &y)
+    });
+    refused("linear: weight has shape [4], expected [out_features, in_features]", &|o| o.linear_into(&x, &g, None, &y));
+    refused("linear: x has shape [3, 4], expected [.., 5]", &|o| o.linear_into(&y, weight, None, &y));
+    refused("linear: y has shape [4, 5], expected [3, 4]", &|o| o.linear_into(&x, weight, None, &w));
+    refused("linear: bias has shape [3, 5], expected [4]", &|o| o.linear_into(&x, weight, Some(&x), &y));
+    refused("linear: g has shape [3, 5], expected [4, 1] or [4]", &|o| {
+        o.linear_into(&x, WeightNorm::new(&v, &x), None, &y)
+    });
+    refused("linear: g has shape [4], expected [1, 5] or [5]", &|o| {
+        o.linear_into(&x, weight.axis(Axis::Kept(1)), None, &y)
+    });
+    refused("linear: norms has shape [4, 5], expected [4, 1] or [4]", &|o| {
+        o.linear_into_with(&x, weight, None, &y, &plain.norms(&w))
+    });
+    refused("linear: norms has shape [4], expected a weight with norms", &|o| {
+        o.linear_into_with(&x, &v, None, &y, &plain.norms(&norms))
+    });
+    // Axes.
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.row_norms_into(&v, Axis::Kept(2), Eps::None, &norms));
+    refused("kept axis 18446744073709551615 of a tensor of rank 2", &|o| {
+        o.row_norms_into(&v, Axis::Kept(usize::MAX), Eps::None, &norms)
+    });
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.normalize_into(weight.axis(Axis::Kept(2)), &w));
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.normalize_in_place(WeightNorm::unit(&w).axis(Axis::Kept(2))));
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.split_into(&v, Axis::Kept(2), Eps::None, &w, &norms));
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.linear_into(&x, weight.axis(Axis::Kept(2)), None, &y));
+    // Storage types.
+    refused("row_norms: norms is F16, expected F32", &|o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &half));
+    refused("normalize: g is F16, expected F32", &|o| o.normalize_into(WeightNorm::new(&v, &half), &w));
+    refused("linear: bias is F16, expected F32", &|o| o.linear_into(&x, weight, Some(&half), &y));
+    refused("linear: norms is F16, expected F32", &|o| o.linear_into(&x, weight.norms(&half), None, &y));
+    refused("split: v is F32, expected F16", &|o| o.split_into(&half, Axis::Kept(0), Eps::None, &norms, &g));
+    // Buffers.
+    refused("row_norms: v belongs to another Gpu", &|o| o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms));
+    refused("normalize: w belongs to another Gpu", &|o| o.normalize_into(weight, &foreign));
+    refused("linear: weight belongs to another Gpu", &|o| o.linear_into(&x, &foreign, None, &y));
+    refused("row_norms: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
+        o.row_norms_into(&no_storage, Axis::Kept(0), Eps::None, &norms)
+    });
+    refused("normalize: the buffer of w lacks BufferUsages(STORAGE)", &|o| o.normalize_into(weight, &no_storage));
+    refused("normalize_in_place: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
+        o.normalize_in_place(WeightNorm::unit(&no_storage))
+    });
+    refused("linear: the buffer of weight lacks BufferUsages(STORAGE)", &|o| o.linear_into(&x, &no_storage, None, &y));
+    refused("normalize: output w shares its buffer with input v", &|o| o.normalize_into(WeightNorm::unit(&w), &w));
+    refused("normalize: output w shares its buffer with input v", &|o| {
+        o.normalize_into(WeightNorm::unit(&front), &back)
+    });
+    refused("normalize_in_place: output v shares its buffer with input g", &|o| {
+        o.normalize_in_place(WeightNorm::new(&front, &tail))
+    });
+    refused("normalize_in_place: output v shares its buffer with input norms", &|o| {
+        o.normalize_in_place(WeightNorm::unit(&front).norms(&tail))
+    });
+    refused("row_norms: output norms shares its buffer with input v", &|o| {
+        o.row_norms_into(&front, Axis::Kept(0), Eps::None, &tail)
+    });
+    refused("split: output g shares its buffer with input w", &|o| {
+        o.split_into(&front, Axis::Kept(0), Eps::None, &w, &tail)
+    });
+    refused("linear: output norms shares its buffer with input weight", &|o| {
+        o.linear_into_with(&x, WeightNorm::unit(&front), None, &y, &plain.norms(&tail))
+    });
+    refused("linear: output norms shares its buffer with input known norms", &|o| {
+        o.linear_into_with(&x, weight.norms(&norms), None, &y, &plain.norms(&norms))
+    });
+    refused("split: outputs v and g overlap", &|o| o.split_into(&v, Axis::Kept(0), Eps::None, &back, &tail));
+    refused("linear: outputs y and norms overlap", &|o| {
+        o.linear_into_with(&x, weight, None, &part(0, &[3, 4]), &plain.norms(&part(44, &[4])))
+    });
+    // Variants.
+    refused("linear: the forced variant split_length 0, Large cannot run: a split has 1 to ..", &|o| {
+        o.linear_into_with(&x, weight, None, &y, &plain.split_length(0))
+    });
+    let huge = plain.tile(Tile::Wide).split_length(u32::MAX);
+    let text = "linear: the forced variant split_length 4294967295, Wide cannot run: a split has 1 to ..";
+    refused(text, &|o| o.linear_into_with(&x, weight, None, &y, &huge));
+    for e in [0.0, -1e-6, 1e-40, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.8e38, f32::MAX] {
+        for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {
+            let text = format!("eps is {e:e}, expected a positive normal number of at most 2^126");
+            refused(&text, &|o| o.row_norms_into(&v, Axis::Kept(0), eps, &norms));
+            refused(&text, &|o| o.normalize_into(weight.eps(eps), &w));
+            refused(&text, &|o| o.normalize_in_place(WeightNorm::unit(&w).eps(eps)));
+            refused(&text, &|o| o.split_into(&v, Axis::Kept(0), eps, &w, &norms));
+            refused(&text, &|o| o.linear_into(&x, weight.eps(eps), Some(&bias), &y));
+        }
+    }
+    if let Some(first) = failures.first() {
+        return Err(format!("{} misuses, the first: {first}", failures.len()));
+    }
+    drop(ops);
+    gpu.queue().submit([encoder.finish()]);
+    for tensor in [&y, &w, &norms, &shared] {
+        let words = tensor.read::<f32>().map_err(|e| e.to_string())?;
+        if words.iter().any(|&a| a != 7.0) {
+            return Err(format!("an output was written: {words:?}"));
+        }
+    }
+    // The outputs may share a buffer as long as they do not overlap.
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut ops = gpu.record(&mut encoder);
+    let fits = ops.linear_into_with(&x, weight, Some(&bias), &part(0, &[3, 4]), &plain.norms(&part(48, &[4])));
+    fits.map_err(|e| e.to_string())?;
+    if ops.dispatch_count() != 1 { Err("it was not recorded".into()) } else { Ok(()) }
+}
+
+/// What tensors refuse: lengths, offsets, sizes, storage types, usages.
+pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
+    let usage = wgpu::BufferUsages::STORAGE;
+    let descriptor = wgpu::BufferDescriptor { label: None, size: 64, usage, mapped_at_creation: false };
+    let buffer = gpu.device().create_buffer(&descriptor);
+    let adopt = |offset, shape: &[usize], dtype| gpu.tensor(&buffer, offset, shape, dtype).map(drop);
+    let six = gpu.upload(&[0f32; 6], &[2, 3]).map_err(|e| e.to_string())?;
+    let upload = |shape: &[usize]| gpu.upload(&[0f32; 5], shape).map(drop);
+    let cases = [
+        (upload(&[2, 3]), "5 elements for shape [2, 3], which holds 6"),
+        (upload(&[5, 0]), "5 elements for shape [5, 0], which holds 0"),
+        (upload(&[]), "5 elements for shape [], which holds 1"),
+        (six.reshape(&[7]).map(drop), "6 elements for shape [7], which holds 7"),
+        (six.reshape(&[3, 0]).map(drop), "6 elements for shape [3, 0], which holds 0"),
+        (adopt(2, &[4], DType::F16), "a tensor starts at byte 2, expected a multiple of 4"),
+        (adopt(1, &[0], DType::F32), "a tensor starts at byte 1, expected a multiple of 4"),
+        (adopt(4, &[16], DType::F32), "a tensor ends at byte 68 (whole words), but its buffer at 64"),
+        // The last half of its last word is missing.
+        (adopt(0, &[33], DType::F16), "a tensor ends at byte 68 (whole words), but its buffer at 64"),
+        (
+            adopt(u64::MAX - 3, &[4], DType::F32),
+            "a tensor ends at byte 18446744073709551615 (whole words), but its buffer at 64",
+        ),
+        (six.read::<half::f16>().map(drop), "read: T is F16, expected F32"),
+        (pollster::block_on(six.read_async::<half::bf16>()).map(drop), "read: T is Bf16, expected F32"),
+        (
+            gpu.tensor(&buffer, 0, &[4], DType::F32).and_then(|t| t.read::<f32>()).map(drop),
+            "read: the buffer of the tensor lacks BufferUsages(COPY_SRC)",
+        ),
+    ];
+    for (result, text) in cases {
+        match result {
+            Err(error) if error.to_string() == text => {}
+            other => return Err(format!("{other:?}, expected {text:?}")),
+        }
+    }
+    for shape in
+        [&[1 << 16, 1 << 16][..], &[usize::MAX, 2, 0], &[usize::MAX], &[0, usize::MAX, usize::MAX], &[1 << 40, 0]]
+    {
+        let all = [
+            gpu.zeros(shape, DType::F16).map(drop),
+            gpu.upload::<f32>(&[], shape).map(drop),
+            adopt(0, shape, DType::Bf16),
+            six.reshape(shape).map(drop),
+        ];
+        for result in all {
+            if !matches!(result, Err(Error::TooLarge { what: "a tensor in elements", .. })) {
+                return Err(format!("{result:?} for {shape:?}"));
+            }
+        }
+    }
+    // A y of 2^32 elements from inputs of none.
+    let (x, v) = (gpu.zeros(&[1 << 16, 0], DType::F32), gpu.zeros(&[1 << 16, 0], DType::F32));
+    let (x, v) = (x.map_err(|e| e.to_string())?, v.map_err(|e| e.to_string())?);
+    match gpu.linear(&x, &v, None) {
+        Err(Error::TooLarge { .. }) => Ok(()),
+        other => Err(format!("{other:?} for 2^32 elements")),
+    }
+}
+
+/// What comes back is what went in, for each storage type, also from byte offsets within a buffer.
+pub fn tensors_come_back(gpu: &Gpu) -> Result<(), Error> {
+    fn check<T: Element + PartialEq + std::fmt::Debug>(gpu: &Gpu, make: impl Fn(f32) -> T) -> Result<(), Error> {
+        for n in [0, 1, 2, 3, 37, 257, 65_537] {
+            let data: Vec<T> = (0..n).map(|i| make(i as f32 / 8.0 - 3.0)).collect();
+            let tensor = gpu.upload(&data, &[n])?;
+            assert_eq!((tensor.len(), tensor.is_empty(), tensor.dtype(), tensor.offset()), (n, n == 0, T::DTYPE, 0));
+            assert_eq!(tensor.read::<T>()?, data);
+            assert_eq!(pollster::block_on(tensor.read_async::<T>())?, data);
+            assert_eq!(tensor.reshape(&[1, n, 1])?.shape(), [1, n, 1]);
+            assert_eq!(tensor.reshape(&[1, n, 1])?.read::<T>()?, data);
+            assert_eq!(gpu.zeros(&[n], T::DTYPE)?.read::<T>()?, vec![make(0.0); n]);
+            for offset in [4, 8, 256 + 12].into_iter().filter(|o| o + 40 < n as u64 * T::DTYPE.size()) {
+                let first = (offset / T::DTYPE.size()) as usize;
+                let part = gpu.tensor(tensor.buffer(), offset, &[13], T::DTYPE)?;
+                assert_eq!(part.read::<T>()?, data[first..first + 13], "from byte {offset}");
+            }
+        }
+        Ok(())
+    }
+    check::<f32>(gpu, |a| a)?;
+    check::<half::f16>(gpu, half::f16::from_f32)?;
+    check::<half::bf16>(gpu, half::bf16::from_f32)
+}

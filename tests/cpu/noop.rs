@@ -1,0 +1,311 @@
+//! The host layer on wgpu's `noop` backend: everything but the numbers, without a driver. wgpu validates every call as
+//! on a real device.
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use weightnorm::{
+    Activation, Axis, DType, Eps, Error, Gpu, LinearOptions, Options, Parameters, Recorder, Tensor, Tile, WeightNorm,
+};
+
+use crate::common::misuse;
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+const AXES: [Axis; 3] = [Axis::Kept(0), Axis::Kept(1), Axis::Whole];
+
+fn adopt(parameters: Parameters, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Error> {
+    let mut required_limits = wgpu::Limits { max_immediate_size: 64, ..wgpu::Limits::default() };
+    change(&mut required_limits);
+    let required_features = wgpu::Features::IMMEDIATES;
+    let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+    let (device, queue) = wgpu::Device::noop(&descriptor);
+    Gpu::from_wgpu(device, queue, Options::default().parameters(parameters))
+}
+
+fn noop() -> Gpu {
+    adopt(Parameters::Auto, |_| ()).expect("WebGPU's default limits will do")
+}
+
+/// The dispatches that `record` records.
+fn dispatches(gpu: &Gpu, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> Result<u64, Error> {
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut ops = gpu.record(&mut encoder);
+    record(&mut ops)?;
+    let count = ops.dispatch_count();
+    drop(ops);
+    gpu.queue().submit([encoder.finish()]);
+    Ok(count)
+}
+
+#[test]
+fn noop_misuse_is_refused() {
+    misuse::is_refused(&noop(), &noop()).unwrap();
+    misuse::tensors_are_refused(&noop()).unwrap();
+}
+
+#[test]
+fn noop_tensors_come_back() {
+    misuse::tensors_come_back(&noop()).unwrap();
+}
+
+/// A device with less than WebGPU's defaults, limit by limit.
+#[test]
+fn noop_small_devices_are_unsupported() {
+    type Change = fn(&mut wgpu::Limits);
+    let lower: [(&str, Change); 7] = [
+        ("storage buffers", |l| l.max_storage_buffers_per_shader_stage = 7),
+        ("workgroup memory", |l| l.max_compute_workgroup_storage_size = 16_383),
+        ("invocations in a workgroup", |l| l.max_compute_invocations_per_workgroup = 63),
+        ("invocations along x", |l| l.max_compute_workgroup_size_x = 63),
+        ("workgroups in a dimension", |l| l.max_compute_workgroups_per_dimension = 0),
+        ("bindings in a bind group", |l| l.max_bindings_per_bind_group = 15),
+        ("multiples of 256", |l| l.min_storage_buffer_offset_alignment = 512),
+    ];
+    for (what, change) in lower {
+        match adopt(Parameters::Auto, change) {
+            Err(Error::Unsupported { what: text }) => assert!(text.contains(what), "{text}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+/// Uniform parameters where the device has no immediates, or too few of them.
+#[test]
+fn noop_parameters_follow_the_device() {
+    assert!(noop().report().immediates);
+    assert!(!adopt(Parameters::Uniform, |_| ()).unwrap().report().immediates);
+    assert!(!adopt(Parameters::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
+}
+
+/// More than a buffer of the device can hold.
+#[test]
+fn noop_too_large() {
+    let gpu = adopt(Parameters::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
+    for bytes in [1 << 21, 1 << 63, u64::MAX] {
+        assert!(matches!(gpu.reserve(bytes), Err(Error::TooLarge { limit: 1_048_576, .. })));
+    }
+    gpu.reserve(1 << 20).unwrap();
+    assert!(matches!(gpu.zeros(&[1 << 19], DType::F32), Err(Error::TooLarge { limit: 1_048_576, .. })));
+}
+
+/// Every variant of every kernel becomes a pipeline, with either kind of parameters, and wgpu finds no fault in the
+/// layouts, the bindings or the dispatches.
+#[test]
+fn noop_builds_every_variant() {
+    for parameters in [Parameters::Auto, Parameters::Uniform] {
+        // Short bindings, so that windows are part of it.
+        let gpu = adopt(parameters, |l| l.max_storage_buffer_binding_size = 16 << 10).unwrap();
+        let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype).unwrap();
+        for dtype in DTYPES {
+            for shape in [&[70, 90][..], &[3, 5], &[2, 40_001], &[9, 40, 7], &[2, 3, 300]] {
+                let v = zeros(shape, dtype);
+                for axis in AXES {
+                    let kept = if let Axis::Kept(k) = axis { shape[k] } else { 1 };
+                    let g = zeros(&[kept], DType::F32);
+                    let weight = WeightNorm::new(&v, &g).axis(axis);
+                    gpu.normalize(weight).unwrap();
+                    gpu.normalize(weight.norms(&g)).unwrap();
+                    gpu.normalize_in_place(weight).unwrap();
+                    gpu.split(&v, axis, Eps::None).unwrap();
+                    for w_dtype in DTYPES {
+                        let w = zeros(shape, w_dtype);
+                        dispatches(&gpu, |ops| ops.normalize_into(weight, &w)).unwrap();
+                    }
+                }
+            }
+            let (x, v) = (zeros(&[70, 90], dtype), zeros(&[80, 90], dtype));
+            let bias = zeros(&[80], DType::F32);
+            let activations = [
+                Activation::None,
+                Activation::Relu,
+                Activation::LeakyRelu(0.1),
+                Activation::Gelu,
+                Activation::Silu,
+                Activation::Tanh,
+            ];
+            let plain = LinearOptions::default();
+            for axis in AXES {
+                let kept = if let Axis::Kept(k) = axis { v.shape()[k] } else { 1 };
+                let g = zeros(&[kept], DType::F32);
+                let norms = zeros(&[kept], DType::F32);
+                let (unit, weight) = (WeightNorm::unit(&v).axis(axis), WeightNorm::new(&v, &g).axis(axis));
+                for options in [plain, plain.split_length(32)] {
+                    for tile in Tile::ALL {
+                        gpu.linear_with(&x, weight, None, &options.tile(tile)).unwrap();
+                    }
+                    for activation in activations {
+                        gpu.linear_with(&x, weight, Some(&bias), &options.activation(activation)).unwrap();
+                    }
+                    gpu.linear_with(&x, unit, Some(&bias), &options.norms(&norms)).unwrap();
+                    gpu.linear_with(&x, unit.norms(&g), Some(&bias), &options).unwrap();
+                    gpu.linear_with(&x, &v, Some(&bias), &options).unwrap();
+                    for y_dtype in DTYPES {
+                        let y = zeros(&[70, 80], y_dtype);
+                        dispatches(&gpu, |ops| ops.linear_into_with(&x, weight, None, &y, &options)).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(gpu.pipeline_count() > 100, "{}", gpu.pipeline_count());
+    }
+}
+
+/// The dispatches that the documentation promises.
+#[test]
+fn noop_dispatch_counts() {
+    let gpu = noop();
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F16).unwrap();
+    let f32s = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let eps = Eps::default();
+
+    for (shape, axis, norm_count) in [
+        (&[64, 512][..], Axis::Kept(0), 1),
+        (&[100_000, 3], Axis::Kept(0), 1),
+        (&[64, 512], Axis::Kept(1), 2),
+        (&[8, 1_000_000], Axis::Kept(0), 2),
+        (&[30, 40, 3], Axis::Kept(1), 2),
+        (&[30, 40, 300], Axis::Kept(1), 2),
+        (&[10, 10], Axis::Whole, 1),
+        (&[1000, 1000], Axis::Whole, 2),
+        (&[0, 5], Axis::Kept(1), 1),
+        (&[0, 5], Axis::Kept(0), 0),
+    ] {
+        let (v, w) = (zeros(shape), zeros(shape));
+        let kept = if let Axis::Kept(k) = axis { shape[k] } else { 1 };
+        let norms = f32s(&[kept]);
+        let known = f32s(&[kept]);
+        let copy = u64::from(!v.is_empty());
+        let weight = WeightNorm::unit(&v).axis(axis);
+        let count = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| dispatches(&gpu, record).unwrap();
+        assert_eq!(count(&|o| o.row_norms_into(&v, axis, eps, &norms)), norm_count, "{shape:?} {axis:?}");
+        assert_eq!(count(&|o| o.normalize_into(weight, &w)), norm_count + copy, "{shape:?} {axis:?}");
+        assert_eq!(count(&|o| o.normalize_in_place(weight)), norm_count + copy, "{shape:?} {axis:?}");
+        assert_eq!(count(&|o| o.split_into(&v, axis, eps, &w, &norms)), norm_count + copy, "{shape:?} {axis:?}");
+        let known_count = count(&|o| o.normalize_into(weight.norms(&known), &w));
+        assert_eq!(known_count, u64::from(kept > 0) + copy, "{shape:?} {axis:?}, known");
+    }
+
+    for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 0), (4096, 33, 7, 0), (2, 3, 20_000, 1)] {
+        let (x, v, y) = (zeros(&[batch, ins]), zeros(&[outs, ins]), zeros(&[batch, outs]));
+        let plain = LinearOptions::default();
+        for (axis, kept) in [(Axis::Kept(0), outs), (Axis::Kept(1), ins), (Axis::Whole, 1)] {
+            let (g, norms) = (f32s(&[kept]), f32s(&[kept]));
+            let weight = WeightNorm::new(&v, &g).axis(axis);
+            let norm_count = if axis == Axis::Kept(0) {
+                0
+            } else {
+                dispatches(&gpu, |o| o.row_norms_into(&v, axis, eps, &norms)).unwrap()
+            };
+            let known_count = u64::from(axis != Axis::Kept(0));
+            for (weight, norm_count) in [(weight, norm_count), (weight.norms(&g), known_count)] {
+                let count = dispatches(&gpu, |o| o.linear_into(&x, weight, None, &y)).unwrap();
+                assert_eq!(count, norm_count + 1 + finish, "{batch} {outs} {ins} {axis:?}");
+            }
+            let with_norms =
+                dispatches(&gpu, |o| o.linear_into_with(&x, weight, None, &y, &plain.norms(&norms))).unwrap();
+            assert_eq!(with_norms, norm_count + 1 + finish, "{batch} {outs} {ins} {axis:?}, norms out");
+        }
+        assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, &v, None, &y)).unwrap(), 1 + finish);
+    }
+}
+
+/// One more dispatch for each window: bindings that hold a quarter of v, of w or of y.
+#[test]
+fn noop_dispatch_counts_of_windows() {
+    // 64 KiB for tensors, and the largest alignment.
+    let gpu = adopt(Parameters::Auto, |l| l.max_storage_buffer_binding_size = (64 << 10) + 256).unwrap();
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let v = zeros(&[256, 256]);
+    let norms = zeros(&[256]);
+    assert_eq!(dispatches(&gpu, |o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)).unwrap(), 4);
+    let w = zeros(&[256, 256]);
+    // The word that a window may share costs it a pair of elements.
+    assert_eq!(dispatches(&gpu, |o| o.normalize_into(WeightNorm::unit(&v), &w)).unwrap(), 4 + 5);
+    let (x, y) = (zeros(&[4, 256]), zeros(&[4, 256]));
+    assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
+    let (x, v, y) = (zeros(&[1024, 64]), zeros(&[64, 64]), zeros(&[1024, 64]));
+    assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
+}
+
+fn sizes() -> impl Strategy<Value = Vec<usize>> {
+    let size = prop_oneof![8 => 0usize..40, 1 => Just(257), 1 => Just(1031), 1 => Just(usize::MAX), 1 => Just(1 << 31)];
+    prop::collection::vec(size, 0..6)
+}
+
+fn axis() -> impl Strategy<Value = Axis> {
+    prop_oneof![4 => (0usize..6).prop_map(Axis::Kept), 1 => Just(Axis::Whole), 1 => Just(Axis::Kept(usize::MAX))]
+}
+
+fn eps() -> impl Strategy<Value = Eps> {
+    let e = prop_oneof![Just(1e-12f32), any::<f32>()];
+    (0usize..4, e).prop_map(|(policy, e)| [Eps::None, Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)][policy])
+}
+
+/// A tensor within 4 MiB, or `None`.
+fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Option<Tensor> {
+    match gpu.zeros(shape, dtype) {
+        Ok(tensor) => Some(tensor),
+        Err(Error::TooLarge { .. }) => None,
+        Err(other) => panic!("{other:?} for {shape:?}"),
+    }
+}
+
+static TINY: LazyLock<Gpu> = LazyLock::new(|| {
+    let tiny = adopt(Parameters::Auto, |l| {
+        l.max_storage_buffer_binding_size = 8 << 10;
+        l.max_buffer_size = 4 << 20;
+        l.max_compute_workgroups_per_dimension = 3;
+    });
+    tiny.expect("it can run the kernels")
+});
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever shapes, axes and policies come, an operator works or gives a typed error: none of wgpu's, no panic.
+    #[test]
+    fn noop_never_panics(
+        shapes in prop::array::uniform4(sizes()),
+        (axis, eps) in (axis(), eps()),
+        dtype in prop::sample::select(DTYPES.to_vec()),
+        split in prop::option::of(any::<u32>()),
+        tile in prop::option::of(prop::sample::select(Tile::ALL.to_vec())),
+        fit in any::<bool>(),
+    ) {
+        let gpu = &*TINY;
+        let [v_shape, mut x_shape, mut g_shape, bias_shape] = shapes;
+        if fit {
+            if let (Some(x), Some(v)) = (x_shape.last_mut(), v_shape.get(1)) {
+                *x = *v;
+            }
+            if let Axis::Kept(k) = axis {
+                g_shape = v_shape.get(k).map_or(vec![], |&d| vec![d]);
+            }
+        }
+        let (Some(v), Some(x)) = (tensor(gpu, &v_shape, dtype), tensor(gpu, &x_shape, dtype)) else { return Ok(()) };
+        let (Some(g), Some(bias)) = (tensor(gpu, &g_shape, DType::F32), tensor(gpu, &bias_shape, DType::F32)) else {
+            return Ok(());
+        };
+        let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
+        let mut options = LinearOptions::default();
+        options.split_length = split;
+        options.tile = tile;
+        let results = [
+            gpu.row_norms(&v, axis, eps).map(drop),
+            gpu.normalize(weight).map(drop),
+            gpu.normalize(WeightNorm::unit(&v).axis(axis).norms(&g)).map(drop),
+            gpu.normalize_in_place(weight),
+            gpu.split(&v, axis, eps).map(drop),
+            gpu.linear_with(&x, weight, Some(&bias), &options).map(drop),
+            gpu.linear_with(&x, WeightNorm::unit(&v), None, &options.norms(&g)).map(drop),
+            gpu.linear_with(&x, &v, None, &options).map(drop),
+            v.reshape(&x_shape).map(drop),
+        ];
+        for result in results {
+            let foreseen = !matches!(
+                result,
+                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+            );
+            prop_assert!(foreseen, "{:?}", result);
+        }
+    }
+}

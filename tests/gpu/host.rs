@@ -1,0 +1,138 @@
+//! The device handle and tensors: choice of an adapter, adopted devices, threads, offsets, readback.
+use std::process::Command;
+
+use weightnorm::{Axis, DType, Gpu, Options, Parameters, Tensor};
+
+use crate::common::misuse;
+use crate::limits::every_operator;
+use crate::problem::{Op, Problem, adapter_of, device};
+use crate::{Failed, Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    suite.test("host::environment_chooses", Needs::Nothing, environment_chooses);
+    suite.test("host::no_adapter", Needs::Nothing, no_adapter);
+    suite.test("host::adopts_devices", Needs::Nothing, adopts_devices);
+    suite.test("host::reports", Needs::Nothing, reports);
+    suite.test("host::threads", Needs::NotGl, threads);
+    suite.test("host::offsets", Needs::Nothing, offsets);
+    suite.test("host::tensors_come_back", Needs::Nothing, |gpu| Ok(misuse::tensors_come_back(gpu)?));
+    suite.test("host::reads_without_a_poller", Needs::NotGl, reads_without_a_poller);
+}
+
+const fn is_clone_send_sync<T: Clone + Send + Sync>() {}
+const _: () = {
+    is_clone_send_sync::<Gpu>();
+    is_clone_send_sync::<Tensor>();
+};
+
+/// This binary again, with other variables: its output and whether it passed.
+fn again(variables: &[(&str, &str)]) -> Result<(String, bool), Failed> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["golden::wn_4x8", "--exact"]).envs(variables.iter().copied());
+    let output = command.output()?;
+    Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success()))
+}
+
+fn environment_chooses(gpu: &Gpu) -> Outcome {
+    let info = gpu.report().info;
+    // Part of the name, in other letters.
+    let part = info.name.split_whitespace().next().unwrap_or_default().to_uppercase();
+    let backend = info.backend.to_str();
+    let (output, passed) = again(&[("WGPU_ADAPTER_NAME", &part), ("WGPU_BACKEND", backend)])?;
+    assert!(passed && output.contains(&info.name) && output.contains("1 passed"), "{output}");
+    assert!(output.contains(&format!("{:?}", info.backend)), "{output}");
+    Ok(())
+}
+
+/// A name or backend that is not there: the message says how to get an adapter, the tests are skipped, or fail on demand.
+fn no_adapter(_: &Gpu) -> Outcome {
+    let elsewhere = if cfg!(windows) { "metal" } else { "dx12" };
+    for variable in [("WGPU_ADAPTER_NAME", "no such adapter"), ("WGPU_BACKEND", elsewhere)] {
+        let (output, passed) = again(&[variable, ("WEIGHTNORM_REQUIRE_GPU", "0")])?;
+        assert!(passed && output.contains("1 ignored"), "{output}");
+        for word in ["Debian", "Fedora", "macOS", "Windows", "WGPU_ADAPTER_NAME"] {
+            assert!(output.contains(word), "{word} in {output}");
+        }
+        assert!(variable.0 == "WGPU_BACKEND" || output.contains("no such adapter"), "{output}");
+        let (output, passed) = again(&[variable, ("WEIGHTNORM_REQUIRE_GPU", "1")])?;
+        assert!(!passed && output.contains("no GPU adapter found"), "{output}");
+    }
+    Ok(())
+}
+
+/// Devices of the caller's: with everything wanted, with nothing, and with immediates that we are told not to use.
+fn adopts_devices(gpu: &Gpu) -> Outcome {
+    let (_instance, adapter) = adapter_of(gpu, wgpu::MemoryBudgetThresholds::default())?;
+    let wanted = Gpu::wanted(&adapter);
+    let has = adapter.features().contains(wgpu::Features::IMMEDIATES);
+    assert_eq!(wanted.features.contains(wgpu::Features::IMMEDIATES), has);
+    assert_eq!(wanted.features - wgpu::Features::IMMEDIATES, wgpu::Features::empty());
+    assert_eq!(wanted.limits, adapter.limits());
+    for (with, parameters, immediates) in
+        [(true, Parameters::Auto, has), (true, Parameters::Uniform, false), (false, Parameters::Auto, false)]
+    {
+        let (device, queue) = device(&adapter, |features, limits| {
+            if !with {
+                *features = wgpu::Features::empty();
+                limits.max_immediate_size = 0;
+            }
+        })?;
+        let gpu = Gpu::from_wgpu(device.clone(), queue, Options::default().parameters(parameters))?;
+        assert_eq!(gpu.report().immediates, immediates);
+        assert_eq!(gpu.device(), &device);
+        every_operator(&gpu, DType::F32)?;
+    }
+    Ok(())
+}
+
+fn reports(gpu: &Gpu) -> Outcome {
+    let report = gpu.report();
+    let text = report.to_string();
+    for part in [&report.info.name, &report.info.driver, &format!("{:?}", report.info.backend)] {
+        assert!(text.contains(part.as_str()), "{part} in {text}");
+    }
+    assert_eq!(text.contains("immediates"), report.immediates);
+    assert_eq!(report.limits, gpu.device().limits());
+    assert!(text.contains(&format!("{} workgroups", report.limits.max_compute_workgroups_per_dimension)));
+    Ok(())
+}
+
+/// Four threads on one device whose pipelines nobody has built yet, each with encoders of its own.
+fn threads(shared: &Gpu) -> Outcome {
+    let gpu = crate::problem::adopted(shared, |_| ())?;
+    let work = |thread: usize| -> Outcome {
+        for i in 0..20 {
+            let op = Op::ALL[(i + 3 * thread) % Op::ALL.len()];
+            let axis = [Axis::Kept(0), Axis::Kept(1)][i / 10];
+            Problem::new(op, &[33 + 7 * thread, 65 + i], axis, 9 + i, DType::F16).run(&gpu)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || work(thread))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })
+}
+
+/// Tensors that start where no binding can: bound from the address below.
+fn offsets(gpu: &Gpu) -> Outcome {
+    for dtype in [DType::F32, DType::F16] {
+        for (i, op) in Op::ALL.into_iter().enumerate() {
+            for offset in [4, 8, 12, 252, 256 + 12, 1020] {
+                let axis = [Axis::Kept(0), Axis::Kept(1), Axis::Whole][i % 3];
+                Problem::new(op, &[19, 21], axis, 3, dtype).at(offset).run(gpu)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `read_async` on a thread that nobody helps: the future polls the device itself.
+fn reads_without_a_poller(gpu: &Gpu) -> Outcome {
+    let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
+    let norm = gpu.row_norms(&v, Axis::Kept(0), weightnorm::Eps::None)?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(pollster::block_on(norm.read_async::<f32>())));
+    assert_eq!(receiver.recv_timeout(std::time::Duration::from_secs(20))??, [5.0]);
+    Ok(())
+}
