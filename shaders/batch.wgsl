@@ -74,10 +74,6 @@ struct Stat {
 var<workgroup> stats: array<vec2<f32>, THREADS>;
 var<workgroup> sizes: array<f32, THREADS>;
 
-fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return (group.z * groups.y + group.y) * groups.x + group.x;
-}
-
 fn has(flag: u32) -> bool {
     return (p.flags & flag) != 0u;
 }

@@ -137,7 +137,7 @@ fn gradient(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let tile = (group.z * groups.y + group.y) * groups.x + group.x;
+    let tile = flat(group, groups);
     let tiles_n = (p.columns + BN - 1u) / BN;
     if tile >= tiles_n * ((p.rows + BM - 1u) / BM) {
         return;
@@ -218,7 +218,7 @@ fn gradient_partial(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let tile = (group.z * groups.y + group.y) * groups.x + group.x;
+    let tile = flat(group, groups);
     let tiles_n = (p.columns + BN - 1u) / BN;
     let tiles = tiles_n * ((p.rows + BM - 1u) / BM);
     let split = tile / tiles;
@@ -242,7 +242,7 @@ fn gradient_finish(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let element = ((group.z * groups.y + group.y) * groups.x + group.x) * FINISH_THREADS + t;
+    let element = flat(group, groups) * FINISH_THREADS + t;
     let row = element / p.columns;
     let column = element % p.columns;
     if row >= p.rows {

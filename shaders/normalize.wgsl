@@ -79,7 +79,7 @@ fn put_four(e: u32, values: vec4<f32>) {
 }
 
 fn element_of(group: vec3<u32>, groups: vec3<u32>, t: u32) -> u32 {
-    return 4u * (((group.z * groups.y + group.y) * groups.x + group.x) * THREADS + t);
+    return 4u * (flat(group, groups) * THREADS + t);
 }
 
 fn v_at(e: u32) -> f32 {

@@ -54,10 +54,6 @@ const OUT_WIDE = 2u;
 var<workgroup> sums: array<f32, THREADS>;
 var<workgroup> exponents: array<i32, THREADS>;
 
-fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return (group.z * groups.y + group.y) * groups.x + group.x;
-}
-
 fn write_norm(j: u32, norm: Wide) {
     if p.has_norms_too != 0u {
         norms_too[extractBits(p.firsts, 24u, 8u) + j] = narrow(norm);

@@ -1,5 +1,10 @@
 // Number formats and number ranges, joined in front of every kernel.
 
+// The number of a workgroup. A dispatch is spread over three dimensions, since each of them is limited.
+fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
+    return (group.z * groups.y + group.y) * groups.x + group.x;
+}
+
 // Storage types (DType::code). f16 and bf16 lie two to a word, the lower half first.
 const F32 = 0u;
 const F16 = 1u;

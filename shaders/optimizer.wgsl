@@ -63,10 +63,6 @@ const KIND_ADAMW = 4u;
 var<workgroup> sums: array<f32, THREADS>;
 var<workgroup> exponents: array<i32, THREADS>;
 
-fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
-    return (group.z * groups.y + group.y) * groups.x + group.x;
-}
-
 fn has_m() -> bool {
     return KIND != KIND_SGD;
 }

@@ -28,7 +28,7 @@ enum Pass<'p, 'e> {
 }
 
 /// Multiply-adds, or elements moved, that a CPU behind GL does in well under a second.
-pub(crate) const GL_WORK: u64 = 1 << 30;
+pub(crate) const GL_WORK: u64 = 1 << 28;
 
 /// One dispatch: which kernel, in which variant, on what.
 pub(crate) struct Dispatch<'a, P> {
