@@ -318,14 +318,16 @@ impl Recorder<'_, '_> {
         };
         let known = self.differentiable_norms(norm)?;
         let wants_dg = dg.is_some() || dv.is_some();
-        // dg of this batch alone, as dv wants it.
+        // dg of this batch alone, as dv wants it, and in a buffer that dv does not share: behind the norms in scratch
+        // memory.
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
-        let scratch_dg = dv.is_some() && (dg.is_none() || write == Write::Add);
-        let u_bytes = if norm.axis == Axis::Kept(1) { sizes.batch * sizes.ins * 4 } else { 0 };
-        // dg behind what kept axis 1 has in the place of u.
-        let dg_at = u_bytes.next_multiple_of(256);
-        let scales = self.gpu().scratch(Scratch::Scales, dg_at + if scratch_dg { kept * 4 } else { 0 })?;
-        let alone = scratch_dg.then(|| View { offset: dg_at, ..View::scratch(scales.clone(), 4) });
+        let one_buffer = dg.zip(dv).is_some_and(|(dg, dv)| dg.buffer() == dv.buffer());
+        let alone = if dv.is_some() && (dg.is_none() || one_buffer || write == Write::Add) {
+            let buffer = self.gpu().scratch(Scratch::Norms, 3 * kept * 4)?;
+            Some(View { offset: 2 * kept * 4, ..View::scratch(buffer, 4) })
+        } else {
+            None
+        };
         let dg_view = dg.map(View::of);
         let dg_of_batch = alone.clone().or_else(|| dg_view.clone());
         let end = GradientEnd {
@@ -351,7 +353,8 @@ impl Recorder<'_, '_> {
             Axis::Kept(_) => {
                 self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
                 let effective = self.effective_norms(norm, &known)?;
-                let quotients = self.gpu().tensor(&scales, 0, x.shape(), DType::F32)?;
+                let quotients = self.gpu().scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
+                let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
                 if wants_dg {
                     self.column_dot_sums(x, Some(View::of(&quotients)), None, dg_view, alone, write)?;

@@ -53,7 +53,7 @@ pub fn rounded(value: f64, dtype: DType) -> f64 {
     }
 }
 
-fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
+pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => values.iter().flat_map(|&v| (v as f32).to_ne_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| half::f16::from_f64(v).to_ne_bytes()).collect(),
@@ -61,7 +61,7 @@ fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
     }
 }
 
-fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
+pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
     let pairs = || bytes.chunks_exact(2).map(|c| u16::from_ne_bytes([c[0], c[1]]));
     match dtype {
         DType::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(bytes).into_iter().map(f64::from).collect(),
@@ -71,7 +71,7 @@ fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
 }
 
 /// NaN as f32 and, in both halves, as f16 and bf16; no kernel of ours writes this one.
-const POISON: [u8; 4] = 0x7fc1_7fc1u32.to_ne_bytes();
+pub const POISON: [u8; 4] = 0x7fc1_7fc1u32.to_ne_bytes();
 const GUARD_BYTES: usize = 64;
 
 /// A tensor in the middle of a buffer that is poisoned in front of it and behind it, down to the half word behind the
@@ -151,7 +151,7 @@ pub fn norm_length(shape: &[usize], axis: Axis) -> usize {
 }
 
 /// The index of each element's norm.
-pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize {
+pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
     let (inner, kept) = match axis {
         Axis::Kept(k) => (shape[k + 1..].iter().product::<usize>().max(1), shape[k].max(1)),
         Axis::Whole => (1, 1),

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backward;
 mod batch;
 mod data;
 mod device;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    backward::register(&mut suite);
     batch::register(&mut suite);
     optimizer::register(&mut suite);
     norms::register(&mut suite);
