@@ -172,11 +172,13 @@ fn tanh_of(a: vec4<f32>) -> vec4<f32> {
 }
 
 fn activate(a: vec4<f32>) -> vec4<f32> {
+    // By the bits: Mesa's GL makes max(a, 0) of a float comparison, and 0 of NaN.
+    let negative = bitcast<vec4<u32>>(a) - vec4<u32>(0x80000000u) <= vec4<u32>(INFINITY);
     if ACTIVATION == ACT_RELU {
-        return select(a, vec4<f32>(), a < vec4<f32>());
+        return select(a, vec4<f32>(), negative);
     }
     if ACTIVATION == ACT_LEAKY_RELU {
-        return select(a, a * p.slope, a < vec4<f32>());
+        return select(a, a * p.slope, negative);
     }
     if ACTIVATION == ACT_GELU {
         // From |a| = 10 on tanh is ±1 in f32, and a³ may overflow.
@@ -184,8 +186,10 @@ fn activate(a: vec4<f32>) -> vec4<f32> {
         return 0.5 * a * (1.0 + tanh_of(0.7978845608 * (b + 0.044715 * b * b * b)));
     }
     if ACTIVATION == ACT_SILU {
-        // exp(80) is far from overflow, and a / (1 + exp(80)) is zero beside any result that is not.
-        return a / (1.0 + exp(-max(a, vec4<f32>(-80.0))));
+        // exp(80) is far from overflow. Below -80, 1 + exp(-a) is exp(-a) to f32, and exp(a) falls to 0.
+        let near = a / (1.0 + exp(-clamp(a, vec4<f32>(-80.0), vec4<f32>(80.0))));
+        let far = a * exp(clamp(a, vec4<f32>(-200.0), vec4<f32>()));
+        return select(near, far, a < vec4<f32>(-80.0));
     }
     if ACTIVATION == ACT_TANH {
         return tanh_of(a);

@@ -390,7 +390,7 @@ impl<'a> Product<'a> {
         let (rows, columns) = self.fitting(gpu, self.depth);
         // Where k lies along the columns, windows of k keep the rows whole: the other way round they would be many.
         let cut = |operand: &Operand<'_>, fitting: u64, all: u64| fitting == 0 || (!operand.along_k && fitting < all);
-        let whole = self.forced.split_length.is_none()
+        let whole = (self.forced.split_length.is_none() || self.depth == 0)
             && self.depth <= tile.max_length().min(end_steps)
             && !cut(&self.a, rows, self.rows)
             && !cut(&self.b, columns, self.columns);

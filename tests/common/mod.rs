@@ -333,17 +333,21 @@ pub fn dv_bound(norm_chain: usize, chain: usize, terms: f64, dv: f64, dtype: DTy
 /// For act(y), where y itself is off by at most `e` before the activation (`dot_bound` for f32).
 ///
 /// The error of y times the largest slope of the activation, and what evaluating it adds: one product for the leaky
-/// ReLU, WGSL's absolute 1e-5 for tanh, that of 1 + tanh times |y|/2 for GELU, and for SiLU the relative error of exp
-/// (6 + 4|y| roundings) and of a sum and a quotient. Where exp(-y) leaves the range SiLU is 0 instead of at most
-/// 89·e⁻⁸⁸ < 2⁻¹²⁰.
+/// ReLU, and for SiLU the relative error of exp (6 + 4|y| roundings) and of a sum and a quotient. Where exp(y) leaves
+/// the range SiLU is 0 instead of at most 89·e⁻⁸⁸ < 2⁻¹²⁰.
+///
+/// tanh is ours (`tanh_of`). Below 1/4 a series, of which the terms left out are 0.022·y⁸ < 6u of it, and some 6
+/// roundings. Above, with e = exp(-2|y|), (1 − e)/(1 + e): e is off by (6 + 8|y|)u·e, which the slope 2/(1 + e)² makes
+/// at most 4u; 1 − e, 1 + e and the quotient add 7u. GELU's argument has 5 roundings, which z·(1 − tanh² z) < 0.45
+/// makes 3u of tanh; then 1 + tanh, off by 16u in all, meets y/2.
 pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> f64 {
     let result = cpu::activate(y, activation);
     let (slope, evaluation) = match activation {
         Activation::None | Activation::Relu => (1.0, 0.0),
         Activation::LeakyRelu(slope) => (f64::from(slope).abs().max(1.0), U * result.abs()),
-        Activation::Gelu => (1.13, y.abs() / 2.0 * 1e-5 + gamma(8.0) * y.abs()),
+        Activation::Gelu => (1.13, gamma(16.0) / 2.0 * y.abs() + gamma(3.0) * result.abs()),
         Activation::Silu => (1.1, gamma(14.0 + 4.0 * y.abs().min(89.0)) * result.abs() + 2f64.powi(-120)),
-        Activation::Tanh => (1.0, 1e-5),
+        Activation::Tanh => (1.0, gamma(12.0) * if y.abs() < 0.25 { result.abs() } else { 1.0 }),
     };
     stored(dtype, result, slope * e + evaluation)
 }

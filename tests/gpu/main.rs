@@ -6,7 +6,16 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod batch;
+mod data;
+mod device;
 mod golden;
+mod linear;
+mod normalize;
+mod norms;
+mod numbers;
+mod optimizer;
+mod properties;
 
 use std::process::ExitCode;
 
@@ -69,5 +78,12 @@ fn main() -> ExitCode {
     };
     let mut suite = Suite { gpu, trials: vec![] };
     golden::register(&mut suite);
+    batch::register(&mut suite);
+    optimizer::register(&mut suite);
+    norms::register(&mut suite);
+    normalize::register(&mut suite);
+    linear::register(&mut suite);
+    numbers::register(&mut suite);
+    properties::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

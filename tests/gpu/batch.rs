@@ -1,0 +1,415 @@
+//! What looks at a whole batch: its sums, data-dependent initialization, mean-only batch normalization.
+use weightnorm::internals::column_dot_sums;
+use weightnorm::{Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
+
+use crate::common::{compare, dot_bound, gamma, storage_bound};
+use crate::data::{DTYPES, Guarded, OFFSETS, all, must_fail, norm_chain as chain, random, upload};
+use crate::device::{limited, recorded, refused, small, tiny};
+use crate::golden::read;
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
+        suite.test(&format!("batch::{name}"), Needs::Nothing, test);
+    };
+    test("column_dot_sums", |gpu| all(sums_cases(), |case| case.run(gpu).map(drop)));
+    test("column_dot_sums_windows", column_dot_sums_windows);
+    test("column_dot_sums_dispatches", column_dot_sums_dispatches);
+    test("column_dot_sums_repeat", column_dot_sums_repeat);
+    test("column_dot_sums_leave_columns_apart", column_dot_sums_leave_columns_apart);
+    test("data_dependent_init", data_dependent_init);
+    test("data_dependent_init_normalizes", data_dependent_init_normalizes);
+    test("data_dependent_init_of_constant_features", data_dependent_init_of_constant_features);
+    test("data_dependent_init_far_from_zero", data_dependent_init_far_from_zero);
+    test("data_dependent_init_windows", data_dependent_init_windows);
+    test("mean_only_batch_norm", mean_only_batch_norm);
+    test("mean_only_batch_norm_windows", mean_only_batch_norm_windows);
+    test("mean_only_batch_norm_running", mean_only_batch_norm_running);
+    test("errors", errors);
+}
+
+fn abs(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|a| a.abs()).collect()
+}
+
+fn column_sums(values: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns).map(|j| values.iter().skip(j).step_by(columns).sum()).collect()
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    rows: usize,
+    columns: usize,
+    dtype: DType,
+    dbias: bool,
+    dg: bool,
+    write: Write,
+    offset: u64,
+}
+
+fn sums_cases() -> Vec<Sums> {
+    let sizes = [(1, 1), (2, 3), (37, 1), (128, 37), (129, 64), (257, 65), (5, 1031), (2_001, 31), (0, 5), (4_099, 1)];
+    let mut cases = vec![];
+    for (i, (rows, columns)) in sizes.into_iter().enumerate() {
+        for (k, dtype) in DTYPES.into_iter().enumerate() {
+            let write = if (i + k) % 2 == 0 { Write::Replace } else { Write::Add };
+            let offset = OFFSETS[(i + k) % OFFSETS.len()];
+            cases.push(Sums { rows, columns, dtype, dbias: (i + k) % 3 != 1, dg: (i + k) % 3 != 2, write, offset });
+        }
+    }
+    cases
+}
+
+impl Sums {
+    /// The dispatches it took.
+    fn run(&self, gpu: &Gpu) -> Result<u64, crate::Failed> {
+        let &Sums { rows, columns, dtype, write, offset, .. } = self;
+        let (dy, u) = (random(1, rows * columns, dtype), random(2, rows * columns, DType::F32));
+        let products: Vec<f64> = dy.iter().zip(&u).map(|(dy, u)| dy * u).collect();
+        let old = random(3, columns, DType::F32);
+        let output = |wanted: bool| match (wanted, write) {
+            (false, _) => Ok(None),
+            (true, Write::Replace) => Guarded::poisoned(gpu, &[columns], DType::F32, offset).map(Some),
+            (true, Write::Add) => Guarded::holding(gpu, &old, &[columns], DType::F32, offset).map(Some),
+        };
+        let (dbias, dg) = (output(self.dbias)?, output(self.dg)?);
+        let dy_tensor = upload(gpu, &dy, &[rows, columns], dtype, offset as usize / 4)?;
+        let u_tensor = upload(gpu, &u, &[rows, columns], DType::F32, 1)?;
+        let (dbias_tensor, dg_tensor) = (dbias.as_ref().map(|d| &d.tensor), dg.as_ref().map(|d| &d.tensor));
+        let count = recorded(gpu, |ops| {
+            column_dot_sums(ops, &dy_tensor, self.dg.then_some(&u_tensor), dbias_tensor, dg_tensor, write)
+        })?;
+        for (got, terms) in [(dbias, &dy), (dg, &products)] {
+            let Some(got) = got else { continue };
+            let (mut expected, magnitudes) = (column_sums(terms, columns), column_sums(&abs(terms), columns));
+            if write == Write::Add {
+                expected.iter_mut().zip(&old).for_each(|(sum, old)| *sum += old);
+            }
+            let bound = |j: usize| {
+                gamma(chain(rows) as f64 + 2.0) * magnitudes[j] + storage_bound(DType::F32, expected[j].abs())
+            };
+            compare(&got.read()?, &expected, Some(DType::F32), bound)?;
+        }
+        Ok(count)
+    }
+}
+
+fn column_dot_sums_windows(gpu: &Gpu) -> Outcome {
+    let (small, tiny) = (small(gpu)?, tiny(gpu)?);
+    for dtype in [DType::F32, DType::F16] {
+        let case = Sums { rows: 0, columns: 0, dtype, dbias: true, dg: true, write: Write::Add, offset: 12 };
+        for (device, rows, columns) in [
+            (&small, 1_501, 401),
+            (&small, 3, 150_001),
+            (&small, 2, 300_001),
+            (&small, 300_001, 1),
+            (&tiny, 61, 67),
+            (&tiny, 3, 4_001),
+            (&tiny, 4_001, 1),
+            (&tiny, 901, 5),
+        ] {
+            let case = Sums { rows, columns, ..case };
+            let count = case.run(device).map_err(|e| format!("{case:?}: {}", e.message().unwrap_or("failed")))?;
+            assert!(count > 2, "{case:?}: {count} dispatches");
+        }
+    }
+    Ok(())
+}
+
+fn column_dot_sums_dispatches(gpu: &Gpu) -> Outcome {
+    for (rows, columns, expected) in [(1, 7, 1), (128, 4_000, 1), (129, 40, 2), (1_000, 360, 2), (0, 4, 1), (4, 0, 0)] {
+        let dtype = DType::F32;
+        let case = Sums { rows, columns, dtype, dbias: true, dg: true, write: Write::Replace, offset: 0 };
+        assert_eq!(case.run(gpu)?, expected, "{case:?}");
+    }
+    Ok(())
+}
+
+fn column_dot_sums_repeat(gpu: &Gpu) -> Outcome {
+    let (rows, columns) = (3_001, 67);
+    let dy = upload(gpu, &random(1, rows * columns, DType::F16), &[rows, columns], DType::F16, 0)?;
+    let u = upload(gpu, &random(2, rows * columns, DType::F32), &[rows, columns], DType::F32, 0)?;
+    let run = || -> Result<Vec<u32>, crate::Failed> {
+        let (dbias, dg) = (gpu.zeros(&[columns], DType::F32)?, gpu.zeros(&[columns], DType::F32)?);
+        recorded(gpu, |ops| column_dot_sums(ops, &dy, Some(&u), Some(&dbias), Some(&dg), Write::Replace))?;
+        Ok([dbias.read::<f32>()?, dg.read()?].concat().iter().map(|x| x.to_bits()).collect())
+    };
+    let first = run()?;
+    for _ in 0..3 {
+        assert!(run()? == first, "another result");
+    }
+    Ok(())
+}
+
+/// NaN and infinity stay in their column; and the comparison above notices one element that is off.
+fn column_dot_sums_leave_columns_apart(gpu: &Gpu) -> Outcome {
+    let (rows, columns) = (300, 9);
+    let mut values = random(1, rows * columns, DType::Bf16);
+    values[4 * columns + 3] = f64::NAN;
+    values[7 * columns + 5] = f64::INFINITY;
+    let dy = upload(gpu, &values, &[rows, columns], DType::Bf16, 1)?;
+    let dbias = gpu.zeros(&[columns], DType::F32)?;
+    recorded(gpu, |ops| column_dot_sums(ops, &dy, None, Some(&dbias), None, Write::Replace))?;
+    let expected = column_sums(&values, columns);
+    let bound = |_: usize| gamma(rows as f64) * rows as f64;
+    compare(&read(&dbias)?, &expected, Some(DType::F32), bound)?;
+    let mut wrong = expected.clone();
+    wrong[8] += 0.1;
+    must_fail("a wrong sum", compare(&read(&dbias)?, &wrong, Some(DType::F32), bound).map(drop))
+}
+
+/// (t, and the largest error of t by column) of x·v/n̂ as `linear` computes it.
+fn products(x: &[f64], v: &[f64], [rows, ins, outs]: [usize; 3], eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
+    let unit = cpu::normalize(v, &[outs, ins], None, Axis::Kept(0), eps)?;
+    let product =
+        |x: &[f64], w: &[f64]| cpu::linear(x, &[rows, ins], w, &[outs, ins], None, weightnorm::Activation::None);
+    let (t, sums) = (product(x, &unit)?, product(&abs(x), &abs(&unit))?);
+    let errors: Vec<f64> = t.iter().zip(&sums).map(|(&t, &sum)| dot_bound(ins, sum, t, DType::F32)).collect();
+    let largest = |j: usize| errors.iter().skip(j).step_by(outs).fold(0f64, |a, &b| a.max(b));
+    Ok((t, (0..outs).map(largest).collect()))
+}
+
+/// Bounds of (g, bias): σ is off by as much as t, and by the roundings of differences from a mean and of their sum.
+fn init_bounds(t: &[f64], errors: &[f64], rows: usize) -> Vec<[f64; 2]> {
+    let columns = errors.len();
+    let bound = |j: usize| {
+        let column: Vec<f64> = t.iter().skip(j).step_by(columns).copied().collect();
+        let mean = column.iter().sum::<f64>() / rows as f64;
+        let deviation = (column.iter().map(|t| (t - mean).powi(2)).sum::<f64>() / rows as f64).sqrt();
+        let roundings = gamma(2.0 * chain(rows) as f64 + 20.0);
+        let largest = column.iter().fold(0f64, |a, t| a.max(t.abs()));
+        let mean_error = errors[j] + roundings * largest;
+        let relative = mean_error / deviation + roundings;
+        let relative = relative / (1.0 - relative.min(0.5));
+        [relative / deviation, mean_error / deviation * (1.0 + relative) + mean.abs() / deviation * relative]
+    };
+    (0..columns).map(bound).collect()
+}
+
+fn check_init(gpu: &Gpu, x: &[f64], v: &[f64], sizes: [usize; 3], dtype: DType) -> Result<u64, crate::Failed> {
+    let [rows, ins, outs] = sizes;
+    let eps = Eps::default();
+    let (g, bias) = cpu::data_dependent_init(x, &[rows, ins], v, &[outs, ins], eps)?;
+    let (t, errors) = products(x, v, sizes, eps)?;
+    let bounds = init_bounds(&t, &errors, rows);
+    let (x, v) = (upload(gpu, x, &[rows, ins], dtype, 1)?, upload(gpu, v, &[outs, ins], dtype, 2)?);
+    let output = || Guarded::poisoned(gpu, &[outs], DType::F32, 4);
+    let (got_g, got_bias) = (output()?, output()?);
+    let count = recorded(gpu, |ops| ops.data_dependent_init_into(&x, &v, eps, &got_g.tensor, &got_bias.tensor))?;
+    compare(&got_g.read()?, &g, Some(DType::F32), |j| bounds[j][0]).map_err(|e| format!("g: {e}"))?;
+    compare(&got_bias.read()?, &bias, Some(DType::F32), |j| bounds[j][1]).map_err(|e| format!("bias: {e}"))?;
+    Ok(count)
+}
+
+fn data_dependent_init(gpu: &Gpu) -> Outcome {
+    for dtype in DTYPES {
+        for ([rows, ins, outs], expected) in
+            [([2, 3, 1], 2), ([64, 17, 37], 2), ([128, 8, 65], 2), ([130, 33, 5], 3), ([1_001, 5, 31], 3)]
+        {
+            let (x, v) = (random(5, rows * ins, dtype), random(6, outs * ins, dtype));
+            let count = check_init(gpu, &x, &v, [rows, ins, outs], dtype);
+            let count =
+                count.map_err(|e| format!("{rows} {ins} {outs} {dtype:?}: {}", e.message().unwrap_or("failed")))?;
+            assert_eq!(count, expected, "{rows} {ins} {outs}");
+        }
+    }
+    Ok(())
+}
+
+/// With the gain and the bias that come out, every feature has mean 0 and variance 1.
+fn data_dependent_init_normalizes(gpu: &Gpu) -> Outcome {
+    let (rows, ins, outs) = (300, 20, 40);
+    let shift: Vec<f64> = random(7, rows * ins, DType::F32).iter().map(|x| x + 0.5).collect();
+    let x = upload(gpu, &shift, &[rows, ins], DType::F32, 0)?;
+    let v = upload(gpu, &random(8, outs * ins, DType::F32), &[outs, ins], DType::F32, 0)?;
+    let (g, bias) = gpu.data_dependent_init(&x, &v, Eps::default())?;
+    let y = read(&gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?)?;
+    let squares: Vec<f64> = y.iter().map(|y| y * y).collect();
+    for (what, terms, expected) in [("mean", &y, 0.0), ("variance", &squares, 1.0)] {
+        let means: Vec<f64> = column_sums(terms, outs).iter().map(|sum| sum / rows as f64).collect();
+        compare(&means, &vec![expected; outs], None, |_| 1e-4).map_err(|e| format!("{what}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Equal rows of x, one row, a zero row of v: σ = 0 counts as 1.
+fn data_dependent_init_of_constant_features(gpu: &Gpu) -> Outcome {
+    let (ins, outs) = (7, 5);
+    let mut v = random(9, outs * ins, DType::F32);
+    v[2 * ins..3 * ins].fill(0.0);
+    let row = random(10, ins, DType::F32);
+    for rows in [1, 3, 64, 1_000] {
+        let x = row.repeat(rows);
+        let (t, errors) = products(&x, &v, [rows, ins, outs], Eps::default())?;
+        let x = upload(gpu, &x, &[rows, ins], DType::F32, 0)?;
+        let (g, bias) = gpu.data_dependent_init(&x, &upload(gpu, &v, &[outs, ins], DType::F32, 0)?, Eps::default())?;
+        assert_eq!(g.read::<f32>()?, [1.0; 5], "{rows} equal rows");
+        let expected: Vec<f64> = t[..outs].iter().map(|t| -t).collect();
+        compare(&read(&bias)?, &expected, Some(DType::F32), |j| errors[j])?;
+    }
+    Ok(())
+}
+
+/// A mean that is 1,000 times σ, and t near 1e18: x has one column, so that t is x itself.
+fn data_dependent_init_far_from_zero(gpu: &Gpu) -> Outcome {
+    for (scale, mean) in [(1.0, 1_000.0), (1e18, 0.0), (1e18, 3.0), (1e-12, 1.0)] {
+        let rows = 1_024;
+        let x = random(11, rows, DType::F32).iter().map(|x| f64::from((scale * (x + mean)) as f32)).collect::<Vec<_>>();
+        check_init(gpu, &x, &[2.0], [rows, 1, 1], DType::F32)?;
+    }
+    Ok(())
+}
+
+fn data_dependent_init_windows(gpu: &Gpu) -> Outcome {
+    for (device, [rows, ins, outs]) in [(small(gpu)?, [1_501, 3, 401]), (tiny(gpu)?, [301, 5, 31])] {
+        let (x, v) = (random(5, rows * ins, DType::F16), random(6, outs * ins, DType::F16));
+        let count = check_init(&device, &x, &v, [rows, ins, outs], DType::F16)?;
+        assert!(count > 3, "{count} dispatches");
+    }
+    Ok(())
+}
+
+/// Forward in training and evaluation, backward; the dispatches of forward and backward.
+fn check_batch_norm(gpu: &Gpu, shape: &[usize], dtype: DType, y_dtype: DType) -> Result<[u64; 3], crate::Failed> {
+    let columns = *shape.last().ok_or("a rank")?;
+    let len = shape.iter().product::<usize>();
+    let rows = len / columns;
+    let (t, bias) = (random(12, len, dtype), random(13, columns, DType::F32));
+    let old = random(14, columns, DType::F32);
+    let magnitudes = column_sums(&abs(&t), columns);
+    let mean_error = |j: usize| (gamma(chain(rows) as f64 + 3.0)) * magnitudes[j] / rows as f64;
+    let largest = 4.0;
+    let y_bound = |at: usize, y: f64, mean_error: f64| {
+        let _ = at;
+        let e = mean_error + gamma(3.0) * largest;
+        e + storage_bound(y_dtype, y.abs() + e)
+    };
+
+    let t_tensor = upload(gpu, &t, shape, dtype, 1)?;
+    let bias_tensor = upload(gpu, &bias, &[columns], DType::F32, 2)?;
+    let y = Guarded::poisoned(gpu, shape, y_dtype, 12)?;
+    let running = Guarded::holding(gpu, &old, &[columns], DType::F32, 4)?;
+    let running_mean = RunningMean { mean: &running.tensor, momentum: 0.25 };
+    let forward = recorded(gpu, |ops| {
+        ops.mean_only_batch_norm_into(&t_tensor, Some(&bias_tensor), Some(running_mean), &y.tensor)
+    })?;
+    let (expected, mean) = cpu::mean_only_batch_norm(&t, shape, Some(&bias))?;
+    compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], mean_error(i % columns)))?;
+    let mut expected = old.clone();
+    cpu::update_running_mean(&mut expected, &mean, 0.25)?;
+    let bound = |j: usize| mean_error(j) + gamma(4.0) * (expected[j].abs() + old[j].abs() + mean[j].abs());
+    compare(&running.read()?, &expected, Some(DType::F32), bound).map_err(|e| format!("running mean: {e}"))?;
+
+    let running = upload(gpu, &old, &[columns], DType::F32, 3)?;
+    let y = Guarded::poisoned(gpu, shape, y_dtype, 4)?;
+    let eval =
+        recorded(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t_tensor, &running, Some(&bias_tensor), &y.tensor))?;
+    let expected = cpu::mean_only_batch_norm_eval(&t, shape, &old, Some(&bias))?;
+    compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], 0.0))?;
+
+    let dt = Guarded::poisoned(gpu, shape, y_dtype, 0)?;
+    let dbias = Guarded::holding(gpu, &old, &[columns], DType::F32, 12)?;
+    let backward = recorded(gpu, |ops| {
+        ops.mean_only_batch_norm_backward_into(&t_tensor, &dt.tensor, Some(&dbias.tensor), Write::Add)
+    })?;
+    let (expected, mut sums) = cpu::mean_only_batch_norm_backward(&t, shape)?;
+    compare(&dt.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], mean_error(i % columns)))?;
+    sums.iter_mut().zip(&old).for_each(|(sum, old)| *sum += old);
+    let bound = |j: usize| mean_error(j) * rows as f64 + gamma(2.0) * (sums[j].abs() + old[j].abs());
+    compare(&dbias.read()?, &sums, Some(DType::F32), bound).map_err(|e| format!("dbias: {e}"))?;
+    Ok([forward, eval, backward])
+}
+
+fn mean_only_batch_norm(gpu: &Gpu) -> Outcome {
+    for dtype in DTYPES {
+        for y_dtype in DTYPES {
+            for (shape, expected) in
+                [(&[1, 1][..], 2), (&[3, 5], 2), (&[37, 65], 2), (&[2, 64, 33], 2), (&[129, 7], 3), (&[1_031, 3], 3)]
+            {
+                let counts = check_batch_norm(gpu, shape, dtype, y_dtype);
+                let counts = counts
+                    .map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
+                assert_eq!(counts, [expected, 1, expected], "{shape:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
+    let (small, tiny) = (small(gpu)?, tiny(gpu)?);
+    for (dtype, y_dtype) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::Bf16)] {
+        for (device, shape) in [
+            (&small, &[1_501, 401][..]),
+            (&small, &[3, 300_001]),
+            (&tiny, &[61, 67]),
+            (&tiny, &[3, 4_001]),
+            (&tiny, &[4_001, 1]),
+        ] {
+            let counts = check_batch_norm(device, shape, dtype, y_dtype);
+            counts.map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Without bias and running mean, and a running mean of momentum 1, which is the batch's.
+fn mean_only_batch_norm_running(gpu: &Gpu) -> Outcome {
+    let t = upload(gpu, &[1.0, 10.0, 3.0, 30.0], &[2, 2], DType::F32, 0)?;
+    assert_eq!(gpu.mean_only_batch_norm(&t, None, None)?.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
+    let mean = gpu.zeros(&[2], DType::F32)?;
+    gpu.mean_only_batch_norm(&t, None, Some(RunningMean { mean: &mean, momentum: 1.0 }))?;
+    assert_eq!(mean.read::<f32>()?, [2.0, 20.0]);
+    assert_eq!(gpu.mean_only_batch_norm_eval(&t, &mean, None)?.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
+    let (dt, dbias) = gpu.mean_only_batch_norm_backward(&t)?;
+    assert_eq!(dt.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
+    assert_eq!(dbias.read::<f32>()?, [4.0, 40.0]);
+    // An empty batch has no mean, but sums.
+    let empty = gpu.zeros(&[0, 2], DType::F32)?;
+    let (_, dbias) = gpu.mean_only_batch_norm_backward(&empty)?;
+    assert_eq!(dbias.read::<f32>()?, [0.0, 0.0]);
+    Ok(())
+}
+
+fn errors(gpu: &Gpu) -> Outcome {
+    let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype);
+    let f32s = |shape: &[usize]| zeros(shape, DType::F32);
+    let (x, v, g, bias) = (f32s(&[4, 3])?, f32s(&[2, 3])?, f32s(&[2])?, f32s(&[2])?);
+    let init = |x: &Tensor, v: &Tensor, g: &Tensor, bias: &Tensor| {
+        refused(gpu, |ops| ops.data_dependent_init_into(x, v, Eps::default(), g, bias))
+    };
+    assert!(matches!(init(&f32s(&[0, 3])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
+    assert!(matches!(init(&f32s(&[4, 2])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
+    assert!(matches!(init(&f32s(&[])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
+    assert!(matches!(init(&x, &f32s(&[6])?, &g, &bias)?, Error::Shape { arg: "v", .. }));
+    assert!(matches!(init(&x, &v, &f32s(&[3])?, &bias)?, Error::Shape { arg: "g", .. }));
+    assert!(matches!(init(&x, &v, &g, &zeros(&[2], DType::F16)?)?, Error::DType { arg: "bias", .. }));
+    assert!(matches!(init(&x, &v, &g, &g)?, Error::Overlap { .. }));
+    assert!(matches!(init(&x, &v, &g, &v.reshape(&[6])?)?, Error::Shape { arg: "bias", .. }));
+    let bad_eps = refused(gpu, |ops| ops.data_dependent_init_into(&x, &v, Eps::Clamp(0.0), &g, &bias))?;
+    assert!(matches!(bad_eps, Error::Eps { .. }));
+
+    let (t, y) = (f32s(&[4, 2])?, f32s(&[4, 2])?);
+    let norm = |t: &Tensor, bias: &Tensor, running: &Tensor, y: &Tensor| {
+        let running = Some(RunningMean { mean: running, momentum: 0.1 });
+        refused(gpu, |ops| ops.mean_only_batch_norm_into(t, Some(bias), running, y))
+    };
+    assert!(matches!(norm(&f32s(&[0, 2])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
+    assert!(matches!(norm(&f32s(&[])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
+    assert!(matches!(norm(&t, &f32s(&[4])?, &g, &y)?, Error::Shape { arg: "bias", .. }));
+    assert!(matches!(norm(&t, &bias, &f32s(&[2, 1])?, &y)?, Error::Shape { arg: "running", .. }));
+    assert!(matches!(norm(&t, &bias, &g, &f32s(&[8])?)?, Error::Shape { arg: "y", .. }));
+    assert!(matches!(norm(&t, &bias, &g, &t)?, Error::Alias { output: "y", .. }));
+    assert!(matches!(norm(&t, &bias, &bias, &y)?, Error::Alias { output: "running", .. }));
+    let eval = refused(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t, &zeros(&[2], DType::Bf16)?, None, &y))?;
+    assert!(matches!(eval, Error::DType { arg: "running", .. }));
+    let backward = |dt: &Tensor, dbias: &Tensor| {
+        refused(gpu, |ops| ops.mean_only_batch_norm_backward_into(&t, dt, Some(dbias), Write::Add))
+    };
+    assert!(matches!(backward(&f32s(&[2, 4])?, &g)?, Error::Shape { arg: "dt", .. }));
+    assert!(matches!(backward(&y, &f32s(&[3])?)?, Error::Shape { arg: "dbias", .. }));
+    assert!(matches!(backward(&t, &g)?, Error::Alias { output: "dt", .. }));
+    let other = limited(gpu, |_| ())?;
+    assert!(matches!(backward(&y, &other.zeros(&[2], DType::F32)?)?, Error::OtherGpu { arg: "dbias", .. }));
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! normalize, in place and out of place, and split.
+use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
+
+use crate::common::{compare, norm_bound, weight_bound};
+use crate::data::{
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, gains, must_fail, norm_chain, norm_count, norm_length, random,
+    upload,
+};
+use crate::norms::{LARGE, LONG, SHAPES, simple};
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    suite.test("normalize_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
+        all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
+    });
+    suite.test("normalize_large_tensors", Needs::Nothing, |gpu| all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3])));
+    suite.test("normalize_long_rows", Needs::Nothing, |gpu| {
+        all(LONG.iter().copied(), |&(shape, axis)| long_rows(gpu, shape, axis))
+    });
+    suite.test("normalize_into_other_dtypes", Needs::Nothing, into_other_dtypes);
+    suite.test("split_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
+        all(SHAPES.iter().chain(LARGE), |shape| split_sweep(gpu, shape))
+    });
+    suite.test("normalize_dispatch_count", Needs::Nothing, dispatch_count);
+    suite.test("normalize_comparison_can_fail", Needs::Nothing, comparison_can_fail);
+}
+
+/// One weight to normalize, and the additions of one square on its way into its norm.
+pub struct Case<'a> {
+    pub v: &'a [f64],
+    pub shape: &'a [usize],
+    pub dtype: DType,
+    pub g: Option<&'a [f64]>,
+    pub axis: Axis,
+    pub eps: Eps,
+    pub chain: usize,
+}
+
+impl Case<'_> {
+    fn compare(&self, w: &[f64], dtype: DType) -> Result<(), String> {
+        let expected = cpu::normalize(self.v, self.shape, self.g, self.axis, self.eps).map_err(|e| e.to_string())?;
+        let bound = |i: usize| weight_bound(self.chain, expected[i], dtype);
+        compare(w, &expected, Some(dtype), bound).map(drop)
+    }
+
+    /// Out of place into `to`, between guards; with the norms known; in place.
+    pub fn check(&self, gpu: &Gpu, to: DType) -> Outcome {
+        let &Case { v, shape, dtype, g, axis, eps, chain } = self;
+        let seed = chain + v.len();
+        let offset = OFFSETS[seed % OFFSETS.len()];
+        let count = norm_count(shape, axis);
+        let tensor = upload(gpu, v, shape, dtype, seed)?;
+        let g = g.map(|g| upload(gpu, g, &[count], DType::F32, seed + 1)).transpose()?;
+        let weight = |v| {
+            let unit = WeightNorm::unit(v).axis(axis).eps(eps);
+            g.as_ref().map_or(unit, |g| WeightNorm::new(v, g).axis(axis).eps(eps))
+        };
+        let outputs = [Guarded::poisoned(gpu, shape, to, offset)?, Guarded::poisoned(gpu, shape, to, 0)?];
+        let in_place = Guarded::holding(gpu, v, shape, dtype, offset)?;
+        // A norm that an f32 does not hold cannot be known; `linear` has the test of those it does.
+        let norms = cpu::row_norms(v, shape, axis, eps)?;
+        let fits = norms.iter().all(|n| (2f64.powi(-126)..2f64.powi(127)).contains(n));
+        let known = upload(gpu, &norms, &[count], DType::F32, seed)?;
+
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut ops = gpu.record(&mut encoder);
+        ops.normalize_into(weight(&tensor), &outputs[0].tensor)?;
+        if fits {
+            ops.normalize_into(weight(&tensor).norms(&known), &outputs[1].tensor)?;
+        }
+        ops.normalize_in_place(weight(&in_place.tensor))?;
+        drop(ops);
+        gpu.queue().submit([encoder.finish()]);
+        self.compare(&outputs[0].read()?, to)?;
+        if fits {
+            self.compare(&outputs[1].read()?, to).map_err(|e| format!("known norms: {e}"))?;
+        }
+        self.compare(&in_place.read()?, dtype).map_err(|e| format!("in place: {e}"))?;
+        Ok(())
+    }
+}
+
+fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
+    for (dtype, v) in DTYPES.map(|dtype| (dtype, random(2, shape.iter().product(), dtype))) {
+        all(axes(shape).flat_map(|axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
+            let g = gains(3, norm_count(shape, axis));
+            let g = (eps != POLICIES[1]).then_some(&*g);
+            let chain = norm_chain(norm_length(shape, axis));
+            Case { v: &v, shape, dtype, g, axis, eps, chain }.check(gpu, dtype)
+        })
+        .map_err(|e| format!("{dtype:?}: {}", e.message().unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
+    let v = simple(shape.iter().product());
+    for (dtype, to) in [(DType::F32, DType::F32), (DType::Bf16, DType::F16)] {
+        // Exact sums; gains that keep w where f16 is normal.
+        let g = vec![4096.0; norm_count(shape, axis)];
+        Case { v: &v, shape, dtype, g: Some(&g), axis, eps: Eps::None, chain: 1 }.check(gpu, to)?;
+    }
+    Ok(())
+}
+
+fn into_other_dtypes(gpu: &Gpu) -> Outcome {
+    let pairs = DTYPES.iter().flat_map(|&from| DTYPES.map(|to| (from, to)));
+    all(pairs, |&(dtype, to)| {
+        all([Axis::Kept(0), Axis::Kept(1), Axis::Kept(2), Axis::Whole], |&axis| {
+            let shape = [5, 3, 13];
+            let (v, g) = (random(4, 5 * 3 * 13, dtype), gains(5, norm_count(&shape, axis)));
+            let chain = norm_length(&shape, axis);
+            Case { v: &v, shape: &shape, dtype, g: Some(&g), axis, eps: Eps::default(), chain }.check(gpu, to)
+        })
+    })
+}
+
+/// v is w, bit for bit; g its norms; and normalize gives w back, its bits the same but for rounding.
+fn split_sweep(gpu: &Gpu, shape: &[usize]) -> Outcome {
+    let policies = POLICIES.iter().cycle();
+    let cases = DTYPES.iter().flat_map(|&dtype| axes(shape).map(move |axis| (dtype, axis))).zip(policies);
+    all(cases, |&((dtype, axis), &eps)| {
+        let w = random(6, shape.iter().product(), dtype);
+        let count = norm_count(shape, axis);
+        let input = Guarded::holding(gpu, &w, shape, dtype, 12)?;
+        let (v, g) = (Guarded::poisoned(gpu, shape, dtype, 4)?, Guarded::poisoned(gpu, &[count], DType::F32, 12)?);
+        let back = Guarded::poisoned(gpu, shape, dtype, 0)?;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut ops = gpu.record(&mut encoder);
+        ops.split_into(&input.tensor, axis, eps, &v.tensor, &g.tensor)?;
+        ops.normalize_into(WeightNorm::new(&v.tensor, &g.tensor).axis(axis).eps(eps), &back.tensor)?;
+        drop(ops);
+        gpu.queue().submit([encoder.finish()]);
+        if v.bytes()? != input.bytes()? {
+            return Err("v is not w".into());
+        }
+        let (_, expected) = cpu::split(&w, shape, axis, eps)?;
+        let chain = norm_chain(norm_length(shape, axis));
+        compare(&g.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
+        compare(&back.read()?, &w, Some(dtype), |i| weight_bound(2 * chain, w[i], dtype))?;
+        Ok(())
+    })
+}
+
+fn dispatch_count(gpu: &Gpu) -> Outcome {
+    // One more than the norms, or two with known norms.
+    for (axis, expected) in [(Axis::Kept(0), 2), (Axis::Kept(1), 3), (Axis::Whole, 2)] {
+        let (v, w) = (gpu.zeros(&[64, 100], DType::F32)?, gpu.zeros(&[64, 100], DType::F32)?);
+        let norms = gpu.zeros(&[norm_count(v.shape(), axis)], DType::F32)?;
+        let weight = WeightNorm::unit(&v).axis(axis);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut ops = gpu.record(&mut encoder);
+        let mut counts = vec![];
+        ops.normalize_into(weight, &w)?;
+        counts.push(ops.dispatch_count());
+        ops.normalize_into(weight.norms(&norms), &w)?;
+        counts.push(ops.dispatch_count());
+        ops.normalize_in_place(weight)?;
+        counts.push(ops.dispatch_count());
+        ops.split_into(&v, axis, Eps::default(), &w, &norms)?;
+        counts.push(ops.dispatch_count());
+        let all = [expected, expected + 2, 2 * expected + 2, 3 * expected + 2];
+        if counts != all {
+            return Err(format!("{axis:?}: {counts:?} dispatches, not {all:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn comparison_can_fail(gpu: &Gpu) -> Outcome {
+    for dtype in DTYPES {
+        let v = random(7, 33 * 65, dtype);
+        let case =
+            Case { v: &v, shape: &[33, 65], dtype, g: None, axis: Axis::Kept(1), eps: Eps::default(), chain: 33 };
+        let tensor = upload(gpu, &v, case.shape, dtype, 0)?;
+        let w = Guarded::poisoned(gpu, case.shape, dtype, 4)?;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        gpu.record(&mut encoder).normalize_into(WeightNorm::unit(&tensor).axis(case.axis), &w.tensor)?;
+        gpu.queue().submit([encoder.finish()]);
+        let w = w.read()?;
+        case.compare(&w, dtype)?;
+        // A little more than the rounding of the storage type; two elements exchanged.
+        let step = if dtype == DType::F32 { 1e-4 } else { 0.02 };
+        let mut perturbed = w.clone();
+        perturbed[1000] *= 1.0 + step;
+        must_fail("an element off by little", case.compare(&perturbed, dtype))?;
+        perturbed = w;
+        perturbed.swap(64, 65);
+        must_fail("two elements exchanged", case.compare(&perturbed, dtype))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! row_norms: every axis, policy and storage type, awkward and long sizes.
+use weightnorm::{Axis, DType, Eps, Gpu, cpu};
+
+use crate::common::{compare, norm_bound};
+use crate::data::{
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, must_fail, norm_chain, norm_count, norm_length, random, upload,
+};
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    suite.test("row_norms_of_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
+        all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
+    });
+    suite.test("row_norms_of_large_tensors", Needs::Nothing, |gpu| {
+        all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3]))
+    });
+    suite.test("row_norms_of_long_rows", Needs::Nothing, |gpu| {
+        all(LONG.iter().copied(), |&(shape, axis)| long_rows(gpu, shape, axis))
+    });
+    suite.test("row_norms_dispatch_count", Needs::Nothing, dispatch_count);
+    suite.test("row_norms_comparison_can_fail", Needs::Nothing, comparison_can_fail);
+}
+
+/// Ranks 1 to 5 with sizes around every border of the kernels: 16, 17, 256 and 257 words change the lanes, 256
+/// contiguous elements what counts as a row.
+pub const SHAPES: &[&[usize]] = &[
+    &[0],
+    &[1],
+    &[2],
+    &[37],
+    &[257],
+    &[1031],
+    &[0, 7],
+    &[5, 0],
+    &[2, 0, 3],
+    &[0, 0],
+    &[1, 1],
+    &[3, 1],
+    &[1, 3],
+    &[2, 2],
+    &[37, 17],
+    &[5, 33],
+    &[63, 64],
+    &[64, 65],
+    &[65, 63],
+    &[2, 257],
+    &[257, 2],
+    &[3, 1031],
+    &[1031, 3],
+    &[4, 513],
+    &[3, 5, 7],
+    &[2, 37, 257],
+    &[3, 2, 300],
+    &[37, 1, 2],
+    &[2, 3, 5, 7],
+    &[1, 3, 1, 65],
+    &[2, 3, 2, 5, 3],
+    &[2, 1, 4, 1, 37],
+];
+
+/// Past 65,535 workgroups, rows split over workgroups, columns split over them.
+pub const LARGE: &[&[usize]] =
+    &[&[65_537, 3], &[70_000, 1], &[3, 70_001], &[2, 65_537, 2], &[9_001, 33], &[2, 40, 3_001]];
+
+pub const LONG: &[(&[usize], Axis)] = &[
+    (&[8, 1 << 20], Axis::Kept(0)),
+    (&[1, 20_000_000], Axis::Kept(0)),
+    (&[1 << 20, 8], Axis::Kept(0)),
+    (&[1 << 20, 8], Axis::Kept(1)),
+    (&[8, 1 << 20], Axis::Kept(1)),
+    (&[1 << 20, 8], Axis::Whole),
+];
+
+/// row_norms of `v` between guards. The bound takes the additions of one square on its way into the norm.
+pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, eps: Eps, chain: usize) -> Outcome {
+    let count = norm_count(shape, axis);
+    let tensor = upload(gpu, v, shape, dtype, chain + count)?;
+    let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    gpu.record(&mut encoder).row_norms_into(&tensor, axis, eps, &norms.tensor)?;
+    gpu.queue().submit([encoder.finish()]);
+    let expected = cpu::row_norms(v, shape, axis, eps)?;
+    compare(&norms.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
+    Ok(())
+}
+
+fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
+    for (dtype, v) in DTYPES.map(|dtype| (dtype, random(1, shape.iter().product(), dtype))) {
+        all(axes(shape).flat_map(|axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
+            check(gpu, &v, shape, dtype, axis, eps, norm_chain(norm_length(shape, axis)))
+        })
+        .map_err(|e| format!("{dtype:?}: {}", e.message().unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+/// Small integers, half of them zero, so that every sum of squares is exact in f32 in any order and the bound that of
+/// one term: a sum that stops early, or counts a stretch twice, is far outside.
+pub fn simple(count: usize) -> Vec<f64> {
+    (0..count as u64).map(|i| [1.0, 0.0, -1.0, 0.0, 0.0, 1.0, 1.0, 0.0][((i * i + i / 7) % 8) as usize]).collect()
+}
+
+fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
+    let v = simple(shape.iter().product());
+    for dtype in DTYPES {
+        check(gpu, &v, shape, dtype, axis, Eps::None, 1)?;
+    }
+    // The second sweep that scaled values need: the same sums, times 2^80.
+    let lifted: Vec<f64> = v.iter().map(|v| v * 2f64.powi(80)).collect();
+    check(gpu, &lifted, shape, DType::F32, axis, Eps::None, 1)
+}
+
+fn dispatch_count(gpu: &Gpu) -> Outcome {
+    for (shape, axis, expected) in [
+        (&[64usize, 100][..], Axis::Kept(0), 1),
+        (&[64, 100], Axis::Whole, 1),
+        (&[100], Axis::Kept(0), 1),
+        (&[5, 0], Axis::Kept(0), 1),
+        (&[64, 100], Axis::Kept(1), 2),
+        (&[4, 5, 300], Axis::Kept(1), 2),
+        (&[2, 1 << 17], Axis::Kept(0), 2),
+        (&[0, 5], Axis::Kept(0), 0),
+    ] {
+        let (v, norms) = (gpu.zeros(shape, DType::F32)?, gpu.zeros(&[norm_count(shape, axis)], DType::F32)?);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut ops = gpu.record(&mut encoder);
+        ops.row_norms_into(&v, axis, Eps::default(), &norms)?;
+        if ops.dispatch_count() != expected {
+            return Err(format!("{shape:?}, {axis:?}: {} dispatches, not {expected}", ops.dispatch_count()).into());
+        }
+    }
+    Ok(())
+}
+
+fn comparison_can_fail(gpu: &Gpu) -> Outcome {
+    let v = random(1, 65 * 257, DType::F32);
+    let expected = cpu::row_norms(&v, &[65, 257], Axis::Kept(0), Eps::None)?;
+    let check = |norms: &[f64]| {
+        let bound = |j: usize| norm_bound(norm_chain(257), expected[j]);
+        compare(norms, &expected, Some(DType::F32), bound).map(drop)
+    };
+    let tensor = upload(gpu, &v, &[65, 257], DType::F32, 0)?;
+    let mut norms = cpu::widen(&gpu.row_norms(&tensor, Axis::Kept(0), Eps::None)?.read::<f32>()?);
+    check(&norms)?;
+    norms[64] *= 1.0 + 1e-4;
+    must_fail("a norm off by 1e-4", check(&norms))?;
+    must_fail("a norm missing", check(&norms[1..]))?;
+
+    // Guards, and elements that nobody wrote.
+    for dtype in DTYPES {
+        let output = Guarded::poisoned(gpu, &[5], dtype, 12)?;
+        must_fail("a poisoned element", output.read().map(drop))?;
+        let written = Guarded::holding(gpu, &[1.0; 5], &[5], dtype, 12)?;
+        written.read()?;
+        let encoder = || gpu.device().create_command_encoder(&Default::default());
+        for at in [8, 12 + (5 * dtype.size()).next_multiple_of(4)] {
+            let damaged = Guarded::holding(gpu, &[1.0; 5], &[5], dtype, 12)?;
+            let mut encoder = encoder();
+            encoder.clear_buffer(damaged.tensor.buffer(), at, Some(4));
+            gpu.queue().submit([encoder.finish()]);
+            must_fail("a guard that was overwritten", damaged.read().map(drop))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,399 @@
+//! The whole range of numbers: scaled rows, zero rows, subnormals, NaN and infinity, f16 and bf16 codes.
+use half::{bf16, f16};
+use weightnorm::{Axis, DType, Element, Eps, Gpu, Tensor, Tile, WeightNorm, cpu};
+
+use crate::data::{DTYPES, POLICIES, Rng, all, gains, norm_count, norm_length, rounded};
+use crate::linear::{Case as Linear, IN, PLAIN, WHOLE};
+use crate::normalize::Case as Normalize;
+use crate::norms::check as check_norms;
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    suite.test("numbers_norms_of_scaled_rows", Needs::Nothing, |gpu| scaled_rows(gpu, &norms_and_weights));
+    suite.test("numbers_linear_of_scaled_rows", Needs::Nothing, scaled_linear);
+    suite.test("numbers_linear_whole_tensor_scaled", Needs::Nothing, scaled_whole);
+    suite.test("numbers_linear_plain_and_in_scaled", Needs::Nothing, scaled_columns);
+    suite.test("numbers_gains_over_the_range", Needs::Nothing, scaled_gains);
+    suite.test("numbers_zero_rows", Needs::Nothing, zero_rows);
+    suite.test("numbers_subnormal_rows", Needs::Nothing, subnormal_rows);
+    suite.test("numbers_nan_and_infinity_stay_in_their_row_of_v", Needs::Nothing, not_finite_v);
+    suite.test("numbers_nan_and_infinity_stay_in_their_row_of_x", Needs::Nothing, not_finite_x);
+    suite.test("numbers_nan_in_gain_and_bias_stays_in_its_column", Needs::Nothing, not_finite_ends);
+    suite.test("numbers_read_every_f16", Needs::Nothing, |gpu| {
+        read_codes(gpu, &(0..=u16::MAX).map(f16::from_bits).collect::<Vec<_>>())
+    });
+    suite.test("numbers_read_every_bf16", Needs::Nothing, |gpu| {
+        read_codes(gpu, &(0..=u16::MAX).map(bf16::from_bits).collect::<Vec<_>>())
+    });
+    suite.test("numbers_write_f16_to_nearest_even", Needs::Nothing, |gpu| {
+        write_codes(gpu, &around_codes(0x7c00, |code| f16::from_bits(code).to_f32()), f16::from_f32)
+    });
+    suite.test("numbers_write_bf16_to_nearest_even", Needs::Nothing, |gpu| {
+        write_codes(gpu, &around_codes(0x7f80, |code| bf16::from_bits(code).to_f32()), bf16::from_f32)
+    });
+}
+
+/// Scales of rows, in each storage type: its extremes, both sides of where sums of squares leave f32, the middle.
+/// Elements are 0.5 to 1 times the scale, so never subnormal (in f32).
+fn scales(dtype: DType) -> &'static [f64] {
+    match dtype {
+        DType::F16 => &[65504.0, 1e3, 1.0, 1.2e-4, 1e-6],
+        _ => &[
+            1.0, 3e25, 3e-25, 1e20, 1e-20, 1e30, 1e-30, 3.3e38, 2.4e-38, 1e15, 1e-15, 3e14, 3e-14, 1e10, 1e-12, 9e17,
+            9e-18, 1e-3, 1e-6,
+        ],
+    }
+}
+
+fn around_one(rng: &mut Rng) -> f64 {
+    let r = rng.signed();
+    (0.5 + r.abs() / 2.0).copysign(r)
+}
+
+/// A tensor whose element i has the scale scale_of(i).
+fn scaled(seed: u64, count: usize, dtype: DType, scale_of: impl Fn(usize) -> f64) -> Vec<f64> {
+    let mut rng = Rng::new(seed);
+    (0..count).map(|i| rounded(around_one(&mut rng) * scale_of(i), dtype)).collect()
+}
+
+/// The policies, also with the smallest and the largest e.
+fn policies() -> impl Iterator<Item = Eps> {
+    let extremes = [f32::MIN_POSITIVE, 1e-24, 1e20, 2f32.powi(126)];
+    POLICIES.into_iter().chain(extremes.into_iter().flat_map(|e| [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)]))
+}
+
+struct Weight<'a> {
+    v: &'a [f64],
+    shape: &'a [usize],
+    dtype: DType,
+    axis: Axis,
+}
+
+fn norms_and_weights(gpu: &Gpu, &Weight { v, shape, dtype, axis }: &Weight<'_>) -> Outcome {
+    all(policies(), |&eps| {
+        let chain = norm_length(shape, axis);
+        check_norms(gpu, v, shape, dtype, axis, eps, chain)?;
+        let g = gains(3, norm_count(shape, axis));
+        Normalize { v, shape, dtype, g: Some(&g), axis, eps, chain }.check(gpu, dtype)
+    })
+}
+
+/// Every scale in rows, columns, the middle of a tensor, and as a whole; and rows in which they mix.
+fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outcome {
+    all(DTYPES, |&dtype| {
+        let scales = scales(dtype);
+        let kept = scales.len();
+        let (rows, columns, middle) = ([kept, 37], [21, kept], [3, kept, 5]);
+        let v = scaled(1, kept * 37, dtype, |i| scales[i / 37]);
+        check(gpu, &Weight { v: &v, shape: &rows, dtype, axis: Axis::Kept(0) })?;
+        check(gpu, &Weight { v: &v, shape: &rows, dtype, axis: Axis::Kept(1) })?;
+        check(gpu, &Weight { v: &v, shape: &rows, dtype, axis: Axis::Whole })?;
+        let v = scaled(2, kept * 21, dtype, |i| scales[i % kept]);
+        check(gpu, &Weight { v: &v, shape: &columns, dtype, axis: Axis::Kept(1) })?;
+        let v = scaled(3, kept * 15, dtype, |i| scales[i / 5 % kept]);
+        check(gpu, &Weight { v: &v, shape: &middle, dtype, axis: Axis::Kept(1) })?;
+        // Rows split over workgroups.
+        let v = scaled(4, kept * 40_000, dtype, |i| scales[i / 40_000]);
+        check_norms(gpu, &v, &[kept, 40_000], dtype, Axis::Kept(0), Eps::None, crate::data::norm_chain(40_000))?;
+        all(scales, |&&scale| {
+            let v = scaled(5, 65, dtype, |_| scale);
+            check(gpu, &Weight { v: &v, shape: &[13, 5], dtype, axis: Axis::Whole })
+        })
+    })
+}
+
+/// Rows of x of every scale times rows of v of every scale: each y is right.
+fn scaled_linear(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for dtypes in [[DType::F32; 3], [DType::Bf16; 3]] {
+        let (x_scales, v_scales) = ([1.0, 0.0, 1e30, 1e-30, 8e-28, 2.4e-38, 3e37, 1e10, 1e-10], scales(dtypes[1]));
+        let size = [x_scales.len(), v_scales.len(), 39];
+        let x = Some(scaled(6, size[0] * 39, dtypes[0], |i| x_scales[i / 39]));
+        let v = Some(scaled(7, size[1] * 39, dtypes[1], |i| v_scales[i / 39]));
+        let g = Some(scaled(8, size[1], DType::F32, |_| 1.0));
+        let base = Linear { dtypes, x, v, g, bias: false, ..Linear::new(size) };
+        cases.extend(policies().map(|eps| Linear { eps, ..base.clone() }));
+        cases.push(Linear { bias: true, ..base.clone() });
+        cases.push(Linear { split_length: Some(16), tile: Some(Tile::Medium), ..base.clone() });
+        if dtypes[0] == DType::F32 {
+            cases.extend(Tile::ALL.map(|tile| Linear { tile: Some(tile), ..base.clone() }));
+            // Norms that are known, where an f32 holds them.
+            let mut known = Linear { known: true, write_norms: false, ..base };
+            known.v = known
+                .v
+                .map(|v| v.iter().enumerate().map(|(i, &v)| if v_scales[i / 39] > 1e38 { 1.0 } else { v }).collect());
+            cases.push(known);
+        }
+    }
+    all(cases, |case| case.check(gpu))
+}
+
+fn scaled_whole(gpu: &Gpu) -> Outcome {
+    all(scales(DType::F32), |&&scale| {
+        let x_scales = [1.0, 0.0, 1e30, 1e-30, 8e-28, 1e-10, 3e37];
+        let x = Some(scaled(6, 7 * 13, DType::F32, |i| x_scales[i / 13]));
+        let v = Some(scaled(7, 5 * 13, DType::F32, |_| scale));
+        let case = Linear { axis: WHOLE, x, v, bias: false, eps: Eps::None, ..Linear::new([7, 5, 13]) };
+        case.check(gpu)?;
+        Linear { split_length: Some(16), tile: Some(Tile::Medium), ..case }.check(gpu)
+    })
+}
+
+/// Columns of v of every scale with kept axis in; a plain weight of every scale whose y an f32 holds.
+fn scaled_columns(gpu: &Gpu) -> Outcome {
+    let scales = scales(DType::F32);
+    let ins = scales.len();
+    let x_scales = [1.0, 0.0, 1e30, 1e-30, 1e-10, 1e10];
+    let x = Some(scaled(6, 6 * ins, DType::F32, |i| x_scales[i / ins]));
+    let v = Some(scaled(7, 5 * ins, DType::F32, |i| scales[i % ins]));
+    let case = Linear { axis: IN, x: x.clone(), v, bias: false, eps: Eps::None, ..Linear::new([6, 5, ins]) };
+    case.check(gpu)?;
+    Linear { split_length: Some(16), tile: Some(Tile::Medium), ..case.clone() }.check(gpu)?;
+    let v = Some(scaled(8, 5 * ins, DType::F32, |i| [1.0, 1e-10, 1e7, 1e-5, 1e3][i / ins]));
+    Linear { axis: PLAIN, v, ..case }.check(gpu)
+}
+
+/// g from 1e-30 to 1e30, with rows as extreme the other way.
+fn scaled_gains(gpu: &Gpu) -> Outcome {
+    let pairs: Vec<(f64, f64)> =
+        [1e-30, 1e-15, 1.0, 1e15, 1e30].iter().flat_map(|&g| scales(DType::F32).iter().map(move |&v| (g, v))).collect();
+    let outs = pairs.len();
+    let g = scaled(9, outs, DType::F32, |j| pairs[j].0);
+    let v = scaled(10, outs * 13, DType::F32, |i| pairs[i / 13].1);
+    let (shape, axis) = ([outs, 13], Axis::Kept(0));
+    let weight = Normalize { v: &v, shape: &shape, dtype: DType::F32, g: Some(&g), axis, eps: Eps::None, chain: 13 };
+    weight.check(gpu, DType::F32)?;
+    let x_scales = [1.0, 1e-30, 1e30, 1e7];
+    let x = Some(scaled(6, 4 * 13, DType::F32, |i| x_scales[i / 13]));
+    let base = Linear { x, v: Some(v), g: Some(g), bias: false, eps: Eps::None, ..Linear::new([4, outs, 13]) };
+    base.check(gpu)?;
+    // The policies that divide by e itself.
+    Linear { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
+    Linear { split_length: Some(16), tile: Some(Tile::Medium), ..base }.check(gpu)
+}
+
+/// Under the policy `none` a zero row is NaN and column j of y with it; under the others w = 0 and y = bias.
+fn zero_rows(gpu: &Gpu) -> Outcome {
+    all(DTYPES.iter().flat_map(|&dtype| policies().map(move |eps| (dtype, eps))), |&(dtype, eps)| {
+        let v = scaled(1, 7 * 5, dtype, |i| if (i / 5) % 3 == 1 { 0.0 } else { 1.0 });
+        let weight = Weight { v: &v, shape: &[7, 5], dtype, axis: Axis::Kept(0) };
+        check_norms(gpu, &v, weight.shape, dtype, weight.axis, eps, 5)?;
+        Normalize { v: &v, shape: weight.shape, dtype, g: None, axis: weight.axis, eps, chain: 5 }.check(gpu, dtype)?;
+        let x = scaled(2, 3 * 5, dtype, |i| if i / 5 == 1 { 0.0 } else { 1.0 });
+        let case = Linear { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..Linear::new([3, 7, 5]) };
+        case.check(gpu)?;
+        if dtype == DType::F32 {
+            for axis in [IN, WHOLE] {
+                let v = scaled(3, 7 * 5, dtype, |i| if axis == WHOLE || i % 5 == 2 { 0.0 } else { 1.0 });
+                Linear { axis, v: Some(v), ..case.clone() }.check(gpu)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A subnormal may count as zero: w lies between 0 and what it is, and is no NaN under a policy other than `none`. Nor
+/// is y.
+fn subnormal_rows(gpu: &Gpu) -> Outcome {
+    let rows: [[f32; 5]; 4] = [
+        [1e-39, -3e-40, 0.0, 1e-44, 2e-45],
+        [1e-45; 5],
+        [1.0, 1e-39, -1e-40, 0.0, 0.5],
+        [2e-38, 1e-39, -1e-40, 0.0, 3e-38],
+    ];
+    let data = rows.concat();
+    let v64 = cpu::widen(&data);
+    for eps in policies().filter(|&eps| eps != Eps::None) {
+        let v = gpu.upload(&data, &[4, 5])?;
+        let expected = cpu::normalize(&v64, &[4, 5], None, Axis::Kept(0), eps)?;
+        let norms = cpu::row_norms(&v64, &[4, 5], Axis::Kept(0), eps)?;
+        let w = gpu.normalize(WeightNorm::unit(&v).eps(eps))?.read::<f32>()?;
+        for (i, (&w, &expected)) in w.iter().zip(&expected).enumerate() {
+            // What v itself may lose, and what w may.
+            let lost = 2f64.powi(-126) / norms[i / 5] + 2f64.powi(-126);
+            if !((f64::from(w) - expected).abs() <= expected.abs() * 1e-5 + lost.min(1.0)) {
+                return Err(format!("{eps:?}: w[{i}] is {w:e}, expected {expected:e} or 0").into());
+            }
+        }
+        let x = gpu.upload(&[1f32, -1.0, 1e30, 1e-30, 1e-39, 0.0, 0.0, 0.0, 0.0, 0.0], &[2, 5])?;
+        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+            let y = gpu.linear(&x, WeightNorm::unit(&v).axis(axis).eps(eps), None)?.read::<f32>()?;
+            if y.iter().any(|y| !y.is_finite()) || y[4..].iter().any(|&y| y != 0.0) {
+                return Err(format!("{eps:?}, {axis:?}: y is {y:?}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
+const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+
+/// Not hidden by a clamp, however large, and in packed odd rows not spilled into the neighbour that shares a word.
+fn not_finite_v(gpu: &Gpu) -> Outcome {
+    let all_values = || NOT_FINITE.iter().flat_map(|&value| DTYPES.map(|dtype| (value, dtype)));
+    all(all_values(), |&(value, dtype)| {
+        for (shape, axis) in [
+            (&[5, 3][..], Axis::Kept(0)),
+            (&[3, 5], Axis::Kept(1)),
+            (&[2, 3, 3], Axis::Kept(1)),
+            (&[3, 257, 1], Axis::Kept(0)),
+            (&[3, 40_001], Axis::Kept(0)),
+        ] {
+            let count: usize = shape.iter().product();
+            let places = [0, count / 3, count / 2, count - 1];
+            all(places, |&place| {
+                let mut v = scaled(1, count, dtype, |_| 1.0);
+                v[place] = value;
+                let weight = Weight { v: &v, shape, dtype, axis };
+                if count > 10_000 {
+                    let chain = norm_length(shape, axis);
+                    return check_norms(gpu, &v, shape, dtype, axis, Eps::Clamp(2f32.powi(126)), chain);
+                }
+                norms_and_weights(gpu, &weight)
+            })?;
+        }
+        Ok(())
+    })?;
+    all(all_values(), |&(value, dtype)| {
+        for place in [0, 3 * 13 + 12, 4 * 13, 7 * 13 + 5] {
+            let mut v = scaled(1, 9 * 13, dtype, |_| 1.0);
+            v[place] = value;
+            let case = Linear { dtypes: [dtype; 3], v: Some(v), ..Linear::new([7, 9, 13]) };
+            case.check(gpu)?;
+            if dtype == DType::F32 {
+                Linear { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
+                Linear { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
+                Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Medium), ..case.clone() }.check(gpu)?;
+                for axis in [IN, WHOLE, PLAIN] {
+                    Linear { axis, ..case.clone() }.check(gpu)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn not_finite_x(gpu: &Gpu) -> Outcome {
+    all(NOT_FINITE.iter().flat_map(|&value| DTYPES.map(|dtype| (value, dtype))), |&(value, dtype)| {
+        for place in [0, 2 * 13 + 12, 4 * 13, 7 * 13 - 1] {
+            let mut x = scaled(1, 7 * 13, dtype, |i| if i / 13 == 5 { 0.0 } else { 1.0 });
+            x[place] = value;
+            let case = Linear { dtypes: [dtype; 3], x: Some(x), g: Some(vec![-2.0; 9]), ..Linear::new([7, 9, 13]) };
+            case.check(gpu)?;
+            if dtype == DType::F32 {
+                Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Medium), ..case.clone() }.check(gpu)?;
+                Linear { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
+                Linear { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;
+                Linear { axis: PLAIN, ..case.clone() }.check(gpu)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn not_finite_ends(gpu: &Gpu) -> Outcome {
+    all(NOT_FINITE, |&value| {
+        let mut biases = vec![1.0; 9];
+        biases[4] = value;
+        Linear { biases: Some(biases), ..Linear::new([7, 9, 13]) }.check(gpu)?;
+        let mut g = vec![1.0; 9];
+        g[4] = f64::NAN;
+        Linear { g: Some(g.clone()), ..Linear::new([7, 9, 13]) }.check(gpu)?;
+        g[4] = value;
+        let v = scaled(1, 9 * 13, DType::F32, |_| 1.0);
+        let (shape, eps) = ([9, 13], Eps::default());
+        Normalize { v: &v, shape: &shape, dtype: DType::F32, g: Some(&g), axis: Axis::Kept(0), eps, chain: 13 }
+            .check(gpu, DType::F32)
+    })
+}
+
+/// A conversion: w = v/n̂ with the norm known to be 1, each step of it exact.
+fn convert(gpu: &Gpu, v: &Tensor, to: DType) -> Result<Tensor, libtest_mimic::Failed> {
+    let w = gpu.zeros(v.shape(), to)?;
+    let norms = gpu.upload(&[1f32], &[1])?;
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    gpu.record(&mut encoder).normalize_into(WeightNorm::unit(v).axis(Axis::Whole).norms(&norms), &w)?;
+    gpu.queue().submit([encoder.finish()]);
+    Ok(w)
+}
+
+/// A product with w = 1, exact but for the sign of zero: v in T's type and y in f32, or x in f32 and y in T's type.
+fn times_one(gpu: &Gpu, x: &Tensor, v: &Tensor, to: DType) -> Result<Tensor, libtest_mimic::Failed> {
+    let y = gpu.zeros(&[x.len(), v.len()], to)?;
+    let (x, v) = (x.reshape(&[x.len(), 1])?, v.reshape(&[v.len(), 1])?);
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    gpu.record(&mut encoder).linear_into(&x, &v, None, &y)?;
+    gpu.queue().submit([encoder.finish()]);
+    Ok(y)
+}
+
+/// The same number and sign (`signed`), or both NaN; a subnormal f32 may be 0.
+fn same(got: f32, expected: f32, signed: bool) -> bool {
+    let equal = got == expected && (!signed || got.is_sign_negative() == expected.is_sign_negative());
+    equal || (got.is_nan() && expected.is_nan()) || (got == 0.0 && expected.is_subnormal())
+}
+
+fn expect_same(what: &str, got: &[f32], expected: &[f32], signed: bool) -> Outcome {
+    let off = got.iter().zip(expected).position(|(&got, &expected)| !same(got, expected, signed));
+    match off.filter(|_| got.len() == expected.len()) {
+        None if got.len() == expected.len() => Ok(()),
+        off => {
+            let at = off.unwrap_or(0);
+            Err(format!("{what}: [{at}] is {:e}, expected {:e}", got[at], expected[at]).into())
+        }
+    }
+}
+
+fn read_codes<T: Element + Into<f32>>(gpu: &Gpu, codes: &[T]) -> Outcome {
+    let expected: Vec<f32> = codes.iter().map(|&code| code.into()).collect();
+    let v = gpu.upload(codes, &[codes.len()])?;
+    let one = gpu.upload(&[1f32], &[1])?;
+    expect_same("normalize", &convert(gpu, &v, DType::F32)?.read::<f32>()?, &expected, true)?;
+    expect_same("v of linear", &times_one(gpu, &one, &v, DType::F32)?.read::<f32>()?, &expected, false)?;
+    expect_same("x of linear", &times_one(gpu, &v, &one, DType::F32)?.read::<f32>()?, &expected, false)?;
+    let (copy, _) = gpu.split(&v, Axis::Whole, Eps::default())?;
+    let copied: Vec<f32> = copy.read::<T>()?.into_iter().map(Into::into).collect();
+    expect_same("split", &copied, &expected, true)
+}
+
+/// Every number of a 16-bit type below infinity, the midpoints between neighbours, the f32 on both sides of those,
+/// the overflow; all with both signs.
+fn around_codes(infinity: u16, number: impl Fn(u16) -> f32) -> Vec<f32> {
+    let mut inputs = vec![65504.0, 65519.99, 65520.0, 70000.0, 1e30, f32::MAX, f32::INFINITY, f32::NAN, 1e-40, 1e-7];
+    for code in 0..infinity {
+        let (low, high) = (number(code), number(code + 1));
+        // Halves first: the step to infinity is not a number in f16, and the sum none in f32.
+        let step = low - number(code.saturating_sub(1));
+        let middle = if high.is_finite() { low + (high - low) / 2.0 } else { low + step / 2.0 };
+        inputs.extend([low, middle, f32::from_bits(middle.to_bits() - 1), f32::from_bits(middle.to_bits() + 1)]);
+    }
+    inputs.retain(|x| x.to_bits() < 0x8000_0000);
+    let negative: Vec<f32> = inputs.iter().map(|x| -x).collect();
+    inputs.extend(negative);
+    inputs
+}
+
+fn write_codes<T: Element + Into<f32>>(gpu: &Gpu, inputs: &[f32], round: fn(f32) -> T) -> Outcome {
+    let x = gpu.upload(inputs, &[inputs.len()])?;
+    // A subnormal f32 may count as 0 on its way in, which only bf16 can tell.
+    let expected: Vec<f32> = inputs.iter().map(|&x| round(x).into()).collect();
+    let fits = |what: &str, tensor: Tensor, signed: bool, per_input: usize| -> Outcome {
+        let got: Vec<f32> = tensor.read::<T>()?.into_iter().map(Into::into).collect();
+        for (i, &got) in got.iter().enumerate() {
+            let (input, expected) = (inputs[i / per_input], expected[i / per_input]);
+            if !(same(got, expected, signed) || (input.is_subnormal() && got == 0.0)) {
+                return Err(format!("{what}: {input:e} gives {got:e}, expected {expected:e}").into());
+            }
+        }
+        Ok(())
+    };
+    fits("normalize", convert(gpu, &x, T::DTYPE)?, true, 1)?;
+    // One column: each half is written on its own; three: pairs and halves, odd rows.
+    for columns in [1, 3] {
+        let ones = gpu.upload(&vec![1f32; columns], &[columns])?;
+        fits("linear", times_one(gpu, &x, &ones, T::DTYPE)?, false, columns)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Properties over random shapes, axes, storage types, policies, variants and exponents.
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use weightnorm::{Axis, DType, Eps, Gpu, Tile};
+
+use crate::data::{DTYPES, POLICIES, Rng, gains, norm_count, norm_length, norm_of, random, rounded};
+use crate::linear::{ACTIVATIONS, Case, IN, OUT, PLAIN, WHOLE};
+use crate::normalize::Case as Normalize;
+use crate::{Needs, Outcome, Suite};
+
+pub fn register(suite: &mut Suite) {
+    suite.test("property_normalize_equals_cpu", Needs::Nothing, normalize_equals_cpu);
+    suite.test("property_linear_equals_cpu", Needs::Nothing, linear_equals_cpu);
+    suite.test("property_scaling_v_changes_nothing", Needs::Nothing, scaling_v);
+    suite.test("property_scaling_g_scales", Needs::Nothing, scaling_g);
+    suite.test("property_permuting_rows_permutes", Needs::Nothing, permuting_rows);
+}
+
+/// The same cases on every run.
+fn check<S: Strategy>(cases: u32, strategy: S, test: impl Fn(S::Value) -> Outcome) -> Outcome {
+    let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..Default::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let test = |value| test(value).map_err(|e| TestCaseError::fail(e.message().unwrap_or("failed").to_owned()));
+    Ok(runner.run(&strategy, test)?)
+}
+
+/// Numbers whose exponents are `spread` wide around that of their norm.
+fn with_exponents(seed: u64, count: usize, dtype: DType, exponent_of: impl Fn(usize) -> i32, spread: i32) -> Vec<f64> {
+    let mut rng = Rng::new(seed);
+    let mut number = |i| {
+        let exponent = exponent_of(i) + (rng.signed() * f64::from(spread)) as i32;
+        let value = rounded(rng.signed() * 2f64.powi(exponent), dtype);
+        // Subnormals may count as zero, of which numbers.rs has its own test.
+        if value.abs() < 2f64.powi(-126) { 0.0 } else { value }
+    };
+    (0..count).map(&mut number).collect()
+}
+
+/// Exponents for `count` norms: all alike, or each its own.
+fn exponents(seed: u64, count: usize, dtype: DType) -> Vec<i32> {
+    let range = if dtype == DType::F16 { 8.0 } else { 110.0 };
+    let mut rng = Rng::new(seed ^ 0x55);
+    (0..count).map(|_| if seed.is_multiple_of(2) { 0 } else { (rng.signed() * range) as i32 }).collect()
+}
+
+fn eps() -> impl Strategy<Value = Eps> {
+    let extreme = (0usize..3, -126i32..=126).prop_map(|(policy, exponent)| {
+        let e = 2f32.powi(exponent);
+        [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)][policy]
+    });
+    prop_oneof![proptest::sample::select(POLICIES.to_vec()), extreme]
+}
+
+fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
+    let dtype = || proptest::sample::select(DTYPES.to_vec());
+    let shape = prop_oneof![
+        prop::collection::vec(1usize..9, 1..=5),
+        prop::collection::vec(0usize..400, 1..=2),
+        prop::collection::vec(1usize..40, 3..=3),
+    ];
+    let strategy = (shape, 0usize..6, eps(), dtype(), dtype(), any::<bool>(), any::<u64>());
+    check(150, strategy, |(shape, axis, eps, dtype, to, gain, seed)| {
+        let axis = if axis < shape.len() { Axis::Kept(axis) } else { Axis::Whole };
+        let count = norm_count(&shape, axis);
+        let (of, exponents) = (norm_of(&shape, axis), exponents(seed, count, dtype));
+        let v = with_exponents(seed, shape.iter().product(), dtype, |i| exponents[of(i)], 6);
+        // A zero row is NaN under `none`, but where it is so by chance on one side only nothing is to be learnt.
+        let g = gain.then(|| gains(seed, count));
+        let chain = norm_length(&shape, axis);
+        Normalize { v: &v, shape: &shape, dtype, g: g.as_deref(), axis, eps, chain }.check(gpu, to)
+    })
+}
+
+/// Few storage types and ends, since each mix is a pipeline of its own; the tests of linear go through all of them.
+fn linear_case() -> impl Strategy<Value = (Case, u64)> {
+    let axis = proptest::sample::select(vec![OUT, OUT, OUT, IN, WHOLE, PLAIN]);
+    let size = prop_oneof![[1usize..9, 1usize..80, 1usize..90], [9usize..80, 1usize..80, 1usize..90]];
+    let bf16 = any::<bool>();
+    let split = prop_oneof![Just(None), Just(None), (1u32..100).prop_map(Some)];
+    (size, axis, eps(), bf16, split, any::<u64>()).prop_map(|(size, axis, eps, bf16, split_length, seed)| {
+        let dtypes = [if bf16 { DType::Bf16 } else { DType::F32 }; 3];
+        // Variants that the other tests have built already.
+        let (axis, dtypes) = if split_length.is_some() { (OUT, [DType::F32; 3]) } else { (axis, dtypes) };
+        let axis = if dtypes[0] == DType::Bf16 { OUT } else { axis };
+        let tile = split_length.map(|_| Tile::Medium);
+        let case = Case { axis, eps, dtypes, tile, split_length, ..Case::new(size) };
+        (case.clone(), seed)
+    })
+}
+
+/// Random data for a case, with exponents over the whole range where the weight is normalized along its rows.
+fn filled(case: Case, seed: u64) -> Case {
+    let [batch, outs, ins] = case.size;
+    let (x_exponents, v_exponents) = (exponents(seed, batch, DType::F16), exponents(seed, outs, case.dtypes[1]));
+    let x = with_exponents(seed, batch * ins, case.dtypes[0], |i| x_exponents[i / ins], 3);
+    let wide = case.axis == OUT;
+    let v = with_exponents(seed + 1, outs * ins, case.dtypes[1], |i| if wide { v_exponents[i / ins] } else { 0 }, 3);
+    let g = case.axis.map(|axis| gains(seed, norm_count(&[outs, ins], axis)));
+    Case { x: Some(x), v: Some(v), g, biases: Some(random(seed, outs, DType::F32)), ..case }
+}
+
+fn linear_equals_cpu(gpu: &Gpu) -> Outcome {
+    check(200, linear_case(), |(case, seed)| {
+        let activation = if case.axis == OUT && case.tile.is_none() && case.size[0] < 9 && case.dtypes[2] == DType::F32
+        {
+            ACTIVATIONS[seed as usize % 2 * 3]
+        } else {
+            ACTIVATIONS[0]
+        };
+        Case { activation, ..filled(case, seed) }.check(gpu)
+    })
+}
+
+fn fused() -> impl Strategy<Value = (Case, u64)> {
+    linear_case().prop_map(|(case, seed)| {
+        (Case { axis: OUT, eps: Eps::None, dtypes: [DType::F32; 3], write_norms: true, ..case }, seed)
+    })
+}
+
+/// c·v for c = 2^e and 3·2^e, exactly: v has the few bits of a bf16. w and y are judged as those of v.
+fn scaling_v(gpu: &Gpu) -> Outcome {
+    check(60, (fused(), -90i32..90, any::<bool>()), |((case, seed), exponent, three)| {
+        let [_, outs, ins] = case.size;
+        let v = with_exponents(seed, outs * ins, DType::Bf16, |_| 0, 6);
+        let c = 2f64.powi(exponent) * if three { 3.0 } else { 1.0 };
+        let scaled: Vec<f64> = v.iter().map(|v| v * c).collect();
+        let case = Case { v: Some(v), ..case };
+        let mut got = Case { v: Some(scaled), ..case.clone() }.run(gpu)?;
+        got.norms = got.norms.map(|norms| norms.iter().map(|n| n / c).collect());
+        Ok(case.judge(&got)?)
+    })
+}
+
+/// y − bias grows by c when g does.
+fn scaling_g(gpu: &Gpu) -> Outcome {
+    check(60, (fused(), 1u32..1000), |((case, seed), c)| {
+        let c = f64::from(c);
+        let g: Vec<f64> = random(seed, case.size[1], DType::Bf16);
+        let biases = random(seed + 1, case.size[1], DType::F32);
+        let case = Case { biases: Some(biases.clone()), ..case };
+        let mut got =
+            Case { g: Some(g.iter().map(|g| rounded(g * c, DType::F32)).collect()), ..case.clone() }.run(gpu)?;
+        for (y, bias) in got.y.iter_mut().zip(biases.iter().cycle()) {
+            *y = (*y - bias) / c + bias;
+        }
+        Ok(Case { g: Some(g), ..case }.judge(&got)?)
+    })
+}
+
+/// Rows of v, g and bias backwards: columns of y and norms backwards, to the bit.
+fn permuting_rows(gpu: &Gpu) -> Outcome {
+    check(60, fused(), |(case, seed)| {
+        let [_, outs, ins] = case.size;
+        let case = filled(case, seed);
+        let got = case.run(gpu)?;
+        let backwards = |values: &Option<Vec<f64>>| values.as_ref().map(|v| v.iter().rev().copied().collect());
+        let v = case.v().chunks(ins).rev().flatten().copied().collect();
+        let permuted =
+            Case { v: Some(v), g: backwards(&case.g), biases: backwards(&case.biases), ..case.clone() }.run(gpu)?;
+        let same = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+        let expected: Vec<f64> = got.y.chunks(outs).flat_map(|row| row.iter().rev().copied()).collect();
+        if !same(&permuted.y, &expected) {
+            return Err("y is not the permuted y".into());
+        }
+        let (norms, expected) = (permuted.norms.unwrap_or_default(), backwards(&got.norms).unwrap_or_default());
+        if same(&norms, &expected) { Ok(()) } else { Err("the norms are not the permuted norms".into()) }
+    })
+}
