@@ -38,10 +38,10 @@ struct Arguments {
     /// The width of the hidden layers [default: 32; with --full 128]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(8..=1024))]
     width: Option<u16>,
-    /// Points in a batch, a multiple of 16 [default: 256; with --full 2048]
+    /// Points in a batch, a multiple of 16 [default: 128; with --full 2048]
     #[arg(long, value_name = "N", value_parser = batch)]
     batch: Option<usize>,
-    /// Steps of a run [default: 150; with --full 2000]
+    /// Steps of a run [default: 200; with --full 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: Option<u32>,
     /// Seeds, and so runs, for each variant and learning rate
@@ -102,7 +102,7 @@ struct Run {
 }
 
 /// Batches that no step sees.
-const HELD_OUT: usize = 16;
+const HELD_OUT: usize = 32;
 /// Steps between two waits for the GPU.
 const IN_FLIGHT: usize = 8;
 
@@ -162,8 +162,8 @@ impl Plan {
         rates.dedup();
         Plan {
             width: arguments.width.map_or(if full { 128 } else { 32 }, usize::from),
-            batch: arguments.batch.unwrap_or(if full { 2048 } else { 256 }),
-            steps: arguments.steps.map_or(if full { 2000 } else { 150 }, |steps| steps as usize),
+            batch: arguments.batch.unwrap_or(if full { 2048 } else { 128 }),
+            steps: arguments.steps.map_or(if full { 2000 } else { 200 }, |steps| steps as usize),
             seeds: arguments.seeds.into(),
             rates,
             optimizer,
@@ -251,7 +251,10 @@ impl Plan {
         );
         let step = time.as_secs_f64() * 1e3 / (runs.len() * steps) as f64;
         println!("time:       {:.1} s for {} runs, {step:.2} ms a step", time.as_secs_f64(), runs.len());
-        println!("loss:       mean |f - d| over {} points that no step saw, the median of the seeds\n", HELD_OUT * batch);
+        println!(
+            "loss:       mean |f - d| over {} points that no step saw, the median of the seeds\n",
+            HELD_OUT * batch
+        );
         let cells = |name: &str, cells: Vec<String>| {
             println!("{name:<15}{}", cells.iter().map(|cell| format!("{cell:>9}")).collect::<String>());
         };

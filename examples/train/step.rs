@@ -91,9 +91,9 @@ pub struct Layer {
     joined: Option<(Tensor, Call)>,
     centring: Option<Centring>,
     /// The output, after the ReLU.
-    h: Tensor,
+    pub h: Tensor,
     /// The gradient of what goes into the ReLU.
-    dy: Tensor,
+    pub dy: Tensor,
     /// The gradient of the input, and what makes dy of the layer before of it. The first layer needs none.
     dx: Option<(Tensor, Call)>,
 }

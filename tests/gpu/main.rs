@@ -16,6 +16,7 @@ mod norms;
 mod numbers;
 mod optimizer;
 mod properties;
+mod train;
 
 use std::process::ExitCode;
 
@@ -85,5 +86,6 @@ fn main() -> ExitCode {
     linear::register(&mut suite);
     numbers::register(&mut suite);
     properties::register(&mut suite);
+    train::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
