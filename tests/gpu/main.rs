@@ -22,6 +22,7 @@ mod optimizer;
 mod problem;
 mod properties;
 mod recording;
+mod train;
 
 use std::process::ExitCode;
 
@@ -105,5 +106,6 @@ fn main() -> ExitCode {
     limits::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
+    train::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

@@ -1,0 +1,91 @@
+//! The example's own kernels, kernels.wgsl: each call is set up once and recorded in every step, into the same pass as
+//! what the crate records.
+use weightnorm::{Gpu, Tensor};
+
+/// The compiled kernels, for batches of one size.
+pub struct Kernels {
+    gpu: Gpu,
+    join: wgpu::ComputePipeline,
+    relu: wgpu::ComputePipeline,
+    relu_backward: wgpu::ComputePipeline,
+    loss: wgpu::ComputePipeline,
+}
+
+/// A kernel with its buffers.
+pub struct Call {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    groups: u32,
+}
+
+impl Kernels {
+    pub fn new(gpu: &Gpu, points: usize) -> Kernels {
+        let module = gpu.device().create_shader_module(wgpu::include_wgsl!("kernels.wgsl"));
+        let pipeline = |entry: &str, constants: &[(&str, f64)]| {
+            gpu.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&format!("train.{entry}")),
+                layout: None,
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
+                cache: None,
+            })
+        };
+        let points = [("POINTS", points as f64)];
+        Kernels {
+            join: pipeline("join", &points),
+            relu: pipeline("relu", &[]),
+            relu_backward: pipeline("relu_backward", &points),
+            loss: pipeline("loss", &points),
+            gpu: gpu.clone(),
+        }
+    }
+
+    /// joined = [h, x], point by point.
+    pub fn join(&self, h: &Tensor, x: &Tensor, joined: &Tensor) -> Call {
+        self.call(&self.join, &[h, x, joined], joined.len())
+    }
+
+    /// h = max(h, 0)
+    pub fn relu(&self, h: &Tensor) -> Call {
+        self.call(&self.relu, &[h], h.len())
+    }
+
+    /// dy = dx where h > 0, else 0. dx may be wider than h.
+    pub fn relu_backward(&self, h: &Tensor, dx: &Tensor, dy: &Tensor) -> Call {
+        self.call(&self.relu_backward, &[h, dx, dy], dy.len())
+    }
+
+    /// The loss of the output f for the points x, and its gradient df.
+    pub fn loss(&self, x: &Tensor, f: &Tensor, df: &Tensor, loss: &Tensor) -> Call {
+        self.call(&self.loss, &[x, f, df, loss], 1)
+    }
+
+    fn call(&self, pipeline: &wgpu::ComputePipeline, tensors: &[&Tensor], invocations: usize) -> Call {
+        let entries: Vec<_> = (0..)
+            .zip(tensors)
+            .map(|(binding, tensor)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: tensor.buffer(),
+                    offset: tensor.offset(),
+                    size: wgpu::BufferSize::new(4 * tensor.len() as u64),
+                }),
+            })
+            .collect();
+        let bind_group = self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("train"),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Call { pipeline: pipeline.clone(), bind_group, groups: invocations.div_ceil(64) as u32 }
+    }
+}
+
+impl Call {
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.groups, 1, 1);
+    }
+}
