@@ -83,22 +83,17 @@ fn v_at(row: u32, column: u32) -> f32 {
     return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
 }
 
-fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
-    let e = extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column;
-    var all = values;
+fn c_place(row: u32, column: u32) -> u32 {
+    return extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column;
+}
+
+fn put_one(row: u32, column: u32, value: f32) {
+    let e = c_place(row, column);
     if ADD {
-        all.x += old(e);
-        if count > 1u {
-            all.y += old(e + 1u);
-        }
-        if count > 2u {
-            all.z += old(e + 2u);
-        }
-        if count > 3u {
-            all.w += old(e + 3u);
-        }
+        put_element(e, value + old(e));
+    } else {
+        put_element(e, value);
     }
-    put_four(e, all, count);
 }
 
 // a and dg / d of the rows or columns of the tile.
@@ -164,9 +159,8 @@ fn gradient(
         if c < p.columns {
             let left = p.columns - c;
             for (var i = 0u; i < TM; i += 1u) {
-                // With ADD an element must be written once.
-                let skip = ADD && (((select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu) != 0u);
-                if row + i < p.rows && !skip {
+                if row + i < p.rows {
+                    let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
                     var values = acc[i * QUADS + q];
                     if END != END_PLAIN {
                         for (var n = 0u; n < 4u; n += 1u) {
@@ -178,7 +172,16 @@ fn gradient(
                             }
                         }
                     }
-                    put(row + i, c, values, left);
+                    if ADD {
+                        // Each element is added to once, by this or by what forms it again.
+                        for (var n = 0u; n < min(left, 4u); n += 1u) { // at most 4 iterations
+                            if ((again >> n) & 1u) == 0u {
+                                put_one(row + i, c + n, values[n]);
+                            }
+                        }
+                    } else {
+                        put_four(c_place(row + i, c), values, left);
+                    }
                 }
             }
         }
@@ -186,29 +189,17 @@ fn gradient(
     if END == END_PLAIN {
         return;
     }
-    if ADD {
-        // A skipped quad is formed again whole.
-        redo = Elements(whole_quads(redo.first), whole_quads(redo.second));
-    }
     while any_of(redo) { // at most TM * TN iterations
         let at = lowest(redo);
         redo = without_lowest(redo);
-        if row + at.x < p.rows && column + at.y < p.columns {
-            let slot = slot_of(own_row + at.x, own_column + at.y);
-            let sum = redo_dot(row + at.x, column + at.y, 0u, p.depth);
-            let value = corrected(
-                sum, v_at(row + at.x, column + at.y),
-                Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
-            );
-            put(row + at.x, column + at.y, vec4<f32>(value), 1u);
-        }
+        let slot = slot_of(own_row + at.x, own_column + at.y);
+        let sum = redo_dot(row + at.x, column + at.y, 0u, p.depth);
+        let value = corrected(
+            sum, v_at(row + at.x, column + at.y),
+            Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
+        );
+        put_one(row + at.x, column + at.y, value);
     }
-}
-
-// Every bit of a four of which one is set.
-fn whole_quads(bits: u32) -> u32 {
-    let any = (bits | (bits >> 1u) | (bits >> 2u) | (bits >> 3u)) & 0x11111111u;
-    return any * 0xfu;
 }
 
 // One split of one tile.
@@ -256,5 +247,5 @@ fn gradient_finish(
         let norm = slot_of(row, column);
         value = corrected(sum, v_at(row, column), scale_at(norm), share_at(norm));
     }
-    put(row, column, vec4<f32>(value), 1u);
+    put_one(row, column, value);
 }

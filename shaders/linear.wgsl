@@ -214,7 +214,8 @@ fn put_one(row: u32, column: u32, quotient: Wide) {
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
         value = narrow(product_of(wide(gain_of(column)), quotient));
     }
-    put(row, column, vec4<f32>(value + bias_of(column)), 1u);
+    let act = activate(vec4<f32>(value + bias_of(column)));
+    put_element(extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column, act.x);
 }
 
 fn u_place(row: u32, column: u32) -> u32 {

@@ -7,40 +7,36 @@ override Y_DTYPE: u32 = F16;
 
 @group(0) @binding(5) var<storage, read_write> y: array<atomic<u32>>; // (batch, out_features), two to a word
 
-fn put_half(e: u32, value: f32) {
+fn put_bits(e: u32, bits: u32) {
     let shift = 16u * (e & 1u);
     atomicAnd(&y[e >> 1u], 0xffff0000u >> shift);
-    atomicOr(&y[e >> 1u], pack(value, Y_DTYPE) << shift);
+    atomicOr(&y[e >> 1u], bits << shift);
 }
 
-// e is even: the word is ours alone.
-fn put_pair(e: u32, low: f32, high: f32) {
-    atomicStore(&y[e >> 1u], pack(low, Y_DTYPE) | (pack(high, Y_DTYPE) << 16u));
+fn put_element(e: u32, value: f32) {
+    put_bits(e, pack(value, Y_DTYPE));
 }
 
 // The first `count` of four neighbouring elements.
 fn put_four(e: u32, values: vec4<f32>, count: u32) {
-    if (e & 1u) == 0u {
-        if count > 1u {
-            put_pair(e, values.x, values.y);
-        } else {
-            put_half(e, values.x);
-        }
-        if count > 3u {
-            put_pair(e + 2u, values.z, values.w);
-        } else if count > 2u {
-            put_half(e + 2u, values.z);
-        }
+    let bits = vec4<u32>(
+        pack(values.x, Y_DTYPE), pack(values.y, Y_DTYPE), pack(values.z, Y_DTYPE), pack(values.w, Y_DTYPE),
+    );
+    if count == 4u && (e & 1u) == 0u {
+        // Whole words are ours alone.
+        atomicStore(&y[e >> 1u], bits.x | (bits.y << 16u));
+        atomicStore(&y[(e >> 1u) + 1u], bits.z | (bits.w << 16u));
         return;
     }
-    put_half(e, values.x);
+    put_bits(e, bits.x);
+    if count > 1u {
+        put_bits(e + 1u, bits.y);
+    }
     if count > 2u {
-        put_pair(e + 1u, values.y, values.z);
-    } else if count > 1u {
-        put_half(e + 1u, values.y);
+        put_bits(e + 2u, bits.z);
     }
     if count > 3u {
-        put_half(e + 3u, values.w);
+        put_bits(e + 3u, bits.w);
     }
 }
 
