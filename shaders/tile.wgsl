@@ -9,7 +9,7 @@
 //
 // Where a sum left the range in which f32 keeps it exact enough, the invocation that owns it forms it again with
 // exponents of its own (redo_dot), without barriers. Nothing else pays for that.
-// No invocation loops more often than the host allows (linear.rs, Tile::max_length).
+// No invocation loops more often than the host allows (product.rs, Tile::max_length).
 
 struct Params {
     rows: u32,         // of C in this dispatch

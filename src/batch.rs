@@ -236,7 +236,7 @@ impl Recorder<'_, '_> {
         expect_features(OP, "g", Some(g), features as u64)?;
         expect_features(OP, "bias", Some(bias), features as u64)?;
         Arguments::new(OP).input("x", x).input("v", v).output("g", g).output("bias", bias).check(self.gpu())?;
-        // `linear` with kept axis 0 and unknown norms uses the other scratch buffer only.
+        // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.gpu().scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
@@ -339,7 +339,7 @@ impl Recorder<'_, '_> {
         self.subtract_means(dy, &means, None, dt)
     }
 
-    /// Room for the means of a batch. The partial sums are in the other scratch buffer.
+    /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
     fn means(&self, columns: u64) -> Result<View<'static>, Error> {
         let size = DType::F32.size();
         Ok(View::scratch(self.gpu().scratch(Scratch::Scales, columns * size)?, size))

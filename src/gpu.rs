@@ -102,6 +102,9 @@ pub(crate) enum Scratch {
 const NOTHING_SIZE: u64 = 16;
 const NOTHING_STRIDE: u64 = 256;
 
+/// The smallest binding that every operator can be split over.
+const MIN_BINDING: u64 = 8192;
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Gpu {
@@ -177,6 +180,11 @@ impl Gpu {
             if has < needs {
                 return Err(Error::Unsupported { what: format!("{what}: it has {has}, {needs} are needed") });
             }
+        }
+        // Windows hold a few elements at least.
+        let binding = limits.max_storage_buffer_binding_size;
+        if binding < MIN_BINDING {
+            return Err(Error::Unsupported { what: format!("bindings of {MIN_BINDING} bytes, only of {binding}") });
         }
         // A place within a binding is handed to the shaders in 8 bits.
         let alignment = limits.min_storage_buffer_offset_alignment;

@@ -290,7 +290,8 @@ fn build(
         entry_point: Some(kernel.entry),
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &constants,
-            // Every word of workgroup memory is written before it is read.
+            // Every word of workgroup memory is written before it is read, but for columns past an edge, whose results
+            // are dropped.
             zero_initialize_workgroup_memory: false,
         },
         cache: None,

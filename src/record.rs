@@ -160,7 +160,7 @@ impl<'p, 'e> Recorder<'p, 'e> {
                     *so_far = 0;
                     // Another thread waiting for GL's context lock panics after six seconds.
                     let full = std::mem::replace(encoder, new_encoder(gpu));
-                    gpu.queue().submit([full.finish()]);
+                    gpu.guarded("a submission", 0, || gpu.queue().submit([full.finish()]))?;
                     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
                 }
             }

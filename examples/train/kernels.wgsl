@@ -32,7 +32,9 @@ fn join(@builtin(global_invocation_id) id: vec3<u32>) {
 @compute @workgroup_size(64)
 fn relu(@builtin(global_invocation_id) id: vec3<u32>) {
     if id.x < arrayLength(&relu_h) {
-        relu_h[id.x] = max(relu_h[id.x], 0.0);
+        // By the bits: of NaN a comparison may make 0, and hide it.
+        let bits = bitcast<u32>(relu_h[id.x]);
+        relu_h[id.x] = select(relu_h[id.x], 0.0, bits - 0x80000000u <= 0x7f800000u);
     }
 }
 

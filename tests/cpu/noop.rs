@@ -51,13 +51,14 @@ fn noop_tensors_come_back() {
 #[test]
 fn noop_small_devices_are_unsupported() {
     type Change = fn(&mut wgpu::Limits);
-    let lower: [(&str, Change); 7] = [
+    let lower: [(&str, Change); 8] = [
         ("storage buffers", |l| l.max_storage_buffers_per_shader_stage = 7),
         ("workgroup memory", |l| l.max_compute_workgroup_storage_size = 16_383),
         ("invocations in a workgroup", |l| l.max_compute_invocations_per_workgroup = 63),
         ("invocations along x", |l| l.max_compute_workgroup_size_x = 63),
         ("workgroups in a dimension", |l| l.max_compute_workgroups_per_dimension = 0),
         ("bindings in a bind group", |l| l.max_bindings_per_bind_group = 15),
+        ("bindings of 8192 bytes", |l| l.max_storage_buffer_binding_size = 8191),
         ("multiples of 256", |l| l.min_storage_buffer_offset_alignment = 512),
     ];
     for (what, change) in lower {

@@ -86,7 +86,7 @@ impl Outputs {
                 None => before.extend(&POISON.repeat(bytes.div_ceil(4))[..bytes]),
             }
             // The second half of the last word, and a guard.
-            while before.len() % 4 != 0 {
+            while !before.len().is_multiple_of(4) {
                 before.push(POISON[before.len() % 4]);
             }
             before.extend(POISON.repeat(16 + i));
@@ -465,9 +465,9 @@ fn wanted(gpu: &Gpu) -> Outcome {
             let wanted = [0, 1, 2, 3].map(|i| bits >> i & 1 == 1);
             let part = Case { wanted, ..case.clone() };
             let got = part.check_against(gpu, &reference).map_err(|e| format!("{wanted:?}: {e:?}"))?;
-            for i in 0..4 {
+            for (i, name) in NAMES.into_iter().enumerate() {
                 if let (Some(a), Some(b)) = (&got.gradients[i], &full.gradients[i]) {
-                    is_same(NAMES[i], a, b).map_err(|e| format!("{wanted:?}: {e:?}"))?;
+                    is_same(name, a, b).map_err(|e| format!("{wanted:?}: {e:?}"))?;
                 }
             }
         }
@@ -955,12 +955,12 @@ fn scaled_v_divides_dv(gpu: &Gpu) -> Outcome {
         let reference = case.reference()?;
         let v = case.v().iter().map(|v| rounded(v * c, DType::F32)).collect();
         let (plain, scaled) = (case.run(gpu)?, Case { v: Some(v), ..case.clone() }.run(gpu)?);
-        for which in 0..4 {
+        for (which, name) in NAMES.into_iter().enumerate() {
             let (Some(a), Some(b)) = (&plain.gradients[which], &scaled.gradients[which]) else { continue };
             let back: Vec<f64> = b.iter().map(|b| if which == 1 { b * c } else { *b }).collect();
             // Rounding v·c moves v by as much as one more rounding of each element.
             compare(&back, a, Some(DType::F32), |i| 2.5 * case.bound(&reference, which, i, 0.0))
-                .map_err(|e| format!("{}: {e}", NAMES[which]))?;
+                .map_err(|e| format!("{name}: {e}"))?;
         }
         Ok(())
     })
@@ -1160,6 +1160,7 @@ impl Rescale {
     }
 
     /// dv and dg, and the dispatches.
+    #[expect(clippy::type_complexity, reason = "two gradients, each if wanted")]
     fn run(&self, gpu: &Gpu) -> Result<(Vec<Option<Vec<f64>>>, u64), Failed> {
         let (dw, v, g) = self.data();
         let seed = self.len() + self.shape.len();

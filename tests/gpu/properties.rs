@@ -1,9 +1,11 @@
 //! Properties over random shapes, axes, storage types, policies, variants and exponents.
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
-use weightnorm::{Axis, DType, Eps, Gpu, Tile};
+use weightnorm::{Axis, DType, Eps, Gpu, Tile, WeightNorm, cpu};
 
+use crate::common::{compare, weight_bound};
 use crate::data::{DTYPES, POLICIES, Rng, gains, norm_count, norm_length, norm_of, random, rounded};
+use crate::golden::read;
 use crate::linear::{ACTIVATIONS, Case, IN, OUT, PLAIN, WHOLE};
 use crate::normalize::Case as Normalize;
 use crate::{Needs, Outcome, Suite};
@@ -64,7 +66,6 @@ fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
         let count = norm_count(&shape, axis);
         let (of, exponents) = (norm_of(&shape, axis), exponents(seed, count, dtype));
         let v = with_exponents(seed, shape.iter().product(), dtype, |i| exponents[of(i)], 6);
-        // A zero row is NaN under `none`, but where it is so by chance on one side only nothing is to be learnt.
         let g = gain.then(|| gains(seed, count));
         let chain = norm_length(&shape, axis);
         Normalize { v: &v, shape: &shape, dtype, g: g.as_deref(), axis, eps, chain }.check(gpu, to)
@@ -75,15 +76,17 @@ fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
 fn linear_case() -> impl Strategy<Value = (Case, u64)> {
     let axis = proptest::sample::select(vec![OUT, OUT, OUT, IN, WHOLE, PLAIN]);
     let size = prop_oneof![[1usize..9, 1usize..80, 1usize..90], [9usize..80, 1usize..80, 1usize..90]];
-    let bf16 = any::<bool>();
+    let dtype = proptest::sample::select(vec![DType::F32, DType::F32, DType::F16, DType::Bf16]);
     let split = prop_oneof![Just(None), Just(None), (1u32..100).prop_map(Some)];
-    (size, axis, eps(), bf16, split, any::<u64>()).prop_map(|(size, axis, eps, bf16, split_length, seed)| {
-        let dtypes = [if bf16 { DType::Bf16 } else { DType::F32 }; 3];
+    (size, axis, eps(), dtype, split, any::<u64>()).prop_map(|(size, axis, eps, dtype, split_length, seed)| {
+        let dtypes = [dtype; 3];
         // Variants that the other tests have built already.
         let (axis, dtypes) = if split_length.is_some() { (OUT, [DType::F32; 3]) } else { (axis, dtypes) };
         let dtypes = if size[0] > 8 { [DType::F32; 3] } else { dtypes };
-        let axis = if dtypes[0] == DType::Bf16 || size[0] > 8 { OUT } else { axis };
-        let tile = split_length.map(|_| Tile::Wide);
+        let axis = if dtypes[0] != DType::F32 || size[0] > 8 { OUT } else { axis };
+        let any_tile =
+            (axis == OUT && dtypes[0] == DType::F32 && seed % 3 == 0).then(|| Tile::ALL[seed as usize / 3 % 4]);
+        let tile = split_length.map(|_| Tile::Wide).or(any_tile);
         let case = Case { axis, eps, dtypes, tile, split_length, ..Case::new(size) };
         (case.clone(), seed)
     })
@@ -118,6 +121,22 @@ fn fused() -> impl Strategy<Value = (Case, u64)> {
     })
 }
 
+/// w of rows of `ins` elements.
+fn normalized(gpu: &Gpu, v: &[f64], g: &[f64], ins: usize) -> Result<Vec<f64>, weightnorm::Error> {
+    let narrow = |values: &[f64]| values.iter().map(|&a| a as f32).collect::<Vec<_>>();
+    let (v, g) = (gpu.upload(&narrow(v), &[g.len(), ins])?, gpu.upload(&narrow(g), &[g.len()])?);
+    read(&gpu.normalize(WeightNorm::new(&v, &g).eps(Eps::None))?)
+}
+
+/// w, over `by`, is that of v and g.
+fn judge_w(w: &[f64], by: f64, v: &[f64], g: &[f64], ins: usize) -> Outcome {
+    let expected = cpu::normalize(v, &[g.len(), ins], Some(g), OUT.unwrap_or_default(), Eps::None)?;
+    let w: Vec<f64> = w.iter().map(|w| w / by).collect();
+    // One rounding more than a w computed of v and g: g·c.
+    compare(&w, &expected, Some(DType::F32), |i| weight_bound(ins + 2, expected[i], DType::F32))?;
+    Ok(())
+}
+
 /// c·v for c = 2^e and 3·2^e, exactly: v has the few bits of a bf16. w and y are judged as those of v.
 fn scaling_v(gpu: &Gpu) -> Outcome {
     check(60, (fused(), -90i32..90, any::<bool>()), |((case, seed), exponent, three)| {
@@ -125,6 +144,8 @@ fn scaling_v(gpu: &Gpu) -> Outcome {
         let v = with_exponents(seed, outs * ins, DType::Bf16, |_| 0, 6);
         let c = 2f64.powi(exponent) * if three { 3.0 } else { 1.0 };
         let scaled: Vec<f64> = v.iter().map(|v| v * c).collect();
+        let g = random(seed + 2, outs, DType::F32);
+        judge_w(&normalized(gpu, &scaled, &g, ins)?, 1.0, &v, &g, ins)?;
         let case = Case { v: Some(v), ..case };
         let mut got = Case { v: Some(scaled), ..case.clone() }.run(gpu)?;
         got.norms = got.norms.map(|norms| norms.iter().map(|n| n / c).collect());
@@ -137,10 +158,13 @@ fn scaling_g(gpu: &Gpu) -> Outcome {
     check(60, (fused(), 1u32..1000), |((case, seed), c)| {
         let c = f64::from(c);
         let g: Vec<f64> = random(seed, case.size[1], DType::Bf16);
-        let biases = random(seed + 1, case.size[1], DType::F32);
+        let scaled: Vec<f64> = g.iter().map(|g| rounded(g * c, DType::F32)).collect();
+        let [_, outs, ins] = case.size;
+        let v = random(seed + 2, outs * ins, DType::F32);
+        judge_w(&normalized(gpu, &v, &scaled, ins)?, c, &v, &g, ins)?;
+        let biases = random(seed + 1, outs, DType::F32);
         let case = Case { biases: Some(biases.clone()), ..case };
-        let mut got =
-            Case { g: Some(g.iter().map(|g| rounded(g * c, DType::F32)).collect()), ..case.clone() }.run(gpu)?;
+        let mut got = Case { g: Some(scaled), ..case.clone() }.run(gpu)?;
         for (y, bias) in got.y.iter_mut().zip(biases.iter().cycle()) {
             *y = (*y - bias) / c + bias;
         }
@@ -162,6 +186,13 @@ fn permuting_rows(gpu: &Gpu) -> Outcome {
         let expected: Vec<f64> = got.y.chunks(outs).flat_map(|row| row.iter().rev().copied()).collect();
         if !same(&permuted.y, &expected) {
             return Err("y is not the permuted y".into());
+        }
+        let g = random(seed + 2, outs, DType::F32);
+        let rows_back = |w: &[f64]| w.chunks(ins).rev().flatten().copied().collect::<Vec<f64>>();
+        let w = normalized(gpu, &case.v(), &g, ins)?;
+        let back: Vec<f64> = g.iter().rev().copied().collect();
+        if !same(&normalized(gpu, &rows_back(&case.v()), &back, ins)?, &rows_back(&w)) {
+            return Err("w is not the permuted w".into());
         }
         let (norms, expected) = (permuted.norms.unwrap_or_default(), backwards(&got.norms).unwrap_or_default());
         if same(&norms, &expected) { Ok(()) } else { Err("the norms are not the permuted norms".into()) }

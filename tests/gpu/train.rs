@@ -323,7 +323,7 @@ fn twenty_steps_give_the_same_bits_again(gpu: &Gpu) -> Outcome {
         let other = Network::new(gpu, variant, optimizer, 16, 32)?;
         let first = train(&network)?;
         let losses: Vec<f32> = first[0].iter().map(|&bits| f32::from_bits(bits)).collect();
-        if !(losses[STEPS] < losses[0]) {
+        if losses[STEPS].partial_cmp(&losses[0]) != Some(std::cmp::Ordering::Less) {
             return Err(format!("{}: the loss went from {} to {}", variant.key(), losses[0], losses[STEPS]).into());
         }
         for (again, what) in [(train(&network)?, "started again"), (train(&other)?, "another network")] {
