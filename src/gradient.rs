@@ -155,9 +155,13 @@ impl Gpu {
     /// dv_j = a_j·((dyᵀx)_j - dg_j·(v_j/d_j))        d: see [`Gpu::normalize_backward`]
     /// ```
     ///
-    /// for kept axis 0; for kept axis 1 with q = dy·v: dx = q ⊙ a, dg_k = Σ_b x[b,k]·q[b,k]/n̂_k, dv_jk = a_k·((dyᵀx)_jk -
-    /// dg_k·(v_jk/d_k)). No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. dg has to be representable for dv
-    /// to be right.
+    /// for kept axis 0; for kept axis 1, with q = dy·v:
+    ///
+    /// ```text
+    /// dx = q ⊙ a        dg_k = Σ_b x[b,k]·q[b,k]/n̂_k        dv_jk = a_k·((dyᵀx)_jk - dg_k·(v_jk/d_k))
+    /// ```
+    ///
+    /// No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. dg has to be representable for dv to be right.
     ///
     /// `dy`: y's shape, any storage type.
     ///
