@@ -101,6 +101,15 @@ fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
     put_four(e, all, count);
 }
 
+fn put_one(row: u32, column: u32, value: f32) {
+    let e = extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column;
+    var sum = value;
+    if ADD {
+        sum += old(e);
+    }
+    put_single(e, sum);
+}
+
 // a and dg / d of the rows or columns of the tile.
 fn stage_scales(row0: u32, column0: u32, t: u32) {
     let first = select(row0, column0, END == END_COLUMNS);
@@ -123,6 +132,19 @@ fn stage_scales(row0: u32, column0: u32, t: u32) {
 // Where an element of the tile finds its a and dg / d.
 fn slot_of(own_row: u32, own_column: u32) -> u32 {
     return select(select(own_row, own_column, END == END_COLUMNS), 0u, END == END_WHOLE);
+}
+
+// a * (c - dg * (v / d)) for four elements of a row, inside the range of f32.
+fn corrected_four(c: vec4<f32>, row: u32, columns: vec4<u32>, own_row: u32, own_columns: vec4<u32>) -> vec4<f32> {
+    let x = slot_of(own_row, own_columns.x);
+    let y = slot_of(own_row, own_columns.y);
+    let z = slot_of(own_row, own_columns.z);
+    let w = slot_of(own_row, own_columns.w);
+    let v = vec4<f32>(v_at(row, columns.x), v_at(row, columns.y), v_at(row, columns.z), v_at(row, columns.w));
+    let share = vec4<f32>(share_t[x], share_t[y], share_t[z], share_t[w]);
+    let correction = ((v * share) * vec4<f32>(share_m[x], share_m[y], share_m[z], share_m[w])) * share;
+    let scale = vec4<f32>(scale_t[x], scale_t[y], scale_t[z], scale_t[w]);
+    return (((c - correction) * scale) * vec4<f32>(scale_m[x], scale_m[y], scale_m[z], scale_m[w])) * scale;
 }
 
 // a * (c - dg * (v / d)), whatever the exponents.
@@ -169,14 +191,8 @@ fn gradient(
                 if row + i < p.rows && !skip {
                     var values = acc[i * QUADS + q];
                     if END != END_PLAIN {
-                        for (var n = 0u; n < 4u; n += 1u) {
-                            if n < left {
-                                let slot = slot_of(own_row + i, own_column + 4u * q + n);
-                                let scale = Scale(scale_t[slot], scale_m[slot]);
-                                let share = Scale(share_t[slot], share_m[slot]);
-                                values[n] = scaled(values[n] - scaled(v_at(row + i, c + n), share), scale);
-                            }
-                        }
+                        let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
+                        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
                     }
                     put(row + i, c, values, left);
                 }
@@ -200,7 +216,7 @@ fn gradient(
                 sum, v_at(row + at.x, column + at.y),
                 Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
             );
-            put(row + at.x, column + at.y, vec4<f32>(value), 1u);
+            put_one(row + at.x, column + at.y, value);
         }
     }
 }
@@ -256,5 +272,5 @@ fn gradient_finish(
         let norm = slot_of(row, column);
         value = corrected(sum, v_at(row, column), scale_at(norm), share_at(norm));
     }
-    put(row, column, vec4<f32>(value), 1u);
+    put_one(row, column, value);
 }

@@ -7,7 +7,7 @@ override Y_DTYPE: u32 = F16;
 
 @group(0) @binding(5) var<storage, read_write> y: array<atomic<u32>>; // (batch, out_features), two to a word
 
-fn put_half(e: u32, value: f32) {
+fn put_single(e: u32, value: f32) {
     let shift = 16u * (e & 1u);
     atomicAnd(&y[e >> 1u], 0xffff0000u >> shift);
     atomicOr(&y[e >> 1u], pack(value, Y_DTYPE) << shift);
@@ -24,23 +24,23 @@ fn put_four(e: u32, values: vec4<f32>, count: u32) {
         if count > 1u {
             put_pair(e, values.x, values.y);
         } else {
-            put_half(e, values.x);
+            put_single(e, values.x);
         }
         if count > 3u {
             put_pair(e + 2u, values.z, values.w);
         } else if count > 2u {
-            put_half(e + 2u, values.z);
+            put_single(e + 2u, values.z);
         }
         return;
     }
-    put_half(e, values.x);
+    put_single(e, values.x);
     if count > 2u {
         put_pair(e + 1u, values.y, values.z);
     } else if count > 1u {
-        put_half(e + 1u, values.y);
+        put_single(e + 1u, values.y);
     }
     if count > 3u {
-        put_half(e + 3u, values.w);
+        put_single(e + 3u, values.w);
     }
 }
 

@@ -2,6 +2,10 @@
 
 @group(0) @binding(5) var<storage, read_write> y: array<f32>; // (batch, out_features)
 
+fn put_single(e: u32, value: f32) {
+    y[e] = value;
+}
+
 // The first `count` of four neighbouring elements.
 fn put_four(e: u32, values: vec4<f32>, count: u32) {
     y[e] = values.x;

@@ -200,33 +200,33 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     }
 }
 
+fn a_at(e: u32) -> f32 {
+    return unpack(a_words[select(e >> 1u, e, A_DTYPE == F32)], e, A_DTYPE);
+}
+
 // A[m, k .. k + 3], zero from the `left`-th on, however A is stored.
 fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
     let e = a_place(m, k);
-    if A_ALONG_K {
+    if A_ALONG_K || left == 0u {
         return a_four(e, left);
     }
-    let s = p.a_stride;
-    return vec4<f32>(
-        a_four(e, min(left, 1u)).x,
-        a_four(e + s, select(0u, 1u, left > 1u)).x,
-        a_four(e + 2u * s, select(0u, 1u, left > 2u)).x,
-        a_four(e + 3u * s, select(0u, 1u, left > 3u)).x,
-    );
+    let steps = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u)) * p.a_stride + e;
+    let four = vec4<f32>(a_at(steps.x), a_at(steps.y), a_at(steps.z), a_at(steps.w));
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}
+
+fn b_at(e: u32) -> f32 {
+    return unpack(b_words[select(e >> 1u, e, B_DTYPE == F32)], e, B_DTYPE);
 }
 
 fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
     let e = b_place(n, k);
-    if B_ALONG_K {
+    if B_ALONG_K || left == 0u {
         return b_four(e, left);
     }
-    let s = p.b_stride;
-    return vec4<f32>(
-        b_four(e, min(left, 1u)).x,
-        b_four(e + s, select(0u, 1u, left > 1u)).x,
-        b_four(e + 2u * s, select(0u, 1u, left > 2u)).x,
-        b_four(e + 3u * s, select(0u, 1u, left > 3u)).x,
-    );
+    let steps = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u)) * p.b_stride + e;
+    let four = vec4<f32>(b_at(steps.x), b_at(steps.y), b_at(steps.z), b_at(steps.w));
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
 
 // Exponents of four numbers; 0 for zero, subnormals, infinity and NaN.
