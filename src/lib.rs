@@ -37,7 +37,6 @@ pub mod internals {
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The reduction of the backward pass by itself. Checks nothing.
-    #[expect(clippy::missing_errors_doc, reason = "a door for tests")]
     pub fn column_dot_sums(
         ops: &mut Recorder<'_, '_>,
         dy: &Tensor,

@@ -18,7 +18,7 @@ pub struct Recorder<'p, 'e> {
 }
 
 enum Pass<'p, 'e> {
-    Own(wgpu::ComputePass<'p>),
+    Own(Box<wgpu::ComputePass<'p>>),
     Borrowed(&'p mut wgpu::ComputePass<'e>),
     /// Of an operator that allocates and returns; submitted in pieces on GL.
     Eager {
@@ -98,7 +98,7 @@ pub(crate) fn firsts(places: [u32; 4]) -> u32 {
 impl<'p, 'e> Recorder<'p, 'e> {
     pub(crate) fn on_encoder(gpu: &Gpu, encoder: &'p mut wgpu::CommandEncoder) -> Self {
         gpu.look();
-        Recorder { gpu: gpu.clone(), pass: Pass::Own(encoder.begin_compute_pass(&PASS)), dispatch_count: 0 }
+        Recorder { gpu: gpu.clone(), pass: Pass::Own(Box::new(encoder.begin_compute_pass(&PASS))), dispatch_count: 0 }
     }
 
     pub(crate) fn on_pass(gpu: &Gpu, pass: &'p mut wgpu::ComputePass<'e>) -> Self {
