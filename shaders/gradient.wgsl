@@ -120,6 +120,19 @@ fn slot_of(own_row: u32, own_column: u32) -> u32 {
     return select(select(own_row, own_column, END == END_COLUMNS), 0u, END == END_WHOLE);
 }
 
+// a * (c - dg * (v / d)) for four elements of a row, inside the range of f32.
+fn corrected_four(c: vec4<f32>, row: u32, columns: vec4<u32>, own_row: u32, own_columns: vec4<u32>) -> vec4<f32> {
+    let x = slot_of(own_row, own_columns.x);
+    let y = slot_of(own_row, own_columns.y);
+    let z = slot_of(own_row, own_columns.z);
+    let w = slot_of(own_row, own_columns.w);
+    let v = vec4<f32>(v_at(row, columns.x), v_at(row, columns.y), v_at(row, columns.z), v_at(row, columns.w));
+    let share = vec4<f32>(share_t[x], share_t[y], share_t[z], share_t[w]);
+    let correction = ((v * share) * vec4<f32>(share_m[x], share_m[y], share_m[z], share_m[w])) * share;
+    let scale = vec4<f32>(scale_t[x], scale_t[y], scale_t[z], scale_t[w]);
+    return (((c - correction) * scale) * vec4<f32>(scale_m[x], scale_m[y], scale_m[z], scale_m[w])) * scale;
+}
+
 // a * (c - dg * (v / d)), whatever the exponents.
 fn corrected(c: Wide, v: f32, scale: Scale, share: Scale) -> f32 {
     let part = product_of(wide(v), wide_scale(share));
@@ -163,14 +176,8 @@ fn gradient(
                     let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
                     var values = acc[i * QUADS + q];
                     if END != END_PLAIN {
-                        for (var n = 0u; n < 4u; n += 1u) {
-                            if n < left {
-                                let slot = slot_of(own_row + i, own_column + 4u * q + n);
-                                let scale = Scale(scale_t[slot], scale_m[slot]);
-                                let share = Scale(share_t[slot], share_m[slot]);
-                                values[n] = scaled(values[n] - scaled(v_at(row + i, c + n), share), scale);
-                            }
-                        }
+                        let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
+                        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
                     }
                     if ADD {
                         // Each element is added to once, by this or by what forms it again.

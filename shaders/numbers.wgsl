@@ -95,11 +95,11 @@ const NOTHING = -100000;
 
 // x with 1 <= |m| < 2; zero, subnormals, infinity and NaN as they are.
 fn wide(x: f32) -> Wide {
+    // Without branches: some compilers take minutes over this function's many copies otherwise.
     let a = magnitude(x);
-    if a < SMALLEST || a >= INFINITY {
-        return Wide(x, 0);
-    }
-    return Wide(bitcast<f32>((bitcast<u32>(x) & 0x807fffffu) | 0x3f800000u), i32(a >> 23u) - 127);
+    let normal = a - SMALLEST < INFINITY - SMALLEST;
+    let m = bitcast<f32>((bitcast<u32>(x) & 0x807fffffu) | 0x3f800000u);
+    return Wide(select(x, m, normal), select(0, i32(a >> 23u) - 127, normal));
 }
 
 // m * 2^e in three steps of one direction, so that no step leaves the range unless the result does.
