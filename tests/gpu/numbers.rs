@@ -10,6 +10,7 @@ use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("numbers_norms_of_scaled_rows", Needs::Nothing, |gpu| scaled_rows(gpu, &norms_and_weights));
+    suite.test("numbers_comparer_finds_faults", Needs::Nothing, |_| comparer_finds_faults());
     suite.test("numbers_linear_of_scaled_rows", Needs::Nothing, scaled_linear);
     suite.test("numbers_linear_whole_tensor_scaled", Needs::Nothing, scaled_whole);
     suite.test("numbers_linear_plain_and_in_scaled", Needs::Nothing, scaled_columns);
@@ -341,14 +342,28 @@ fn same(got: f32, expected: f32, signed: bool) -> bool {
     equal || (got.is_nan() && expected.is_nan()) || (got == 0.0 && expected.is_subnormal())
 }
 
+fn comparer_finds_faults() -> Outcome {
+    let good = [1.0, f32::NAN, -0.0, 65504.0];
+    expect_same("itself", &good, &good, true)?;
+    for (at, wrong) in [(0, 1.0 + f32::EPSILON), (1, 1.0), (2, 0.0), (3, f32::INFINITY)] {
+        let mut bad = good;
+        bad[at] = wrong;
+        if expect_same("a fault", &bad, &good, true).is_ok() {
+            return Err(format!("{wrong} in the place of {} was not found", good[at]).into());
+        }
+    }
+    match expect_same("a missing element", &good[..3], &good, true) {
+        Err(_) => Ok(()),
+        Ok(()) => Err("a missing element was not found".into()),
+    }
+}
+
 fn expect_same(what: &str, got: &[f32], expected: &[f32], signed: bool) -> Outcome {
     let off = got.iter().zip(expected).position(|(&got, &expected)| !same(got, expected, signed));
-    match off.filter(|_| got.len() == expected.len()) {
+    match off {
         None if got.len() == expected.len() => Ok(()),
-        off => {
-            let at = off.unwrap_or(0);
-            Err(format!("{what}: [{at}] is {:e}, expected {:e}", got[at], expected[at]).into())
-        }
+        Some(at) => Err(format!("{what}: [{at}] is {:e}, expected {:e}", got[at], expected[at]).into()),
+        None => Err(format!("{what}: {} elements, expected {}", got.len(), expected.len()).into()),
     }
 }
 

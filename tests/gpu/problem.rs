@@ -275,6 +275,30 @@ impl Prepared {
         Ok(())
     }
 
+    /// One wrong element, and one byte beside an output: both have to be found.
+    pub fn check_finds_faults(&self, gpu: &Gpu) -> Outcome {
+        self.check()?;
+        let must_fail = |what: &str| match self.check() {
+            Err(_) => Ok(()),
+            Ok(()) => Err(Failed::from(format!("{:?}: {what} was not found", self.problem))),
+        };
+        for output in &self.outputs {
+            let (tensor, words) = (&output.placed.tensor, &output.placed.words);
+            let whole = words.read::<f32>()?;
+            let restore = || gpu.queue().write_buffer(words.buffer(), 0, bytemuck::cast_slice(&whole));
+            // The first word of the output holds its first element, or its first two.
+            let first = tensor.offset() as usize / 4;
+            let wrong = whole[first].to_bits() ^ 0x4000_4000;
+            gpu.queue().write_buffer(words.buffer(), tensor.offset(), &wrong.to_le_bytes());
+            must_fail("a wrong element")?;
+            restore();
+            gpu.queue().write_buffer(words.buffer(), words.len() as u64 * 4 - 4, &[0; 4]);
+            must_fail("a write behind an output")?;
+            restore();
+        }
+        self.check()
+    }
+
     /// Nothing was written yet. (Not for operators in place.)
     pub fn check_untouched(&self) -> Outcome {
         self.outputs.iter().try_for_each(|output| output.placed.guards(false))

@@ -11,12 +11,32 @@ pub fn register(suite: &mut Suite) {
     suite.test("recording::encoder_submits_nothing", Needs::Nothing, encoder_submits_nothing);
     suite.test("recording::pass_of_the_caller", Needs::Nothing, pass_of_the_caller);
     suite.test_if_able("recording::timestamps_of_the_caller", timestamps_of_the_caller);
+    suite.test("recording::faults_are_found", Needs::Nothing, faults_are_found);
     suite.test("recording::parameters_stay", Needs::Nothing, parameters_stay);
     suite.test("recording::scratch_is_shared", Needs::Nothing, scratch_is_shared);
     suite.test("recording::allocates_nothing", Needs::Nothing, allocates_nothing);
     suite.test("recording::pipelines_are_kept", Needs::Nothing, pipelines_are_kept);
     suite.test("recording::in_order", Needs::Nothing, in_order);
     suite.test_if_able("recording::gl_submissions_are_short", gl_submissions_are_short);
+}
+
+/// The control of every test that judges by `Prepared`.
+fn faults_are_found(gpu: &Gpu) -> Outcome {
+    for dtype in [DType::F32, DType::F16] {
+        let problems = mixed(gpu, dtype)?;
+        let mut encoder = encoder(gpu);
+        let mut ops = gpu.record(&mut encoder);
+        problems.iter().try_for_each(|problem| problem.record(&mut ops))?;
+        drop(ops);
+        problems.iter().try_for_each(Prepared::check_untouched)?;
+        gpu.queue().submit([encoder.finish()]);
+        problems.iter().try_for_each(|problem| problem.check_finds_faults(gpu))?;
+        // Written outputs are not untouched ones.
+        if problems.iter().any(|problem| problem.check_untouched().is_ok()) {
+            return Err("an output that was written passed for untouched".into());
+        }
+    }
+    Ok(())
 }
 
 /// Of each operator one problem with outputs of their own.

@@ -95,6 +95,12 @@ fn a_step_agrees_with_f64(gpu: &Gpu, variant: Variant) -> Outcome {
             }
             compare(&gradients[which][span(part)], expected, Some(DType::F32), |_| bound)
                 .map_err(|e| format!("{name} of layer {i}: {e}"))?;
+            // The control: one element off by a few hundredths of the largest.
+            let mut off = gradients[which][span(part)].to_vec();
+            off[0] += 0.03 * size;
+            if compare(&off, expected, Some(DType::F32), |_| bound).is_ok() {
+                return Err(format!("{name} of layer {i}: a wrong element was not found").into());
+            }
             bounds[which][span(part)].fill(bound);
         }
     }
