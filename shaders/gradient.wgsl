@@ -141,12 +141,12 @@ fn corrected(c: Wide, v: f32, scale: Scale, share: Scale) -> f32 {
 // Writes row i and quad q of the invocation's elements, the first of which is at (row, column), or adds to them those
 // whose bit is not set in `without`.
 fn put_values(row: u32, own_row: u32, own_column: u32, column: u32, i: u32, q: u32, without: u32) {
-    let c = column + 4u * q;
+    let c = column + STEP * q;
     let left = p.columns - c;
     var values = sum_at(i, q);
     if END != END_PLAIN {
         let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
-        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
+        values = corrected_four(values, row + i, c + places, own_row + i, own_column + STEP * q + places);
     }
     if ADD {
         for (var n = 0u; n < min(left, 4u); n += 1u) { // at most 4 iterations
@@ -175,7 +175,7 @@ fn gradient(
     product(row0, column0, 0u, p.depth, t);
 
     let own_row = t / WX * TM;
-    let own_column = t % WX * TN;
+    let own_column = t % WX * 4u;
     let row = row0 + own_row;
     let column = column0 + own_column;
     if END != END_PLAIN {
@@ -184,7 +184,7 @@ fn gradient(
     var none_bad: array<vec4<bool>, 2>;
     let doubtful = END != END_PLAIN && any_doubtful(none_bad);
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
+        let c = column + STEP * q;
         if c < p.columns {
             for (var i = 0u; i < TM; i += 1u) {
                 if row + i < p.rows && !(ADD && doubtful) {
@@ -204,7 +204,7 @@ fn gradient(
             for (var i = 0u; i < BLOCK; i += 1u) { // BLOCK iterations
                 for (var q = 0u; q < QUADS; q += 1u) {
                     let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
-                    if first + i < p.rows && column + 4u * q < p.columns {
+                    if first + i < p.rows && column + STEP * q < p.columns {
                         put_values(row, own_row, own_column, column, block + i, q, again);
                     }
                 }
@@ -244,7 +244,7 @@ fn gradient_partial(
     let column0 = tile % tiles_n * BN;
     product(row0, column0, k_first, k_end, t);
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + t % WX * 4u;
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, END != END_PLAIN);
 }
 

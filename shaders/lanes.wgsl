@@ -46,7 +46,7 @@ fn a_across(m: u32, k: u32, there: bool) -> vec4<f32> {
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
-    let column = column0 + t * TN;
+    let column = column0 + t * 4u;
     for (var i = 0u; i < TM * QUADS; i += 1u) {
         acc[i] = vec4<f32>();
     }
@@ -56,7 +56,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         prepare_b(k, left);
         var b: array<vec4<f32>, 8>; // [quad of n][step]
         for (var q = 0u; q < QUADS; q += 1u) {
-            let n = column + 4u * q;
+            let n = column + STEP * q;
             if B_ALONG_K {
                 let x = b_along(n, k, along);
                 let y = b_along(n + 1u, k, along);
@@ -123,7 +123,7 @@ fn add_row(i: u32, a: vec4<f32>, b: array<vec4<f32>, 8>) {
 // Puts the squares of each invocation where column_square finds them.
 fn stage_squares(t: u32) {
     for (var c = 0u; c < TN; c += 1u) {
-        staged_squares[t * TN + c] = squares[c];
+        staged_squares[c / 4u * STEP + t * 4u + c % 4u] = squares[c];
     }
     workgroupBarrier();
 }

@@ -233,7 +233,7 @@ fn linear(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let own_column = t % WX * TN;
+    let own_column = t % WX * 4u;
     let column = column0 + own_column;
     let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
     var bad: array<vec4<bool>, 2>;
@@ -241,7 +241,7 @@ fn linear(
     if normed {
         column_norms(column0, t, row0 == 0u);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let c = own_column + 4u * q;
+            let c = own_column + STEP * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
             let e = vec4<i32>(norm_e[c], norm_e[c + 1u], norm_e[c + 2u], norm_e[c + 3u]);
             reciprocals[q] = 1.0 / m;
@@ -249,7 +249,7 @@ fn linear(
         }
     }
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
+        let c = column + STEP * q;
         if c < p.columns {
             let gains = gains_of(c);
             let biases = biases_of(c);
@@ -317,7 +317,7 @@ fn linear_partial(
         }
     }
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + t % WX * 4u;
     let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, normed);
 }

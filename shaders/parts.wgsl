@@ -11,7 +11,7 @@ fn put_parts(part_row: u32, row: u32, column: u32, k_first: u32, k_end: u32, exa
         for (var q = 0u; q < QUADS; q += 1u) {
             let four = bitcast<vec4<u32>>(sum_at(i, q));
             for (var c = 0u; c < 4u; c += 1u) {
-                let at = column + 4u * q + c;
+                let at = column + STEP * q + c;
                 if row + i < p.rows && at < p.columns {
                     part[(part_row + row + i) * p.columns + at] = vec2<u32>(four[c], 0u);
                 }

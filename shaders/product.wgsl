@@ -6,7 +6,8 @@
 //
 // A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise.
 //
-// A workgroup computes BM by BN of C, an invocation TM by TN neighbouring elements, which `sum_at` gives.
+// A workgroup computes BM by BN of C. An invocation has TM neighbouring rows and, of each, quads of columns that lie
+// STEP apart, so that neighbouring invocations share reads and writes; `sum_at` gives them.
 //
 // Where a sum left the range in which f32 keeps it exact enough, the invocation that owns it forms it again with
 // exponents of its own (redo_dot), without barriers. Nothing else pays for that.
@@ -45,6 +46,7 @@ override THREADS: u32 = WX * WY;
 override BM: u32 = WY * TM;
 override BN: u32 = WX * TN;
 override QUADS: u32 = TN / 4u;
+override STEP: u32 = 4u * WX; // columns from a quad of an invocation to its next
 override BLOCK: u32 = min(TM, 8u); // rows whose doubtful sums are looked for together
 
 // Sums outside of 2^-60 .. 2^60 are formed again. Norms and dot products then lie where their quotient is a normal
@@ -248,7 +250,7 @@ fn doubtful_elements(block: u32, row: u32, column: u32, bad_columns: array<vec4<
     for (var i = 0u; i < BLOCK; i += 1u) {
         for (var q = 0u; q < QUADS; q += 1u) {
             let distance = unsafe_distance(sum_at(block + i, q));
-            let in_columns = vec4<u32>(0u, 1u, 2u, 3u) + (column + 4u * q) < vec4<u32>(p.columns);
+            let in_columns = vec4<u32>(0u, 1u, 2u, 3u) + (column + STEP * q) < vec4<u32>(p.columns);
             let there = in_columns & vec4<bool>(row + i < p.rows);
             let zero = (distance == vec4<u32>(ZERO)) & !bad_columns[q];
             let bad = ((distance >= vec4<u32>(UNSAFE)) | bad_columns[q]) & !zero;
@@ -272,7 +274,7 @@ fn any_of(elements: Elements) -> bool {
 fn lowest(elements: Elements) -> vec2<u32> {
     let in_second = elements.first == 0u;
     let bit = countTrailingZeros(select(elements.first, elements.second, in_second));
-    return vec2<u32>(bit / 4u, bit % 4u + select(0u, 4u, in_second));
+    return vec2<u32>(bit / 4u, bit % 4u + select(0u, STEP, in_second));
 }
 
 fn without_lowest(elements: Elements) -> Elements {
@@ -295,9 +297,10 @@ fn elements_to_redo(found: Doubtful, row: u32, column: u32, k_first: u32, k_end:
         }
     }
     for (var c = 0u; c < TN; c += 1u) { // TN iterations
-        if column + c < p.columns {
+        let n = column + c / 4u * STEP + c % 4u;
+        if n < p.columns {
             var wild = wild_rows;
-            if !b_is_calm(column + c, k_first, k_end) {
+            if !b_is_calm(n, k_first, k_end) {
                 wild = 0xffffffffu;
             }
             let of_column = wild & (0x11111111u << (c % 4u));

@@ -121,6 +121,9 @@ struct Shape {
     wy: u64,
     tm: u64,
     tn: u64,
+    /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
+    /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
+    steps: u64,
 }
 
 impl Shape {
@@ -139,7 +142,8 @@ impl Shape {
             Tile::Lanes2 => [lanes, 1, 2, 4],
             Tile::Lanes1 => [lanes, 1, 1, 4],
         };
-        Shape { tile, wx, wy, tm, tn }
+        let steps = if tile == Tile::Large { 8 } else { 16 };
+        Shape { tile, wx, wy, tm, tn, steps }
     }
 
     fn rows(self) -> u64 {
@@ -157,9 +161,9 @@ impl Shape {
         // `product`, for each BK of k.
         let product = match self.tile.family() {
             Family::Tile => {
-                let stages = |length: u64| (length * BK / 4).div_ceil(threads);
-                // Staging A, staging B (four steps each may be scaled), BK multiply-add steps.
-                1 + stages(self.rows()) + 5 * stages(self.columns()) + BK
+                let stages = |length: u64| (length / 4 * self.steps / 4).div_ceil(threads);
+                // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
+                BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
@@ -172,7 +176,7 @@ impl Shape {
     }
 }
 
-/// Steps of k that `tile.wgsl` stages at a time.
+/// A split has a multiple of so many steps of k: what `tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
 /// `FINISH_THREADS` of `parts.wgsl`.
 const FINISH_THREADS: u64 = 64;
@@ -481,9 +485,10 @@ impl<'a> Product<'a> {
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        if shape.tile.family() == Family::Lanes {
-            constants.push(("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()));
-        }
+        constants.push(match shape.tile.family() {
+            Family::Tile => ("BK", shape.steps as u32),
+            Family::Lanes => ("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()),
+        });
         constants
     }
 
