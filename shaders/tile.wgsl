@@ -97,7 +97,7 @@ fn multiply(k: u32, m: u32, n: u32) {
         }
     } else {
         for (var i = 0u; i < TM; i += 4u) {
-            let a = staged_as[k * BM4 + (m * TM + i) / 4u];
+            let a = staged_as[k * BM4 + m * (TM / 4u) + i / 4u];
             for (var r = 0u; r < 4u; r += 1u) {
                 for (var q = 0u; q < QUADS; q += 1u) {
                     acc[(i + r) * QUADS + q] += a[r] * b[q];
