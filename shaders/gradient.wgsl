@@ -12,10 +12,8 @@
 // in `part`, and `gradient_finish` adds them up in order.
 
 @group(0) @binding(2) var<storage, read> factors: array<vec4<f32>>; // of each norm: the Scale a, the Scale dg / d
-@group(0) @binding(6) var<storage, read> v: array<u32>; // words of V_DTYPE, shaped as C
 @group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) Wide
 
-override V_DTYPE: u32 = F32;
 override END: u32 = END_ROWS;
 override SCALE: u32 = SCALE_NONE;
 override ADD: bool = false; // add to what C holds
@@ -42,9 +40,8 @@ fn factors_of(row: u32, column: u32) -> vec4<f32> {
     return factors[extractBits(p.more_firsts, 0u, 8u) + norm];
 }
 
-fn v_at(row: u32, column: u32) -> f32 {
-    let e = extractBits(p.more_firsts, 8u, 8u) + row * p.c_stride + column;
-    return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
+fn v_place(row: u32, column: u32) -> u32 {
+    return extractBits(p.more_firsts, 8u, 8u) + row * p.c_stride + column;
 }
 
 fn c_place(row: u32, column: u32) -> u32 {
@@ -108,16 +105,12 @@ fn put_block(block: u32, row: u32, column: u32) {
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
                 if END != END_PLAIN {
-                    let last = left - 1u;
-                    let old_v = vec4<f32>(
-                        v_at(m, n), v_at(m, n + min(1u, last)), v_at(m, n + min(2u, last)), v_at(m, n + min(3u, last)),
-                    );
                     var f = own_factors[q];
                     if END == END_ROWS {
                         let of_row = factors_of(m, 0u);
                         f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
                     }
-                    values = corrected_four(values, old_v, f);
+                    values = corrected_four(values, v_four(v_place(m, n), left), f);
                 }
                 if ADD {
                     let skipped = unsafe_bits[QUADS * block + q] >> (4u * i);
@@ -185,7 +178,7 @@ fn gradient(
             if !ADD || holds(redo, at) {
                 sum = redo_dot(m, n, 0u, p.depth);
             }
-            put_one(m, n, corrected(sum, v_at(m, n), factors_of(m, n)));
+            put_one(m, n, corrected(sum, v_element(v_place(m, n)), factors_of(m, n)));
         }
     }
 }
@@ -232,7 +225,7 @@ fn gradient_finish(
     if END == END_PLAIN {
         value = narrow(sum);
     } else {
-        value = corrected(sum, v_at(row, column), factors_of(row, column));
+        value = corrected(sum, v_element(v_place(row, column)), factors_of(row, column));
     }
     put_one(row, column, value);
 }

@@ -56,9 +56,6 @@ fn own_column(t: u32) -> u32 {
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let column = column0 + own_column(t);
-    for (var i = 0u; i < TM * QUADS; i += 1u) {
-        acc[i] = vec4<f32>();
-    }
     // Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
     let a_last = p.rows - select(4u, 1u, A_ALONG_K || QUADS_MAY_END);
     let b_last = p.columns - select(4u, 1u, B_ALONG_K || QUADS_MAY_END);

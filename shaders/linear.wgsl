@@ -17,7 +17,6 @@
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // (out_features)
 @group(0) @binding(4) var<storage, read> norms_in: array<f32>; // see NORM_ above
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
-@group(0) @binding(7) var<storage, read_write> u: array<f32>; // (batch, out_features): what the gain multiplies
 @group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) of C, (splits, columns) of v²
 
 override NORM: u32 = NORM_FUSED;
@@ -77,22 +76,38 @@ fn find_norms(column0: u32, t: u32, write: bool) {
         stage_squares(t);
     }
     let base = norms_column(column0, t);
+    var lifted = 0u; // a bit for each round whose sum of squares left the safe range
+    var bit = 1u;
     for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
         if base + c < p.columns {
-            var norm: Wide;
             if NORM == NORM_FUSED {
-                norm = effective_norm(column_sum(c, base, 0u, p.depth), p.policy, p.eps);
-                if WRITE_NORMS && write {
-                    norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
-                }
+                let s = column_square(c);
+                lifted |= select(0u, bit, lift(s) != 0);
+                put_norm(c, base, Wide(s, 0), write);
             } else {
-                norm = known_norm(base + c);
+                let norm = known_norm(base + c);
+                norm_m[c] = norm.m;
+                norm_e[c] = norm.e;
             }
-            norm_m[c] = norm.m;
-            norm_e[c] = norm.e;
         }
+        bit <<= 1u;
+    }
+    // Once more for what is out of range: a loop of its own, since a CPU driver runs through its body in any case.
+    while lifted != 0u { // at most NORMS / SHARE iterations
+        let c = first_norm(t) + countTrailingZeros(lifted) * SHARE;
+        lifted &= lifted - 1u;
+        put_norm(c, base, column_sum(c, base, 0u, p.depth), write);
     }
     share_norms();
+}
+
+fn put_norm(c: u32, base: u32, sum: Wide, write: bool) {
+    let norm = effective_norm(sum, p.policy, p.eps);
+    if WRITE_NORMS && write {
+        norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
+    }
+    norm_m[c] = norm.m;
+    norm_e[c] = norm.e;
 }
 
 fn known_norm(column: u32) -> Wide {
@@ -185,7 +200,7 @@ fn quotient_of(dot: Wide, norm: Wide) -> Wide {
 fn put_one(row: u32, column: u32, quotient: Wide) {
     var value = narrow(quotient);
     if WRITE_U {
-        u[u_place(row, column)] = value;
+        put_u_element(u_place(row, column), value);
     }
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
         value = narrow(product_of(wide(gain_of(column)), quotient));
@@ -196,19 +211,6 @@ fn put_one(row: u32, column: u32, quotient: Wide) {
 
 fn u_place(row: u32, column: u32) -> u32 {
     return extractBits(p.firsts, 24u, 8u) + row * p.c_stride + column;
-}
-
-fn put_u(e: u32, values: vec4<f32>, count: u32) {
-    u[e] = values.x;
-    if count > 1u {
-        u[e + 1u] = values.y;
-    }
-    if count > 2u {
-        u[e + 2u] = values.z;
-    }
-    if count > 3u {
-        u[e + 3u] = values.w;
-    }
 }
 
 fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {

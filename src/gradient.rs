@@ -292,8 +292,9 @@ impl Recorder<'_, '_> {
     /// [`Eps::After`], whose d is not among them.
     ///
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128). A product whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The
-    /// whole tensor takes one or two more for dbias, kept axis 1 the product q besides.
+    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
+    /// whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The whole tensor takes
+    /// one or two more for dbias, kept axis 1 the product q besides.
     ///
     /// # Errors
     /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],
@@ -607,16 +608,20 @@ impl<'a> End<'a> for GradientEnd<'a> {
         }
         if stage == Stage::Partial {
             let more_firsts = [factors.1, 0, 0, 0];
-            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts };
+            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts, quads: false };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
         };
         let (out, v) = (of_result(self.out), of_result(self.v));
-        constants.push(("V_DTYPE", self.v.map_or(0, |v| v.dtype().code())));
+        let v_dtype = self.v.map_or(DType::F32, Tensor::dtype);
+        let quads = self.columns % 4 == 0 && out.1 % 4 == 0 && v.1 % 4 == 0 && v_dtype == DType::F32;
+        if !quads || stage == Stage::Finish {
+            constants.push(("V_DTYPE", v_dtype.code()));
+        }
         constants.push(("ADD", self.add.into()));
         let more_firsts = [factors.1, v.1, 0, 0];
-        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts }
+        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts, quads }
     }
 
     fn bytes_per_step(&self) -> u64 {

@@ -27,13 +27,7 @@ macro_rules! shader {
 pub enum Module {
     Norms,
     Normalize,
-    Product {
-        ends: Ends,
-        family: Family,
-        reads: Reads,
-        /// C is stored as f16 or bf16.
-        halves: bool,
-    },
+    Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     Batch,
     Optimizer,
 }
@@ -68,13 +62,26 @@ pub enum Reads {
     Quads,
 }
 
+/// How the result of a product is written, and read what is shaped as it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Writes {
+    /// f32, element by element.
+    Words,
+    /// f16 or bf16.
+    Halves,
+    /// All f32, four at a time.
+    Quads,
+}
+
 impl Module {
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer];
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Lanes] {
                 for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
-                    all.extend([false, true].map(|halves| Module::Product { ends, family, reads, halves }));
+                    let writes = [Writes::Words, Writes::Halves, Writes::Quads];
+                    all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
                 }
             }
         }
@@ -95,7 +102,7 @@ impl Module {
 
     /// The stem, and what distinguishes the modules that share it.
     pub fn name(self) -> String {
-        let Module::Product { family, reads, halves, .. } = self else { return self.stem().to_owned() };
+        let Module::Product { family, reads, writes, .. } = self else { return self.stem().to_owned() };
         let family = match family {
             Family::Tile => "tile",
             Family::Lanes => "lanes",
@@ -105,7 +112,12 @@ impl Module {
             Reads::Pairs => "pairs",
             Reads::Quads => "quads",
         };
-        format!("{}_{family}_{reads}{}", self.stem(), if halves { "_halves" } else { "" })
+        let writes = match writes {
+            Writes::Words => "",
+            Writes::Halves => "_to_halves",
+            Writes::Quads => "_to_quads",
+        };
+        format!("{}_{family}_{reads}{writes}", self.stem())
     }
 
     /// The WGSL with the parameters as immediates.
@@ -116,13 +128,17 @@ impl Module {
             Module::Normalize => files.push(shader!("normalize")),
             Module::Batch => files.push(shader!("batch")),
             Module::Optimizer => files.push(shader!("optimizer")),
-            Module::Product { ends, family, reads, halves } => files.extend([
+            Module::Product { ends, family, reads, writes } => files.extend([
                 match reads {
                     Reads::Words => shader!("in_words"),
                     Reads::Pairs => shader!("in_pairs"),
                     Reads::Quads => shader!("in_quads"),
                 },
-                if halves { shader!("out_halves") } else { shader!("out_words") },
+                match writes {
+                    Writes::Words => concat!(shader!("out_words"), "\n", shader!("with_c")),
+                    Writes::Halves => concat!(shader!("out_halves"), "\n", shader!("with_c")),
+                    Writes::Quads => shader!("out_quads"),
+                },
                 shader!("product"),
                 match family {
                     Family::Tile => shader!("tile"),

@@ -362,7 +362,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
         }
         if stage == Stage::Partial {
             let more_firsts = [0, 0, norms_in.1, 0];
-            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts };
+            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts, quads: false };
         }
         let norms_out = self.norms_out.filter(|_| window.row == 0);
         constants.extend([
@@ -384,6 +384,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
             firsts: [y.1, u.1],
             more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
+            quads: self.columns % 4 == 0 && y.1 % 4 == 0 && u.1 % 4 == 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::gpu::Scratch;
-use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads};
+use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads, Writes};
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
 use crate::{DType, Error, Gpu, Recorder, Tensor};
@@ -252,6 +252,8 @@ pub(crate) struct EndOf<'a> {
     /// The upper two places of `firsts`, and `more_firsts`.
     pub firsts: [u32; 2],
     pub more_firsts: [u32; 4],
+    /// Whether all that is shaped as C is f32, in rows of whole quads that start at multiples of four elements.
+    pub quads: bool,
 }
 
 /// What a product starts from and what becomes of it: the ends of a shader.
@@ -316,7 +318,7 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile.family(), reads),
+                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns % 4 == 0),
                 constants: &product.constants(plan.tile, end.constants, reads, &window),
                 buffers: &buffers,
                 params: Params {
@@ -356,7 +358,7 @@ impl Recorder<'_, '_> {
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.module(plan.tile.tile.family(), reads),
+                    module: product.module(plan.tile.tile.family(), reads, false),
                     constants: &product.constants(plan.tile, end.constants, reads, &piece),
                     buffers: &buffers,
                     params: Params {
@@ -375,7 +377,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.module(Family::Tile, Reads::Words),
+                module: product.module(Family::Tile, Reads::Words, false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -458,8 +460,13 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn module(&self, family: Family, reads: Reads) -> Module {
-        Module::Product { ends: self.end.ends(), family, reads, halves: self.end.out() != DType::F32 }
+    fn module(&self, family: Family, reads: Reads, quads: bool) -> Module {
+        let writes = match self.end.out() {
+            DType::F32 if quads => Writes::Quads,
+            DType::F32 => Writes::Words,
+            DType::F16 | DType::Bf16 => Writes::Halves,
+        };
+        Module::Product { ends: self.end.ends(), family, reads, writes }
     }
 
     /// How the operands can be read, given the places of their first elements within their bindings.

@@ -129,14 +129,14 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    const HEADER: &'static str = "variant                  module                    entry              chip    VGPRs spills    LDS subgroups  hottest   mad";
+    const HEADER: &'static str = "variant                  module                       entry              chip    VGPRs spills    LDS subgroups  hottest   mad";
 }
 
 impl Display for Row<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (Variant { label, module, entry, .. }, built) = (self.variant, self.built);
         let hottest = assembly::hottest_block(&built.assembly);
-        write!(f, "{label:24} {module:25} {entry:18} {:8}", self.chip)?;
+        write!(f, "{label:24} {module:28} {entry:18} {:8}", self.chip)?;
         let spills = built.statistic("Spilled VGPRs") + built.statistic("Spilled SGPRs");
         write!(f, "{:5} {spills:6} {:6}", built.statistic("VGPRs"), built.statistic("LDS size"))?;
         write!(f, "{:10} {:8}", built.statistic("Subgroups per SIMD"), hottest.instructions)?;
