@@ -31,10 +31,11 @@ pub enum Module {
     GradientHalves,
     Batch,
     Optimizer,
+    Probe,
 }
 
 impl Module {
-    pub const ALL: [Module; 8] = [
+    pub const ALL: [Module; 9] = [
         Module::Norms,
         Module::Normalize,
         Module::LinearWords,
@@ -43,6 +44,7 @@ impl Module {
         Module::GradientHalves,
         Module::Batch,
         Module::Optimizer,
+        Module::Probe,
     ];
 
     pub fn name(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Module {
             Module::GradientHalves => "gradient_halves",
             Module::Batch => "batch",
             Module::Optimizer => "optimizer",
+            Module::Probe => "probe",
         }
     }
 
@@ -77,6 +80,7 @@ impl Module {
             }
             Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
             Module::Optimizer => joined!("numbers.wgsl", "optimizer.wgsl"),
+            Module::Probe => joined!("probe.wgsl"),
         }
     }
 
@@ -180,9 +184,16 @@ const STEP: &[(u32, Access)] =
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
 pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
 
+pub static PROBE_COPY: Kernel =
+    Kernel { entry: "probe_copy", modules: &[Module::Probe], bindings: &[(0, Read), (1, Write)] };
+pub static PROBE_READ: Kernel =
+    Kernel { entry: "probe_read", modules: &[Module::Probe], bindings: &[(0, Read), (2, Write)] };
+pub static PROBE_MULTIPLY_ADD: Kernel =
+    Kernel { entry: "probe_multiply_add", modules: &[Module::Probe], bindings: &[(2, Write)] };
+
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 18] = [
+pub static KERNELS: [&Kernel; 21] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -201,6 +212,9 @@ pub static KERNELS: [&Kernel; 18] = [
     &SUBTRACT_MEANS,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
+    &PROBE_COPY,
+    &PROBE_READ,
+    &PROBE_MULTIPLY_ADD,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
@@ -215,13 +229,18 @@ pub(crate) struct Pipeline {
 }
 
 /// Pipelines, built once per variant and kept.
-#[derive(Default)]
 pub(crate) struct Pipelines {
+    /// The caller's.
+    cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,
 }
 
 impl Pipelines {
+    pub fn new(cache: Option<wgpu::PipelineCache>) -> Self {
+        Pipelines { cache, modules: Mutex::default(), built: Mutex::default() }
+    }
+
     pub fn get(
         &self,
         device: &wgpu::Device,
@@ -236,7 +255,7 @@ impl Pipelines {
         }
         // Built outside of the lock: another thread may build the same one meanwhile, which does no harm.
         let shader = self.module(device, immediates, module);
-        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader));
+        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref()));
         self.built.lock().expect("no panic while held").entry(key).or_insert(pipeline).clone()
     }
 
@@ -258,6 +277,7 @@ fn build(
     module: Module,
     constants: &Constants,
     shader: &wgpu::ShaderModule,
+    cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
     let label = constants.iter().fold(format!("weightnorm.{}.{}", module.name(), kernel.entry), |l, (name, value)| {
         format!("{l}.{name}={value}")
@@ -294,7 +314,7 @@ fn build(
             // are dropped.
             zero_initialize_workgroup_memory: false,
         },
-        cache: None,
+        cache,
     });
     Pipeline { pipeline, layout, label }
 }
