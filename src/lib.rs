@@ -38,6 +38,16 @@ pub mod internals {
     use crate::record::View;
     use crate::{Error, Recorder, Tensor, Write};
 
+    /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 16 KiB go.
+    pub fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+        crate::profile::probe_copy(ops, source, target)
+    }
+
+    /// The reading of `source` that it times, likewise.
+    pub fn probe_read(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+        crate::profile::probe_read(ops, source, target)
+    }
+
     /// The reduction of the backward pass by itself. Checks nothing.
     pub fn column_dot_sums(
         ops: &mut Recorder<'_, '_>,

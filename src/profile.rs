@@ -524,20 +524,39 @@ impl Probe {
     /// Seconds of the best of some runs.
     async fn best(&self, kernel: &'static Kernel, constants: &Constants, groups: u64) -> Result<f64, Error> {
         let record = |ops: &mut Recorder<'_, '_>| {
-            ops.begin(kernel.entry, Work::default());
-            let spans = kernel.bindings.iter().map(|&(_, access)| match access {
-                kernel::Access::Read => View::of(&self.source),
-                kernel::Access::Write => View::of(&self.target),
-            });
-            let buffers: Vec<_> = spans.map(|view| view.bind(&self.gpu, 0, self.source.len() as u64).0).collect();
-            let params = Params { groups: groups as u32, scale: 0.75, offset: 0.5 };
-            let dispatch =
-                Dispatch { kernel, module: Module::Probe, constants, buffers: &buffers, params, groups, work: 0 };
-            (0..RUNS).try_for_each(|_| ops.dispatch(&dispatch))
+            (0..RUNS).try_for_each(|_| probe(ops, kernel, constants, [&self.source, &self.target], groups))
         };
         let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
         let seconds = timed.iter().flat_map(|o| &o.dispatches).skip(1).map(|d| d.seconds);
         // A clock that is too coarse shows no time at all.
         Ok(seconds.fold(f64::INFINITY, f64::min).max(1e-9))
     }
+}
+
+/// Records a kernel of `probe.wgsl`, with so many workgroups as the tensors hold vectors for.
+fn probe(
+    ops: &mut Recorder<'_, '_>,
+    kernel: &'static Kernel,
+    constants: &Constants,
+    [source, target]: [&Tensor; 2],
+    groups: u64,
+) -> Result<(), Error> {
+    ops.begin(kernel.entry, Work::default());
+    let bind = |&(_, access): &(u32, kernel::Access)| {
+        let tensor = if access == kernel::Access::Read { source } else { target };
+        View::of(tensor).bind(ops.gpu(), 0, tensor.len() as u64).0
+    };
+    let buffers: Vec<_> = kernel.bindings.iter().map(bind).collect();
+    let params = Params { groups: groups as u32, scale: 0.75, offset: 0.5 };
+    ops.dispatch(&Dispatch { kernel, module: Module::Probe, constants, buffers: &buffers, params, groups, work: 0 })
+}
+
+/// Copies `source` to `target`, which is as long, in whole workgroups.
+pub(crate) fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+    probe(ops, &kernel::PROBE_COPY, &vec![], [source, target], source.bytes() / GROUP_BYTES)
+}
+
+/// Reads `source`, in whole workgroups, and writes the 64th part of that to `target`.
+pub(crate) fn probe_read(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+    probe(ops, &kernel::PROBE_READ, &vec![], [source, target], source.bytes() / GROUP_BYTES)
 }
