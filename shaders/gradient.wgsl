@@ -70,12 +70,11 @@ fn share_at(i: u32) -> Scale {
     return scale_of(quotient(wide(dg[extractBits(p.more_firsts, 8u, 8u) + i]), wide(norm)));
 }
 
-fn staged_b(four: vec4<f32>, stage: u32, k: u32, left: u32) -> vec4<f32> {
-    if SCALE == SCALE_NONE || left == 0u {
-        return four;
-    }
-    let scale = scale_at(select(k, 0u, SCALE == SCALE_WHOLE));
-    return ((four * scale.t) * scale.m) * scale.t;
+const SQUARES = false;
+override SCALED_B: bool = SCALE != SCALE_NONE;
+
+fn step_scale(k: u32) -> Scale {
+    return scale_at(select(k, 0u, SCALE == SCALE_WHOLE));
 }
 
 fn v_at(row: u32, column: u32) -> f32 {
@@ -139,6 +138,27 @@ fn corrected(c: Wide, v: f32, scale: Scale, share: Scale) -> f32 {
     return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(scale)));
 }
 
+// Writes row i and quad q of the invocation's elements, the first of which is at (row, column), or adds to them those
+// whose bit is not set in `without`.
+fn put_values(row: u32, own_row: u32, own_column: u32, column: u32, i: u32, q: u32, without: u32) {
+    let c = column + 4u * q;
+    let left = p.columns - c;
+    var values = sum_at(i, q);
+    if END != END_PLAIN {
+        let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
+        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
+    }
+    if ADD {
+        for (var n = 0u; n < min(left, 4u); n += 1u) { // at most 4 iterations
+            if ((without >> n) & 1u) == 0u {
+                put_one(row + i, c + n, values[n]);
+            }
+        }
+    } else {
+        put_four(c_place(row + i, c), values, left);
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn gradient(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -162,33 +182,13 @@ fn gradient(
         stage_scales(row0, column0, t);
     }
     var none_bad: array<vec4<bool>, 2>;
-    var redo = Elements(0u, 0u);
-    if END != END_PLAIN {
-        let found = doubtful_elements(row, column, none_bad);
-        redo = elements_to_redo(found, row, column, 0u, p.depth);
-    }
+    let doubtful = END != END_PLAIN && any_doubtful(none_bad);
     for (var q = 0u; q < QUADS; q += 1u) {
         let c = column + 4u * q;
         if c < p.columns {
-            let left = p.columns - c;
             for (var i = 0u; i < TM; i += 1u) {
-                if row + i < p.rows {
-                    let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
-                    var values = acc[i * QUADS + q];
-                    if END != END_PLAIN {
-                        let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
-                        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
-                    }
-                    if ADD {
-                        // Each element is added to once, by this or by what forms it again.
-                        for (var n = 0u; n < min(left, 4u); n += 1u) { // at most 4 iterations
-                            if ((again >> n) & 1u) == 0u {
-                                put_one(row + i, c + n, values[n]);
-                            }
-                        }
-                    } else {
-                        put_four(c_place(row + i, c), values, left);
-                    }
+                if row + i < p.rows && !(ADD && doubtful) {
+                    put_values(row, own_row, own_column, column, i, q, 0u);
                 }
             }
         }
@@ -196,16 +196,31 @@ fn gradient(
     if END == END_PLAIN {
         return;
     }
-    while any_of(redo) { // at most TM * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
-        let slot = slot_of(own_row + at.x, own_column + at.y);
-        let sum = redo_dot(row + at.x, column + at.y, 0u, p.depth);
-        let value = corrected(
-            sum, v_at(row + at.x, column + at.y),
-            Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
-        );
-        put_one(row + at.x, column + at.y, value);
+    for (var block = first_block(doubtful); block < TM; block += BLOCK) { // TM / BLOCK iterations
+        let first = row + block;
+        var redo = elements_to_redo(doubtful_elements(block, first, column, none_bad), first, column, 0u, p.depth);
+        if ADD {
+            // Each element is added to once, by this or by what forms it again.
+            for (var i = 0u; i < BLOCK; i += 1u) { // BLOCK iterations
+                for (var q = 0u; q < QUADS; q += 1u) {
+                    let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
+                    if first + i < p.rows && column + 4u * q < p.columns {
+                        put_values(row, own_row, own_column, column, block + i, q, again);
+                    }
+                }
+            }
+        }
+        while any_of(redo) { // at most BLOCK * TN iterations
+            let at = lowest(redo);
+            redo = without_lowest(redo);
+            let slot = slot_of(own_row + block + at.x, own_column + at.y);
+            let sum = redo_dot(first + at.x, column + at.y, 0u, p.depth);
+            let value = corrected(
+                sum, v_at(first + at.x, column + at.y),
+                Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
+            );
+            put_one(first + at.x, column + at.y, value);
+        }
     }
 }
 

@@ -9,9 +9,9 @@
 // `linear` does all of it in one dispatch. Where in_features is split, `linear_partial` leaves the partial sums of
 // each split in `part`, and `linear_finish` adds them up in order.
 //
-// The product is tile.wgsl's, with A = x and B = v. With NORM_FUSED an invocation adds up the squares of what it
-// stages of v, so that v is read no more often than by the plain product; the workgroups of the first rows of y write
-// the norms out.
+// The product is that of product.wgsl, with A = x and B = v. With NORM_FUSED an invocation adds up the squares of what it
+// reads of v anyway, so that v is read no more often than by the plain product; the workgroups of the first rows of y
+// write the norms out.
 
 @group(0) @binding(2) var<storage, read> g: array<f32>; // (out_features), or one element with NORM_WHOLE
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // (out_features)
@@ -42,20 +42,12 @@ const ACT_TANH = 5u;
 var<workgroup> norm_m: array<f32, BN>; // n̂ of a column of y: norm_m * 2^norm_e
 var<workgroup> norm_e: array<i32, BN>;
 
-var<private> squares: array<f32, 4>; // of what this invocation staged of v
+override SQUARES: bool = NORM == NORM_FUSED;
+override SCALED_B: bool = NORM == NORM_IN;
 
-fn staged_b(four: vec4<f32>, stage: u32, k: u32, left: u32) -> vec4<f32> {
-    var values = four;
-    if NORM == NORM_FUSED {
-        squares[stage] += dot(four, four);
-    }
-    if NORM == NORM_IN {
-        for (var i = 0u; i < min(left, 4u); i += 1u) { // at most 4 iterations
-            let at = extractBits(p.more_firsts, 16u, 8u) + 2u * (k + i);
-            values[i] = scaled(values[i], Scale(norms_in[at], norms_in[at + 1u]));
-        }
-    }
-    return values;
+fn step_scale(k: u32) -> Scale {
+    let at = extractBits(p.more_firsts, 16u, 8u) + 2u * k;
+    return Scale(norms_in[at], norms_in[at + 1u]);
 }
 
 // The sum of squares of one row of v over k_first .. k_end - 1, scaled by 2^c.
@@ -72,28 +64,14 @@ fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     return (s.x + s.y) + (s.z + s.w);
 }
 
-// The sum of squares of a column of y, from what `product` left in `squares`. Call stage_squares before.
+// The sum of squares of a column of y. Call stage_squares before.
 fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
-    var s = 0.0;
-    for (var i = 0u; i < BK4; i += 1u) { // 4 iterations
-        s += staged_bs[c * BK4 + i];
-    }
+    var s = column_square(c);
     let up = lift(s);
     if up != 0 {
         s = redo_squares(column0 + c, k_first, k_end, up);
     }
     return Wide(s, -2 * up);
-}
-
-// Puts the squares of each invocation where column_sum finds them.
-fn stage_squares(t: u32) {
-    for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-        let quad = stage * THREADS + t;
-        if quad < BN * BK4 {
-            staged_bs[quad] = squares[stage];
-        }
-    }
-    workgroupBarrier();
 }
 
 // n̂ of every column of the tile into norm_m, norm_e.
@@ -258,11 +236,10 @@ fn linear(
     let own_column = t % WX * TN;
     let column = column0 + own_column;
     let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
-    var found = Doubtful(Elements(0u, 0u), Elements(0u, 0u));
+    var bad: array<vec4<bool>, 2>;
     var reciprocals: array<vec4<f32>, 2>;
     if normed {
         column_norms(column0, t, row0 == 0u);
-        var bad: array<vec4<bool>, 2>;
         for (var q = 0u; q < QUADS; q += 1u) {
             let c = own_column + 4u * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
@@ -270,7 +247,6 @@ fn linear(
             reciprocals[q] = 1.0 / m;
             bad[q] = (unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>());
         }
-        found = doubtful_elements(row, column, bad);
     }
     for (var q = 0u; q < QUADS; q += 1u) {
         let c = column + 4u * q;
@@ -280,7 +256,7 @@ fn linear(
             let left = p.columns - c;
             for (var i = 0u; i < TM; i += 1u) {
                 if row + i < p.rows {
-                    var values = acc[i * QUADS + q];
+                    var values = sum_at(i, q);
                     if normed {
                         values *= reciprocals[q];
                     }
@@ -298,12 +274,15 @@ fn linear(
     if !normed {
         return;
     }
-    var redo = elements_to_redo(found, row, column, 0u, p.depth);
-    while any_of(redo) { // at most TM * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
-        let norm = Wide(norm_m[own_column + at.y], norm_e[own_column + at.y]);
-        put_one(row + at.x, column + at.y, quotient_of(redo_dot(row + at.x, column + at.y, 0u, p.depth), norm));
+    for (var block = first_block(any_doubtful(bad)); block < TM; block += BLOCK) { // TM / BLOCK iterations
+        let first = row + block;
+        var redo = elements_to_redo(doubtful_elements(block, first, column, bad), first, column, 0u, p.depth);
+        while any_of(redo) { // at most BLOCK * TN iterations
+            let at = lowest(redo);
+            redo = without_lowest(redo);
+            let norm = Wide(norm_m[own_column + at.y], norm_e[own_column + at.y]);
+            put_one(first + at.x, column + at.y, quotient_of(redo_dot(first + at.x, column + at.y, 0u, p.depth), norm));
+        }
     }
 }
 

@@ -250,8 +250,11 @@ impl Gpu {
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
     pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        let useful = wgpu::Features::IMMEDIATES | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
-        Wanted { features: adapter.features() & useful, limits: adapter.limits() }
+        let features = wgpu::Features::IMMEDIATES
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
+        Wanted { features: adapter.features() & features, limits: adapter.limits() }
     }
 
     /// The device.
@@ -381,6 +384,18 @@ impl Gpu {
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {
         &self.inner.limits
+    }
+
+    /// Lanes of a subgroup where the family `lanes` can run: it wants all subgroups of one size.
+    pub(crate) fn lanes(&self) -> Option<u64> {
+        let Inner { info, device, .. } = &*self.inner;
+        let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
+        let can = device.features().contains(wgpu::Features::SUBGROUP) && one_size && [4, 8, 16].contains(&size);
+        can.then_some(u64::from(size))
+    }
+
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.inner.info.device_type == wgpu::DeviceType::Cpu
     }
 
     pub(crate) fn is_gl(&self) -> bool {

@@ -2,7 +2,7 @@
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
 use crate::norms::{Dot, Form, Job};
 use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window};
@@ -449,7 +449,7 @@ impl Recorder<'_, '_> {
             .output_onto(onto, "dbias", dbias)
             .operations(products * 2 * (x.len() * v.shape()[0]) as u64 + sums + norms)
             .begin(self)?;
-        gradients.forced().check(OP)
+        gradients.forced().check(OP, self.gpu())
     }
 
     /// dyᵀ x with an end.
@@ -620,11 +620,12 @@ impl<'a> End<'a> for GradientEnd<'a> {
         [&kernel::GRADIENT, &kernel::GRADIENT_PARTIAL, &kernel::GRADIENT_FINISH]
     }
 
-    fn module(&self) -> Module {
-        match self.out.map(Tensor::dtype) {
-            Some(DType::F16 | DType::Bf16) => Module::GradientHalves,
-            _ => Module::GradientWords,
-        }
+    fn ends(&self) -> Ends {
+        Ends::Gradient
+    }
+
+    fn out(&self) -> DType {
+        self.out.map_or(DType::F32, Tensor::dtype)
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {

@@ -15,73 +15,130 @@ const UNIFORM_BINDING: u32 = 15;
 /// Binding numbers in use: below this.
 pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
 
-macro_rules! joined {
-    ($($file:literal),*) => { concat!($(include_str!(concat!("../shaders/", $file)), "\n"),*) };
+macro_rules! shader {
+    ($file:literal) => {
+        include_str!(concat!("../shaders/", $file, ".wgsl"))
+    };
 }
 
-/// A complete WGSL module.
+/// A complete WGSL module: the files that are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Module {
     Norms,
     Normalize,
-    LinearWords,
-    LinearHalves,
-    GradientWords,
-    GradientHalves,
+    Product {
+        ends: Ends,
+        family: Family,
+        reads: Reads,
+        /// C is stored as f16 or bf16.
+        halves: bool,
+    },
     Batch,
     Optimizer,
     Probe,
 }
 
-impl Module {
-    pub const ALL: [Module; 9] = [
-        Module::Norms,
-        Module::Normalize,
-        Module::LinearWords,
-        Module::LinearHalves,
-        Module::GradientWords,
-        Module::GradientHalves,
-        Module::Batch,
-        Module::Optimizer,
-        Module::Probe,
-    ];
+/// What a product starts from and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Ends {
+    Linear,
+    Gradient,
+}
 
-    pub fn name(self) -> &'static str {
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Family {
+    /// From workgroup memory.
+    Tile,
+    /// By the lanes of a subgroup.
+    Lanes,
+}
+
+/// How the operands of a product are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Reads {
+    /// Element by element: anything.
+    Words,
+    /// Both f16 or bf16, four at a time.
+    Pairs,
+    /// Both f32, four at a time.
+    Quads,
+}
+
+impl Module {
+    pub fn all() -> Vec<Module> {
+        let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer, Module::Probe];
+        for ends in [Ends::Linear, Ends::Gradient] {
+            for family in [Family::Tile, Family::Lanes] {
+                for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
+                    all.extend([false, true].map(|halves| Module::Product { ends, family, reads, halves }));
+                }
+            }
+        }
+        all
+    }
+
+    /// The file with the entry points.
+    pub fn stem(self) -> &'static str {
         match self {
             Module::Norms => "norms",
             Module::Normalize => "normalize",
-            Module::LinearWords => "linear_words",
-            Module::LinearHalves => "linear_halves",
-            Module::GradientWords => "gradient_words",
-            Module::GradientHalves => "gradient_halves",
+            Module::Product { ends: Ends::Linear, .. } => "linear",
+            Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::Batch => "batch",
             Module::Optimizer => "optimizer",
             Module::Probe => "probe",
         }
     }
 
+    /// The stem, and what distinguishes the modules that share it.
+    pub fn name(self) -> String {
+        let Module::Product { family, reads, halves, .. } = self else { return self.stem().to_owned() };
+        let family = match family {
+            Family::Tile => "tile",
+            Family::Lanes => "lanes",
+        };
+        let reads = match reads {
+            Reads::Words => "words",
+            Reads::Pairs => "pairs",
+            Reads::Quads => "quads",
+        };
+        format!("{}_{family}_{reads}{}", self.stem(), if halves { "_halves" } else { "" })
+    }
+
     /// The WGSL with the parameters as immediates.
-    pub fn source(self) -> &'static str {
+    pub fn source(self) -> String {
+        let mut files = vec![shader!("numbers")];
         match self {
-            Module::Norms => joined!("numbers.wgsl", "norms.wgsl"),
-            Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
-            Module::LinearWords => {
-                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
-            }
-            Module::LinearHalves => {
-                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
-            }
-            Module::GradientWords => {
-                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
-            }
-            Module::GradientHalves => {
-                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
-            }
-            Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
-            Module::Optimizer => joined!("numbers.wgsl", "optimizer.wgsl"),
-            Module::Probe => joined!("probe.wgsl"),
+            Module::Norms => files.push(shader!("norms")),
+            Module::Normalize => files.push(shader!("normalize")),
+            Module::Batch => files.push(shader!("batch")),
+            Module::Optimizer => files.push(shader!("optimizer")),
+            Module::Product { ends, family, reads, halves } => files.extend([
+                match reads {
+                    Reads::Words => shader!("in_words"),
+                    Reads::Pairs => shader!("in_pairs"),
+                    Reads::Quads => shader!("in_quads"),
+                },
+                if halves { shader!("out_halves") } else { shader!("out_words") },
+                shader!("product"),
+                match family {
+                    Family::Tile => shader!("tile"),
+                    Family::Lanes => shader!("lanes"),
+                },
+                shader!("parts"),
+                match ends {
+                    Ends::Linear => shader!("linear"),
+                    Ends::Gradient => shader!("gradient"),
+                },
+            ]),
+            Module::Probe => files.push(shader!("probe")),
         }
+        files.join("\n")
     }
 
     /// The WGSL with the parameters as a uniform buffer.
@@ -104,92 +161,75 @@ use Access::{Read, Write};
 #[doc(hidden)]
 pub struct Kernel {
     pub entry: &'static str,
-    pub modules: &'static [Module],
+    /// [`Module::stem`] of the modules that have it.
+    pub stem: &'static str,
     pub bindings: &'static [(u32, Access)],
 }
 
-const LINEAR: &[Module] = &[Module::LinearWords, Module::LinearHalves];
-const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
-
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
-    modules: &[Module::Norms],
+    stem: "norms",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
 };
 pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", modules: &[Module::Norms], bindings: &[(0, Read), (2, Write), (5, Read)] };
+    Kernel { entry: "column_sums", stem: "norms", bindings: &[(0, Read), (2, Write), (5, Read)] };
 pub static FINISH_SUMS: Kernel = Kernel {
     entry: "finish_sums",
-    modules: &[Module::Norms],
+    stem: "norms",
     bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
-pub static KNOWN_NORMS: Kernel = Kernel {
-    entry: "known_norms",
-    modules: &[Module::Norms],
-    bindings: &[(0, Read), (1, Read), (3, Write), (4, Write)],
-};
+pub static KNOWN_NORMS: Kernel =
+    Kernel { entry: "known_norms", stem: "norms", bindings: &[(0, Read), (1, Read), (3, Write), (4, Write)] };
 pub static NORMALIZE: Kernel =
-    Kernel { entry: "normalize", modules: &[Module::Normalize], bindings: &[(0, Read), (1, Read), (2, Write)] };
+    Kernel { entry: "normalize", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =
-    Kernel { entry: "normalize_in_place", modules: &[Module::Normalize], bindings: &[(1, Read), (2, Write)] };
-pub static NORMALIZE_BACKWARD: Kernel = Kernel {
-    entry: "normalize_backward",
-    modules: &[Module::Normalize],
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
-};
+    Kernel { entry: "normalize_in_place", stem: "normalize", bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_BACKWARD: Kernel =
+    Kernel { entry: "normalize_backward", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
-    modules: LINEAR,
+    stem: "linear",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
 };
 pub static LINEAR_PARTIAL: Kernel =
-    Kernel { entry: "linear_partial", modules: LINEAR, bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
+    Kernel { entry: "linear_partial", stem: "linear", bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
 pub static LINEAR_FINISH: Kernel = Kernel {
     entry: "linear_finish",
-    modules: LINEAR,
+    stem: "linear",
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
 };
 pub static GRADIENT: Kernel = Kernel {
     entry: "gradient",
-    modules: GRADIENTS,
+    stem: "gradient",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Read)],
 };
 pub static GRADIENT_PARTIAL: Kernel = Kernel {
     entry: "gradient_partial",
-    modules: GRADIENTS,
+    stem: "gradient",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (8, Write)],
 };
 pub static GRADIENT_FINISH: Kernel = Kernel {
     entry: "gradient_finish",
-    modules: GRADIENTS,
+    stem: "gradient",
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Read), (8, Write)],
 };
 pub static BATCH_SUMS: Kernel = Kernel {
     entry: "batch_sums",
-    modules: &[Module::Batch],
+    stem: "batch",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
 };
-pub static BATCH_FINISH: Kernel = Kernel {
-    entry: "batch_finish",
-    modules: &[Module::Batch],
-    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)],
-};
-pub static SUBTRACT_MEANS: Kernel = Kernel {
-    entry: "subtract_means",
-    modules: &[Module::Batch],
-    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
-};
+pub static BATCH_FINISH: Kernel =
+    Kernel { entry: "batch_finish", stem: "batch", bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)] };
+pub static SUBTRACT_MEANS: Kernel =
+    Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
-pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
-pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
+pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
+pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
 
-pub static PROBE_COPY: Kernel =
-    Kernel { entry: "probe_copy", modules: &[Module::Probe], bindings: &[(0, Read), (1, Write)] };
-pub static PROBE_READ: Kernel =
-    Kernel { entry: "probe_read", modules: &[Module::Probe], bindings: &[(0, Read), (2, Write)] };
-pub static PROBE_MULTIPLY_ADD: Kernel =
-    Kernel { entry: "probe_multiply_add", modules: &[Module::Probe], bindings: &[(2, Write)] };
+pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
+pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
+pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]

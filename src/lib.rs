@@ -38,7 +38,7 @@ pub mod internals {
     use crate::record::View;
     use crate::{Error, Recorder, Tensor, Write};
 
-    /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 16 KiB go.
+    /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
     pub fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
         crate::profile::probe_copy(ops, source, target)
     }

@@ -1,6 +1,6 @@
 //! The weight-normalized matrix product. Shader: `linear.wgsl`.
 use crate::contract::norms_shape;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::norms::{Form, Job};
 use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window};
 use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
@@ -309,7 +309,7 @@ impl Recorder<'_, '_> {
             .output("u", options.u)
             .operations(2 * (x.len() * v.shape()[0]) as u64 + normalized.map_or(0, |w| w.norms_operations()))
             .begin(self)?;
-        options.forced().check(OP)
+        options.forced().check(OP, self.gpu())
     }
 
     /// The norms alone, where no product makes them.
@@ -339,8 +339,12 @@ impl<'a> End<'a> for LinearEnd<'a> {
         [&kernel::LINEAR_WHOLE, &kernel::LINEAR_PARTIAL, &kernel::LINEAR_FINISH]
     }
 
-    fn module(&self) -> Module {
-        if self.y.dtype() == DType::F32 { Module::LinearWords } else { Module::LinearHalves }
+    fn ends(&self) -> Ends {
+        Ends::Linear
+    }
+
+    fn out(&self) -> DType {
+        self.y.dtype()
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {

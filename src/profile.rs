@@ -466,10 +466,10 @@ struct Params {
 
 /// THREADS, PER and ROUNDS of `probe.wgsl`.
 const THREADS: u64 = 64;
-const PER: u64 = 16;
-const ROUNDS: u64 = 512;
-/// Operations of an invocation: twelve chains, four steps a round, two operations a step.
-const OPERATIONS: u64 = ROUNDS * 4 * 12 * 2;
+const PER: u64 = 8;
+const ROUNDS: u64 = 128;
+/// Operations of an invocation: twelve chains, sixteen steps a round, two operations a step.
+const OPERATIONS: u64 = ROUNDS * 16 * 12 * 2;
 /// Bytes read by a workgroup.
 const GROUP_BYTES: u64 = THREADS * PER * 16;
 /// Bytes of the buffers: more than caches hold.
@@ -498,13 +498,14 @@ impl Probe {
 
     async fn roof(&self) -> Result<Roof, Error> {
         let bytes = (self.groups * GROUP_BYTES) as f64;
-        let copy = 2.0 * bytes / self.best(&kernel::PROBE_COPY, &vec![], self.groups).await?;
-        let read = bytes / self.best(&kernel::PROBE_READ, &vec![], self.groups).await?;
-        let mut multiply_add = 0.0f64;
-        for fused in [false, true] {
-            multiply_add = multiply_add.max(self.multiply_add(&vec![("FUSED", fused.into())]).await?);
+        let mut roof = Roof { copy: 0.0, read: 0.0, multiply_add: 0.0 };
+        for variant in [0, 1] {
+            let walk = vec![("CONTIGUOUS", variant)];
+            roof.copy = roof.copy.max(2.0 * bytes / self.best(&kernel::PROBE_COPY, &walk, self.groups).await?);
+            roof.read = roof.read.max(bytes / self.best(&kernel::PROBE_READ, &walk, self.groups).await?);
+            roof.multiply_add = roof.multiply_add.max(self.multiply_add(&vec![("FUSED", variant)]).await?);
         }
-        Ok(Roof { copy, read, multiply_add })
+        Ok(roof)
     }
 
     /// Operations in a second, with as many workgroups as make a dispatch long.
@@ -551,12 +552,17 @@ fn probe(
     ops.dispatch(&Dispatch { kernel, module: Module::Probe, constants, buffers: &buffers, params, groups, work: 0 })
 }
 
-/// Copies `source` to `target`, which is as long, in whole workgroups.
-pub(crate) fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
-    probe(ops, &kernel::PROBE_COPY, &vec![], [source, target], source.bytes() / GROUP_BYTES)
+/// The faster variant, in all likelihood.
+fn walk(gpu: &Gpu) -> Constants {
+    vec![("CONTIGUOUS", gpu.is_cpu().into())]
 }
 
-/// Reads `source`, in whole workgroups, and writes the 64th part of that to `target`.
+/// Copies `source` to `target`, which is as long, in whole workgroups.
+pub(crate) fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+    probe(ops, &kernel::PROBE_COPY, &walk(ops.gpu()), [source, target], source.bytes() / GROUP_BYTES)
+}
+
+/// Reads `source`, in whole workgroups, and writes a word of sums to `target` for every 32 that it reads.
 pub(crate) fn probe_read(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
-    probe(ops, &kernel::PROBE_READ, &vec![], [source, target], source.bytes() / GROUP_BYTES)
+    probe(ops, &kernel::PROBE_READ, &walk(ops.gpu()), [source, target], source.bytes() / GROUP_BYTES)
 }

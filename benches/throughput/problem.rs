@@ -289,9 +289,9 @@ impl Prepared {
             Op::Read => {
                 let sum = |values: &[f64]| values.iter().map(|a| a.abs()).sum::<f64>();
                 let (got, all) = (read(&self.w)?, self.v.all());
-                let got: f64 = got[..all.len() / 64].iter().sum();
+                let got: f64 = got[..all.len() / 32].iter().sum();
                 let expected: f64 = all.iter().sum();
-                // One partial sum for each 64 elements.
+                // One partial sum for each 32 elements.
                 return match (got - expected).abs() <= 64.0 * f64::from(f32::EPSILON) * sum(&all) {
                     true => Ok(()),
                     false => Err(format!("the sum of all is {got}, expected {expected}").into()),

@@ -130,7 +130,7 @@ fn noop_builds_every_variant() {
                 let norms = zeros(&[kept], DType::F32);
                 let (unit, weight) = (WeightNorm::unit(&v).axis(axis), WeightNorm::new(&v, &g).axis(axis));
                 for options in [plain, plain.split_length(32)] {
-                    for tile in Tile::ALL {
+                    for tile in Tile::all_on(&gpu) {
                         gpu.linear_with(&x, weight, None, &options.tile(tile)).unwrap();
                     }
                     for activation in activations {
