@@ -118,7 +118,23 @@ struct Prepared {
 }
 
 impl Prepared {
+    /// `linear_bwd` keeps nothing of a forward pass: the gradient of g comes from x·v (variant `u`) or from dw (variant
+    /// `dw`), a product over the batch or some passes over the weight. Without a variant it is what a trial finds faster.
     fn new(gpu: &Gpu, case: &Case) -> Result<Prepared, Failure> {
+        if case.op != "linear_bwd" || !case.variant.is_empty() {
+            return Prepared::of_variant(gpu, case);
+        }
+        let trial = |variant: &str| -> Result<(f64, Prepared), Failure> {
+            let case = Case { op: case.op.clone(), variant: variant.to_owned(), ..*case };
+            let prepared = Prepared::of_variant(gpu, &case)?;
+            prepared.run(gpu, 1)?;
+            Ok((prepared.run(gpu, 4)?, prepared))
+        };
+        let ((u, by_u), (dw, by_dw)) = (trial("u")?, trial("dw")?);
+        Ok(if u <= dw { by_u } else { by_dw })
+    }
+
+    fn of_variant(gpu: &Gpu, case: &Case) -> Result<Prepared, Failure> {
         let &Case { m, k, n, .. } = case;
         let input = |seed, shape: &[usize]| gpu.upload(&numbers(seed, shape.iter().product()), shape);
         let output = |shape: &[usize]| gpu.zeros(shape, f32::DTYPE);
@@ -167,14 +183,7 @@ impl Prepared {
         if step {
             outputs.insert(0, y.clone());
         }
-        // Nothing is kept of a forward pass here: the gradient of g comes from x·v or from dw, whichever costs less. That
-        // is a product over the batch, or two more passes over the weight.
-        let through_dw = match case.variant.as_str() {
-            "dw" => true,
-            "u" => false,
-            _ => m > 16,
-        };
-        if step || !through_dw {
+        if step || case.variant == "u" {
             let record = move |ops: &mut Recorder<'_, '_>| {
                 let weight = WeightNorm::new(&v, &g);
                 let options = LinearOptions::default().norms(&norms).u(&u);
