@@ -13,14 +13,38 @@ override A_READS: u32 = select(TM, TM / WX, SPREAD);
 override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of four
 
-var<private> acc: array<vec4<f32>, 32>; // [m][quad of n], in registers while they are only indexed by constants
-var<private> sums: array<vec4<f32>, 32>; // its copy, for any index
+var<private> acc: array<vec4<f32>, 32>; // [m][quad of n], in registers, since only constants index it
 var<private> squares: array<f32, 8>; // NORM_FUSED: of each own column of B
-var<workgroup> staged_squares: array<f32, BN>;
 
-// Row i and quad q of the invocation's elements of C.
-fn sum_at(i: u32, q: u32) -> vec4<f32> {
-    return sums[i * QUADS + q];
+// Fetches the scales of four steps of k, the lanes together.
+fn prepare_b(k: u32, t: u32) {
+    if !SCALED_B {
+        return;
+    }
+    let own_k = min(k + t % 4u, p.depth - 1u);
+    if WX == 4u {
+        let own_t = step_scale(own_k, 0u);
+        let own_m = step_scale(own_k, 1u);
+        for (var i = 0u; i < 4u; i += 1u) {
+            step_t[i] = subgroupShuffle(own_t, i);
+            step_m[i] = subgroupShuffle(own_m, i);
+        }
+        return;
+    }
+    let own = step_scale(own_k, t / 4u % 2u);
+    for (var i = 0u; i < 4u; i += 1u) {
+        step_t[i] = subgroupShuffle(own, i);
+        step_m[i] = subgroupShuffle(own, i + 4u);
+    }
+}
+
+fn take_block(block: u32) {
+    for (var i = 0u; i < BLOCK; i += 1u) {
+        sums[i] = acc[(block * BLOCK + i) * QUADS];
+        if QUADS == 2u {
+            more_sums[i] = acc[(block * BLOCK + i) * QUADS + 1u];
+        }
+    }
 }
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
@@ -45,7 +69,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var k = k_first; k < k_end; k += 4u) { // split_length / 4 iterations
         let left = select(4u, k_end - k, RAGGED);
         let along = select(4u, left, QUADS_MAY_END);
-        prepare_b(k, left);
+        prepare_b(k, t);
         var b: array<vec4<f32>, 8>; // [quad of n][step]
         for (var q = 0u; q < QUADS; q += 1u) {
             if B_ALONG_K {
@@ -89,7 +113,6 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
             add_rows(7u, a_from[7], k, left, row0, t, b);
         }
     }
-    sums = acc;
 }
 
 // Four steps of k of the rows that read r of A brings, the lane's part of them at `a_from`.
@@ -130,15 +153,34 @@ fn add_row(i: u32, a: vec4<f32>, b: array<vec4<f32>, 8>) {
     }
 }
 
-// Puts the squares of each invocation where column_square finds them.
-fn stage_squares(t: u32) {
-    for (var c = 0u; c < TN; c += 1u) {
-        staged_squares[t * TN + c] = squares[c];
-    }
-    workgroupBarrier();
+// Norms of the lane's own columns, norm_m * 2^norm_e: see tile.wgsl. No barrier, since a CPU driver saves and restores
+// every register around one.
+override NORMS: u32 = TN;
+const SHARE = 1u;
+var<private> norm_m: array<f32, 8>;
+var<private> norm_e: array<i32, 8>;
+var<private> column_squares: array<f32, 8>; // a copy of `squares`, for any index
+
+fn first_norm(t: u32) -> u32 {
+    return 0u;
 }
 
-// The sum of squares of column c of the tile.
+fn norms_column(column0: u32, t: u32) -> u32 {
+    return column0 + t * TN;
+}
+
+fn own_norms(t: u32) -> u32 {
+    return 0u;
+}
+
+fn share_norms() {}
+
+fn stage_squares(t: u32) {
+    for (var c = 0u; c < TN; c += 1u) {
+        column_squares[c] = squares[c];
+    }
+}
+
 fn column_square(c: u32) -> f32 {
-    return staged_squares[c];
+    return column_squares[c];
 }

@@ -39,15 +39,12 @@ const ACT_GELU = 3u;
 const ACT_SILU = 4u;
 const ACT_TANH = 5u;
 
-var<workgroup> norm_m: array<f32, BN>; // n̂ of a column of y: norm_m * 2^norm_e
-var<workgroup> norm_e: array<i32, BN>;
-
 override SQUARES: bool = NORM == NORM_FUSED;
 override SCALED_B: bool = NORM == NORM_IN;
+override NORMED: bool = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
 
-fn step_scale(k: u32) -> Scale {
-    let at = extractBits(p.more_firsts, 16u, 8u) + 2u * k;
-    return Scale(norms_in[at], norms_in[at + 1u]);
+fn step_scale(k: u32, part: u32) -> f32 {
+    return norms_in[extractBits(p.more_firsts, 16u, 8u) + 2u * k + part];
 }
 
 // The sum of squares of one row of v over k_first .. k_end - 1, scaled by 2^c.
@@ -64,7 +61,7 @@ fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     return (s.x + s.y) + (s.z + s.w);
 }
 
-// The sum of squares of a column of y. Call stage_squares before.
+// The sum of squares of column c of those that start at column0. Call stage_squares before.
 fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     var s = column_square(c);
     let up = lift(s);
@@ -74,27 +71,28 @@ fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     return Wide(s, -2 * up);
 }
 
-// n̂ of every column of the tile into norm_m, norm_e.
-fn column_norms(column0: u32, t: u32, write: bool) {
+// n̂ of the columns of the tile into norm_m, norm_e.
+fn find_norms(column0: u32, t: u32, write: bool) {
     if NORM == NORM_FUSED {
         stage_squares(t);
     }
-    for (var c = t; c < BN; c += THREADS) { // at most BN / THREADS iterations
-        if column0 + c < p.columns {
+    let base = norms_column(column0, t);
+    for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
+        if base + c < p.columns {
             var norm: Wide;
             if NORM == NORM_FUSED {
-                norm = effective_norm(column_sum(c, column0, 0u, p.depth), p.policy, p.eps);
+                norm = effective_norm(column_sum(c, base, 0u, p.depth), p.policy, p.eps);
                 if WRITE_NORMS && write {
-                    norms_out[extractBits(p.more_firsts, 24u, 8u) + column0 + c] = narrow(norm);
+                    norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
                 }
             } else {
-                norm = known_norm(column0 + c);
+                norm = known_norm(base + c);
             }
             norm_m[c] = norm.m;
             norm_e[c] = norm.e;
         }
     }
-    workgroupBarrier();
+    share_norms();
 }
 
 fn known_norm(column: u32) -> Wide {
@@ -217,6 +215,39 @@ fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
     put_four(extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column, activate(values), count);
 }
 
+// Of the invocation's columns: 1 / n̂, g, bias.
+var<private> reciprocals: array<vec4<f32>, 2>;
+var<private> gains: array<vec4<f32>, 2>;
+var<private> biases: array<vec4<f32>, 2>;
+
+// Writes a block of y, and of u; the invocation's first element is at (row, column).
+fn put_block(block: u32, row: u32, column: u32) {
+    take_block(block);
+    if NORMED {
+        look_at_block(block);
+    }
+    for (var q = 0u; q < QUADS; q += 1u) {
+        let c = column + 4u * q;
+        let left = left_of(c, p.columns, true);
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            let m = row + block * BLOCK + i;
+            if m < p.rows && left > 0u {
+                var values = sum_at(i, q);
+                if NORMED {
+                    values *= reciprocals[q];
+                }
+                if WRITE_U {
+                    put_u(u_place(m, c), values, left);
+                }
+                if NORMED {
+                    values *= gains[q];
+                }
+                put(m, c, values + biases[q], left);
+            }
+        }
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn linear(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -233,55 +264,42 @@ fn linear(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let own_column = t % WX * TN;
-    let column = column0 + own_column;
-    let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
-    var bad: array<vec4<bool>, 2>;
-    var reciprocals: array<vec4<f32>, 2>;
-    if normed {
-        column_norms(column0, t, row0 == 0u);
+    let column = column0 + t % WX * TN;
+    var bad_columns = 0u;
+    if NORMED {
+        find_norms(column0, t, row0 == 0u);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let c = own_column + 4u * q;
+            let c = own_norms(t) + 4u * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
             let e = vec4<i32>(norm_e[c], norm_e[c + 1u], norm_e[c + 2u], norm_e[c + 3u]);
             reciprocals[q] = 1.0 / m;
-            bad[q] = (unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>());
+            let bad = (unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>());
+            bad_columns |= any_bits(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), bad)) << (4u * q);
         }
     }
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
-        if c < p.columns {
-            let gains = gains_of(c);
-            let biases = biases_of(c);
-            let left = p.columns - c;
-            for (var i = 0u; i < TM; i += 1u) {
-                if row + i < p.rows {
-                    var values = sum_at(i, q);
-                    if normed {
-                        values *= reciprocals[q];
-                    }
-                    if WRITE_U {
-                        put_u(u_place(row + i, c), values, left);
-                    }
-                    if normed {
-                        values *= gains;
-                    }
-                    put(row + i, c, values + biases, left);
-                }
-            }
-        }
+        gains[q] = gains_of(min(column + 4u * q, p.columns - 1u));
+        biases[q] = biases_of(min(column + 4u * q, p.columns - 1u));
     }
-    if !normed {
+    put_block(0u, row, column);
+    if TM > 8u {
+        put_block(1u, row, column);
+    }
+    if TM > 16u {
+        put_block(2u, row, column);
+        put_block(3u, row, column);
+    }
+    if !NORMED {
         return;
     }
-    for (var block = first_block(any_doubtful(bad)); block < TM; block += BLOCK) { // TM / BLOCK iterations
-        let first = row + block;
-        var redo = elements_to_redo(doubtful_elements(block, first, column, bad), first, column, 0u, p.depth);
+    for (var block = first_block(bad_columns); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        var redo = elements_to_redo(block, row, column, bad_columns, 0u, p.depth);
         while any_of(redo) { // at most BLOCK * TN iterations
             let at = lowest(redo);
             redo = without_lowest(redo);
-            let norm = Wide(norm_m[own_column + at.y], norm_e[own_column + at.y]);
-            put_one(first + at.x, column + at.y, quotient_of(redo_dot(first + at.x, column + at.y, 0u, p.depth), norm));
+            let m = row + block * BLOCK + at.x;
+            let norm = Wide(norm_m[own_norms(t) + at.y], norm_e[own_norms(t) + at.y]);
+            put_one(m, column + at.y, quotient_of(redo_dot(m, column + at.y, 0u, p.depth), norm));
         }
     }
 }
@@ -308,18 +326,18 @@ fn linear_partial(
 
     if NORM == NORM_FUSED {
         stage_squares(t);
-        for (var c = t; c < BN; c += THREADS) { // at most BN / THREADS iterations
-            if row0 == 0u && column0 + c < p.columns {
-                let sum = column_sum(c, column0, k_first, k_end);
-                let at = (p.splits * p.rows + p.split_first + split) * p.columns + column0 + c;
+        let base = norms_column(column0, t);
+        for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
+            if row0 == 0u && base + c < p.columns {
+                let sum = column_sum(c, base, k_first, k_end);
+                let at = (p.splits * p.rows + p.split_first + split) * p.columns + base + c;
                 part[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
             }
         }
     }
     let row = row0 + t / WX * TM;
     let column = column0 + t % WX * TN;
-    let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
-    put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, normed);
+    put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, NORMED);
 }
 
 // One invocation an element of y.

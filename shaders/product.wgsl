@@ -1,12 +1,13 @@
 // What every matrix product shares: C[m,n] = sum_k A[m,k] * B[n,k].
 // Joined behind in_words.wgsl, in_pairs.wgsl or in_quads.wgsl, which read A and B, and in front of a family, tile.wgsl
 // or lanes.wgsl, which multiplies (fn product), and of the ends, linear.wgsl or gradient.wgsl, which say what A and B
-// are, what B is scaled by before it is multiplied (SCALED_B, fn step_scale), whether its squares are added up beside the
+// are, what B is scaled by before it is multiplied (SCALED_B, fn step_scale, its parts t and m), whether its squares are added up beside the
 // product (SQUARES), and what becomes of C.
 //
 // A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise.
 //
-// A workgroup computes BM by BN of C, an invocation TM by TN neighbouring elements, which `sum_at` gives.
+// A workgroup computes BM by BN of C, an invocation TM by TN neighbouring elements, which take_block of the family puts
+// into `sums` a block of rows at a time.
 //
 // Where a sum left the range in which f32 keeps it exact enough, the invocation that owns it forms it again with
 // exponents of its own (redo_dot), without barriers. Nothing else pays for that.
@@ -45,7 +46,7 @@ override THREADS: u32 = WX * WY;
 override BM: u32 = WY * TM;
 override BN: u32 = WX * TN;
 override QUADS: u32 = TN / 4u;
-override BLOCK: u32 = min(TM, 8u); // rows whose doubtful sums are looked for together
+override BLOCK: u32 = min(TM, 8u); // rows that are finished together
 
 // Sums outside of 2^-60 .. 2^60 are formed again. Norms and dot products then lie where their quotient is a normal
 // number, and where nothing that matters was lost below 2^-126 or overflowed.
@@ -60,23 +61,9 @@ fn b_place(n: u32, k: u32) -> u32 {
     return extractBits(p.firsts, 8u, 8u) + select(k * p.b_stride + n, n * p.b_stride + k, B_ALONG_K);
 }
 
-// Scales of the steps k .. k + 3, see prepare_b.
+// Scales of the steps k .. k + 3, which prepare_b of the family fetches.
 var<private> step_t: vec4<f32>;
 var<private> step_m: vec4<f32>;
-
-// Fetches what the next steps of k, at most four, are scaled by.
-fn prepare_b(k: u32, left: u32) {
-    if !SCALED_B {
-        return;
-    }
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        if i < left {
-            let scale = step_scale(k + i);
-            step_t[i] = scale.t;
-            step_m[i] = scale.m;
-        }
-    }
-}
 
 // Four steps of a row of B, prepared.
 fn scaled_along(four: vec4<f32>) -> vec4<f32> {
@@ -209,59 +196,78 @@ fn unsafe_distance(a: vec4<f32>) -> vec4<u32> {
     return (bitcast<vec4<u32>>(a) << vec4<u32>(1u)) - vec4<u32>(2u * SAFE_LOW);
 }
 
-// Elements of a block of rows, a bit each: bit 4i + c of quad q stands for row i, column 4q + c.
+// The sums of a block of rows, [row][quad]; its length is that of the loops over it, which has drivers unroll them.
+var<private> sums: array<vec4<f32>, 8>;
+var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
+
+// Which sums of the invocation are out of the safe range, and which of these are zero: bit 4i + c of block b and quad q,
+// at place QUADS b + q, stands for row i, column 4q + c.
+var<private> unsafe_bits: array<u32, 4>;
+var<private> zero_bits: array<u32, 4>;
+
+fn sum_at(i: u32, q: u32) -> vec4<f32> {
+    if q == 0u {
+        return sums[i];
+    }
+    return more_sums[i];
+}
+
+fn any_bits(found: vec4<u32>) -> u32 {
+    return (found.x | found.y) | (found.z | found.w);
+}
+
+// Notes which sums of the block are unsafe.
+fn look_at_block(block: u32) {
+    for (var q = 0u; q < QUADS; q += 1u) {
+        var found = vec4<u32>();
+        var zeros = vec4<u32>();
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            let bits = vec4<u32>(1u, 2u, 4u, 8u) << vec4<u32>(4u * i);
+            let distance = unsafe_distance(sum_at(i, q));
+            found |= select(vec4<u32>(), bits, distance >= vec4<u32>(UNSAFE));
+            zeros |= select(vec4<u32>(), bits, distance == vec4<u32>(ZERO));
+        }
+        unsafe_bits[QUADS * block + q] = any_bits(found);
+        zero_bits[QUADS * block + q] = any_bits(zeros);
+    }
+}
+
+// The first block in which to look for sums to form again: none if there are none. `bad_columns`: a bit for each column
+// all of whose sums have to be.
+fn first_block(bad_columns: u32) -> u32 {
+    let any = any_bits(vec4<u32>(unsafe_bits[0], unsafe_bits[1], unsafe_bits[2], unsafe_bits[3])) | bad_columns;
+    return select(TM / BLOCK, 0u, any != 0u);
+}
+
+// Elements of a block, bits as above.
 struct Elements {
     first: u32,  // of quad 0
     second: u32, // of quad 1
 }
 
-// Which sums have to be formed again, and which are zero and may have to be.
-struct Doubtful {
-    bad: Elements,
-    zero: Elements,
+// Those of the block that lie within C; the invocation's first element is at (row, column).
+fn elements_there(block: u32, row: u32, column: u32) -> Elements {
+    let first_row = row + block * BLOCK;
+    let rows = min(left_of(first_row, p.rows, true), 8u);
+    let of_rows = select((1u << (4u * rows)) - 1u, 0xffffffffu, rows == 8u);
+    let columns = min(left_of(column, p.columns, true), 8u);
+    let of_columns = (1u << columns) - 1u;
+    return Elements(of_rows & (0x11111111u * (of_columns & 0xfu)), of_rows & (0x11111111u * (of_columns >> 4u)));
 }
 
-fn four_bits(four: vec4<bool>) -> u32 {
-    let bits = select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), four);
-    return (bits.x | bits.y) | (bits.z | bits.w);
+// Those whose sums are zero, unless their column is bad.
+fn elements_zero(block: u32, bad_columns: u32) -> Elements {
+    let zero = Elements(zero_bits[QUADS * block], select(0u, zero_bits[QUADS * block + QUADS - 1u], QUADS == 2u));
+    return Elements(
+        zero.first & ~(0x11111111u * (bad_columns & 0xfu)), zero.second & ~(0x11111111u * (bad_columns >> 4u)),
+    );
 }
 
-// Whether the invocation has a sum to look at. All of those in `bad_columns` are.
-fn any_doubtful(bad_columns: array<vec4<bool>, 2>) -> bool {
-    var worst = vec4<u32>();
-    for (var i = 0u; i < TM; i += 1u) {
-        for (var q = 0u; q < QUADS; q += 1u) {
-            worst = max(worst, select(unsafe_distance(sum_at(i, q)), vec4<u32>(0xffffffffu), bad_columns[q]));
-        }
-    }
-    return max(max(worst.x, worst.y), max(worst.z, worst.w)) >= UNSAFE;
-}
-
-// The first row of the blocks in which doubtful sums are looked for: none if there are none.
-fn first_block(doubtful: bool) -> u32 {
-    return select(TM, 0u, doubtful);
-}
-
-// The doubtful elements of the invocation's rows block .. block + BLOCK - 1, the first of which is `row`.
-fn doubtful_elements(block: u32, row: u32, column: u32, bad_columns: array<vec4<bool>, 2>) -> Doubtful {
-    var found = Doubtful(Elements(0u, 0u), Elements(0u, 0u));
-    for (var i = 0u; i < BLOCK; i += 1u) {
-        for (var q = 0u; q < QUADS; q += 1u) {
-            let distance = unsafe_distance(sum_at(block + i, q));
-            let in_columns = vec4<u32>(0u, 1u, 2u, 3u) + (column + 4u * q) < vec4<u32>(p.columns);
-            let there = in_columns & vec4<bool>(row + i < p.rows);
-            let zero = (distance == vec4<u32>(ZERO)) & !bad_columns[q];
-            let bad = ((distance >= vec4<u32>(UNSAFE)) | bad_columns[q]) & !zero;
-            if q == 0u {
-                found.bad.first |= four_bits(bad & there) << (4u * i);
-                found.zero.first |= four_bits(zero & there) << (4u * i);
-            } else {
-                found.bad.second |= four_bits(bad & there) << (4u * i);
-                found.zero.second |= four_bits(zero & there) << (4u * i);
-            }
-        }
-    }
-    return found;
+fn elements_unsafe(block: u32, bad_columns: u32) -> Elements {
+    let second = select(0u, unsafe_bits[QUADS * block + QUADS - 1u], QUADS == 2u);
+    return Elements(
+        unsafe_bits[QUADS * block] | (0x11111111u * (bad_columns & 0xfu)), second | (0x11111111u * (bad_columns >> 4u)),
+    );
 }
 
 fn any_of(elements: Elements) -> bool {
@@ -282,19 +288,30 @@ fn without_lowest(elements: Elements) -> Elements {
     return Elements(0u, elements.second & (elements.second - 1u));
 }
 
-// Everything that has to be formed again: the bad ones, and the zeros whose row of A and of B are not both calm.
-fn elements_to_redo(found: Doubtful, row: u32, column: u32, k_first: u32, k_end: u32) -> Elements {
-    var redo = found.bad;
-    if !any_of(found.zero) {
-        return redo;
-    }
+// Whether the bit of row at.x, column at.y is set.
+fn holds(elements: Elements, at: vec2<u32>) -> bool {
+    let bits = select(elements.first, elements.second, at.y >= 4u);
+    return ((bits >> (4u * at.x + at.y % 4u)) & 1u) == 1u;
+}
+
+// Everything in a block that has to be formed again: the unsafe sums, but of those that are zero only where not both the
+// row of A and that of B are calm.
+fn elements_to_redo(block: u32, row: u32, column: u32, bad_columns: u32, k_first: u32, k_end: u32) -> Elements {
+    let there = elements_there(block, row, column);
+    let found = elements_unsafe(block, bad_columns);
+    let zero = elements_zero(block, bad_columns);
+    var redo = Elements(there.first & found.first & ~zero.first, there.second & found.second & ~zero.second);
+    let doubtful = Elements(there.first & zero.first, there.second & zero.second);
+    // No loop at all without a doubtful zero.
+    let rows = select(0u, BLOCK, any_of(doubtful));
+    let columns = select(0u, TN, any_of(doubtful));
     var wild_rows = 0u;
-    for (var i = 0u; i < BLOCK; i += 1u) { // BLOCK iterations
-        if row + i < p.rows && !a_is_calm(row + i, k_first, k_end) {
+    for (var i = 0u; i < rows; i += 1u) { // BLOCK iterations
+        if row + block * BLOCK + i < p.rows && !a_is_calm(row + block * BLOCK + i, k_first, k_end) {
             wild_rows |= 0xfu << (4u * i);
         }
     }
-    for (var c = 0u; c < TN; c += 1u) { // TN iterations
+    for (var c = 0u; c < columns; c += 1u) { // TN iterations
         if column + c < p.columns {
             var wild = wild_rows;
             if !b_is_calm(column + c, k_first, k_end) {
@@ -302,9 +319,9 @@ fn elements_to_redo(found: Doubtful, row: u32, column: u32, k_first: u32, k_end:
             }
             let of_column = wild & (0x11111111u << (c % 4u));
             if c < 4u {
-                redo.first |= found.zero.first & of_column;
+                redo.first |= doubtful.first & of_column;
             } else {
-                redo.second |= found.zero.second & of_column;
+                redo.second |= doubtful.second & of_column;
             }
         }
     }

@@ -20,9 +20,27 @@ var<workgroup> staged_bs: array<f32, B_STAGED>; // [k][n]
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
 var<private> squares: array<f32, 4>; // NORM_FUSED: of what this invocation staged of B
 
-// Row i and quad q of the invocation's elements of C.
-fn sum_at(i: u32, q: u32) -> vec4<f32> {
-    return acc[i * QUADS + q];
+// Fetches the scale of one step of k, or of four.
+fn prepare_b(k: u32, left: u32) {
+    if !SCALED_B {
+        return;
+    }
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        if i < left {
+            step_t[i] = step_scale(k + i, 0u);
+            step_m[i] = step_scale(k + i, 1u);
+        }
+    }
+}
+
+// All of the invocation's rows are one block.
+fn take_block(block: u32) {
+    for (var i = 0u; i < TM; i += 1u) {
+        sums[i] = acc[i * QUADS];
+        if QUADS == 2u {
+            more_sums[i] = acc[i * QUADS + 1u];
+        }
+    }
 }
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
@@ -108,6 +126,29 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         // The next step overwrites what slower invocations still read.
         workgroupBarrier();
     }
+}
+
+// Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those from
+// first_norm on, SHARE apart, of NORMS. The first of them all belongs to norms_column; own_norms is the invocation's first.
+override NORMS: u32 = BN;
+override SHARE: u32 = THREADS;
+var<workgroup> norm_m: array<f32, NORMS>;
+var<workgroup> norm_e: array<i32, NORMS>;
+
+fn first_norm(t: u32) -> u32 {
+    return t;
+}
+
+fn norms_column(column0: u32, t: u32) -> u32 {
+    return column0;
+}
+
+fn own_norms(t: u32) -> u32 {
+    return t % WX * TN;
+}
+
+fn share_norms() {
+    workgroupBarrier();
 }
 
 // Puts the squares of each invocation where column_square finds them.

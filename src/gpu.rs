@@ -76,7 +76,7 @@ struct Inner {
     state: Arc<State>,
     pipelines: Pipelines,
     roof: OnceLock<Roof>,
-    scratch: Mutex<[Option<wgpu::Buffer>; 3]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
     nothing_written: wgpu::Buffer,
@@ -102,12 +102,14 @@ impl State {
     }
 }
 
-/// The scratch buffers. One dispatch may read norms, and write scales and partial sums, and wgpu tracks use per buffer.
+/// The scratch buffers. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
+/// per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {
     Sums,
     Scales,
     Norms,
+    Factors,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
@@ -301,13 +303,13 @@ impl Gpu {
         }
     }
 
-    /// Preallocates scratch memory, three buffers of `bytes` each, so that recording allocates none up to that size.
+    /// Preallocates scratch memory, four buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
-        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms] {
+        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms, Scratch::Factors] {
             self.scratch(which, bytes)?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! The backward pass of the weight-normalized product and of rescaling. Shaders: `gradient.wgsl`, the dot products of
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
+use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Ends, Kernel};
@@ -324,46 +325,32 @@ impl Recorder<'_, '_> {
         };
         let known = self.differentiable_norms(norm)?;
         let wants_dg = dg.is_some() || dv.is_some();
-        // dg of this batch alone, as dv wants it, and in a buffer that dv does not share: behind the norms in scratch
-        // memory.
+        let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
-        let one_buffer = dg.zip(dv).is_some_and(|(dg, dv)| dg.buffer() == dv.buffer());
-        let alone = if dv.is_some() && (dg.is_none() || one_buffer || write == Write::Add) {
-            let buffer = self.gpu().scratch(Scratch::Norms, 3 * kept * 4)?;
-            Some(View { offset: 2 * kept * 4, ..View::scratch(buffer, 4) })
-        } else {
-            None
-        };
-        let dg_view = dg.map(View::of);
-        let dg_of_batch = alone.clone().or_else(|| dg_view.clone());
-        let end = GradientEnd {
-            norm: Some(norm),
-            norms: Some(known.clone()),
-            policy: (norm.eps.code(), norm.eps.value()),
-            ..GradientEnd::plain(write)
-        };
+        let factors = self.gpu().scratch(Scratch::Factors, kept * 16)?;
+        let (norms, g, eps) = (known.clone(), norm.g.map(View::of), norm.eps);
+        // The products want the factors of each norm, which the reductions over the batch make of dg.
+        let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
+        let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
+        let end = GradientEnd { factors: Some(View::scratch(factors, 16)), ..GradientEnd::plain(write) };
         let input_end = match norm.axis {
             Axis::Kept(0) => {
-                let u = u.map(View::of).filter(|_| wants_dg);
-                self.column_dot_sums(dy, u, dbias.map(View::of), dg_view, alone, write)?;
+                self.column_dot_sums(dy, u, dbias, dg, wanted, write)?;
                 Some(Scale::ByK)
             }
             Axis::Whole => {
-                self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
-                if wants_dg {
-                    let flat = dy.reshape(&[dy.len(), 1])?;
-                    self.column_dot_sums(&flat, u.map(View::of), None, dg_view, alone, write)?;
-                }
+                self.column_dot_sums(dy, None, dbias, None, None, write)?;
+                self.column_dot_sums(&dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, write)?;
                 Some(Scale::Whole)
             }
             Axis::Kept(_) => {
-                self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
+                self.column_dot_sums(dy, None, dbias, None, None, write)?;
                 let effective = self.effective_norms(norm, &known)?;
                 let quotients = self.gpu().scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
                 let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
                 if wants_dg {
-                    self.column_dot_sums(x, Some(View::of(&quotients)), None, dg_view, alone, write)?;
+                    self.column_dot_sums(x, Some(View::of(&quotients)), None, dg, wanted, write)?;
                 }
                 None
             }
@@ -374,7 +361,7 @@ impl Recorder<'_, '_> {
                 Axis::Kept(_) => Of::Columns,
                 Axis::Whole => Of::Whole,
             };
-            let end = GradientEnd { of, dg: dg_of_batch, v: Some(norm.v), out: Some(dv), ..end.clone() };
+            let end = GradientEnd { of, v: Some(norm.v), out: Some(dv), ..end.clone() };
             self.weight_product(x, dy, &sizes, gradients, &end)?;
         }
         if let (Some(dx), Some(scale)) = (dx, input_end) {
@@ -581,32 +568,19 @@ enum Scale {
 struct GradientEnd<'a> {
     of: Of,
     scale: Scale,
-    norm: Option<WeightNorm<'a>>,
-    /// n̂, but n under [`Eps::After`].
-    norms: Option<View<'a>>,
-    dg: Option<View<'a>>,
+    /// Four f32 a norm.
+    factors: Option<View<'a>>,
     v: Option<&'a Tensor>,
     out: Option<&'a Tensor>,
     add: bool,
-    policy: (u32, f32),
     /// Columns of the whole result.
     columns: u64,
 }
 
 impl<'a> GradientEnd<'a> {
     fn plain(write: Write) -> Self {
-        GradientEnd {
-            of: Of::Nothing,
-            scale: Scale::Nothing,
-            norm: None,
-            norms: None,
-            dg: None,
-            v: None,
-            out: None,
-            add: write == Write::Add,
-            policy: (0, 0.0),
-            columns: 0,
-        }
+        let (of, scale, add) = (Of::Nothing, Scale::Nothing, write == Write::Add);
+        GradientEnd { of, scale, factors: None, v: None, out: None, add, columns: 0 }
     }
 
     fn c_bytes(&self) -> u64 {
@@ -638,37 +612,28 @@ impl<'a> End<'a> for GradientEnd<'a> {
             (Of::Columns, _, _) => Some((window.column, window.columns)),
             (Of::Whole, _, _) => Some((0, 1)),
         };
-        let of_range = |view: Option<View<'a>>| -> Bound<'a> {
-            view.zip(range).map_or((None, 0), |(view, (first, count))| view.bind(gpu, first, count))
-        };
-        let gain = self.norm.and_then(|w| w.g);
-        let (g, norms, dg) = (of_range(gain.map(View::of)), of_range(self.norms.clone()), of_range(self.dg.clone()));
-        let mut constants: Constants =
-            vec![("END", self.of as u32), ("SCALE", self.scale as u32), ("HAS_GAIN", gain.is_some().into())];
-        let out = self.out.filter(|_| stage != Stage::Partial);
+        let factors: Bound<'a> = (self.factors.as_ref().zip(range))
+            .map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count));
+        let mut constants: Constants = vec![("END", self.of as u32), ("SCALE", self.scale as u32)];
         if let Some(dtype @ (DType::F16 | DType::Bf16)) = self.out.map(Tensor::dtype) {
             constants.push(("Y_DTYPE", dtype.code()));
         }
         if stage == Stage::Partial {
-            let more_firsts = [norms.1, 0, 0, 0];
-            return EndOf { constants, buffers: vec![g.0, norms.0], firsts: [0, g.1], more_firsts };
+            let more_firsts = [factors.1, 0, 0, 0];
+            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
         };
-        let (out, v) = (of_result(out), of_result(self.v));
+        let (out, v) = (of_result(self.out), of_result(self.v));
         constants.push(("V_DTYPE", self.v.map_or(0, |v| v.dtype().code())));
         constants.push(("ADD", self.add.into()));
-        EndOf {
-            constants,
-            buffers: vec![g.0, norms.0, dg.0, out.0, v.0],
-            firsts: [out.1, g.1],
-            more_firsts: [norms.1, dg.1, v.1, 0],
-        }
+        let more_firsts = [factors.1, v.1, 0, 0];
+        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts }
     }
 
     fn bytes_per_step(&self) -> u64 {
-        if self.scale == Scale::ByK { 4 } else { 0 }
+        if self.scale == Scale::ByK { 16 } else { 0 }
     }
 
     fn column_sums(&self) -> bool {
@@ -676,7 +641,7 @@ impl<'a> End<'a> for GradientEnd<'a> {
     }
 
     fn policy(&self) -> (u32, f32) {
-        self.policy
+        (0, 0.0)
     }
 
     fn slope(&self) -> f32 {

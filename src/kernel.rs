@@ -198,28 +198,22 @@ pub static LINEAR_FINISH: Kernel = Kernel {
     stem: "linear",
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
 };
-pub static GRADIENT: Kernel = Kernel {
-    entry: "gradient",
-    stem: "gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Read)],
-};
-pub static GRADIENT_PARTIAL: Kernel = Kernel {
-    entry: "gradient_partial",
-    stem: "gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (8, Write)],
-};
-pub static GRADIENT_FINISH: Kernel = Kernel {
-    entry: "gradient_finish",
-    stem: "gradient",
-    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Read), (8, Write)],
-};
+pub static GRADIENT: Kernel =
+    Kernel { entry: "gradient", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (5, Write), (6, Read)] };
+pub static GRADIENT_PARTIAL: Kernel =
+    Kernel { entry: "gradient_partial", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (8, Write)] };
+pub static GRADIENT_FINISH: Kernel =
+    Kernel { entry: "gradient_finish", stem: "gradient", bindings: &[(2, Read), (5, Write), (6, Read), (8, Write)] };
 pub static BATCH_SUMS: Kernel = Kernel {
     entry: "batch_sums",
     stem: "batch",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
 };
-pub static BATCH_FINISH: Kernel =
-    Kernel { entry: "batch_finish", stem: "batch", bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)] };
+pub static BATCH_FINISH: Kernel = Kernel {
+    entry: "batch_finish",
+    stem: "batch",
+    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
+};
 pub static SUBTRACT_MEANS: Kernel =
     Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
 const STEP: &[(u32, Access)] =

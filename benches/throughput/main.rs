@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use serde_json::{Value, json};
-use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Work};
+use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
 
 use problem::{Failure, Form, Op, Prepared, Problem};
 
@@ -33,6 +33,9 @@ struct Args {
     /// Writes every line to this file as well
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Linear layers with every tile that the device can run, too
+    #[arg(long)]
+    tiles: bool,
     /// Pairs for a ratio
     #[arg(long, default_value_t = 31)]
     pairs: usize,
@@ -147,6 +150,14 @@ impl Bench {
             problems.extend(DTYPES[1..].iter().map(|&d| Problem::layer(Op::Linear, Form::Fused, d, shape)));
             for op in [Op::LinearBackward, Op::LinearStep] {
                 problems.extend([Form::Plain, Form::Fused].map(|form| Problem::layer(op, form, DType::F32, shape)));
+            }
+        }
+        if self.args.tiles {
+            for shape in self.layers(&LAYERS) {
+                for op in [Op::Linear, Op::LinearBackward] {
+                    let problem = Problem::layer(op, Form::Fused, DType::F32, shape);
+                    problems.extend(Tile::all_on(&self.gpu).map(|tile| Problem { tile: Some(tile), ..problem }));
+                }
             }
         }
         for problem in problems {

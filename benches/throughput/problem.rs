@@ -2,7 +2,8 @@
 use half::{bf16, f16};
 use weightnorm::internals::{probe_copy, probe_read};
 use weightnorm::{
-    Activation, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, WeightNorm, cpu,
+    Activation, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, WeightNorm,
+    cpu,
 };
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -41,6 +42,8 @@ pub struct Problem {
     pub op: Op,
     pub form: Form,
     pub dtype: DType,
+    /// Forced, where given.
+    pub tile: Option<Tile>,
     pub m: usize,
     pub k: usize,
     pub n: usize,
@@ -48,11 +51,11 @@ pub struct Problem {
 
 impl Problem {
     pub fn rows(op: Op, dtype: DType, [n, k]: [usize; 2]) -> Problem {
-        Problem { op, form: Form::Fused, dtype, m: 0, k, n }
+        Problem { op, form: Form::Fused, dtype, tile: None, m: 0, k, n }
     }
 
     pub fn layer(op: Op, form: Form, dtype: DType, [m, k, n]: [usize; 3]) -> Problem {
-        Problem { op, form, dtype, m, k, n }
+        Problem { op, form, dtype, tile: None, m, k, n }
     }
 
     pub fn of_rows(&self) -> bool {
@@ -95,7 +98,8 @@ impl Problem {
     }
 
     pub fn name(&self) -> String {
-        let parts = [self.op_name(), self.form_name(), self.dtype_name(), &self.shape_name()];
+        let tile = self.tile.map_or(String::new(), |tile| format!("{tile:?}"));
+        let parts = [self.op_name(), self.form_name(), &tile, self.dtype_name(), &self.shape_name()];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }
@@ -176,7 +180,7 @@ pub struct Prepared {
 
 impl Prepared {
     pub fn new(gpu: &Gpu, problem: Problem) -> Result<Prepared, Error> {
-        let Problem { op, form, dtype, m, k, n } = problem;
+        let Problem { op, form, dtype, m, k, n, .. } = problem;
         let backward = matches!(op, Op::LinearBackward | Op::LinearStep);
         let needs = |wanted, shape: [usize; 2]| if wanted { shape } else { [0, 0] };
         let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype);
@@ -235,23 +239,24 @@ impl Prepared {
     fn forward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let (x, v, y, bias) = (&self.x.tensor, &self.v.tensor, &self.y, Some(&self.bias.tensor));
         let weight = WeightNorm::new(v, &self.g.tensor);
+        let mut options = LinearOptions::default();
+        options.tile = self.problem.tile;
         match self.problem.form {
-            Form::Plain => ops.linear_into(x, v, bias, y),
-            Form::Known => ops.linear_into(x, weight.norms(&self.norms), bias, y),
+            Form::Plain => ops.linear_into_with(x, v, bias, y, &options),
+            Form::Known => ops.linear_into_with(x, weight.norms(&self.norms), bias, y, &options),
             Form::Three => {
                 ops.normalize_into(weight, &self.w)?;
-                ops.linear_into(x, &self.w, bias, y)
+                ops.linear_into_with(x, &self.w, bias, y, &options)
             }
-            Form::Fused if self.problem.op == Op::Linear => ops.linear_into(x, weight, bias, y),
-            Form::Fused => {
-                ops.linear_into_with(x, weight, bias, y, &LinearOptions::default().norms(&self.norms).u(&self.u))
-            }
+            Form::Fused if self.problem.op == Op::Linear => ops.linear_into_with(x, weight, bias, y, &options),
+            Form::Fused => ops.linear_into_with(x, weight, bias, y, &options.norms(&self.norms).u(&self.u)),
         }
     }
 
     fn backward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let (x, v, dy) = (&self.x.tensor, &self.v.tensor, &self.dy.tensor);
-        let wanted = Gradients::default().dx(&self.dx).dv(&self.dv).dbias(&self.dbias);
+        let mut wanted = Gradients::default().dx(&self.dx).dv(&self.dv).dbias(&self.dbias);
+        wanted.tile = self.problem.tile;
         if self.problem.form == Form::Plain {
             return ops.linear_backward_into(x, v, dy, None, &wanted);
         }
