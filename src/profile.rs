@@ -353,7 +353,7 @@ impl Gpu {
     /// use weightnorm::{DType, Gpu, WeightNorm};
     /// let gpu = Gpu::new()?;
     /// let (x, y) = (gpu.zeros(&[64, 512], DType::F32)?, gpu.zeros(&[64, 512], DType::F32)?);
-    /// let (v, g) = (gpu.zeros(&[512, 512], DType::F32)?, gpu.zeros(&[512], DType::F32)?);
+    /// let (v, g) = (gpu.upload(&[0.1f32; 512 * 512], &[512, 512])?, gpu.upload(&[1.0f32; 512], &[512])?);
     /// let layer = WeightNorm::new(&v, &g);
     /// gpu.profile(|ops| ops.linear_into(&x, layer, None, &y))?; // builds the pipelines
     /// let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear_into(&x, layer, None, &y)))?;
