@@ -4,8 +4,10 @@
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --quick --json out.json      # less of everything, nothing appended
+//! cargo bench --bench throughput -- --quick --json out.json      # less of everything
 //! ```
+//!
+//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.
 //!
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
@@ -27,15 +29,21 @@ struct Args {
     /// Only the lines whose name has all of these words
     #[arg(long, default_value = "")]
     filter: String,
-    /// Small shapes, few repetitions, nothing appended to the results
+    /// Small shapes, few repetitions
     #[arg(long)]
     quick: bool,
+    /// Appends to the results though not everything was run
+    #[arg(long)]
+    append: bool,
     /// Writes every line to this file as well
     #[arg(long)]
     json: Option<PathBuf>,
     /// Linear layers with every tile that the device can run, too
     #[arg(long)]
     tiles: bool,
+    /// Shows which dispatches the time of an operator goes to
+    #[arg(long)]
+    profile: bool,
     /// Pairs for a ratio
     #[arg(long, default_value_t = 31)]
     pairs: usize,
@@ -113,7 +121,8 @@ fn main() -> Result<(), Failure> {
     if let Some(file) = &bench.args.json {
         std::fs::write(file, serde_json::to_string_pretty(&bench.json())?)?;
     }
-    if quiet && !bench.args.quick {
+    let whole = bench.args.filter.is_empty() && !bench.args.quick;
+    if quiet && (whole || bench.args.append) {
         println!("\nappended to {}", bench.append()?.display());
     }
     Ok(())
@@ -184,6 +193,9 @@ impl Bench {
         let percent = 100.0 * self.roof.seconds(&work) / seconds;
         let [bytes, operations] = [work.bytes(), work.operations].map(|amount| amount as f64 * 1e-9 / seconds);
         println!("{:>10.4} {bytes:>9.2} {operations:>9.2} {percent:>9.1}  {name}", seconds * 1e3);
+        if self.args.profile {
+            println!("{profile}\n");
+        }
         self.lines.push(Line { name, ms: seconds * 1e3, work, percent, ratio: None });
         Ok(seconds)
     }
