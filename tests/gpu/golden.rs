@@ -78,7 +78,7 @@ fn named(name: &str, result: Result<f64, String>) -> Result<(), String> {
 
 fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     let (v, g) = (upload(gpu, case.tensor("v")?)?, upload(gpu, case.tensor("g")?)?);
-    let chain = v.len() / g.len();
+    let chain = v.len() / g.len().max(1);
     let norms = read(&gpu.row_norms(&v, case.axis, case.eps)?)?;
     let expected = &case.tensor("norm")?.data;
     let bound = |i: usize| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]);
@@ -113,7 +113,7 @@ fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
     let w = cpu::normalize(&v.data, &v.shape, Some(&g.data), case.axis, case.eps)?;
     let magnitudes = |values: &[f64]| values.iter().map(|a| a.abs()).collect::<Vec<_>>();
     let sums = cpu::linear(&magnitudes(&x.data), &x.shape, &magnitudes(&w), &v.shape, None, Activation::None)?;
-    let chain = v.shape[1].max(v.data.len() / g.data.len());
+    let chain = v.shape[1].max(v.data.len() / g.data.len().max(1));
     let bound = |i: usize| dot_bound(chain, sums[i], expected[i], case.dtype);
 
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
@@ -122,7 +122,8 @@ fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
     let y = gpu.linear_with(&x, weight, bias.as_ref(), &LinearOptions::default().norms(&norms))?;
     named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     let expected_norms = &case.tensor("norm")?.data;
-    let norm_slack = |i: usize| norm_bound(v.len() / g.len(), expected_norms[i]) + case.eps_slack(expected_norms[i]);
+    let norm_slack =
+        |i: usize| norm_bound(v.len() / g.len().max(1), expected_norms[i]) + case.eps_slack(expected_norms[i]);
     named("norm", compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack))?;
     // The same with the norms known.
     let y = gpu.linear(&x, weight.norms(&norms), bias.as_ref())?;
@@ -139,7 +140,7 @@ fn gradients_agree(case: &Golden, gradients: &weightnorm::LinearGradients) -> Ou
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
     let (batch, outs, ins) = (x.shape[0], v.shape[0], v.shape[1]);
-    let norm_chain = v.data.len() / g.data.len();
+    let norm_chain = v.data.len() / g.data.len().max(1);
     let chain = batch + outs + ins;
     let dtype = Some(case.dtype);
     let expected = &case.tensor("dx")?.data;
