@@ -252,12 +252,18 @@ impl Recorder<'_, '_> {
         };
         expect_features(OP, "g", Some(g), features as u64)?;
         expect_features(OP, "bias", Some(bias), features as u64)?;
-        Arguments::new(OP).input("x", x).input("v", v).output("g", g).output("bias", bias).check(self.gpu())?;
+        Arguments::new(OP)
+            .input("x", x)
+            .input("v", v)
+            .output("g", g)
+            .output("bias", bias)
+            .operations(2 * (x.len() * features + v.len()) as u64 + 3 * rows * features as u64)
+            .begin(self)?;
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.gpu().scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
-        self.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t)?;
+        self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
         self.statistics(&Job {
             first: Some(View::of(g)),
             second: Some(View::of(bias)),
@@ -287,9 +293,10 @@ impl Recorder<'_, '_> {
         Arguments::new(OP)
             .input("t", t)
             .input("bias", bias)
-            .output("running", running.map(|r| r.mean))
+            .output_onto(true, "running", running.map(|r| r.mean))
             .output("y", y)
-            .check(self.gpu())?;
+            .operations(2 * t.len() as u64)
+            .begin(self)?;
         let means = self.means(columns)?;
         self.statistics(&Job {
             second: running.map(|r| View::of(r.mean)),
@@ -323,7 +330,8 @@ impl Recorder<'_, '_> {
             .input("bias", bias)
             .input("running", running)
             .output("y", y)
-            .check(self.gpu())?;
+            .operations(t.len() as u64)
+            .begin(self)?;
         self.subtract_means(t, &View::of(running), bias, y)
     }
 
@@ -345,7 +353,12 @@ impl Recorder<'_, '_> {
         let (rows, columns) = checked_matrix(OP, "dy", dy)?;
         expect_features(OP, "dbias", dbias, columns)?;
         expect_shape(OP, "dt", dt, dy.shape())?;
-        Arguments::new(OP).input("dy", dy).output("dt", dt).output("dbias", dbias).check(self.gpu())?;
+        Arguments::new(OP)
+            .input("dy", dy)
+            .output("dt", dt)
+            .output_onto(write == Write::Add, "dbias", dbias)
+            .operations(2 * dy.len() as u64)
+            .begin(self)?;
         let means = self.means(columns)?;
         self.statistics(&Job {
             first: dbias.map(View::of),

@@ -1,12 +1,12 @@
 //! The device handle.
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use futures::FutureExt;
 
 use crate::kernel::{self, Pipelines};
-use crate::{DType, Element, Error, Recorder, Tensor};
+use crate::{DType, Element, Error, Recorder, Roof, Tensor};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,17 +19,28 @@ pub enum Parameters {
 }
 
 /// What may be asked of a [`Gpu`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
     /// How a dispatch gets its parameters.
     pub parameters: Parameters,
+    /// A pipeline cache of the caller's, on the caller's device: see [`Options::pipeline_cache`].
+    pub pipeline_cache: Option<wgpu::PipelineCache>,
 }
 
 impl Options {
     /// Forces how a dispatch gets its parameters.
     pub fn parameters(mut self, parameters: Parameters) -> Self {
         self.parameters = parameters;
+        self
+    }
+
+    /// Builds every pipeline with this cache, so that drivers need not compile again what the cache has. It is made by
+    /// `device.create_pipeline_cache(..)` on a device with [`wgpu::Features::PIPELINE_CACHE`], which goes to
+    /// [`Gpu::from_wgpu`]; its data are for the caller to keep. A cache of another device than that one makes every operator
+    /// fail with [`Error::Wgpu`].
+    pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
+        self.pipeline_cache = Some(cache);
         self
     }
 }
@@ -64,6 +75,7 @@ struct Inner {
     own: bool,
     state: Arc<State>,
     pipelines: Pipelines,
+    roof: OnceLock<Roof>,
     scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
@@ -123,8 +135,12 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`].
+    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here.
     pub async fn new_async(options: Options) -> Result<Gpu, Error> {
+        if options.pipeline_cache.is_some() {
+            let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
+            return Err(Error::Unsupported { what: what.to_owned() });
+        }
         let adapter = pick_adapter().await?;
         let wanted = Gpu::wanted(&adapter);
         let descriptor = wgpu::DeviceDescriptor {
@@ -154,11 +170,13 @@ impl Gpu {
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
     ///
     /// The device needs no optional feature; [`Gpu::wanted`] says which ones are of use. With
-    /// [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters.
+    /// [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters; with
+    /// [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
-    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup.
+    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup; or if it has no pipeline caches, and
+    /// the options bring one.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         Gpu::assemble(device, queue, options, None)
     }
@@ -195,6 +213,9 @@ impl Gpu {
                 what: format!("bindings at multiples of 256 bytes, only of {alignment}"),
             });
         }
+        if options.pipeline_cache.is_some() && !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return Err(Error::Unsupported { what: "pipeline caches".to_owned() });
+        }
         let immediates = options.parameters == Parameters::Auto
             && device.features().contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= kernel::MAX_PARAMS;
@@ -218,7 +239,8 @@ impl Gpu {
             immediates,
             own: handlers.is_some(),
             state: handlers.unwrap_or_default(),
-            pipelines: Pipelines::default(),
+            pipelines: Pipelines::new(options.pipeline_cache),
+            roof: OnceLock::new(),
             scratch: Mutex::default(),
             nothing_read: nothing("weightnorm.nothing_read")?,
             nothing_written: nothing("weightnorm.nothing_written")?,
@@ -230,7 +252,10 @@ impl Gpu {
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
     pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        let features = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP;
+        let features = wgpu::Features::IMMEDIATES
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
         Wanted { features: adapter.features() & features, limits: adapter.limits() }
     }
 
@@ -342,6 +367,10 @@ impl Gpu {
 
     pub(crate) fn pipelines(&self) -> &Pipelines {
         &self.inner.pipelines
+    }
+
+    pub(crate) fn roof_cell(&self) -> &OnceLock<Roof> {
+        &self.inner.roof
     }
 
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse

@@ -223,9 +223,10 @@ impl Recorder<'_, '_> {
             .input("v", weight.v)
             .input("g", weight.g)
             .input("norms", weight.norms)
-            .output("dv", dv)
-            .output("dg", dg)
-            .check(self.gpu())?;
+            .output_onto(write == Write::Add, "dv", dv)
+            .output_onto(write == Write::Add, "dg", dg)
+            .operations(weight.norms_operations() + (if dv.is_some() { 5 } else { 2 }) * dw.len() as u64)
+            .begin(self)?;
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
@@ -372,7 +373,7 @@ impl Recorder<'_, '_> {
     }
 
     fn check_backward(
-        &self,
+        &mut self,
         x: &Tensor,
         weight: Weight<'_>,
         dy: &Tensor,
@@ -412,18 +413,30 @@ impl Recorder<'_, '_> {
             }
             (None, _) => {}
         }
+        // What each gradient is made of. dv of a normalized weight takes dg, whether that is asked for or not.
+        let of_inputs = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
+        let wants_dg = normalized.is_some() && (dg.is_some() || dv.is_some());
+        let wants_product = dx.is_some() || (of_inputs && wants_dg);
+        let reads_v = wants_product || (normalized.is_some() && dv.is_some());
+        let reads_norms = normalized.is_some() && (wants_product || wants_dg);
+        let onto = gradients.write == Write::Add;
+        let products = u64::from(wants_product) + u64::from(dv.is_some());
+        let sums = u64::from(dbias.is_some()) * dy.len() as u64
+            + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
+        let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
         Arguments::new(OP)
-            .input("x", x)
-            .input("weight", v)
-            .input("g", normalized.and_then(|w| w.g))
-            .input("known norms", normalized.and_then(|w| w.norms))
+            .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
+            .input_if(reads_v, "weight", v)
+            .input_if(wants_product || dv.is_some(), "g", normalized.and_then(|w| w.g))
+            .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
             .input("dy", dy)
-            .input("u", u)
+            .input_if(wants_dg && !of_inputs, "u", u)
             .output("dx", dx)
-            .output("dv", dv)
-            .output("dg", dg)
-            .output("dbias", dbias)
-            .check(self.gpu())?;
+            .output_onto(onto, "dv", dv)
+            .output_onto(onto, "dg", dg)
+            .output_onto(onto, "dbias", dbias)
+            .operations(products * 2 * (x.len() * v.shape()[0]) as u64 + sums + norms)
+            .begin(self)?;
         gradients.forced().check(OP, self.gpu())
     }
 

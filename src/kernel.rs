@@ -30,6 +30,7 @@ pub enum Module {
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     Batch,
     Optimizer,
+    Probe,
 }
 
 /// What a product starts from and what becomes of it.
@@ -76,7 +77,7 @@ pub enum Writes {
 
 impl Module {
     pub fn all() -> Vec<Module> {
-        let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer];
+        let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer, Module::Probe];
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Lanes] {
                 for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
@@ -97,6 +98,7 @@ impl Module {
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::Batch => "batch",
             Module::Optimizer => "optimizer",
+            Module::Probe => "probe",
         }
     }
 
@@ -150,6 +152,7 @@ impl Module {
                     Ends::Gradient => shader!("gradient"),
                 },
             ]),
+            Module::Probe => files.push(shader!("probe")),
         }
         files.join("\n")
     }
@@ -234,9 +237,13 @@ const STEP: &[(u32, Access)] =
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
 pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
 
+pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
+pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
+pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
+
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 18] = [
+pub static KERNELS: [&Kernel; 21] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -255,6 +262,9 @@ pub static KERNELS: [&Kernel; 18] = [
     &SUBTRACT_MEANS,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
+    &PROBE_COPY,
+    &PROBE_READ,
+    &PROBE_MULTIPLY_ADD,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
@@ -269,13 +279,18 @@ pub(crate) struct Pipeline {
 }
 
 /// Pipelines, built once per variant and kept.
-#[derive(Default)]
 pub(crate) struct Pipelines {
+    /// The caller's.
+    cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,
 }
 
 impl Pipelines {
+    pub fn new(cache: Option<wgpu::PipelineCache>) -> Self {
+        Pipelines { cache, modules: Mutex::default(), built: Mutex::default() }
+    }
+
     pub fn get(
         &self,
         device: &wgpu::Device,
@@ -290,7 +305,7 @@ impl Pipelines {
         }
         // Built outside of the lock: another thread may build the same one meanwhile, which does no harm.
         let shader = self.module(device, immediates, module);
-        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader));
+        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref()));
         self.built.lock().expect("no panic while held").entry(key).or_insert(pipeline).clone()
     }
 
@@ -312,6 +327,7 @@ fn build(
     module: Module,
     constants: &Constants,
     shader: &wgpu::ShaderModule,
+    cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
     let label = constants.iter().fold(format!("weightnorm.{}.{}", module.name(), kernel.entry), |l, (name, value)| {
         format!("{l}.{name}={value}")
@@ -348,7 +364,7 @@ fn build(
             // are dropped.
             zero_initialize_workgroup_memory: false,
         },
-        cache: None,
+        cache,
     });
     Pipeline { pipeline, layout, label }
 }

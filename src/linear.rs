@@ -265,7 +265,7 @@ impl Recorder<'_, '_> {
     }
 
     fn check_linear(
-        &self,
+        &mut self,
         x: &Tensor,
         weight: Weight<'_>,
         bias: Option<&Tensor>,
@@ -307,7 +307,8 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .output("norms", options.norms)
             .output("u", options.u)
-            .check(self.gpu())?;
+            .operations(2 * (x.len() * v.shape()[0]) as u64 + normalized.map_or(0, |w| w.norms_operations()))
+            .begin(self)?;
         options.forced().check(OP, self.gpu())
     }
 
