@@ -38,6 +38,13 @@ fn prepare_b(k: u32, t: u32) {
     }
 }
 
+// For gradient.wgsl: the lanes hold what belongs to the rows of a block, one each, and hand it round.
+override ROWS_SHARED: bool = WX >= BLOCK;
+
+fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
+    return subgroupShuffle(own, i);
+}
+
 fn take_block(block: u32) {
     for (var i = 0u; i < BLOCK; i += 1u) {
         sums[i] = acc[(block * BLOCK + i) * QUADS];

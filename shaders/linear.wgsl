@@ -50,14 +50,21 @@ fn step_scale(k: u32, part: u32) -> f32 {
 fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     let scale = exp2i(c);
     var s = vec4<f32>();
-    for (var k = k_first; k < k_end; k += 16u) { // split_length / 16 iterations
-        let a = b_along_k(column, k, left_of(k, k_end, true)) * scale;
-        let b = b_along_k(column, k + 4u, left_of(k + 4u, k_end, true)) * scale;
-        let c = b_along_k(column, k + 8u, left_of(k + 8u, k_end, true)) * scale;
-        let d = b_along_k(column, k + 12u, left_of(k + 12u, k_end, true)) * scale;
-        s += (a * a + b * b) + (c * c + d * d);
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
+        s += squares_of_steps(column, k, k_end, scale);
+        if REDO_STEPS > 4u {
+            s += squares_of_steps(column, k + 4u, k_end, scale);
+        }
+        if REDO_STEPS > 8u {
+            s += squares_of_steps(column, k + 8u, k_end, scale) + squares_of_steps(column, k + 12u, k_end, scale);
+        }
     }
     return (s.x + s.y) + (s.z + s.w);
+}
+
+fn squares_of_steps(column: u32, k: u32, k_end: u32, scale: f32) -> vec4<f32> {
+    let four = b_along_k(column, k, left_of(k, k_end, true)) * scale;
+    return four * four;
 }
 
 // The sum of squares of column c of those that start at column0. Call stage_squares before.

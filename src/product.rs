@@ -122,13 +122,16 @@ impl Tile {
             (Tile::Lanes2, 7),
             (Tile::Lanes1, 4),
         ];
+        // With a short sum writing the result is the work, which few rows at a time do faster.
+        let most_rows = if depth <= 32 { 16 } else { 64 };
         let time = |&&(tile, rate): &&(Tile, u64)| {
             let shape = Shape::new(tile, Some(lanes));
             // A sum that has to be split costs a second dispatch and a pass over the partial sums.
             let split = if depth > shape.max_length() { 5 } else { 4 };
             rows.next_multiple_of(shape.tm) * split * 10_000 / rate
         };
-        let candidates = RATES.iter().filter(|(tile, _)| lanes >= 8 || *tile != Tile::Lanes64);
+        let most_rows = if lanes >= 8 { most_rows } else { most_rows.min(32) };
+        let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes)).tm <= most_rows);
         candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
     }
 }
@@ -179,6 +182,11 @@ impl Shape {
     /// The most steps of k that an invocation may go through within `MAX_ITERATIONS`, if it has to form every one of
     /// its sums again. A multiple of BK.
     fn max_length(self) -> u64 {
+        self.max_length_of(BK)
+    }
+
+    /// The same where sums are formed again by `redo_steps` of k at a time.
+    fn max_length_of(self, redo_steps: u64) -> u64 {
         let threads = self.wx * self.wy;
         // `product`, for each BK of k.
         let product = match self.tile.family() {
@@ -190,11 +198,17 @@ impl Shape {
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
         };
-        // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
+        // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
         // The loops over elements, stages and columns besides.
         let besides = 1_000;
-        (MAX_ITERATIONS - besides) / (product + redo) * BK
+        (MAX_ITERATIONS - besides) / (product + redo * BK / redo_steps) * BK
+    }
+
+    /// Steps of k at a time where sums over so many are formed again: lanes take as few as `MAX_ITERATIONS` allows.
+    fn redo_steps(self, length: u64) -> u64 {
+        let few = [4, 8].into_iter().filter(|_| self.tile.family() == Family::Lanes);
+        few.clone().find(|&steps| self.max_length_of(steps) >= length).unwrap_or(BK)
     }
 }
 
@@ -341,7 +355,7 @@ impl Recorder<'_, '_> {
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
                 module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns.is_multiple_of(4)),
-                constants: &product.constants(plan.tile, end.constants, reads, &window),
+                constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
                     splits: 1,
@@ -381,7 +395,7 @@ impl Recorder<'_, '_> {
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
                     module: product.module(plan.tile.tile.family(), reads, false),
-                    constants: &product.constants(plan.tile, end.constants, reads, &piece),
+                    constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
                         depth: piece.depth as u32,
@@ -507,17 +521,28 @@ impl<'a> Product<'a> {
         if packed[0] { Reads::Pairs } else { Reads::Quads }
     }
 
-    fn constants(&self, shape: Shape, mut constants: Constants, reads: Reads, window: &Window) -> Constants {
+    /// `length`: steps of k that an invocation goes through.
+    fn constants(
+        &self,
+        shape: Shape,
+        mut constants: Constants,
+        reads: Reads,
+        window: &Window,
+        length: u64,
+    ) -> Constants {
         let Shape { wx, wy, tm, tn, .. } = shape;
         constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        constants.push(match shape.tile.family() {
-            Family::Tile => ("BK", shape.steps as u32),
-            Family::Lanes => ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
-        });
+        match shape.tile.family() {
+            Family::Tile => constants.push(("BK", shape.steps as u32)),
+            Family::Lanes => constants.extend([
+                ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
+                ("REDO_STEPS", shape.redo_steps(length) as u32),
+            ]),
+        }
         constants
     }
 
