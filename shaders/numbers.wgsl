@@ -50,6 +50,34 @@ fn unpack_pair(word: u32, dtype: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
+// The elements of four words: all of f32; of the packed types the lower halves, and in quad_high the upper ones.
+fn quad_low(words: vec4<u32>, dtype: u32) -> vec4<f32> {
+    if dtype == F32 {
+        return bitcast<vec4<f32>>(words);
+    }
+    if dtype == BF16 {
+        return bitcast<vec4<f32>>(words << vec4<u32>(16u));
+    }
+    return vec4<f32>(
+        unpack2x16float(words.x).x,
+        unpack2x16float(words.y).x,
+        unpack2x16float(words.z).x,
+        unpack2x16float(words.w).x,
+    );
+}
+
+fn quad_high(words: vec4<u32>, dtype: u32) -> vec4<f32> {
+    if dtype == BF16 {
+        return bitcast<vec4<f32>>(words & vec4<u32>(0xffff0000u));
+    }
+    return vec4<f32>(
+        unpack2x16float(words.x).y,
+        unpack2x16float(words.y).y,
+        unpack2x16float(words.z).y,
+        unpack2x16float(words.w).y,
+    );
+}
+
 // Four packed elements out of the words that hold them; `odd` when the first one is an upper half.
 fn unpack_quad(words: vec3<u32>, odd: bool, dtype: u32) -> vec4<f32> {
     let low = select(words.x, (words.x >> 16u) | (words.y << 16u), odd);

@@ -360,6 +360,10 @@ impl Gpu {
         self.inner.info.backend == wgpu::Backend::Gl
     }
 
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.inner.info.device_type == wgpu::DeviceType::Cpu
+    }
+
     /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay
     /// below 2^31.
     pub(crate) fn binding_capacity(&self) -> u64 {

@@ -23,7 +23,8 @@ macro_rules! joined {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Module {
-    Norms,
+    NormsWords,
+    NormsQuads,
     Normalize,
     LinearWords,
     LinearHalves,
@@ -34,8 +35,9 @@ pub enum Module {
 }
 
 impl Module {
-    pub const ALL: [Module; 8] = [
-        Module::Norms,
+    pub const ALL: [Module; 9] = [
+        Module::NormsWords,
+        Module::NormsQuads,
         Module::Normalize,
         Module::LinearWords,
         Module::LinearHalves,
@@ -47,7 +49,8 @@ impl Module {
 
     pub fn name(self) -> &'static str {
         match self {
-            Module::Norms => "norms",
+            Module::NormsWords => "norms_words",
+            Module::NormsQuads => "norms_quads",
             Module::Normalize => "normalize",
             Module::LinearWords => "linear_words",
             Module::LinearHalves => "linear_halves",
@@ -61,7 +64,8 @@ impl Module {
     /// The WGSL with the parameters as immediates.
     pub fn source(self) -> &'static str {
         match self {
-            Module::Norms => joined!("numbers.wgsl", "norms.wgsl"),
+            Module::NormsWords => joined!("numbers.wgsl", "norms_words.wgsl", "norms.wgsl"),
+            Module::NormsQuads => joined!("numbers.wgsl", "norms_quads.wgsl", "norms.wgsl"),
             Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
             Module::LinearWords => {
                 joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
@@ -104,26 +108,24 @@ pub struct Kernel {
     pub bindings: &'static [(u32, Access)],
 }
 
+const NORMS: &[Module] = &[Module::NormsWords, Module::NormsQuads];
 const LINEAR: &[Module] = &[Module::LinearWords, Module::LinearHalves];
 const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
 
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
-    modules: &[Module::Norms],
+    modules: NORMS,
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
 };
 pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", modules: &[Module::Norms], bindings: &[(0, Read), (2, Write), (5, Read)] };
+    Kernel { entry: "column_sums", modules: NORMS, bindings: &[(0, Read), (2, Write), (5, Read)] };
 pub static FINISH_SUMS: Kernel = Kernel {
     entry: "finish_sums",
-    modules: &[Module::Norms],
+    modules: NORMS,
     bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
-pub static KNOWN_NORMS: Kernel = Kernel {
-    entry: "known_norms",
-    modules: &[Module::Norms],
-    bindings: &[(0, Read), (1, Read), (3, Write), (4, Write)],
-};
+pub static KNOWN_NORMS: Kernel =
+    Kernel { entry: "known_norms", modules: NORMS, bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
 pub static NORMALIZE: Kernel =
     Kernel { entry: "normalize", modules: &[Module::Normalize], bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =

@@ -15,6 +15,7 @@ mod record;
 mod tensor;
 mod train;
 mod trusted;
+mod walk;
 
 pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
@@ -34,6 +35,7 @@ pub use train::{Adam, Group, Sgd};
 pub mod internals {
     pub use crate::kernel::{Access, KERNELS, Kernel, Module};
     use crate::record::View;
+    pub use crate::walk::{Walk, with_walk};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The reduction of the backward pass by itself. Checks nothing.
