@@ -26,7 +26,6 @@ struct Params {
     more_firsts: u32,  // the same of dw, known
     policy: u32,
     eps: f32,
-    out_kind: u32,
     has_gain: u32,
     has_norms_too: u32, // 2: add to it
 }
@@ -42,7 +41,10 @@ var<immediate> p: Params;
 override V_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
 override DOT: bool = false;
+override OUT: u32 = OUT_NORMS;
 override DIRECT: bool = true; // row_sums: one stretch is one norm: write it out
+override ROWS: u32 = 1u; // row_sums: rows of an invocation, where LANES is 1 and DIRECT
+override UNITS: u32 = 0u; // row_sums: units of a row where LANES is 1 and DIRECT and these are few and whole; 0: any
 override LANES: u32 = 64u; // invocations for one stretch or norm, a power of two up to THREADS
 // Neighbouring invocations that read neighbouring units, a power of two up to LANES: LANES of them where a device joins
 // their reads, fewer where each had better walk through memory.
@@ -61,12 +63,12 @@ fn write_norm(j: u32, norm: Wide) {
         norms_too[extractBits(p.firsts, 24u, 8u) + j] = narrow(norm);
     }
     let first = extractBits(p.firsts, 16u, 8u);
-    if p.out_kind == OUT_NORMS {
+    if OUT == OUT_NORMS {
         norms[first + j] = narrow(norm);
         return;
     }
     let at = first + 2u * j;
-    if p.out_kind == OUT_WIDE {
+    if OUT == OUT_WIDE {
         norms[at] = norm.m;
         norms[at + 1u] = bitcast<f32>(norm.e);
         return;
@@ -78,6 +80,38 @@ fn write_norm(j: u32, norm: Wide) {
     let scale = scale_of(quotient(wide(gain), norm));
     norms[at] = scale.t;
     norms[at + 1u] = scale.m;
+}
+
+// write_norm of a sum of squares, with neither the sum nor what is made of it near the ends of f32's range: in a fifth
+// of the time. False where that is not so; then nothing was written.
+fn write_plain_norm(j: u32, sum: f32) -> bool {
+    var norm = sqrt(select(sum, sum + p.eps, p.policy == EPS_INSIDE_SQRT));
+    norm = select(norm, norm + p.eps, p.policy == EPS_AFTER);
+    norm = select(norm, p.eps, p.policy == EPS_CLAMP && norm < p.eps);
+    var scale = 1.0;
+    if OUT == OUT_SCALES {
+        if p.has_gain != 0u {
+            scale = g[extractBits(p.firsts, 8u, 8u) + j];
+        }
+        scale /= norm;
+    }
+    if lift(sum) != 0 || lift(norm) != 0 || magnitude(scale) - SMALLEST >= INFINITY - SMALLEST {
+        return false;
+    }
+    if p.has_norms_too != 0u {
+        norms_too[extractBits(p.firsts, 24u, 8u) + j] = norm;
+    }
+    let first = extractBits(p.firsts, 16u, 8u);
+    if OUT == OUT_NORMS {
+        norms[first + j] = norm;
+    } else if OUT == OUT_WIDE {
+        norms[first + 2u * j] = norm;
+        norms[first + 2u * j + 1u] = bitcast<f32>(0u);
+    } else {
+        norms[first + 2u * j] = 1.0;
+        norms[first + 2u * j + 1u] = scale;
+    }
+    return true;
 }
 
 // What becomes of the sum that belongs to j.
@@ -214,9 +248,40 @@ fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
     return sum;
 }
 
+// The squares of a row by one invocation.
+fn row_squares(j: u32, scale: f32) -> f32 {
+    let first = extractBits(p.firsts, 0u, 8u) + j * p.length;
+    if UNITS == 0u {
+        return stretch_squares(first, first + p.length, 0u, scale);
+    }
+    var sum = Terms();
+    for (var u = 0u; u < UNITS; u += 1u) { // UNITS iterations
+        sum += squares_at(first / SQUARE_UNIT + u, first, first + p.length, scale);
+    }
+    return total_of(sum);
+}
+
+// Norms task, task + THREADS, .., ROWS of them.
+fn whole_rows(task: u32) {
+    let end = min(task + ROWS * THREADS, p.count);
+    var plain = true;
+    for (var j = task; j < end; j += THREADS) { // ROWS iterations
+        plain &= write_plain_norm(j, row_squares(j, 1.0));
+    }
+    // Rarely. A loop of its own, since some drivers run all code between the braces of an `if`, and throw it away.
+    for (var j = select(task, end, plain); j < end; j += THREADS) { // ROWS iterations
+        var s = row_squares(j, 1.0);
+        let up = lift(s);
+        if up != 0 {
+            s = row_squares(j, exp2i(up));
+        }
+        finish(j, Wide(s, -2 * up));
+    }
+}
+
 // Sums of squares over stretches: stretch s of row r holds the elements r * length + s * split_length and the
 // split_length - 1 after it (fewer at the end of the row).
-// LANES invocations a stretch, THREADS / LANES stretches a workgroup. Writes norms[r] if DIRECT (splits = 1), else
+// LANES invocations a stretch, THREADS / LANES stretches a workgroup, or ROWS * THREADS rows. Writes norms[r] if DIRECT (splits = 1), else
 // part[part_first + the stretch's number in this dispatch].
 @compute @workgroup_size(THREADS)
 fn row_sums(
@@ -224,6 +289,10 @@ fn row_sums(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
+    if LANES == 1u && DIRECT && !DOT {
+        whole_rows(flat(group, groups) * ROWS * THREADS + t);
+        return;
+    }
     let task = flat(group, groups) * (THREADS / LANES) + t / LANES;
     var sum = Wide(0.0, NOTHING);
     if task < p.count {

@@ -23,7 +23,6 @@ struct Params {
     more_firsts: u32,
     policy: u32,
     eps: f32,
-    out_kind: u32,
     has_gain: u32,
     has_norms_too: u32,
 }
@@ -152,16 +151,20 @@ impl Recorder<'_, '_> {
     fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
-        let Rows { module, lanes, splits, split_length } = rows;
+        let Rows { module, lanes, each, units, splits, split_length } = rows;
         let row_count = outer * kept;
         let direct = splits == 1 && outer == 1;
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
         constants.push(("RUN", Walk::of(&gpu).run(lanes) as u32));
+        if direct {
+            constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
+        }
         constants.extend(job.dot_constants());
         let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
-        let in_dispatch = gpu.group_capacity() * (THREADS / lanes);
+        let in_group = THREADS / lanes * if direct { each } else { 1 };
+        let in_dispatch = gpu.group_capacity() * in_group;
         let out_words = if direct { job.form.words() } else { 0 };
         let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
         let step = in_binding.min(in_dispatch).min(in_out).min(self.work_capacity(split_length));
@@ -191,7 +194,7 @@ impl Recorder<'_, '_> {
                     more_firsts: firsts([dw_first, out.known.1, 0, 0]),
                     ..params(job)
                 },
-                groups: count.div_ceil(THREADS / lanes),
+                groups: count.div_ceil(in_group),
                 work: end - begin,
             })?;
         }
@@ -264,7 +267,8 @@ impl Recorder<'_, '_> {
         let gpu = self.gpu().clone();
         let each = partial.a * partial.b;
         let lanes = lanes_for(each);
-        let constants: Constants = vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into())];
+        let constants: Constants =
+            vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
         let in_out = gpu.binding_capacity() / (4 * job.form.words());
         let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
         for (j, count) in windows(j_count, step) {
@@ -304,7 +308,7 @@ impl Recorder<'_, '_> {
             self.dispatch(&Dispatch {
                 kernel: &kernel::KNOWN_NORMS,
                 module: Module::NormsWords,
-                constants: &vec![],
+                constants: &vec![("OUT", job.form as u32)],
                 buffers: &[out.gain.0, out.out.0, out.norms_too.0, known],
                 params: Params {
                     count: count as u32,
@@ -333,7 +337,6 @@ fn params(job: &Job<'_>) -> Params {
     Params {
         policy: job.eps.code(),
         eps: job.eps.value(),
-        out_kind: job.form as u32,
         has_gain: job.gain.is_some().into(),
         has_norms_too: match (job.norms_too, &job.dot) {
             (None, _) => 0,
@@ -407,6 +410,10 @@ enum Plan {
 struct Rows {
     module: Module,
     lanes: u64,
+    /// Rows of an invocation, where each has its own.
+    each: u64,
+    /// Units of a row, if the kernel is made for that number; else 0.
+    units: u64,
     splits: u64,
     split_length: u64,
 }
@@ -476,7 +483,11 @@ impl Rows {
         let whole = 4 * job.v.dtype().per_word();
         let longest = (longest / whole * whole).max(1);
         let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
-        Rows { module, lanes, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
+        let units = length.div_ceil(unit);
+        let each = if lanes == 1 && job.dot.is_none() { walk.rows_of_a_lane(rows, units) } else { 1 };
+        let whole_units = length.is_multiple_of(unit) && (unit == 1 || module == Module::NormsQuads);
+        let units = if each > 1 && whole_units && units <= 4 { units } else { 0 };
+        Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
 }
 

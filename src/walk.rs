@@ -40,7 +40,7 @@ impl Walk {
     pub(crate) fn enough_groups(self) -> u64 {
         match self {
             Walk::Gpu => 512,
-            Walk::Cpu => 32,
+            Walk::Cpu => 16,
         }
     }
 
@@ -51,8 +51,18 @@ impl Walk {
             (Walk::Gpu, 17..=256) => 8,
             (Walk::Gpu, _) => THREADS,
             (Walk::Cpu, _) if sums >= 8 * THREADS => 1,
+            (Walk::Cpu, 17..=256) if sums >= 2 * THREADS => 1,
             (Walk::Cpu, 17..=256) => 8,
             (Walk::Cpu, _) => (8 * THREADS / sums.max(1)).next_power_of_two().clamp(8, THREADS),
+        }
+    }
+
+    /// Rows of `units` terms that one invocation sums up, where it has each for itself: what is done once for all of
+    /// them costs little then.
+    pub(crate) fn rows_of_a_lane(self, rows: u64, units: u64) -> u64 {
+        match self {
+            Walk::Cpu if units <= 16 && rows >= 256 * THREADS => 16,
+            _ => 1,
         }
     }
 
