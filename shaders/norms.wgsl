@@ -82,12 +82,10 @@ fn write_norm(j: u32, norm: Wide) {
     norms[at + 1u] = scale.m;
 }
 
-// write_norm of a sum of squares, with neither the sum nor what is made of it near the ends of f32's range: in a fifth
-// of the time. False where that is not so; then nothing was written.
+// write_norm of a sum of squares, where neither it nor what is made of it is near the ends of f32's range. False where
+// that is not so; then nothing was written.
 fn write_plain_norm(j: u32, sum: f32) -> bool {
-    var norm = sqrt(select(sum, sum + p.eps, p.policy == EPS_INSIDE_SQRT));
-    norm = select(norm, norm + p.eps, p.policy == EPS_AFTER);
-    norm = select(norm, p.eps, p.policy == EPS_CLAMP && norm < p.eps);
+    let norm = plain_norm(sum, p.policy, p.eps);
     var scale = 1.0;
     if OUT == OUT_SCALES {
         if p.has_gain != 0u {
@@ -95,7 +93,7 @@ fn write_plain_norm(j: u32, sum: f32) -> bool {
         }
         scale /= norm;
     }
-    if lift(sum) != 0 || lift(norm) != 0 || magnitude(scale) - SMALLEST >= INFINITY - SMALLEST {
+    if norm == 0.0 || !is_normal(scale) {
         return false;
     }
     if p.has_norms_too != 0u {

@@ -26,6 +26,8 @@ pub enum Module {
     NormsWords,
     NormsQuads,
     Normalize,
+    NormalizeQuads,
+    NormalizeRows,
     LinearWords,
     LinearHalves,
     GradientWords,
@@ -35,10 +37,12 @@ pub enum Module {
 }
 
 impl Module {
-    pub const ALL: [Module; 9] = [
+    pub const ALL: [Module; 11] = [
         Module::NormsWords,
         Module::NormsQuads,
         Module::Normalize,
+        Module::NormalizeQuads,
+        Module::NormalizeRows,
         Module::LinearWords,
         Module::LinearHalves,
         Module::GradientWords,
@@ -52,6 +56,8 @@ impl Module {
             Module::NormsWords => "norms_words",
             Module::NormsQuads => "norms_quads",
             Module::Normalize => "normalize",
+            Module::NormalizeQuads => "normalize_quads",
+            Module::NormalizeRows => "normalize_rows",
             Module::LinearWords => "linear_words",
             Module::LinearHalves => "linear_halves",
             Module::GradientWords => "gradient_words",
@@ -67,6 +73,8 @@ impl Module {
             Module::NormsWords => joined!("numbers.wgsl", "norms_words.wgsl", "norms.wgsl"),
             Module::NormsQuads => joined!("numbers.wgsl", "norms_quads.wgsl", "norms.wgsl"),
             Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
+            Module::NormalizeQuads => joined!("numbers.wgsl", "normalize_quads.wgsl"),
+            Module::NormalizeRows => joined!("numbers.wgsl", "normalize_rows.wgsl"),
             Module::LinearWords => {
                 joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
             }
@@ -135,6 +143,26 @@ pub static NORMALIZE_BACKWARD: Kernel = Kernel {
     modules: &[Module::Normalize],
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
 };
+pub static NORMALIZE_QUADS: Kernel = Kernel {
+    entry: "normalize_quads",
+    modules: &[Module::NormalizeQuads],
+    bindings: &[(0, Read), (1, Read), (2, Write)],
+};
+pub static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
+    entry: "normalize_quads_in_place",
+    modules: &[Module::NormalizeQuads],
+    bindings: &[(1, Read), (2, Write)],
+};
+pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
+    entry: "normalize_quads_backward",
+    modules: &[Module::NormalizeQuads],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
+};
+pub static NORMALIZE_ROWS: Kernel = Kernel {
+    entry: "normalize_rows",
+    modules: &[Module::NormalizeRows],
+    bindings: &[(0, Read), (1, Read), (2, Write)],
+};
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     modules: LINEAR,
@@ -184,7 +212,7 @@ pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 18] = [
+pub static KERNELS: [&Kernel; 22] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -192,6 +220,10 @@ pub static KERNELS: [&Kernel; 18] = [
     &NORMALIZE,
     &NORMALIZE_IN_PLACE,
     &NORMALIZE_BACKWARD,
+    &NORMALIZE_QUADS,
+    &NORMALIZE_QUADS_IN_PLACE,
+    &NORMALIZE_QUADS_BACKWARD,
+    &NORMALIZE_ROWS,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,

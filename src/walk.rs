@@ -75,6 +75,49 @@ impl Walk {
         }
     }
 
+    /// For `rows` rows of `quads`, if it pays.
+    pub(crate) fn held_rows(self, rows: u64, quads: u64) -> Option<HeldRows> {
+        let pays = match self {
+            Walk::Gpu => true,
+            // Reading anew costs less than holding what does not fit the registers, but for the second dispatch.
+            Walk::Cpu => quads <= 16 || rows * quads <= 4096,
+        };
+        if quads == 0 || quads > MAX_HELD_QUADS || !pays {
+            return None;
+        }
+        let lanes = match (self, quads) {
+            (Walk::Gpu, _) => quads.div_ceil(2).next_power_of_two().min(THREADS),
+            (Walk::Cpu, 0..=16) => 1,
+            // Code that holds more than 32 quads outgrows its cache.
+            (Walk::Cpu, _) => quads.div_ceil(32).next_power_of_two().max(8),
+        };
+        let held = quads.div_ceil(lanes);
+        let held = if held > 4 { held.next_power_of_two() } else { held };
+        let each = match self {
+            Walk::Gpu => 1,
+            Walk::Cpu => (rows / (self.enough_groups() * (THREADS / lanes))).clamp(1, 8),
+        };
+        Some(HeldRows { lanes, held, each: 1 << each.ilog2() })
+    }
+
+    /// For `rows` rows of `quads`: `one_norm` where each row has one, else the norms repeat from row to row.
+    pub(crate) fn pieces(self, rows: u64, quads: u64, one_norm: bool) -> Pieces {
+        let (width, most) = match self {
+            Walk::Gpu => (THREADS, 4),
+            Walk::Cpu => (8, 16),
+        };
+        if !one_norm {
+            // Whole rows side by side, so that an invocation stays in its columns.
+            let each = rows.div_ceil(width.div_ceil(quads)).next_multiple_of(4).min(16);
+            return Pieces { run: quads * width.div_ceil(quads), each, one: true };
+        }
+        let fits = |each: &u64| quads.is_multiple_of(width * each);
+        match [16, 8, 4].into_iter().filter(|&each| each <= most).find(fits) {
+            Some(each) => Pieces { run: width, each, one: true },
+            None => Pieces { run: width, each: 4, one: false },
+        }
+    }
+
     /// Quads of a row that one invocation takes down the columns of a matrix.
     pub(crate) fn column_quads(self) -> u64 {
         match self {
@@ -82,6 +125,29 @@ impl Walk {
             Walk::Cpu => 4,
         }
     }
+}
+
+/// How `normalize_rows` holds rows.
+pub(crate) struct HeldRows {
+    /// Invocations of a row.
+    pub lanes: u64,
+    /// Quads that each of them holds.
+    pub held: u64,
+    /// Rows that they take one after the other.
+    pub each: u64,
+}
+
+/// The longest row that one workgroup holds, in quads.
+const MAX_HELD_QUADS: u64 = 1024;
+
+/// How `normalize_quads` shares out quads.
+pub(crate) struct Pieces {
+    /// Invocations side by side, and quads from one of an invocation's to its next.
+    pub run: u64,
+    /// Quads of an invocation, a multiple of four.
+    pub each: u64,
+    /// All of them have the norms of the first.
+    pub one: bool,
 }
 
 /// Elements of a quad.
