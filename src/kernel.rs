@@ -34,10 +34,11 @@ pub enum Module {
     GradientHalves,
     Batch,
     Optimizer,
+    OptimizerQuads,
 }
 
 impl Module {
-    pub const ALL: [Module; 11] = [
+    pub const ALL: [Module; 12] = [
         Module::NormsWords,
         Module::NormsQuads,
         Module::Normalize,
@@ -49,6 +50,7 @@ impl Module {
         Module::GradientHalves,
         Module::Batch,
         Module::Optimizer,
+        Module::OptimizerQuads,
     ];
 
     pub fn name(self) -> &'static str {
@@ -64,6 +66,7 @@ impl Module {
             Module::GradientHalves => "gradient_halves",
             Module::Batch => "batch",
             Module::Optimizer => "optimizer",
+            Module::OptimizerQuads => "optimizer_quads",
         }
     }
 
@@ -88,7 +91,8 @@ impl Module {
                 joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
             }
             Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
-            Module::Optimizer => joined!("numbers.wgsl", "optimizer.wgsl"),
+            Module::Optimizer => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer.wgsl"),
+            Module::OptimizerQuads => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer_quads.wgsl"),
         }
     }
 
@@ -209,10 +213,12 @@ const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
 pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
+pub static OPTIMIZER_QUADS: Kernel =
+    Kernel { entry: "optimizer_quads", modules: &[Module::OptimizerQuads], bindings: STEP };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 22] = [
+pub static KERNELS: [&Kernel; 23] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -235,6 +241,7 @@ pub static KERNELS: [&Kernel; 22] = [
     &SUBTRACT_MEANS,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
+    &OPTIMIZER_QUADS,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;

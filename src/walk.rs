@@ -100,6 +100,11 @@ impl Walk {
         Some(HeldRows { lanes, held, each: 1 << each.ilog2() })
     }
 
+    /// Whether an optimizer's step does the projection of `elements` too, which reads all of them twice.
+    pub(crate) fn projects_at_once(self, elements: u64) -> bool {
+        self == Walk::Gpu || elements <= 16_384
+    }
+
     /// For `rows` rows of `quads`: `one_norm` where each row has one, else the norms repeat from row to row.
     pub(crate) fn pieces(self, rows: u64, quads: u64, one_norm: bool) -> Pieces {
         let (width, most) = match self {
