@@ -22,8 +22,7 @@ var<immediate> p: Params;
 override V_DTYPE: u32 = F32;
 override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
-override HELD: u32 = 16u; // up to MAX_HELD
-override WHOLE: bool = true; // length is LANES * HELD
+override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
 override IN_PLACE: bool = false;
 
 override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
@@ -139,7 +138,7 @@ fn normalize_rows(
         var sum = vec4<f32>();
         for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
             let q = part.first + k * RUN;
-            if WHOLE {
+            if LANES == 1u {
                 held[k] = quad_at(q);
                 sum += squares(held[k], 1.0);
             } else {
@@ -154,7 +153,7 @@ fn normalize_rows(
         if is_plain && part.exists {
             for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
                 let q = part.first + k * RUN;
-                if WHOLE || q < part.end {
+                if LANES == 1u || q < part.end {
                     put(q, plainly_scaled_quad(held[k], factor));
                 }
             }

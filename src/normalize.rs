@@ -251,7 +251,6 @@ impl Recorder<'_, '_> {
             ("LANES", lanes as u32),
             ("RUN", walk.run(lanes) as u32),
             ("HELD", held as u32),
-            ("WHOLE", (quads == lanes * held).into()),
             ("IN_PLACE", v.is_none().into()),
         ];
         for (row, count) in windows(kept, step) {

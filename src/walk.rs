@@ -92,7 +92,8 @@ impl Walk {
             (Walk::Cpu, _) => quads.div_ceil(32).next_power_of_two().max(8),
         };
         let held = quads.div_ceil(lanes);
-        let held = if held > 4 { held.next_power_of_two() } else { held };
+        // Few variants, but all of the row where one invocation has it.
+        let held = if lanes > 1 { held.next_power_of_two() } else { held };
         let each = match self {
             Walk::Gpu => 1,
             Walk::Cpu => (rows / (self.enough_groups() * (THREADS / lanes))).clamp(1, 8),
