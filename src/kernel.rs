@@ -32,13 +32,14 @@ pub enum Module {
     LinearHalves,
     GradientWords,
     GradientHalves,
-    Batch,
+    BatchWords,
+    BatchQuads,
     Optimizer,
     OptimizerQuads,
 }
 
 impl Module {
-    pub const ALL: [Module; 12] = [
+    pub const ALL: [Module; 13] = [
         Module::NormsWords,
         Module::NormsQuads,
         Module::Normalize,
@@ -48,7 +49,8 @@ impl Module {
         Module::LinearHalves,
         Module::GradientWords,
         Module::GradientHalves,
-        Module::Batch,
+        Module::BatchWords,
+        Module::BatchQuads,
         Module::Optimizer,
         Module::OptimizerQuads,
     ];
@@ -64,7 +66,8 @@ impl Module {
             Module::LinearHalves => "linear_halves",
             Module::GradientWords => "gradient_words",
             Module::GradientHalves => "gradient_halves",
-            Module::Batch => "batch",
+            Module::BatchWords => "batch_words",
+            Module::BatchQuads => "batch_quads",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
         }
@@ -90,7 +93,8 @@ impl Module {
             Module::GradientHalves => {
                 joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
             }
-            Module::Batch => joined!("numbers.wgsl", "batch.wgsl"),
+            Module::BatchWords => joined!("numbers.wgsl", "batch_words.wgsl", "batch.wgsl"),
+            Module::BatchQuads => joined!("numbers.wgsl", "batch_quads.wgsl", "batch.wgsl"),
             Module::Optimizer => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer.wgsl"),
             Module::OptimizerQuads => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer_quads.wgsl"),
         }
@@ -121,6 +125,7 @@ pub struct Kernel {
 }
 
 const NORMS: &[Module] = &[Module::NormsWords, Module::NormsQuads];
+const BATCH: &[Module] = &[Module::BatchWords, Module::BatchQuads];
 const LINEAR: &[Module] = &[Module::LinearWords, Module::LinearHalves];
 const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
 
@@ -196,19 +201,13 @@ pub static GRADIENT_FINISH: Kernel = Kernel {
 };
 pub static BATCH_SUMS: Kernel = Kernel {
     entry: "batch_sums",
-    modules: &[Module::Batch],
+    modules: BATCH,
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
 };
-pub static BATCH_FINISH: Kernel = Kernel {
-    entry: "batch_finish",
-    modules: &[Module::Batch],
-    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)],
-};
-pub static SUBTRACT_MEANS: Kernel = Kernel {
-    entry: "subtract_means",
-    modules: &[Module::Batch],
-    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
-};
+pub static BATCH_FINISH: Kernel =
+    Kernel { entry: "batch_finish", modules: BATCH, bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)] };
+pub static SUBTRACT_MEANS: Kernel =
+    Kernel { entry: "subtract_means", modules: BATCH, bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };

@@ -6,7 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
-use crate::walk::{self, Walk};
+use crate::walk::{self, ColumnQuads, Walk};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -488,24 +488,6 @@ impl Rows {
         let whole_units = length.is_multiple_of(unit) && (unit == 1 || module == Module::NormsQuads);
         let units = if each > 1 && whole_units && units <= 4 { units } else { 0 };
         Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
-    }
-}
-
-/// How the invocations of `column_sums` share a row of `units` quads.
-struct ColumnQuads {
-    /// Quads of an invocation.
-    quads: u64,
-    /// Quads from one of them to the next.
-    run: u64,
-    /// Invocations.
-    blocks: u64,
-}
-
-impl ColumnQuads {
-    fn new(walk: Walk, units: u64) -> ColumnQuads {
-        let quads = walk.column_quads().min(units.max(1));
-        let run = walk.run(THREADS).min(units.div_ceil(quads).next_power_of_two());
-        ColumnQuads { quads, run, blocks: units.div_ceil(run * quads) * run }
     }
 }
 

@@ -124,6 +124,12 @@ impl Walk {
         }
     }
 
+    /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
+    /// by neighbours then.
+    pub(crate) fn sums_columns_in_quads(self, units: u64) -> bool {
+        self == Walk::Cpu || units >= THREADS / 2
+    }
+
     /// Quads of a row that one invocation takes down the columns of a matrix.
     pub(crate) fn column_quads(self) -> u64 {
         match self {
@@ -154,6 +160,24 @@ pub(crate) struct Pieces {
     pub each: u64,
     /// All of them have the norms of the first.
     pub one: bool,
+}
+
+/// How invocations that sum up columns share a row of `units` quads.
+pub(crate) struct ColumnQuads {
+    /// Quads of an invocation.
+    pub quads: u64,
+    /// Quads from one of them to the next.
+    pub run: u64,
+    /// Invocations.
+    pub blocks: u64,
+}
+
+impl ColumnQuads {
+    pub fn new(walk: Walk, units: u64) -> ColumnQuads {
+        let quads = walk.column_quads().min(units.max(1));
+        let run = walk.run(THREADS).min(units.div_ceil(quads).next_power_of_two());
+        ColumnQuads { quads, run, blocks: units.div_ceil(run * quads) * run }
+    }
 }
 
 /// Elements of a quad.
