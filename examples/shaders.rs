@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 
 fn write(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    for module in Module::ALL {
+    for module in Module::all() {
         let name = module.name();
         std::fs::write(folder.join(format!("{name}.wgsl")), module.source())?;
         std::fs::write(folder.join(format!("{name}.uniform.wgsl")), module.uniform_source())?;

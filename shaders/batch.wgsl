@@ -4,8 +4,10 @@
 //   KIND_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
 //                 never E[a²] - E[a]²
 //
-//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE;
-//                 means[j] = sum a * u if HAS_MEANS
+//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
+//   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the Scale
+//                 dg / d, four f32 from means[4j] on. d is n̂, but n under EPS_AFTER, where norms holds n. Where the clamp
+//                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0
 //   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
 //                 from means[j])
 //   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
@@ -25,10 +27,12 @@ struct Params {
     part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
                        // counted from the first one bound
     firsts: u32,       // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
-    means_first: u32,  // the same of means, or of centers
+    more_firsts: u32,  // the same of means (subtract_means: centers), g, norms
     flags: u32,        // HAS_
     rate: f32,         // END_MEANS: 1 / rows
     momentum: f32,
+    policy: u32,       // END_FACTORS
+    eps: f32,
 }
 
 var<immediate> p: Params;
@@ -36,7 +40,9 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> part: array<vec2<f32>>; // (splits, columns)
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
-@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns)
+@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
+@group(0) @binding(6) var<storage, read> g: array<f32>; // (columns)
+@group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
 @group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
 
 override A_DTYPE: u32 = F32;
@@ -56,10 +62,11 @@ const KIND_MOMENTS = 1u;
 const END_SUMS = 0u;
 const END_MEANS = 1u;
 const END_SCALES = 2u;
+const END_FACTORS = 3u;
 const HAS_FIRST = 1u;
 const HAS_SECOND = 2u;
 const ACCUMULATE = 4u;
-const HAS_MEANS = 8u;
+const HAS_GAIN = 8u;
 
 // Of `n` rows: KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays
 // in the range of f32 however many rows there are.
@@ -107,6 +114,26 @@ fn combine_lanes(own: Stat, t: u32) -> Stat {
     return total;
 }
 
+fn write_factors(column: u32, dg: f32) {
+    let n = norms[extractBits(p.more_firsts, 16u, 8u) + column];
+    let size = magnitude(n);
+    var gain = 1.0;
+    if has(HAS_GAIN) {
+        gain = g[extractBits(p.more_firsts, 8u, 8u) + column];
+    }
+    let norm = select(n, n + p.eps, p.policy == EPS_AFTER);
+    let scale = scale_of(quotient(wide(gain), wide(norm)));
+    var share = Scale(1.0, 0.0);
+    if !((p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST)) {
+        share = scale_of(quotient(wide(dg), wide(n)));
+    }
+    let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;
+    means[at] = scale.t;
+    means[at + 1u] = scale.m;
+    means[at + 2u] = share.t;
+    means[at + 3u] = share.m;
+}
+
 fn write_end(column: u32, stat: Stat) {
     let at = extractBits(p.firsts, 16u, 8u) + column;
     let at_second = extractBits(p.firsts, 24u, 8u) + column;
@@ -125,7 +152,7 @@ fn write_end(column: u32, stat: Stat) {
         }
         first[at] = sum;
     }
-    if END == END_SUMS {
+    if END == END_SUMS || END == END_FACTORS {
         if has(HAS_SECOND) {
             var sum = stat.s.y;
             if has(ACCUMULATE) {
@@ -133,13 +160,13 @@ fn write_end(column: u32, stat: Stat) {
             }
             second[at_second] = sum;
         }
-        if has(HAS_MEANS) {
-            means[p.means_first + column] = stat.s.y;
+        if END == END_FACTORS {
+            write_factors(column, stat.s.y);
         }
         return;
     }
     let mean = stat.s.x * p.rate;
-    means[p.means_first + column] = mean;
+    means[extractBits(p.more_firsts, 0u, 8u) + column] = mean;
     if has(HAS_SECOND) {
         let old = second[at_second];
         second[at_second] = old + p.momentum * (mean - old);

@@ -117,7 +117,7 @@ fn subtract_means(
     var low_bias = vec4<f32>();
     var high_bias = vec4<f32>();
     for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        let low_at = p.means_first + column + i * PARTS;
+        let low_at = extractBits(p.more_firsts, 0u, 8u) + column + i * PARTS;
         low_center[i] = centers[low_at];
         if A_DTYPE != F32 {
             high_center[i] = centers[low_at + 1u];

@@ -1,30 +1,22 @@
 // The gradients of a linear layer that are matrix products.
 //
-//   dx = dy · w      A = dy (batch, out), B = v as (out, in), scaled to w while it is staged:
+//   dx = dy · w      A = dy (batch, out), B = v as (out, in), scaled to w before it is multiplied:
 //                    w = v (SCALE_NONE), g_k * v / n̂_k of the sum's own index k (SCALE_BY_K), g * v / n̂ (SCALE_WHOLE)
 //   dv = a * ((dyᵀ x) - dg * (v / d))      A = dy as (batch, out), B = x as (batch, in), both with k along the columns:
 //                    a = g / n̂, one for each row (END_ROWS), column (END_COLUMNS), or for all of v (END_WHOLE)
 //   dw = dyᵀ x       the same with END_PLAIN
 //
-// d is n̂ but under EPS_AFTER, where it is n: `norms` holds n there, and n̂ elsewhere. Where the clamp is active, or n = 0
-// under EPS_AFTER, n̂ does not depend on v and dg * (v / d) is absent.
+// The two factors of each norm, a and dg / d (see batch.wgsl, write_factors), are there already.
 //
 // `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
 // in `part`, and `gradient_finish` adds them up in order.
 
-@group(0) @binding(2) var<storage, read> g: array<f32>; // one for each norm
-@group(0) @binding(3) var<storage, read> norms: array<f32>; // see above
-@group(0) @binding(4) var<storage, read> dg: array<f32>; // one for each norm
-@group(0) @binding(6) var<storage, read> v: array<u32>; // words of V_DTYPE, shaped as C
+@group(0) @binding(2) var<storage, read> factors: array<vec4<f32>>; // of each norm: the Scale a, the Scale dg / d
 @group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) Wide
 
-override V_DTYPE: u32 = F32;
 override END: u32 = END_ROWS;
 override SCALE: u32 = SCALE_NONE;
-override HAS_GAIN: bool = true;
 override ADD: bool = false; // add to what C holds
-
-override SLOTS: u32 = BM + BN;
 
 const END_PLAIN = 0u;
 const END_ROWS = 1u;
@@ -35,52 +27,21 @@ const SCALE_NONE = 0u;
 const SCALE_BY_K = 1u;
 const SCALE_WHOLE = 2u;
 
-var<workgroup> scale_t: array<f32, SLOTS>; // a of a row or column of the tile
-var<workgroup> scale_m: array<f32, SLOTS>;
-var<workgroup> share_t: array<f32, SLOTS>; // dg / d of it
-var<workgroup> share_m: array<f32, SLOTS>;
+const SQUARES = false;
+override SCALED_B: bool = SCALE != SCALE_NONE;
 
-fn gain_of(i: u32) -> Wide {
-    if !HAS_GAIN {
-        return Wide(1.0, 0);
-    }
-    return wide(g[extractBits(p.firsts, 24u, 8u) + i]);
+fn step_scale(k: u32, part: u32) -> f32 {
+    return factors[extractBits(p.more_firsts, 0u, 8u) + select(k, 0u, SCALE == SCALE_WHOLE)][part];
 }
 
-fn norm_of(i: u32) -> f32 {
-    return norms[extractBits(p.more_firsts, 0u, 8u) + i];
+// The factors of the norm that an element of C belongs to.
+fn factors_of(row: u32, column: u32) -> vec4<f32> {
+    let norm = select(select(row, column, END == END_COLUMNS), 0u, END == END_WHOLE);
+    return factors[extractBits(p.more_firsts, 0u, 8u) + norm];
 }
 
-// a = g / n̂ of norm i.
-fn scale_at(i: u32) -> Scale {
-    var norm = norm_of(i);
-    if p.policy == EPS_AFTER {
-        norm += p.eps;
-    }
-    return scale_of(quotient(gain_of(i), wide(norm)));
-}
-
-// dg / d of norm i.
-fn share_at(i: u32) -> Scale {
-    let norm = norm_of(i);
-    let size = magnitude(norm);
-    if (p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST) {
-        return Scale(1.0, 0.0);
-    }
-    return scale_of(quotient(wide(dg[extractBits(p.more_firsts, 8u, 8u) + i]), wide(norm)));
-}
-
-fn staged_b(four: vec4<f32>, stage: u32, k: u32, left: u32) -> vec4<f32> {
-    if SCALE == SCALE_NONE || left == 0u {
-        return four;
-    }
-    let scale = scale_at(select(k, 0u, SCALE == SCALE_WHOLE));
-    return ((four * scale.t) * scale.m) * scale.t;
-}
-
-fn v_at(row: u32, column: u32) -> f32 {
-    let e = extractBits(p.more_firsts, 16u, 8u) + row * p.c_stride + column;
-    return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
+fn v_place(row: u32, column: u32) -> u32 {
+    return extractBits(p.more_firsts, 8u, 8u) + row * p.c_stride + column;
 }
 
 fn c_place(row: u32, column: u32) -> u32 {
@@ -96,47 +57,74 @@ fn put_one(row: u32, column: u32, value: f32) {
     }
 }
 
-// a and dg / d of the rows or columns of the tile.
-fn stage_scales(row0: u32, column0: u32, t: u32) {
-    let first = select(row0, column0, END == END_COLUMNS);
-    let end = select(p.rows, p.columns, END == END_COLUMNS);
-    let count = select(select(BM, BN, END == END_COLUMNS), 1u, END == END_WHOLE);
-    for (var i = t; i < count; i += THREADS) { // at most max(BM, BN) / THREADS iterations
-        if END == END_WHOLE || first + i < end {
-            let norm = select(first + i, 0u, END == END_WHOLE);
-            let scale = scale_at(norm);
-            scale_t[i] = scale.t;
-            scale_m[i] = scale.m;
-            let share = share_at(norm);
-            share_t[i] = share.t;
-            share_m[i] = share.m;
+// Of four elements of a row: t and m of their a, t and m of their dg / d.
+struct Factors {
+    t: vec4<f32>,
+    m: vec4<f32>,
+    share_t: vec4<f32>,
+    share_m: vec4<f32>,
+}
+
+// Those of the invocation's columns, for END_COLUMNS and END_WHOLE.
+var<private> own_factors: array<Factors, 2>;
+
+fn factors_of_columns(column: u32) -> Factors {
+    let last = p.columns - 1u;
+    let four = transpose(mat4x4<f32>(
+        factors_of(0u, min(column, last)), factors_of(0u, min(column + 1u, last)),
+        factors_of(0u, min(column + 2u, last)), factors_of(0u, min(column + 3u, last)),
+    ));
+    return Factors(four[0], four[1], four[2], four[3]);
+}
+
+// a * (c - dg * (v / d)) inside the range of f32.
+fn corrected_four(c: vec4<f32>, v: vec4<f32>, f: Factors) -> vec4<f32> {
+    let correction = ((v * f.share_t) * f.share_m) * f.share_t;
+    return (((c - correction) * f.t) * f.m) * f.t;
+}
+
+// The same, whatever the exponents.
+fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
+    let part = product_of(wide(v), wide_scale(Scale(factors.z, factors.w)));
+    return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(Scale(factors.x, factors.y))));
+}
+
+// Writes a block of C, or adds to it; the invocation's first element is at (row, column). With ADD the unsafe sums are
+// left out: each element is added to once.
+fn put_block(block: u32, row: u32, column: u32) {
+    take_block(block);
+    let first_row = row + block * BLOCK;
+    for (var q = 0u; q < QUADS; q += 1u) {
+        let n = column + STEP * q;
+        let left = left_of(n, p.columns, true);
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            let m = first_row + i;
+            if END != END_PLAIN {
+                look_at(block, i, q);
+            }
+            if m < p.rows && left > 0u {
+                var values = sum_at(i, q);
+                if END != END_PLAIN {
+                    var f = own_factors[q];
+                    if END == END_ROWS {
+                        let of_row = factors_of(m, 0u);
+                        f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
+                    }
+                    values = corrected_four(values, v_four(v_place(m, n), left), f);
+                }
+                if ADD {
+                    let skipped = unsafe_bits[QUADS * block + q] >> (4u * i);
+                    for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
+                        if ((skipped >> c) & 1u) == 0u {
+                            put_one(m, n + c, values[c]);
+                        }
+                    }
+                } else {
+                    put_four(c_place(m, n), values, left);
+                }
+            }
         }
     }
-    workgroupBarrier();
-}
-
-// Where an element of the tile finds its a and dg / d.
-fn slot_of(own_row: u32, own_column: u32) -> u32 {
-    return select(select(own_row, own_column, END == END_COLUMNS), 0u, END == END_WHOLE);
-}
-
-// a * (c - dg * (v / d)) for four elements of a row, inside the range of f32.
-fn corrected_four(c: vec4<f32>, row: u32, columns: vec4<u32>, own_row: u32, own_columns: vec4<u32>) -> vec4<f32> {
-    let x = slot_of(own_row, own_columns.x);
-    let y = slot_of(own_row, own_columns.y);
-    let z = slot_of(own_row, own_columns.z);
-    let w = slot_of(own_row, own_columns.w);
-    let v = vec4<f32>(v_at(row, columns.x), v_at(row, columns.y), v_at(row, columns.z), v_at(row, columns.w));
-    let share = vec4<f32>(share_t[x], share_t[y], share_t[z], share_t[w]);
-    let correction = ((v * share) * vec4<f32>(share_m[x], share_m[y], share_m[z], share_m[w])) * share;
-    let scale = vec4<f32>(scale_t[x], scale_t[y], scale_t[z], scale_t[w]);
-    return (((c - correction) * scale) * vec4<f32>(scale_m[x], scale_m[y], scale_m[z], scale_m[w])) * scale;
-}
-
-// a * (c - dg * (v / d)), whatever the exponents.
-fn corrected(c: Wide, v: f32, scale: Scale, share: Scale) -> f32 {
-    let part = product_of(wide(v), wide_scale(share));
-    return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(scale)));
 }
 
 @compute @workgroup_size(THREADS)
@@ -154,58 +142,44 @@ fn gradient(
     let column0 = tile % tiles_n * BN;
     product(row0, column0, 0u, p.depth, t);
 
-    let own_row = t / WX * TM;
-    let own_column = t % WX * TN;
-    let row = row0 + own_row;
-    let column = column0 + own_column;
-    if END != END_PLAIN {
-        stage_scales(row0, column0, t);
-    }
-    var none_bad: array<vec4<bool>, 2>;
-    var redo = Elements(0u, 0u);
-    if END != END_PLAIN {
-        let found = doubtful_elements(row, column, none_bad);
-        redo = elements_to_redo(found, row, column, 0u, p.depth);
-    }
-    for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
-        if c < p.columns {
-            let left = p.columns - c;
-            for (var i = 0u; i < TM; i += 1u) {
-                if row + i < p.rows {
-                    let again = (select(redo.first, redo.second, q == 1u) >> (4u * i)) & 0xfu;
-                    var values = acc[i * QUADS + q];
-                    if END != END_PLAIN {
-                        let places = min(vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(left - 1u));
-                        values = corrected_four(values, row + i, c + places, own_row + i, own_column + 4u * q + places);
-                    }
-                    if ADD {
-                        // Each element is added to once, by this or by what forms it again.
-                        for (var n = 0u; n < min(left, 4u); n += 1u) { // at most 4 iterations
-                            if ((again >> n) & 1u) == 0u {
-                                put_one(row + i, c + n, values[n]);
-                            }
-                        }
-                    } else {
-                        put_four(c_place(row + i, c), values, left);
-                    }
-                }
-            }
+    let row = row0 + t / WX * TM;
+    let column = column0 + own_column(t);
+    if END == END_COLUMNS || END == END_WHOLE {
+        for (var q = 0u; q < QUADS; q += 1u) {
+            own_factors[q] = factors_of_columns(column + STEP * q);
         }
+    }
+    put_block(0u, row, column);
+    if TM > 8u {
+        put_block(1u, row, column);
+    }
+    if TM > 16u {
+        put_block(2u, row, column);
+        put_block(3u, row, column);
     }
     if END == END_PLAIN {
         return;
     }
-    while any_of(redo) { // at most TM * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
-        let slot = slot_of(own_row + at.x, own_column + at.y);
-        let sum = redo_dot(row + at.x, column + at.y, 0u, p.depth);
-        let value = corrected(
-            sum, v_at(row + at.x, column + at.y),
-            Scale(scale_t[slot], scale_m[slot]), Scale(share_t[slot], share_m[slot]),
-        );
-        put_one(row + at.x, column + at.y, value);
+    for (var block = first_block(0u); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        let redo = elements_to_redo(block, row, column, 0u, 0u, p.depth);
+        var left = redo;
+        if ADD {
+            // Zero sums were left out too.
+            let there = elements_there(block, row, column);
+            let found = elements_unsafe(block, 0u);
+            left = Elements(there.first & found.first, there.second & found.second);
+        }
+        while any_of(left) { // at most BLOCK * TN iterations
+            let at = lowest(left);
+            left = without_lowest(left);
+            let m = row + block * BLOCK + at.x;
+            let n = column + at.y;
+            var sum = Wide(0.0, NOTHING);
+            if !ADD || holds(redo, at) {
+                sum = redo_dot(m, n, 0u, p.depth);
+            }
+            put_one(m, n, corrected(sum, v_element(v_place(m, n)), factors_of(m, n)));
+        }
     }
 }
 
@@ -229,7 +203,7 @@ fn gradient_partial(
     let column0 = tile % tiles_n * BN;
     product(row0, column0, k_first, k_end, t);
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, END != END_PLAIN);
 }
 
@@ -251,8 +225,7 @@ fn gradient_finish(
     if END == END_PLAIN {
         value = narrow(sum);
     } else {
-        let norm = slot_of(row, column);
-        value = corrected(sum, v_at(row, column), scale_at(norm), share_at(norm));
+        value = corrected(sum, v_element(v_place(row, column)), factors_of(row, column));
     }
     put_one(row, column, value);
 }

@@ -9,15 +9,14 @@
 // `linear` does all of it in one dispatch. Where in_features is split, `linear_partial` leaves the partial sums of
 // each split in `part`, and `linear_finish` adds them up in order.
 //
-// The product is tile.wgsl's, with A = x and B = v. With NORM_FUSED an invocation adds up the squares of what it
-// stages of v, so that v is read no more often than by the plain product; the workgroups of the first rows of y write
-// the norms out.
+// The product is that of product.wgsl, with A = x and B = v. With NORM_FUSED an invocation adds up the squares of what it
+// reads of v anyway, so that v is read no more often than by the plain product; the workgroups of the first rows of y
+// write the norms out.
 
 @group(0) @binding(2) var<storage, read> g: array<f32>; // (out_features), or one element with NORM_WHOLE
 @group(0) @binding(3) var<storage, read> bias: array<f32>; // (out_features)
 @group(0) @binding(4) var<storage, read> norms_in: array<f32>; // see NORM_ above
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
-@group(0) @binding(7) var<storage, read_write> u: array<f32>; // (batch, out_features): what the gain multiplies
 @group(0) @binding(8) var<storage, read_write> part: array<vec2<u32>>; // (splits, rows, columns) of C, (splits, columns) of v²
 
 override NORM: u32 = NORM_FUSED;
@@ -39,23 +38,12 @@ const ACT_GELU = 3u;
 const ACT_SILU = 4u;
 const ACT_TANH = 5u;
 
-var<workgroup> norm_m: array<f32, BN>; // n̂ of a column of y: norm_m * 2^norm_e
-var<workgroup> norm_e: array<i32, BN>;
+override SQUARES: bool = NORM == NORM_FUSED;
+override SCALED_B: bool = NORM == NORM_IN;
+override NORMED: bool = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
 
-var<private> squares: array<f32, 4>; // of what this invocation staged of v
-
-fn staged_b(four: vec4<f32>, stage: u32, k: u32, left: u32) -> vec4<f32> {
-    var values = four;
-    if NORM == NORM_FUSED {
-        squares[stage] += dot(four, four);
-    }
-    if NORM == NORM_IN {
-        for (var i = 0u; i < min(left, 4u); i += 1u) { // at most 4 iterations
-            let at = extractBits(p.more_firsts, 16u, 8u) + 2u * (k + i);
-            values[i] = scaled(values[i], Scale(norms_in[at], norms_in[at + 1u]));
-        }
-    }
-    return values;
+fn step_scale(k: u32, part: u32) -> f32 {
+    return norms_in[extractBits(p.more_firsts, 16u, 8u) + 2u * k + part];
 }
 
 // The sum of squares of one row of v over k_first .. k_end - 1, scaled by 2^c.
@@ -72,12 +60,9 @@ fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     return (s.x + s.y) + (s.z + s.w);
 }
 
-// The sum of squares of a column of y, from what `product` left in `squares`. Call stage_squares before.
+// The sum of squares of column c of those that start at column0. Call stage_squares before.
 fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
-    var s = 0.0;
-    for (var i = 0u; i < BK4; i += 1u) { // 4 iterations
-        s += staged_bs[c * BK4 + i];
-    }
+    var s = column_square(c);
     let up = lift(s);
     if up != 0 {
         s = redo_squares(column0 + c, k_first, k_end, up);
@@ -85,38 +70,44 @@ fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     return Wide(s, -2 * up);
 }
 
-// Puts the squares of each invocation where column_sum finds them.
-fn stage_squares(t: u32) {
-    for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-        let quad = stage * THREADS + t;
-        if quad < BN * BK4 {
-            staged_bs[quad] = squares[stage];
-        }
-    }
-    workgroupBarrier();
-}
-
-// n̂ of every column of the tile into norm_m, norm_e.
-fn column_norms(column0: u32, t: u32, write: bool) {
+// n̂ of the columns of the tile into norm_m, norm_e.
+fn find_norms(column0: u32, t: u32, write: bool) {
     if NORM == NORM_FUSED {
         stage_squares(t);
     }
-    for (var c = t; c < BN; c += THREADS) { // at most BN / THREADS iterations
-        if column0 + c < p.columns {
-            var norm: Wide;
+    let base = norms_column(column0, t);
+    var lifted = 0u; // a bit for each round whose sum of squares left the safe range
+    var bit = 1u;
+    for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
+        if base + c < p.columns {
             if NORM == NORM_FUSED {
-                norm = effective_norm(column_sum(c, column0, 0u, p.depth), p.policy, p.eps);
-                if WRITE_NORMS && write {
-                    norms_out[extractBits(p.more_firsts, 24u, 8u) + column0 + c] = narrow(norm);
-                }
+                let s = column_square(c);
+                lifted |= select(0u, bit, lift(s) != 0);
+                put_norm(c, base, Wide(s, 0), write);
             } else {
-                norm = known_norm(column0 + c);
+                let norm = known_norm(base + c);
+                norm_m[c] = norm.m;
+                norm_e[c] = norm.e;
             }
-            norm_m[c] = norm.m;
-            norm_e[c] = norm.e;
         }
+        bit <<= 1u;
     }
-    workgroupBarrier();
+    // Once more for what is out of range: a loop of its own, since a CPU driver runs through its body in any case.
+    while lifted != 0u { // at most NORMS / SHARE iterations
+        let c = first_norm(t) + countTrailingZeros(lifted) * SHARE;
+        lifted &= lifted - 1u;
+        put_norm(c, base, column_sum(c, base, 0u, p.depth), write);
+    }
+    share_norms();
+}
+
+fn put_norm(c: u32, base: u32, sum: Wide, write: bool) {
+    let norm = effective_norm(sum, p.policy, p.eps);
+    if WRITE_NORMS && write {
+        norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
+    }
+    norm_m[c] = norm.m;
+    norm_e[c] = norm.e;
 }
 
 fn known_norm(column: u32) -> Wide {
@@ -209,7 +200,7 @@ fn quotient_of(dot: Wide, norm: Wide) -> Wide {
 fn put_one(row: u32, column: u32, quotient: Wide) {
     var value = narrow(quotient);
     if WRITE_U {
-        u[u_place(row, column)] = value;
+        put_u_element(u_place(row, column), value);
     }
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
         value = narrow(product_of(wide(gain_of(column)), quotient));
@@ -222,21 +213,41 @@ fn u_place(row: u32, column: u32) -> u32 {
     return extractBits(p.firsts, 24u, 8u) + row * p.c_stride + column;
 }
 
-fn put_u(e: u32, values: vec4<f32>, count: u32) {
-    u[e] = values.x;
-    if count > 1u {
-        u[e + 1u] = values.y;
-    }
-    if count > 2u {
-        u[e + 2u] = values.z;
-    }
-    if count > 3u {
-        u[e + 3u] = values.w;
-    }
-}
-
 fn put(row: u32, column: u32, values: vec4<f32>, count: u32) {
     put_four(extractBits(p.firsts, 16u, 8u) + row * p.c_stride + column, activate(values), count);
+}
+
+// Of the invocation's columns: 1 / n̂, g, bias.
+var<private> reciprocals: array<vec4<f32>, 2>;
+var<private> gains: array<vec4<f32>, 2>;
+var<private> biases: array<vec4<f32>, 2>;
+
+// Writes a block of y, and of u; the invocation's first element is at (row, column).
+fn put_block(block: u32, row: u32, column: u32) {
+    take_block(block);
+    for (var q = 0u; q < QUADS; q += 1u) {
+        let c = column + STEP * q;
+        let left = left_of(c, p.columns, true);
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            let m = row + block * BLOCK + i;
+            if NORMED {
+                look_at(block, i, q);
+            }
+            if m < p.rows && left > 0u {
+                var values = sum_at(i, q);
+                if NORMED {
+                    values *= reciprocals[q];
+                }
+                if WRITE_U {
+                    put_u(u_place(m, c), values, left);
+                }
+                if NORMED {
+                    values *= gains[q];
+                }
+                put(m, c, values + biases[q], left);
+            }
+        }
+    }
 }
 
 @compute @workgroup_size(THREADS)
@@ -255,55 +266,43 @@ fn linear(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let own_column = t % WX * TN;
-    let column = column0 + own_column;
-    let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
-    var found = Doubtful(Elements(0u, 0u), Elements(0u, 0u));
-    var reciprocals: array<vec4<f32>, 2>;
-    if normed {
-        column_norms(column0, t, row0 == 0u);
-        var bad: array<vec4<bool>, 2>;
+    let column = column0 + own_column(t);
+    var bad_columns = 0u;
+    if NORMED {
+        find_norms(column0, t, row0 == 0u);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let c = own_column + 4u * q;
+            let c = own_norms(t) + STEP * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
             let e = vec4<i32>(norm_e[c], norm_e[c + 1u], norm_e[c + 2u], norm_e[c + 3u]);
             reciprocals[q] = 1.0 / m;
-            bad[q] = (unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>());
+            let bad = (unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>());
+            bad_columns |= any_bits(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), bad)) << (4u * q);
         }
-        found = doubtful_elements(row, column, bad);
     }
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
-        if c < p.columns {
-            let gains = gains_of(c);
-            let biases = biases_of(c);
-            let left = p.columns - c;
-            for (var i = 0u; i < TM; i += 1u) {
-                if row + i < p.rows {
-                    var values = acc[i * QUADS + q];
-                    if normed {
-                        values *= reciprocals[q];
-                    }
-                    if WRITE_U {
-                        put_u(u_place(row + i, c), values, left);
-                    }
-                    if normed {
-                        values *= gains;
-                    }
-                    put(row + i, c, values + biases, left);
-                }
-            }
-        }
+        gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
+        biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
-    if !normed {
+    put_block(0u, row, column);
+    if TM > 8u {
+        put_block(1u, row, column);
+    }
+    if TM > 16u {
+        put_block(2u, row, column);
+        put_block(3u, row, column);
+    }
+    if !NORMED {
         return;
     }
-    var redo = elements_to_redo(found, row, column, 0u, p.depth);
-    while any_of(redo) { // at most TM * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
-        let norm = Wide(norm_m[own_column + at.y], norm_e[own_column + at.y]);
-        put_one(row + at.x, column + at.y, quotient_of(redo_dot(row + at.x, column + at.y, 0u, p.depth), norm));
+    for (var block = first_block(bad_columns); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        var redo = elements_to_redo(block, row, column, bad_columns, 0u, p.depth);
+        while any_of(redo) { // at most BLOCK * TN iterations
+            let at = lowest(redo);
+            redo = without_lowest(redo);
+            let m = row + block * BLOCK + at.x;
+            let norm = Wide(norm_m[own_norms(t) + at.y], norm_e[own_norms(t) + at.y]);
+            put_one(m, column + at.y, quotient_of(redo_dot(m, column + at.y, 0u, p.depth), norm));
+        }
     }
 }
 
@@ -329,18 +328,18 @@ fn linear_partial(
 
     if NORM == NORM_FUSED {
         stage_squares(t);
-        for (var c = t; c < BN; c += THREADS) { // at most BN / THREADS iterations
-            if row0 == 0u && column0 + c < p.columns {
-                let sum = column_sum(c, column0, k_first, k_end);
-                let at = (p.splits * p.rows + p.split_first + split) * p.columns + column0 + c;
+        let base = norms_column(column0, t);
+        for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
+            if row0 == 0u && base + c < p.columns {
+                let sum = column_sum(c, base, k_first, k_end);
+                let at = (p.splits * p.rows + p.split_first + split) * p.columns + base + c;
                 part[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
             }
         }
     }
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
-    let normed = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM_WHOLE;
-    put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, normed);
+    let column = column0 + own_column(t);
+    put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, NORMED);
 }
 
 // One invocation an element of y.

@@ -1,11 +1,11 @@
-// The output of a product, stored as f16 or bf16. Joined in front of tile.wgsl.
+// The output of a product, stored as f16 or bf16. Joined in front of product.wgsl, with with_c.wgsl.
 //
 // A word may hold the end of one row and the start of the next, written by different invocations. Such a half is
 // written by atomicAnd, then atomicOr, of its own bits: each half has one owner, so the order does not matter.
 
 override Y_DTYPE: u32 = F16;
 
-@group(0) @binding(5) var<storage, read_write> y: array<atomic<u32>>; // (batch, out_features), two to a word
+@group(0) @binding(5) var<storage, read_write> y: array<atomic<u32>>; // C, two to a word
 
 fn put_bits(e: u32, bits: u32) {
     let shift = 16u * (e & 1u);

@@ -1,6 +1,7 @@
-// The output of a product, stored as f32. Joined in front of tile.wgsl.
+// The output of a product, stored as f32. Joined in front of product.wgsl, with with_c.wgsl; out_halves.wgsl and
+// out_quads.wgsl offer the same for other outputs.
 
-@group(0) @binding(5) var<storage, read_write> y: array<f32>; // (batch, out_features)
+@group(0) @binding(5) var<storage, read_write> y: array<f32>; // C
 
 fn put_element(e: u32, value: f32) {
     y[e] = value;

@@ -1,34 +1,49 @@
 // Partial sums of a product over splits of k, for the files that declare
 //   part: array<vec2<u32>>   (splits, rows, columns) Wide, f32 m and i32 e
-// Joined behind tile.wgsl.
+// Joined behind a family of product.wgsl.
 
 const FINISH_THREADS = 64u;
 
-// Writes acc as the partial sums of the rows from part_row on. With `exact`, sums that left the safe range are formed
-// again.
-fn put_parts(part_row: u32, row: u32, column: u32, k_first: u32, k_end: u32, exact: bool) {
-    for (var i = 0u; i < TM; i += 1u) {
-        for (var q = 0u; q < QUADS; q += 1u) {
-            let four = bitcast<vec4<u32>>(acc[i * QUADS + q]);
+// Writes a block as the partial sums of the rows from part_row on; the invocation's first element is at (row, column).
+fn put_block_parts(block: u32, part_row: u32, row: u32, column: u32) {
+    take_block(block);
+    for (var q = 0u; q < QUADS; q += 1u) {
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            let m = row + block * BLOCK + i;
+            look_at(block, i, q);
+            let four = bitcast<vec4<u32>>(sum_at(i, q));
             for (var c = 0u; c < 4u; c += 1u) {
-                let at = column + 4u * q + c;
-                if row + i < p.rows && at < p.columns {
-                    part[(part_row + row + i) * p.columns + at] = vec2<u32>(four[c], 0u);
+                let n = column + STEP * q + c;
+                if m < p.rows && n < p.columns {
+                    part[(part_row + m) * p.columns + n] = vec2<u32>(four[c], 0u);
                 }
             }
         }
     }
+}
+
+// Writes the invocation's partial sums. With `exact`, sums that left the safe range are formed again.
+fn put_parts(part_row: u32, row: u32, column: u32, k_first: u32, k_end: u32, exact: bool) {
+    put_block_parts(0u, part_row, row, column);
+    if TM > 8u {
+        put_block_parts(1u, part_row, row, column);
+    }
+    if TM > 16u {
+        put_block_parts(2u, part_row, row, column);
+        put_block_parts(3u, part_row, row, column);
+    }
     if !exact {
         return;
     }
-    var none_bad: array<vec4<bool>, 2>;
-    let found = doubtful_elements(row, column, none_bad);
-    var redo = elements_to_redo(found, row, column, k_first, k_end);
-    while any_of(redo) { // at most TM * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
-        let sum = redo_dot(row + at.x, column + at.y, k_first, k_end);
-        part[(part_row + row + at.x) * p.columns + column + at.y] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
+    for (var block = first_block(0u); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        var redo = elements_to_redo(block, row, column, 0u, k_first, k_end);
+        while any_of(redo) { // at most BLOCK * TN iterations
+            let at = lowest(redo);
+            redo = without_lowest(redo);
+            let m = row + block * BLOCK + at.x;
+            let sum = redo_dot(m, column + at.y, k_first, k_end);
+            part[(part_row + m) * p.columns + column + at.y] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
+        }
     }
 }
 

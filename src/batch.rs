@@ -18,10 +18,12 @@ struct Params {
     splits: u32,
     part_first: u32,
     firsts: u32,
-    means_first: u32,
+    more_firsts: u32,
     flags: u32,
     rate: f32,
     momentum: f32,
+    policy: u32,
+    eps: f32,
 }
 
 /// Invocations in a workgroup of `batch.wgsl`.
@@ -37,7 +39,7 @@ const SUBTRACT_WORDS: u64 = 4 * THREADS;
 const HAS_FIRST: u32 = 1;
 const HAS_SECOND: u32 = 2;
 const ACCUMULATE: u32 = 4;
-const HAS_MEANS: u32 = 8;
+const HAS_GAIN: u32 = 8;
 
 /// Whether an output is replaced or added to, as the gradients of micro-batches are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +66,7 @@ enum End {
     Sums,
     Means,
     Scales,
+    Factors,
 }
 
 impl End {
@@ -83,8 +86,20 @@ struct Job<'a> {
     first: Option<View<'a>>,
     second: Option<View<'a>>,
     means: Option<View<'a>>,
+    factors: Option<Factors<'a>>,
     write: Write,
     momentum: f32,
+}
+
+/// The factors of each norm that the gradients of a weight-normalized product want, from dg of a batch.
+#[derive(Clone)]
+pub(crate) struct Factors<'a> {
+    /// n̂, but n under [`Eps::After`].
+    pub norms: View<'a>,
+    pub g: Option<View<'a>>,
+    pub eps: Eps,
+    /// Four f32 a norm: `write_factors` of `batch.wgsl`.
+    pub out: View<'a>,
 }
 
 impl Gpu {
@@ -184,8 +199,8 @@ impl Recorder<'_, '_> {
     /// ```
     ///
     /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
-    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `dg_alone`:
-    /// dg of this batch alone, whatever `write`.
+    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
+    /// made of dg of this batch alone, whatever `write`; without u their dg is 0.
     /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
     ///
     /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
@@ -196,19 +211,21 @@ impl Recorder<'_, '_> {
         u: Option<View<'a>>,
         dbias: Option<View<'a>>,
         dg: Option<View<'a>>,
-        dg_alone: Option<View<'a>>,
+        factors: Option<Factors<'a>>,
         write: Write,
     ) -> Result<(), Error> {
-        let wants_u = dg.is_some() || dg_alone.is_some();
-        debug_assert!(!wants_u || u.is_some(), "dg is made of u");
+        debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
         let (rows, columns) = matrix(dy);
+        // Factors without any sum need no look at dy.
+        let rows = if u.is_none() && dbias.is_none() { 0 } else { rows };
+        let end = if factors.is_some() { End::Factors } else { End::Sums };
         self.statistics(&Job {
-            u: u.filter(|_| wants_u),
+            u,
             first: dbias,
             second: dg,
-            means: dg_alone,
+            factors,
             write,
-            ..Job::new(View::of(dy), dy.dtype(), rows, columns, End::Sums)
+            ..Job::new(View::of(dy), dy.dtype(), rows, columns, end)
         })
     }
 
@@ -236,12 +253,18 @@ impl Recorder<'_, '_> {
         };
         expect_features(OP, "g", Some(g), features as u64)?;
         expect_features(OP, "bias", Some(bias), features as u64)?;
-        Arguments::new(OP).input("x", x).input("v", v).output("g", g).output("bias", bias).check(self.gpu())?;
+        Arguments::new(OP)
+            .input("x", x)
+            .input("v", v)
+            .output("g", g)
+            .output("bias", bias)
+            .operations(2 * (x.len() * features + v.len()) as u64 + 3 * rows * features as u64)
+            .begin(self)?;
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.gpu().scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
-        self.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t)?;
+        self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
         self.statistics(&Job {
             first: Some(View::of(g)),
             second: Some(View::of(bias)),
@@ -271,9 +294,10 @@ impl Recorder<'_, '_> {
         Arguments::new(OP)
             .input("t", t)
             .input("bias", bias)
-            .output("running", running.map(|r| r.mean))
+            .output_onto(true, "running", running.map(|r| r.mean))
             .output("y", y)
-            .check(self.gpu())?;
+            .operations(2 * t.len() as u64)
+            .begin(self)?;
         let means = self.means(columns)?;
         self.statistics(&Job {
             second: running.map(|r| View::of(r.mean)),
@@ -307,7 +331,8 @@ impl Recorder<'_, '_> {
             .input("bias", bias)
             .input("running", running)
             .output("y", y)
-            .check(self.gpu())?;
+            .operations(t.len() as u64)
+            .begin(self)?;
         self.subtract_means(t, &View::of(running), bias, y)
     }
 
@@ -329,7 +354,12 @@ impl Recorder<'_, '_> {
         let (rows, columns) = checked_matrix(OP, "dy", dy)?;
         expect_features(OP, "dbias", dbias, columns)?;
         expect_shape(OP, "dt", dt, dy.shape())?;
-        Arguments::new(OP).input("dy", dy).output("dt", dt).output("dbias", dbias).check(self.gpu())?;
+        Arguments::new(OP)
+            .input("dy", dy)
+            .output("dt", dt)
+            .output_onto(write == Write::Add, "dbias", dbias)
+            .operations(2 * dy.len() as u64)
+            .begin(self)?;
         let means = self.means(columns)?;
         self.statistics(&Job {
             first: dbias.map(View::of),
@@ -388,7 +418,7 @@ impl Recorder<'_, '_> {
                         stride: columns as u32,
                         part_first: ((e - j) % columns) as u32,
                         firsts: firsts([t_first, bias_first, y_first, 0]),
-                        means_first: centers_first,
+                        more_firsts: centers_first,
                         ..Params::zeroed()
                     },
                     // In words, one more where the first element is an upper half.
@@ -441,7 +471,7 @@ impl Recorder<'_, '_> {
                     split_length: each as u32,
                     stride: columns as u32,
                     firsts: firsts([t_first, bias_first, y_first, 0]),
-                    means_first: centers_first,
+                    more_firsts: centers_first,
                     ..Params::zeroed()
                 },
                 groups: groups(count),
@@ -452,7 +482,8 @@ impl Recorder<'_, '_> {
     }
 
     fn statistics(&mut self, job: &Job<'_>) -> Result<(), Error> {
-        if job.columns == 0 || (job.first.is_none() && job.second.is_none() && job.means.is_none()) {
+        let outputs = [&job.first, &job.second, &job.means, &job.factors.as_ref().map(|f| f.out.clone())];
+        if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
             return Ok(());
         }
         let gpu = self.gpu().clone();
@@ -475,13 +506,21 @@ impl Recorder<'_, '_> {
         for (j, count) in windows(columns, plan.column_step) {
             let (first, first_at) = bind(&job.first, &gpu, j, count);
             let (second, second_at) = bind(&job.second, &gpu, j, count);
-            let (means, means_at) = bind(&job.means, &gpu, j, count);
+            let (means, means_at) = match &job.factors {
+                Some(factors) => factors.out.bind(&gpu, 4 * j, 4 * count),
+                None => bind(&job.means, &gpu, j, count),
+            };
+            let factors = job.factors.as_ref();
+            let (g, g_at) = bind(&factors.and_then(|f| f.g.clone()), &gpu, j, count);
+            let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), &gpu, j, count);
             let (part, _) = parts.bind(&gpu, 0, if direct { 0 } else { plan.splits * count });
             let params = Params {
                 count: count as u32,
                 stride: columns as u32,
                 split_length: plan.split_length as u32,
-                means_first: means_at,
+                more_firsts: firsts([means_at, g_at, norms_at, 0]),
+                policy: factors.map_or(0, |f| f.eps.code()),
+                eps: factors.map_or(0.0, |f| f.eps.value()),
                 flags: job.flags(),
                 rate: if rows == 0 { 0.0 } else { (1.0 / rows as f64) as f32 },
                 momentum: job.momentum,
@@ -493,13 +532,13 @@ impl Recorder<'_, '_> {
                 let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
                 let (a, a_first) = job.a.bind(&gpu, row * columns + j, span);
                 let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(&gpu, row * columns + j, span));
-                let outputs = if direct { [first.clone(), second.clone(), means.clone()] } else { [None, None, None] };
-                let [first, second, means] = outputs;
+                let ends = [&first, &second, &means, &g, &norms].map(|end| end.clone().filter(|_| direct));
+                let [first, second, means, g, norms] = ends;
                 self.dispatch(&Dispatch {
                     kernel: &kernel::BATCH_SUMS,
                     module,
                     constants: &constants,
-                    buffers: &[a, u, part.clone(), first, second, means],
+                    buffers: &[a, u, part.clone(), first, second, means, g, norms],
                     params: Params {
                         rows: row_count as u32,
                         splits: split_count as u32,
@@ -521,7 +560,7 @@ impl Recorder<'_, '_> {
                 kernel: &kernel::BATCH_FINISH,
                 module: Module::BatchWords,
                 constants: &ends,
-                buffers: &[part, first, second, means],
+                buffers: &[part, first, second, means, g, norms],
                 params: Params {
                     rows: rows as u32,
                     splits: plan.splits as u32,
@@ -574,7 +613,8 @@ impl<'a> Job<'a> {
     /// Nothing is written yet.
     fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, end: End) -> Job<'a> {
         let write = Write::Replace;
-        Job { a, dtype, rows, columns, u: None, end, first: None, second: None, means: None, write, momentum: 0.0 }
+        let (u, first, second, means, factors) = (None, None, None, None, None);
+        Job { a, dtype, rows, columns, u, end, first, second, means, factors, write, momentum: 0.0 }
     }
 
     fn flags(&self) -> u32 {
@@ -582,7 +622,7 @@ impl<'a> Job<'a> {
         flag(self.first.is_some(), HAS_FIRST)
             | flag(self.second.is_some(), HAS_SECOND)
             | flag(self.write == Write::Add, ACCUMULATE)
-            | flag(self.means.is_some(), HAS_MEANS)
+            | flag(self.factors.as_ref().is_some_and(|factors| factors.g.is_some()), HAS_GAIN)
     }
 }
 
@@ -607,14 +647,16 @@ impl Plan {
         let cx = columns.next_power_of_two().min(MAX_COLUMNS);
         let cy = THREADS / cx;
         // An output has to fit its binding as well.
-        let column_step = columns.min(capacity / DType::F32.size()).min(groups * cx);
+        let out = if job.factors.is_some() { 16 } else { DType::F32.size() };
+        let column_step = columns.min(capacity / out).min(groups * cx);
         // The last row of a window needs column_step elements only.
         let rows_in_binding = (capacity / element - column_step) / columns + 1;
         let quads = Plan::quads(gpu, job).filter(|_| column_step == columns);
         let (enough, longest) = match &quads {
-            Some(quads) => {
-                ((Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks), MAX_ITERATIONS / (2 + quads.quads))
-            }
+            Some(quads) => (
+                (Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
+                MAX_ITERATIONS / (2 + quads.quads),
+            ),
             None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
         };
         let useful = rows.div_ceil(SHORTEST_SPLIT).min(enough);
@@ -642,7 +684,9 @@ impl Plan {
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * walk::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(walk::quad(job.dtype)) && job.end != End::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
-        let pays = walk.sums_columns_in_quads(units) && job.rows > 0;
+        // The factors of a single split would be made column by column: the other kernel does that side by side.
+        let at_once = job.factors.is_some() && job.rows <= SHORTEST_SPLIT;
+        let pays = walk.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
         (can && pays).then(|| ColumnQuads::new(walk, units))
     }
 }

@@ -1,12 +1,12 @@
 //! The device handle.
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use futures::FutureExt;
 
 use crate::kernel::{self, Pipelines};
-use crate::{DType, Element, Error, Recorder, Tensor};
+use crate::{DType, Element, Error, Recorder, Roof, Tensor};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,17 +19,28 @@ pub enum Parameters {
 }
 
 /// What may be asked of a [`Gpu`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
     /// How a dispatch gets its parameters.
     pub parameters: Parameters,
+    /// A pipeline cache of the caller's, on the caller's device: see [`Options::pipeline_cache`].
+    pub pipeline_cache: Option<wgpu::PipelineCache>,
 }
 
 impl Options {
     /// Forces how a dispatch gets its parameters.
     pub fn parameters(mut self, parameters: Parameters) -> Self {
         self.parameters = parameters;
+        self
+    }
+
+    /// Builds every pipeline with this cache, so that drivers need not compile again what the cache has. It is made by
+    /// `device.create_pipeline_cache(..)` on a device with [`wgpu::Features::PIPELINE_CACHE`], which goes to
+    /// [`Gpu::from_wgpu`]; its data are for the caller to keep. A cache of another device than that one makes every operator
+    /// fail with [`Error::Wgpu`].
+    pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
+        self.pipeline_cache = Some(cache);
         self
     }
 }
@@ -64,7 +75,8 @@ struct Inner {
     own: bool,
     state: Arc<State>,
     pipelines: Pipelines,
-    scratch: Mutex<[Option<wgpu::Buffer>; 3]>,
+    roof: OnceLock<Roof>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
     nothing_written: wgpu::Buffer,
@@ -90,12 +102,14 @@ impl State {
     }
 }
 
-/// The scratch buffers. One dispatch may read norms, and write scales and partial sums, and wgpu tracks use per buffer.
+/// The scratch buffers. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
+/// per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {
     Sums,
     Scales,
     Norms,
+    Factors,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
@@ -121,8 +135,12 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`].
+    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here.
     pub async fn new_async(options: Options) -> Result<Gpu, Error> {
+        if options.pipeline_cache.is_some() {
+            let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
+            return Err(Error::Unsupported { what: what.to_owned() });
+        }
         let adapter = pick_adapter().await?;
         let wanted = Gpu::wanted(&adapter);
         let descriptor = wgpu::DeviceDescriptor {
@@ -152,11 +170,13 @@ impl Gpu {
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
     ///
     /// The device needs no optional feature; [`Gpu::wanted`] says which ones are of use. With
-    /// [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters.
+    /// [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters; with
+    /// [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
-    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup.
+    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup; or if it has no pipeline caches, and
+    /// the options bring one.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         Gpu::assemble(device, queue, options, None)
     }
@@ -193,6 +213,9 @@ impl Gpu {
                 what: format!("bindings at multiples of 256 bytes, only of {alignment}"),
             });
         }
+        if options.pipeline_cache.is_some() && !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return Err(Error::Unsupported { what: "pipeline caches".to_owned() });
+        }
         let immediates = options.parameters == Parameters::Auto
             && device.features().contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= kernel::MAX_PARAMS;
@@ -216,7 +239,8 @@ impl Gpu {
             immediates,
             own: handlers.is_some(),
             state: handlers.unwrap_or_default(),
-            pipelines: Pipelines::default(),
+            pipelines: Pipelines::new(options.pipeline_cache),
+            roof: OnceLock::new(),
             scratch: Mutex::default(),
             nothing_read: nothing("weightnorm.nothing_read")?,
             nothing_written: nothing("weightnorm.nothing_written")?,
@@ -228,7 +252,11 @@ impl Gpu {
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
     pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        Wanted { features: adapter.features() & wgpu::Features::IMMEDIATES, limits: adapter.limits() }
+        let features = wgpu::Features::IMMEDIATES
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE;
+        Wanted { features: adapter.features() & features, limits: adapter.limits() }
     }
 
     /// The device.
@@ -275,13 +303,13 @@ impl Gpu {
         }
     }
 
-    /// Preallocates scratch memory, three buffers of `bytes` each, so that recording allocates none up to that size.
+    /// Preallocates scratch memory, four buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
-        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms] {
+        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms, Scratch::Factors] {
             self.scratch(which, bytes)?;
         }
         Ok(())
@@ -341,6 +369,10 @@ impl Gpu {
         &self.inner.pipelines
     }
 
+    pub(crate) fn roof_cell(&self) -> &OnceLock<Roof> {
+        &self.inner.roof
+    }
+
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse
     /// two writable bindings of the same bytes.
     pub(crate) fn nothing(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
@@ -356,12 +388,20 @@ impl Gpu {
         &self.inner.limits
     }
 
-    pub(crate) fn is_gl(&self) -> bool {
-        self.inner.info.backend == wgpu::Backend::Gl
+    /// Lanes of a subgroup where the family `lanes` can run: it wants all subgroups of one size.
+    pub(crate) fn lanes(&self) -> Option<u64> {
+        let Inner { info, device, .. } = &*self.inner;
+        let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
+        let can = device.features().contains(wgpu::Features::SUBGROUP) && one_size && [4, 8, 16].contains(&size);
+        can.then_some(u64::from(size))
     }
 
     pub(crate) fn is_cpu(&self) -> bool {
         self.inner.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    pub(crate) fn is_gl(&self) -> bool {
+        self.inner.info.backend == wgpu::Backend::Gl
     }
 
     /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay

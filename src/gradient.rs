@@ -1,8 +1,9 @@
 //! The backward pass of the weight-normalized product and of rescaling. Shaders: `gradient.wgsl`, the dot products of
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
+use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
 use crate::norms::{Dot, Form, Job};
 use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window};
@@ -222,9 +223,10 @@ impl Recorder<'_, '_> {
             .input("v", weight.v)
             .input("g", weight.g)
             .input("norms", weight.norms)
-            .output("dv", dv)
-            .output("dg", dg)
-            .check(self.gpu())?;
+            .output_onto(write == Write::Add, "dv", dv)
+            .output_onto(write == Write::Add, "dg", dg)
+            .operations(weight.norms_operations() + (if dv.is_some() { 5 } else { 2 }) * dw.len() as u64)
+            .begin(self)?;
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
@@ -291,8 +293,9 @@ impl Recorder<'_, '_> {
     /// [`Eps::After`], whose d is not among them.
     ///
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128). A product whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The
-    /// whole tensor takes one or two more for dbias, kept axis 1 the product q besides.
+    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
+    /// whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The whole tensor takes
+    /// one or two more for dbias, kept axis 1 the product q besides.
     ///
     /// # Errors
     /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],
@@ -323,46 +326,32 @@ impl Recorder<'_, '_> {
         };
         let known = self.differentiable_norms(norm)?;
         let wants_dg = dg.is_some() || dv.is_some();
-        // dg of this batch alone, as dv wants it, and in a buffer that dv does not share: behind the norms in scratch
-        // memory.
+        let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
-        let one_buffer = dg.zip(dv).is_some_and(|(dg, dv)| dg.buffer() == dv.buffer());
-        let alone = if dv.is_some() && (dg.is_none() || one_buffer || write == Write::Add) {
-            let buffer = self.gpu().scratch(Scratch::Norms, 3 * kept * 4)?;
-            Some(View { offset: 2 * kept * 4, ..View::scratch(buffer, 4) })
-        } else {
-            None
-        };
-        let dg_view = dg.map(View::of);
-        let dg_of_batch = alone.clone().or_else(|| dg_view.clone());
-        let end = GradientEnd {
-            norm: Some(norm),
-            norms: Some(known.clone()),
-            policy: (norm.eps.code(), norm.eps.value()),
-            ..GradientEnd::plain(write)
-        };
+        let factors = self.gpu().scratch(Scratch::Factors, kept * 16)?;
+        let (norms, g, eps) = (known.clone(), norm.g.map(View::of), norm.eps);
+        // The products want the factors of each norm, which the reductions over the batch make of dg.
+        let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
+        let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
+        let end = GradientEnd { factors: Some(View::scratch(factors, 16)), ..GradientEnd::plain(write) };
         let input_end = match norm.axis {
             Axis::Kept(0) => {
-                let u = u.map(View::of).filter(|_| wants_dg);
-                self.column_dot_sums(dy, u, dbias.map(View::of), dg_view, alone, write)?;
+                self.column_dot_sums(dy, u, dbias, dg, wanted, write)?;
                 Some(Scale::ByK)
             }
             Axis::Whole => {
-                self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
-                if wants_dg {
-                    let flat = dy.reshape(&[dy.len(), 1])?;
-                    self.column_dot_sums(&flat, u.map(View::of), None, dg_view, alone, write)?;
-                }
+                self.column_dot_sums(dy, None, dbias, None, None, write)?;
+                self.column_dot_sums(&dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, write)?;
                 Some(Scale::Whole)
             }
             Axis::Kept(_) => {
-                self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
+                self.column_dot_sums(dy, None, dbias, None, None, write)?;
                 let effective = self.effective_norms(norm, &known)?;
                 let quotients = self.gpu().scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
                 let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
                 if wants_dg {
-                    self.column_dot_sums(x, Some(View::of(&quotients)), None, dg_view, alone, write)?;
+                    self.column_dot_sums(x, Some(View::of(&quotients)), None, dg, wanted, write)?;
                 }
                 None
             }
@@ -373,7 +362,7 @@ impl Recorder<'_, '_> {
                 Axis::Kept(_) => Of::Columns,
                 Axis::Whole => Of::Whole,
             };
-            let end = GradientEnd { of, dg: dg_of_batch, v: Some(norm.v), out: Some(dv), ..end.clone() };
+            let end = GradientEnd { of, v: Some(norm.v), out: Some(dv), ..end.clone() };
             self.weight_product(x, dy, &sizes, gradients, &end)?;
         }
         if let (Some(dx), Some(scale)) = (dx, input_end) {
@@ -384,7 +373,7 @@ impl Recorder<'_, '_> {
     }
 
     fn check_backward(
-        &self,
+        &mut self,
         x: &Tensor,
         weight: Weight<'_>,
         dy: &Tensor,
@@ -424,19 +413,31 @@ impl Recorder<'_, '_> {
             }
             (None, _) => {}
         }
+        // What each gradient is made of. dv of a normalized weight takes dg, whether that is asked for or not.
+        let of_inputs = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
+        let wants_dg = normalized.is_some() && (dg.is_some() || dv.is_some());
+        let wants_product = dx.is_some() || (of_inputs && wants_dg);
+        let reads_v = wants_product || (normalized.is_some() && dv.is_some());
+        let reads_norms = normalized.is_some() && (wants_product || wants_dg);
+        let onto = gradients.write == Write::Add;
+        let products = u64::from(wants_product) + u64::from(dv.is_some());
+        let sums = u64::from(dbias.is_some()) * dy.len() as u64
+            + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
+        let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
         Arguments::new(OP)
-            .input("x", x)
-            .input("weight", v)
-            .input("g", normalized.and_then(|w| w.g))
-            .input("known norms", normalized.and_then(|w| w.norms))
+            .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
+            .input_if(reads_v, "weight", v)
+            .input_if(wants_product || dv.is_some(), "g", normalized.and_then(|w| w.g))
+            .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
             .input("dy", dy)
-            .input("u", u)
+            .input_if(wants_dg && !of_inputs, "u", u)
             .output("dx", dx)
-            .output("dv", dv)
-            .output("dg", dg)
-            .output("dbias", dbias)
-            .check(self.gpu())?;
-        gradients.forced().check(OP)
+            .output_onto(onto, "dv", dv)
+            .output_onto(onto, "dg", dg)
+            .output_onto(onto, "dbias", dbias)
+            .operations(products * 2 * (x.len() * v.shape()[0]) as u64 + sums + norms)
+            .begin(self)?;
+        gradients.forced().check(OP, self.gpu())
     }
 
     /// dyᵀ x with an end.
@@ -568,32 +569,19 @@ enum Scale {
 struct GradientEnd<'a> {
     of: Of,
     scale: Scale,
-    norm: Option<WeightNorm<'a>>,
-    /// n̂, but n under [`Eps::After`].
-    norms: Option<View<'a>>,
-    dg: Option<View<'a>>,
+    /// Four f32 a norm.
+    factors: Option<View<'a>>,
     v: Option<&'a Tensor>,
     out: Option<&'a Tensor>,
     add: bool,
-    policy: (u32, f32),
     /// Columns of the whole result.
     columns: u64,
 }
 
 impl<'a> GradientEnd<'a> {
     fn plain(write: Write) -> Self {
-        GradientEnd {
-            of: Of::Nothing,
-            scale: Scale::Nothing,
-            norm: None,
-            norms: None,
-            dg: None,
-            v: None,
-            out: None,
-            add: write == Write::Add,
-            policy: (0, 0.0),
-            columns: 0,
-        }
+        let (of, scale, add) = (Of::Nothing, Scale::Nothing, write == Write::Add);
+        GradientEnd { of, scale, factors: None, v: None, out: None, add, columns: 0 }
     }
 
     fn c_bytes(&self) -> u64 {
@@ -607,11 +595,12 @@ impl<'a> End<'a> for GradientEnd<'a> {
         [&kernel::GRADIENT, &kernel::GRADIENT_PARTIAL, &kernel::GRADIENT_FINISH]
     }
 
-    fn module(&self) -> Module {
-        match self.out.map(Tensor::dtype) {
-            Some(DType::F16 | DType::Bf16) => Module::GradientHalves,
-            _ => Module::GradientWords,
-        }
+    fn ends(&self) -> Ends {
+        Ends::Gradient
+    }
+
+    fn out(&self) -> DType {
+        self.out.map_or(DType::F32, Tensor::dtype)
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
@@ -624,37 +613,32 @@ impl<'a> End<'a> for GradientEnd<'a> {
             (Of::Columns, _, _) => Some((window.column, window.columns)),
             (Of::Whole, _, _) => Some((0, 1)),
         };
-        let of_range = |view: Option<View<'a>>| -> Bound<'a> {
-            view.zip(range).map_or((None, 0), |(view, (first, count))| view.bind(gpu, first, count))
-        };
-        let gain = self.norm.and_then(|w| w.g);
-        let (g, norms, dg) = (of_range(gain.map(View::of)), of_range(self.norms.clone()), of_range(self.dg.clone()));
-        let mut constants: Constants =
-            vec![("END", self.of as u32), ("SCALE", self.scale as u32), ("HAS_GAIN", gain.is_some().into())];
-        let out = self.out.filter(|_| stage != Stage::Partial);
+        let factors: Bound<'a> = (self.factors.as_ref().zip(range))
+            .map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count));
+        let mut constants: Constants = vec![("END", self.of as u32), ("SCALE", self.scale as u32)];
         if let Some(dtype @ (DType::F16 | DType::Bf16)) = self.out.map(Tensor::dtype) {
             constants.push(("Y_DTYPE", dtype.code()));
         }
         if stage == Stage::Partial {
-            let more_firsts = [norms.1, 0, 0, 0];
-            return EndOf { constants, buffers: vec![g.0, norms.0], firsts: [0, g.1], more_firsts };
+            let more_firsts = [factors.1, 0, 0, 0];
+            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts, quads: false };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
         };
-        let (out, v) = (of_result(out), of_result(self.v));
-        constants.push(("V_DTYPE", self.v.map_or(0, |v| v.dtype().code())));
-        constants.push(("ADD", self.add.into()));
-        EndOf {
-            constants,
-            buffers: vec![g.0, norms.0, dg.0, out.0, v.0],
-            firsts: [out.1, g.1],
-            more_firsts: [norms.1, dg.1, v.1, 0],
+        let (out, v) = (of_result(self.out), of_result(self.v));
+        let v_dtype = self.v.map_or(DType::F32, Tensor::dtype);
+        let quads = self.columns % 4 == 0 && out.1 % 4 == 0 && v.1 % 4 == 0 && v_dtype == DType::F32;
+        if !quads || stage == Stage::Finish {
+            constants.push(("V_DTYPE", v_dtype.code()));
         }
+        constants.push(("ADD", self.add.into()));
+        let more_firsts = [factors.1, v.1, 0, 0];
+        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts, quads }
     }
 
     fn bytes_per_step(&self) -> u64 {
-        if self.scale == Scale::ByK { 4 } else { 0 }
+        if self.scale == Scale::ByK { 16 } else { 0 }
     }
 
     fn column_sums(&self) -> bool {
@@ -662,7 +646,7 @@ impl<'a> End<'a> for GradientEnd<'a> {
     }
 
     fn policy(&self) -> (u32, f32) {
-        self.policy
+        (0, 0.0)
     }
 
     fn slope(&self) -> f32 {

@@ -15,11 +15,13 @@ const UNIFORM_BINDING: u32 = 15;
 /// Binding numbers in use: below this.
 pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
 
-macro_rules! joined {
-    ($($file:literal),*) => { concat!($(include_str!(concat!("../shaders/", $file)), "\n"),*) };
+macro_rules! shader {
+    ($file:literal) => {
+        include_str!(concat!("../shaders/", $file, ".wgsl"))
+    };
 }
 
-/// A complete WGSL module.
+/// A complete WGSL module: the files that are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Module {
@@ -28,76 +30,160 @@ pub enum Module {
     Normalize,
     NormalizeQuads,
     NormalizeRows,
-    LinearWords,
-    LinearHalves,
-    GradientWords,
-    GradientHalves,
+    Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
     BatchQuads,
     Optimizer,
     OptimizerQuads,
+    Probe,
+}
+
+/// What a product starts from and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Ends {
+    Linear,
+    Gradient,
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Family {
+    /// From workgroup memory.
+    Tile,
+    /// By the lanes of a subgroup.
+    Lanes,
+}
+
+/// How the operands of a product are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Reads {
+    /// Element by element: anything.
+    Words,
+    /// Both f16 or bf16, four at a time.
+    Pairs,
+    /// Both f32, four at a time.
+    Quads,
+}
+
+/// How the result of a product is written, and read what is shaped as it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Writes {
+    /// f32, element by element.
+    Words,
+    /// f16 or bf16.
+    Halves,
+    /// All f32, four at a time.
+    Quads,
 }
 
 impl Module {
-    pub const ALL: [Module; 13] = [
-        Module::NormsWords,
-        Module::NormsQuads,
-        Module::Normalize,
-        Module::NormalizeQuads,
-        Module::NormalizeRows,
-        Module::LinearWords,
-        Module::LinearHalves,
-        Module::GradientWords,
-        Module::GradientHalves,
-        Module::BatchWords,
-        Module::BatchQuads,
-        Module::Optimizer,
-        Module::OptimizerQuads,
-    ];
+    pub fn all() -> Vec<Module> {
+        let mut all = vec![
+            Module::NormsWords,
+            Module::NormsQuads,
+            Module::Normalize,
+            Module::NormalizeQuads,
+            Module::NormalizeRows,
+            Module::BatchWords,
+            Module::BatchQuads,
+            Module::Optimizer,
+            Module::OptimizerQuads,
+            Module::Probe,
+        ];
+        for ends in [Ends::Linear, Ends::Gradient] {
+            for family in [Family::Tile, Family::Lanes] {
+                for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
+                    let writes = [Writes::Words, Writes::Halves, Writes::Quads];
+                    all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
+                }
+            }
+        }
+        all
+    }
 
-    pub fn name(self) -> &'static str {
+    /// The file with the entry points.
+    pub fn stem(self) -> &'static str {
         match self {
-            Module::NormsWords => "norms_words",
-            Module::NormsQuads => "norms_quads",
+            Module::NormsWords | Module::NormsQuads => "norms",
             Module::Normalize => "normalize",
             Module::NormalizeQuads => "normalize_quads",
             Module::NormalizeRows => "normalize_rows",
-            Module::LinearWords => "linear_words",
-            Module::LinearHalves => "linear_halves",
-            Module::GradientWords => "gradient_words",
-            Module::GradientHalves => "gradient_halves",
-            Module::BatchWords => "batch_words",
-            Module::BatchQuads => "batch_quads",
+            Module::Product { ends: Ends::Linear, .. } => "linear",
+            Module::Product { ends: Ends::Gradient, .. } => "gradient",
+            Module::BatchWords | Module::BatchQuads => "batch",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
+            Module::Probe => "probe",
         }
     }
 
+    /// The stem, and what distinguishes the modules that share it.
+    pub fn name(self) -> String {
+        let (family, reads, writes) = match self {
+            Module::Product { family, reads, writes, .. } => (family, reads, writes),
+            Module::NormsWords | Module::BatchWords => return format!("{}_words", self.stem()),
+            Module::NormsQuads | Module::BatchQuads => return format!("{}_quads", self.stem()),
+            _ => return self.stem().to_owned(),
+        };
+        let family = match family {
+            Family::Tile => "tile",
+            Family::Lanes => "lanes",
+        };
+        let reads = match reads {
+            Reads::Words => "words",
+            Reads::Pairs => "pairs",
+            Reads::Quads => "quads",
+        };
+        let writes = match writes {
+            Writes::Words => "",
+            Writes::Halves => "_to_halves",
+            Writes::Quads => "_to_quads",
+        };
+        format!("{}_{family}_{reads}{writes}", self.stem())
+    }
+
     /// The WGSL with the parameters as immediates.
-    pub fn source(self) -> &'static str {
+    pub fn source(self) -> String {
+        let mut files = vec![shader!("numbers")];
         match self {
-            Module::NormsWords => joined!("numbers.wgsl", "norms_words.wgsl", "norms.wgsl"),
-            Module::NormsQuads => joined!("numbers.wgsl", "norms_quads.wgsl", "norms.wgsl"),
-            Module::Normalize => joined!("numbers.wgsl", "normalize.wgsl"),
-            Module::NormalizeQuads => joined!("numbers.wgsl", "normalize_quads.wgsl"),
-            Module::NormalizeRows => joined!("numbers.wgsl", "normalize_rows.wgsl"),
-            Module::LinearWords => {
-                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
-            }
-            Module::LinearHalves => {
-                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "linear.wgsl")
-            }
-            Module::GradientWords => {
-                joined!("numbers.wgsl", "out_words.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
-            }
-            Module::GradientHalves => {
-                joined!("numbers.wgsl", "out_halves.wgsl", "tile.wgsl", "parts.wgsl", "gradient.wgsl")
-            }
-            Module::BatchWords => joined!("numbers.wgsl", "batch_words.wgsl", "batch.wgsl"),
-            Module::BatchQuads => joined!("numbers.wgsl", "batch_quads.wgsl", "batch.wgsl"),
-            Module::Optimizer => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer.wgsl"),
-            Module::OptimizerQuads => joined!("numbers.wgsl", "optimizer_steps.wgsl", "optimizer_quads.wgsl"),
+            Module::NormsWords => files.extend([shader!("norms_words"), shader!("norms")]),
+            Module::NormsQuads => files.extend([shader!("norms_quads"), shader!("norms")]),
+            Module::Normalize => files.push(shader!("normalize")),
+            Module::NormalizeQuads => files.push(shader!("normalize_quads")),
+            Module::NormalizeRows => files.push(shader!("normalize_rows")),
+            Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
+            Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
+            Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
+            Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
+            Module::Product { ends, family, reads, writes } => files.extend([
+                match reads {
+                    Reads::Words => shader!("in_words"),
+                    Reads::Pairs => shader!("in_pairs"),
+                    Reads::Quads => shader!("in_quads"),
+                },
+                match writes {
+                    Writes::Words => concat!(shader!("out_words"), "\n", shader!("with_c")),
+                    Writes::Halves => concat!(shader!("out_halves"), "\n", shader!("with_c")),
+                    Writes::Quads => shader!("out_quads"),
+                },
+                shader!("product"),
+                match family {
+                    Family::Tile => shader!("tile"),
+                    Family::Lanes => shader!("lanes"),
+                },
+                shader!("parts"),
+                match ends {
+                    Ends::Linear => shader!("linear"),
+                    Ends::Gradient => shader!("gradient"),
+                },
+            ]),
+            Module::Probe => files.push(shader!("probe")),
         }
+        files.join("\n")
     }
 
     /// The WGSL with the parameters as a uniform buffer.
@@ -120,104 +206,85 @@ use Access::{Read, Write};
 #[doc(hidden)]
 pub struct Kernel {
     pub entry: &'static str,
-    pub modules: &'static [Module],
+    /// [`Module::stem`] of the modules that have it.
+    pub stem: &'static str,
     pub bindings: &'static [(u32, Access)],
 }
 
-const NORMS: &[Module] = &[Module::NormsWords, Module::NormsQuads];
-const BATCH: &[Module] = &[Module::BatchWords, Module::BatchQuads];
-const LINEAR: &[Module] = &[Module::LinearWords, Module::LinearHalves];
-const GRADIENTS: &[Module] = &[Module::GradientWords, Module::GradientHalves];
-
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
-    modules: NORMS,
+    stem: "norms",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
 };
 pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", modules: NORMS, bindings: &[(0, Read), (2, Write), (5, Read)] };
+    Kernel { entry: "column_sums", stem: "norms", bindings: &[(0, Read), (2, Write), (5, Read)] };
 pub static FINISH_SUMS: Kernel = Kernel {
     entry: "finish_sums",
-    modules: NORMS,
+    stem: "norms",
     bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
 pub static KNOWN_NORMS: Kernel =
-    Kernel { entry: "known_norms", modules: NORMS, bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
+    Kernel { entry: "known_norms", stem: "norms", bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
 pub static NORMALIZE: Kernel =
-    Kernel { entry: "normalize", modules: &[Module::Normalize], bindings: &[(0, Read), (1, Read), (2, Write)] };
+    Kernel { entry: "normalize", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =
-    Kernel { entry: "normalize_in_place", modules: &[Module::Normalize], bindings: &[(1, Read), (2, Write)] };
-pub static NORMALIZE_BACKWARD: Kernel = Kernel {
-    entry: "normalize_backward",
-    modules: &[Module::Normalize],
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
-};
-pub static NORMALIZE_QUADS: Kernel = Kernel {
-    entry: "normalize_quads",
-    modules: &[Module::NormalizeQuads],
-    bindings: &[(0, Read), (1, Read), (2, Write)],
-};
-pub static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
-    entry: "normalize_quads_in_place",
-    modules: &[Module::NormalizeQuads],
-    bindings: &[(1, Read), (2, Write)],
-};
+    Kernel { entry: "normalize_in_place", stem: "normalize", bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_BACKWARD: Kernel =
+    Kernel { entry: "normalize_backward", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)] };
+pub static NORMALIZE_QUADS: Kernel =
+    Kernel { entry: "normalize_quads", stem: "normalize_quads", bindings: &[(0, Read), (1, Read), (2, Write)] };
+pub static NORMALIZE_QUADS_IN_PLACE: Kernel =
+    Kernel { entry: "normalize_quads_in_place", stem: "normalize_quads", bindings: &[(1, Read), (2, Write)] };
 pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
     entry: "normalize_quads_backward",
-    modules: &[Module::NormalizeQuads],
+    stem: "normalize_quads",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
 };
-pub static NORMALIZE_ROWS: Kernel = Kernel {
-    entry: "normalize_rows",
-    modules: &[Module::NormalizeRows],
-    bindings: &[(0, Read), (1, Read), (2, Write)],
-};
+pub static NORMALIZE_ROWS: Kernel =
+    Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
-    modules: LINEAR,
+    stem: "linear",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
 };
 pub static LINEAR_PARTIAL: Kernel =
-    Kernel { entry: "linear_partial", modules: LINEAR, bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
+    Kernel { entry: "linear_partial", stem: "linear", bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
 pub static LINEAR_FINISH: Kernel = Kernel {
     entry: "linear_finish",
-    modules: LINEAR,
+    stem: "linear",
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
 };
-pub static GRADIENT: Kernel = Kernel {
-    entry: "gradient",
-    modules: GRADIENTS,
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Read)],
-};
-pub static GRADIENT_PARTIAL: Kernel = Kernel {
-    entry: "gradient_partial",
-    modules: GRADIENTS,
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (8, Write)],
-};
-pub static GRADIENT_FINISH: Kernel = Kernel {
-    entry: "gradient_finish",
-    modules: GRADIENTS,
-    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Read), (8, Write)],
-};
+pub static GRADIENT: Kernel =
+    Kernel { entry: "gradient", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (5, Write), (6, Read)] };
+pub static GRADIENT_PARTIAL: Kernel =
+    Kernel { entry: "gradient_partial", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (8, Write)] };
+pub static GRADIENT_FINISH: Kernel =
+    Kernel { entry: "gradient_finish", stem: "gradient", bindings: &[(2, Read), (5, Write), (6, Read), (8, Write)] };
 pub static BATCH_SUMS: Kernel = Kernel {
     entry: "batch_sums",
-    modules: BATCH,
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write)],
+    stem: "batch",
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
 };
-pub static BATCH_FINISH: Kernel =
-    Kernel { entry: "batch_finish", modules: BATCH, bindings: &[(2, Write), (3, Write), (4, Write), (5, Write)] };
+pub static BATCH_FINISH: Kernel = Kernel {
+    entry: "batch_finish",
+    stem: "batch",
+    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
+};
 pub static SUBTRACT_MEANS: Kernel =
-    Kernel { entry: "subtract_means", modules: BATCH, bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
+    Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
-pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", modules: &[Module::Optimizer], bindings: STEP };
-pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", modules: &[Module::Optimizer], bindings: STEP };
-pub static OPTIMIZER_QUADS: Kernel =
-    Kernel { entry: "optimizer_quads", modules: &[Module::OptimizerQuads], bindings: STEP };
+pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
+pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
+
+pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
+pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
+pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
+pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "optimizer_quads", bindings: STEP };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 23] = [
+pub static KERNELS: [&Kernel; 26] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -241,6 +308,9 @@ pub static KERNELS: [&Kernel; 23] = [
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
     &OPTIMIZER_QUADS,
+    &PROBE_COPY,
+    &PROBE_READ,
+    &PROBE_MULTIPLY_ADD,
 ];
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
@@ -255,13 +325,18 @@ pub(crate) struct Pipeline {
 }
 
 /// Pipelines, built once per variant and kept.
-#[derive(Default)]
 pub(crate) struct Pipelines {
+    /// The caller's.
+    cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     built: Mutex<HashMap<Key, Arc<Pipeline>>>,
 }
 
 impl Pipelines {
+    pub fn new(cache: Option<wgpu::PipelineCache>) -> Self {
+        Pipelines { cache, modules: Mutex::default(), built: Mutex::default() }
+    }
+
     pub fn get(
         &self,
         device: &wgpu::Device,
@@ -276,7 +351,7 @@ impl Pipelines {
         }
         // Built outside of the lock: another thread may build the same one meanwhile, which does no harm.
         let shader = self.module(device, immediates, module);
-        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader));
+        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref()));
         self.built.lock().expect("no panic while held").entry(key).or_insert(pipeline).clone()
     }
 
@@ -298,6 +373,7 @@ fn build(
     module: Module,
     constants: &Constants,
     shader: &wgpu::ShaderModule,
+    cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
     let label = constants.iter().fold(format!("weightnorm.{}.{}", module.name(), kernel.entry), |l, (name, value)| {
         format!("{l}.{name}={value}")
@@ -334,7 +410,7 @@ fn build(
             // are dropped.
             zero_initialize_workgroup_memory: false,
         },
-        cache: None,
+        cache,
     });
     Pipeline { pipeline, layout, label }
 }

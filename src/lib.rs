@@ -11,6 +11,7 @@ mod normalize;
 mod norms;
 mod optimizer;
 mod product;
+mod profile;
 mod record;
 mod tensor;
 mod train;
@@ -26,6 +27,7 @@ pub use linear::{LinearOptions, Weight};
 pub use normalize::WeightNorm;
 pub use optimizer::{AdamState, Moments, SgdState, Trainable};
 pub use product::Tile;
+pub use profile::{Clock, DispatchTime, OperatorTime, Profile, Roof, Work};
 pub use record::Recorder;
 pub use tensor::Tensor;
 pub use train::{Adam, Group, Sgd};
@@ -37,6 +39,16 @@ pub mod internals {
     use crate::record::View;
     pub use crate::walk::{Walk, with_walk};
     use crate::{Error, Recorder, Tensor, Write};
+
+    /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
+    pub fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+        crate::profile::probe_copy(ops, source, target)
+    }
+
+    /// The reading of `source` that it times, likewise.
+    pub fn probe_read(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
+        crate::profile::probe_read(ops, source, target)
+    }
 
     /// The reduction of the backward pass by itself. Checks nothing.
     pub fn column_dot_sums(

@@ -1,6 +1,6 @@
 //! The weight-normalized matrix product. Shader: `linear.wgsl`.
 use crate::contract::norms_shape;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::norms::{Form, Job};
 use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window};
 use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
@@ -183,7 +183,7 @@ impl Recorder<'_, '_> {
     ///
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
     /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split
-    /// (beyond some 17,000), one more per window past the limit of a binding or a dispatch.
+    /// (beyond some 23,000), one more per window past the limit of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::linear`]; [`Error::Alias`].
@@ -265,7 +265,7 @@ impl Recorder<'_, '_> {
     }
 
     fn check_linear(
-        &self,
+        &mut self,
         x: &Tensor,
         weight: Weight<'_>,
         bias: Option<&Tensor>,
@@ -307,8 +307,9 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .output("norms", options.norms)
             .output("u", options.u)
-            .check(self.gpu())?;
-        options.forced().check(OP)
+            .operations(2 * (x.len() * v.shape()[0]) as u64 + normalized.map_or(0, |w| w.norms_operations()))
+            .begin(self)?;
+        options.forced().check(OP, self.gpu())
     }
 
     /// The norms alone, where no product makes them.
@@ -338,8 +339,12 @@ impl<'a> End<'a> for LinearEnd<'a> {
         [&kernel::LINEAR_WHOLE, &kernel::LINEAR_PARTIAL, &kernel::LINEAR_FINISH]
     }
 
-    fn module(&self) -> Module {
-        if self.y.dtype() == DType::F32 { Module::LinearWords } else { Module::LinearHalves }
+    fn ends(&self) -> Ends {
+        Ends::Linear
+    }
+
+    fn out(&self) -> DType {
+        self.y.dtype()
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
@@ -358,7 +363,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
         }
         if stage == Stage::Partial {
             let more_firsts = [0, 0, norms_in.1, 0];
-            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts };
+            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts, quads: false };
         }
         let norms_out = self.norms_out.filter(|_| window.row == 0);
         constants.extend([
@@ -380,6 +385,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
             firsts: [y.1, u.1],
             more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
+            quads: self.columns % 4 == 0 && y.1 % 4 == 0 && u.1 % 4 == 0,
         }
     }
 

@@ -93,6 +93,16 @@ impl<'a> WeightNorm<'a> {
         WeightNorm { norms: Some(norms), ..self }
     }
 
+    /// Operations of [`Gpu::normalize`].
+    fn operations(&self) -> u64 {
+        self.norms_operations() + self.v.len() as u64
+    }
+
+    /// Operations for the norms, unless they are known.
+    pub(crate) fn norms_operations(&self) -> u64 {
+        if self.norms.is_some() { 0 } else { 2 * self.v.len() as u64 }
+    }
+
     pub(crate) fn check(&self, op: &'static str) -> Result<(), Error> {
         Layout::new(self.v.shape(), self.axis)?;
         self.eps.check()?;
@@ -167,7 +177,8 @@ impl Recorder<'_, '_> {
             .input("g", weight.g)
             .input("norms", weight.norms)
             .output("w", w)
-            .check(self.gpu())?;
+            .operations(weight.operations())
+            .begin(self)?;
         if self.normalize_rows(weight, Some(weight.v), w)? {
             return Ok(());
         }
@@ -182,7 +193,12 @@ impl Recorder<'_, '_> {
     pub fn normalize_in_place(&mut self, weight: WeightNorm<'_>) -> Result<(), Error> {
         const OP: &str = "normalize_in_place";
         weight.check(OP)?;
-        Arguments::new(OP).input("g", weight.g).input("norms", weight.norms).output("v", weight.v).check(self.gpu())?;
+        Arguments::new(OP)
+            .input("g", weight.g)
+            .input("norms", weight.norms)
+            .output_onto(true, "v", weight.v)
+            .operations(weight.operations())
+            .begin(self)?;
         if self.normalize_rows(weight, None, weight.v)? {
             return Ok(());
         }
@@ -203,8 +219,8 @@ impl Recorder<'_, '_> {
         expect_shape(OP, "v", v, w.shape())?;
         crate::record::expect_dtype(OP, "v", v, w.dtype())?;
         expect_per_norm(OP, "g", g, &norms_shape(w.shape(), axis))?;
-        Arguments::new(OP).input("w", w).output("v", v).output("g", g).check(self.gpu())?;
-        self.row_norms_into(w, axis, eps, g)?;
+        Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
+        self.nested(|ops| ops.row_norms_into(w, axis, eps, g))?;
         self.rescale(Some(w), v, None)
     }
 

@@ -119,7 +119,7 @@ impl Recorder<'_, '_> {
         Layout::new(v.shape(), axis)?;
         eps.check()?;
         expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), axis))?;
-        Arguments::new(OP).input("v", v).output("norms", norms).check(self.gpu())?;
+        Arguments::new(OP).input("v", v).output("norms", norms).operations(2 * v.len() as u64).begin(self)?;
         let job = Job {
             v,
             axis,

@@ -114,6 +114,19 @@ enum Kind {
     AdamW,
 }
 
+impl Kind {
+    /// Operations on each parameter.
+    fn operations(self) -> u64 {
+        match self {
+            Kind::Sgd => 4,
+            Kind::Momentum => 6,
+            Kind::Nesterov => 8,
+            Kind::Adam => 15,
+            Kind::AdamW => 14,
+        }
+    }
+}
+
 /// A checked step.
 struct Step<'a> {
     v: Parameter<'a>,
@@ -244,7 +257,7 @@ impl Recorder<'_, '_> {
     }
 
     fn step(&mut self, op: &'static str, number: u64, step: &Step<'_>) -> Result<(), Error> {
-        step.check(op, number, self.gpu())?;
+        step.begin(op, number, self)?;
         let v = step.v.value;
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
@@ -255,7 +268,9 @@ impl Recorder<'_, '_> {
         };
         self.steps(step, rows)?;
         match step.project {
-            Some((axis, eps)) if rows.is_none() => self.normalize_in_place(WeightNorm::unit(v).axis(axis).eps(eps)),
+            Some((axis, eps)) if rows.is_none() => {
+                self.nested(|ops| ops.normalize_in_place(WeightNorm::unit(v).axis(axis).eps(eps)))
+            }
             _ => Ok(()),
         }
     }
@@ -344,7 +359,7 @@ impl<'a> Parameter<'a> {
 }
 
 impl Step<'_> {
-    fn check(&self, op: &'static str, number: u64, gpu: &Gpu) -> Result<(), Error> {
+    fn begin(&self, op: &'static str, number: u64, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         if number == 0 {
             return Err(Error::Step { op });
         }
@@ -357,10 +372,10 @@ impl Step<'_> {
         if dv.dtype() != DType::F32 {
             expect_dtype(op, "dv", dv, v.dtype())?;
         }
-        let mut arguments = Arguments::new(op).input("dv", dv).output("v", v);
+        let mut arguments = Arguments::new(op).input("dv", dv).output_onto(true, "v", v);
         let mut like = vec![(v, "m of v", self.v.first), (v, "s of v", self.v.second)];
         if let Some(Parameter { value: g, gradient: dg, first, second }) = self.g {
-            arguments = arguments.input("dg", dg).output("g", g);
+            arguments = arguments.input("dg", dg).output_onto(true, "g", g);
             expect_dtype(op, "g", g, DType::F32)?;
             like.extend([(g, "dg", Some(dg)), (g, "m of g", first), (g, "s of g", second)]);
         }
@@ -372,10 +387,12 @@ impl Step<'_> {
                 return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
             }
             if arg != "dg" {
-                arguments = arguments.output(arg, tensor);
+                arguments = arguments.output_onto(true, arg, tensor);
             }
         }
-        arguments.check(gpu)
+        let parameters = (v.len() + self.g.as_ref().map_or(0, |g| g.value.len())) as u64;
+        let projected = if self.project.is_some() { 3 * v.len() as u64 } else { 0 };
+        arguments.operations(self.kind.operations() * parameters + projected).begin(ops)
     }
 
     /// Whether v can be stepped four words at once.

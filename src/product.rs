@@ -1,14 +1,14 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
-//! Shader: `tile.wgsl`, with the ends of `linear.wgsl` or `gradient.wgsl`.
+//! Shaders: `product.wgsl`, the families `tile.wgsl` and `lanes.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
 use crate::gpu::Scratch;
-use crate::kernel::{Constants, Kernel, MAX_ITERATIONS, Module};
+use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads, Writes};
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
-use crate::{Error, Gpu, Recorder, Tensor};
+use crate::{DType, Error, Gpu, Recorder, Tensor};
 
-/// `Params` of `tile.wgsl`.
+/// `Params` of `product.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Params {
@@ -28,71 +28,155 @@ pub(crate) struct Params {
     slope: f32,
 }
 
-/// A shape of the product kernels: how much of the result a workgroup computes.
+/// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
+///
+/// The names are those that [`Display`](std::fmt::Display) writes and [`FromStr`](std::str::FromStr) reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
-    /// 64 rows by 64 columns, 8 by 8 an invocation.
+    /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
     Large,
-    /// 32 by 32, 4 by 4 an invocation.
+    /// From workgroup memory, 32 by 32, 4 by 4 an invocation.
     Medium,
-    /// 8 rows by 64 columns, 2 by 4 an invocation: a few rows of x.
+    /// From workgroup memory, 8 rows by 64 columns, 2 by 4 an invocation: a few rows of x.
     Wide,
-    /// 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
+    /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tall,
+    /// By a subgroup, 32 rows by 4 columns a lane. As the others of its name for devices whose subgroups have one size,
+    /// of 4, 8 or 16 lanes: those that compute on a CPU.
+    Lanes32,
+    /// 16 rows by 4 columns a lane.
+    Lanes16,
+    /// 8 rows by 4 columns a lane.
+    Lanes8,
+    /// 4 rows by 4 columns a lane.
+    Lanes4,
+    /// 2 rows by 4 columns a lane.
+    Lanes2,
+    /// 1 row by 4 columns a lane.
+    Lanes1,
 }
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 4] = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
+    pub const ALL: [Tile; 10] = [
+        Tile::Large,
+        Tile::Medium,
+        Tile::Wide,
+        Tile::Tall,
+        Tile::Lanes32,
+        Tile::Lanes16,
+        Tile::Lanes8,
+        Tile::Lanes4,
+        Tile::Lanes2,
+        Tile::Lanes1,
+    ];
 
-    /// WX, WY, TM, TN of `tile.wgsl`.
-    fn sizes(self) -> [u64; 4] {
+    /// Whether a device can run it.
+    pub fn runs_on(self, gpu: &Gpu) -> bool {
+        self.family() == Family::Tile || gpu.lanes().is_some()
+    }
+
+    /// Those that a device can run.
+    pub fn all_on(gpu: &Gpu) -> impl Iterator<Item = Tile> {
+        Tile::ALL.into_iter().filter(|tile| tile.runs_on(gpu))
+    }
+
+    /// The longest sum that it forms in one piece, in steps of k.
+    pub fn max_length(self, gpu: &Gpu) -> u64 {
+        Shape::new(self, gpu.lanes()).max_length()
+    }
+
+    fn family(self) -> Family {
         match self {
-            Tile::Large => [8, 8, 8, 8],
-            Tile::Medium => [8, 8, 4, 4],
-            Tile::Wide => [16, 4, 2, 4],
-            Tile::Tall => [2, 32, 4, 4],
+            Tile::Large | Tile::Medium | Tile::Wide | Tile::Tall => Family::Tile,
+            _ => Family::Lanes,
         }
     }
 
-    fn rows(self) -> u64 {
-        let [_, wy, tm, _] = self.sizes();
-        wy * tm
-    }
-
-    fn columns(self) -> u64 {
-        let [wx, _, _, tn] = self.sizes();
-        wx * tn
-    }
-
-    /// The most steps of k that an invocation may go through within `MAX_ITERATIONS`, if it has to form every one of
-    /// its sums again. A multiple of BK.
-    pub fn max_length(self) -> u64 {
-        let [wx, wy, tm, tn] = self.sizes();
-        let stages = |length: u64| (length * BK / 4).div_ceil(wx * wy);
-        // `product`: staging A, staging B (four steps each may be scaled), BK multiply-add steps, for each BK of k.
-        let product = 1 + stages(self.rows()) + 5 * stages(self.columns()) + BK;
-        // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
-        let redo = tm * tn + tm + tn + self.columns().div_ceil(wx * wy);
-        // The loops over elements, stages and columns besides.
-        let besides = 1_000;
-        (MAX_ITERATIONS - besides) / (product + redo) * BK
-    }
-
-    /// The tile for a product of rows by columns, the one table of it.
-    fn choose(rows: u64, columns: u64, depth: u64) -> Tile {
-        match (rows, columns) {
-            (_, ..=8) if rows > 8 => Tile::Tall,
-            (..=8, _) => Tile::Wide,
-            (..=48, _) | (_, ..=48) => Tile::Medium,
-            _ if depth > Tile::Large.max_length() => Tile::Medium,
-            _ => Tile::Large,
+    /// The tile for a product of rows by columns, the one table of it. `lanes`: of a subgroup, where a CPU computes.
+    fn choose(lanes: Option<u64>, rows: u64, columns: u64, depth: u64) -> Tile {
+        match (lanes, rows, columns) {
+            (_, _, ..=8) if rows > 8 => Tile::Tall,
+            (Some(_), 24.., _) => Tile::Lanes32,
+            (Some(_), 12.., _) => Tile::Lanes16,
+            (Some(_), 6.., _) => Tile::Lanes8,
+            (Some(_), 3.., _) => Tile::Lanes4,
+            (Some(_), 2, _) => Tile::Lanes2,
+            (Some(_), ..=1, _) => Tile::Lanes1,
+            (None, ..=8, _) => Tile::Wide,
+            (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
+            (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
+            (None, _, _) => Tile::Large,
         }
     }
 }
 
-/// Steps of k that `tile.wgsl` stages at a time.
+/// A [`Tile`] on a device.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    tile: Tile,
+    /// WX, WY, TM, TN of `product.wgsl`.
+    wx: u64,
+    wy: u64,
+    tm: u64,
+    tn: u64,
+    /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
+    /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
+    steps: u64,
+}
+
+impl Shape {
+    /// `lanes`: of a subgroup, for the tiles that are computed by one.
+    fn new(tile: Tile, lanes: Option<u64>) -> Shape {
+        let lanes = lanes.unwrap_or(8);
+        let [wx, wy, tm, tn] = match tile {
+            Tile::Large => [8, 8, 8, 8],
+            Tile::Medium => [8, 8, 4, 4],
+            Tile::Wide => [16, 4, 2, 4],
+            Tile::Tall => [2, 32, 4, 4],
+            Tile::Lanes32 => [lanes, 1, 32, 4],
+            Tile::Lanes16 => [lanes, 1, 16, 4],
+            Tile::Lanes8 => [lanes, 1, 8, 4],
+            Tile::Lanes4 => [lanes, 1, 4, 4],
+            Tile::Lanes2 => [lanes, 1, 2, 4],
+            Tile::Lanes1 => [lanes, 1, 1, 4],
+        };
+        let steps = if tile == Tile::Large { 8 } else { 16 };
+        Shape { tile, wx, wy, tm, tn, steps }
+    }
+
+    fn rows(self) -> u64 {
+        self.wy * self.tm
+    }
+
+    fn columns(self) -> u64 {
+        self.wx * self.tn
+    }
+
+    /// The most steps of k that an invocation may go through within `MAX_ITERATIONS`, if it has to form every one of
+    /// its sums again. A multiple of BK.
+    fn max_length(self) -> u64 {
+        let threads = self.wx * self.wy;
+        // `product`, for each BK of k.
+        let product = match self.tile.family() {
+            Family::Tile => {
+                let stages = |length: u64| (length / 4 * self.steps / 4).div_ceil(threads);
+                // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
+                BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
+            }
+            // Everything within a step of four k is unrolled.
+            Family::Lanes => BK / 4,
+        };
+        // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
+        let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
+        // The loops over elements, stages and columns besides.
+        let besides = 1_000;
+        (MAX_ITERATIONS - besides) / (product + redo) * BK
+    }
+}
+
+/// A split has a multiple of so many steps of k: what `tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
 /// `FINISH_THREADS` of `parts.wgsl`.
 const FINISH_THREADS: u64 = 64;
@@ -114,12 +198,17 @@ pub(crate) struct Forced {
 }
 
 impl Forced {
-    /// The tile and the steps of k in a split, a multiple of BK.
-    pub fn check(&self, op: &'static str) -> Result<(), Error> {
+    /// Whether the device can do it.
+    pub fn check(&self, op: &'static str, gpu: &Gpu) -> Result<(), Error> {
+        if let Some(tile) = self.tile.filter(|tile| !tile.runs_on(gpu)) {
+            let reason = "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for";
+            return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
+        }
         let Some(split_length) = self.split_length else { return Ok(()) };
         let tile = self.tile.unwrap_or(Tile::Large);
-        if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > tile.max_length() {
-            let reason = format!("a split has 1 to {} steps with this tile", tile.max_length());
+        let longest = Shape::new(tile, gpu.lanes()).max_length();
+        if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > longest {
+            let reason = format!("a split has 1 to {longest} steps with this tile");
             return Err(Error::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason });
         }
         Ok(())
@@ -163,13 +252,17 @@ pub(crate) struct EndOf<'a> {
     /// The upper two places of `firsts`, and `more_firsts`.
     pub firsts: [u32; 2],
     pub more_firsts: [u32; 4],
+    /// Whether all that is shaped as C is f32, in rows of whole quads that start at multiples of four elements.
+    pub quads: bool,
 }
 
 /// What a product starts from and what becomes of it: the ends of a shader.
 pub(crate) trait End<'a> {
     /// The kernels of [`Stage::Whole`], `Partial` and `Finish`.
     fn kernels(&self) -> [&'static Kernel; 3];
-    fn module(&self) -> Module;
+    fn ends(&self) -> Ends;
+    /// The storage type of the result.
+    fn out(&self) -> DType;
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a>;
     /// Bytes that one step of k needs in a binding of the end, if any.
     fn bytes_per_step(&self) -> u64;
@@ -196,7 +289,7 @@ pub(crate) struct Product<'a> {
 /// split.
 #[derive(Debug)]
 struct Plan {
-    tile: Tile,
+    tile: Shape,
     rows: u64,
     columns: u64,
     split_length: Option<u64>,
@@ -219,13 +312,14 @@ impl Recorder<'_, '_> {
             let (a, a_first) = product.a.bind(&gpu, window.row, window.rows, &window, product.rows, product.depth);
             let (b, b_first) =
                 product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
+            let reads = product.reads(&window, a_first, b_first);
             let end = product.end.of(&gpu, Stage::Whole, &window);
             let mut buffers = vec![a, b];
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.end.module(),
-                constants: &product.constants(plan.tile, end.constants),
+                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns % 4 == 0),
+                constants: &product.constants(plan.tile, end.constants, reads, &window),
                 buffers: &buffers,
                 params: Params {
                     splits: 1,
@@ -257,14 +351,15 @@ impl Recorder<'_, '_> {
                 let (a, a_first) = product.a.bind(&gpu, piece.row, piece.rows, &piece, product.rows, product.depth);
                 let (b, b_first) =
                     product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
+                let reads = product.reads(&piece, a_first, b_first);
                 let end = product.end.of(&gpu, Stage::Partial, &piece);
                 let mut buffers = vec![a, b];
                 buffers.extend(end.buffers);
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.end.module(),
-                    constants: &product.constants(plan.tile, end.constants),
+                    module: product.module(plan.tile.tile.family(), reads, false),
+                    constants: &product.constants(plan.tile, end.constants, reads, &piece),
                     buffers: &buffers,
                     params: Params {
                         depth: piece.depth as u32,
@@ -282,7 +377,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.end.module(),
+                module: product.module(Family::Tile, Reads::Words, false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -365,11 +460,42 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn constants(&self, tile: Tile, mut constants: Constants) -> Constants {
-        let [wx, wy, tm, tn] = tile.sizes().map(|s| s as u32);
-        constants.extend([("WX", wx), ("WY", wy), ("TM", tm), ("TN", tn)]);
-        constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
+    fn module(&self, family: Family, reads: Reads, quads: bool) -> Module {
+        let writes = match self.end.out() {
+            DType::F32 if quads => Writes::Quads,
+            DType::F32 => Writes::Words,
+            DType::F16 | DType::Bf16 => Writes::Halves,
+        };
+        Module::Product { ends: self.end.ends(), family, reads, writes }
+    }
+
+    /// How the operands can be read, given the places of their first elements within their bindings.
+    fn reads(&self, window: &Window, a_first: u32, b_first: u32) -> Reads {
+        let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
+            let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
+            first % 4 == 0 && lengths.iter().all(|length| length % 4 == 0)
+        };
+        let packed = [self.a, self.b].map(|operand| operand.tensor.dtype() != DType::F32);
+        if packed[0] != packed[1]
+            || !whole_quads(&self.a, a_first, window.rows, self.rows)
+            || !whole_quads(&self.b, b_first, window.columns, self.columns)
+        {
+            return Reads::Words;
+        }
+        if packed[0] { Reads::Pairs } else { Reads::Quads }
+    }
+
+    fn constants(&self, shape: Shape, mut constants: Constants, reads: Reads, window: &Window) -> Constants {
+        let Shape { wx, wy, tm, tn, .. } = shape;
+        constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
+        if reads != Reads::Quads {
+            constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
+        }
+        constants.push(match shape.tile.family() {
+            Family::Tile => ("BK", shape.steps as u32),
+            Family::Lanes => ("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()),
+        });
         constants
     }
 
@@ -384,7 +510,10 @@ impl<'a> Product<'a> {
 
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
         let gpu = recorder.gpu();
-        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(self.rows, self.columns, self.depth));
+        let lanes = gpu.lanes();
+        let on_cpu = lanes.filter(|_| gpu.is_cpu());
+        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(on_cpu, self.rows, self.columns, self.depth));
+        let tile = Shape::new(tile, lanes);
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);

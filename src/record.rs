@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use wgpu::util::align_to;
 
 use crate::kernel::{self, Access, Constants, Kernel, Module};
-use crate::{DType, Error, Gpu, Tensor};
+use crate::profile::Session;
+use crate::{DType, Error, Gpu, Tensor, Work};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -15,9 +16,11 @@ pub struct Recorder<'p, 'e> {
     gpu: Gpu,
     pass: Pass<'p, 'e>,
     dispatch_count: u64,
+    /// Within an operator that is made of others.
+    nested: bool,
 }
 
-enum Pass<'p, 'e> {
+pub(crate) enum Pass<'p, 'e> {
     Own(Box<wgpu::ComputePass<'p>>),
     Borrowed(&'p mut wgpu::ComputePass<'e>),
     /// Of an operator that allocates and returns; submitted in pieces on GL.
@@ -25,6 +28,8 @@ enum Pass<'p, 'e> {
         encoder: wgpu::CommandEncoder,
         work: u64,
     },
+    /// Each dispatch is timed.
+    Profiled(Box<Session>),
 }
 
 /// Multiply-adds, or elements moved, that a CPU behind GL does in well under a second.
@@ -98,12 +103,20 @@ pub(crate) fn firsts(places: [u32; 4]) -> u32 {
 impl<'p, 'e> Recorder<'p, 'e> {
     pub(crate) fn on_encoder(gpu: &Gpu, encoder: &'p mut wgpu::CommandEncoder) -> Self {
         gpu.look();
-        Recorder { gpu: gpu.clone(), pass: Pass::Own(Box::new(encoder.begin_compute_pass(&PASS))), dispatch_count: 0 }
+        Recorder::on(gpu, Pass::Own(Box::new(encoder.begin_compute_pass(&PASS))))
     }
 
     pub(crate) fn on_pass(gpu: &Gpu, pass: &'p mut wgpu::ComputePass<'e>) -> Self {
         gpu.look();
-        Recorder { gpu: gpu.clone(), pass: Pass::Borrowed(pass), dispatch_count: 0 }
+        Recorder::on(gpu, Pass::Borrowed(pass))
+    }
+
+    pub(crate) fn on(gpu: &Gpu, pass: Pass<'p, 'e>) -> Self {
+        Recorder { gpu: gpu.clone(), pass, dispatch_count: 0, nested: false }
+    }
+
+    pub(crate) fn into_pass(self) -> Pass<'p, 'e> {
+        self.pass
     }
 
     /// The dispatches recorded so far. Each operator says how many it needs.
@@ -142,14 +155,33 @@ impl<'p, 'e> Recorder<'p, 'e> {
         })??;
         let [x, y, z] = kernel::grid(*groups, gpu.limits().max_compute_workgroups_per_dimension);
         let immediates = gpu.immediates();
-        let record = |pass: &mut wgpu::ComputePass<'_>| {
+        self.encode(&pipeline.label, *work, |pass| {
             pass.set_pipeline(&pipeline.pipeline);
             pass.set_bind_group(0, &bind_group, &[]);
             if immediates {
                 pass.set_immediates(0, params);
             }
             pass.dispatch_workgroups(x, y, z);
-        };
+        })
+    }
+
+    /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too, under
+    /// `name` and with the `work` that the caller knows of. `record` sets everything on the pass that it needs.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; none but while profiling.
+    pub fn custom(
+        &mut self,
+        name: &str,
+        work: Work,
+        record: impl FnOnce(&mut wgpu::ComputePass<'_>),
+    ) -> Result<(), Error> {
+        self.begin(name, work);
+        self.encode(name, work.operations / 2, record)
+    }
+
+    fn encode(&mut self, label: &str, work: u64, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<(), Error> {
+        let gpu = &self.gpu;
         match &mut self.pass {
             Pass::Own(pass) => record(pass),
             Pass::Borrowed(pass) => record(pass),
@@ -164,9 +196,25 @@ impl<'p, 'e> Recorder<'p, 'e> {
                     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
                 }
             }
+            Pass::Profiled(session) => session.time(gpu, label, work, record)?,
         }
         self.dispatch_count += 1;
         Ok(())
+    }
+
+    /// An operator begins: what a profile counts its dispatches to.
+    pub(crate) fn begin(&mut self, op: &str, work: Work) {
+        if let (Pass::Profiled(session), false) = (&mut self.pass, self.nested) {
+            session.begin(op, work);
+        }
+    }
+
+    /// Records operators as parts of the one that has begun.
+    pub(crate) fn nested<T>(&mut self, record: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.nested, true);
+        let result = record(self);
+        self.nested = before;
+        result
     }
 
     /// On GL no dispatch may take long: the elements that may be worked on at once, given the work for each.
@@ -175,10 +223,10 @@ impl<'p, 'e> Recorder<'p, 'e> {
     }
 }
 
-const PASS: wgpu::ComputePassDescriptor<'static> =
+pub(crate) const PASS: wgpu::ComputePassDescriptor<'static> =
     wgpu::ComputePassDescriptor { label: Some("weightnorm"), timestamp_writes: None };
 
-fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
+pub(crate) fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("weightnorm") })
 }
 
@@ -187,7 +235,7 @@ impl Gpu {
     pub(crate) fn run<T>(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<T, Error>) -> Result<T, Error> {
         self.check()?;
         let pass = Pass::Eager { encoder: new_encoder(self), work: 0 };
-        let mut recorder = Recorder { gpu: self.clone(), pass, dispatch_count: 0 };
+        let mut recorder = Recorder::on(self, pass);
         let result = record(&mut recorder)?;
         let Pass::Eager { encoder, .. } = recorder.pass else { unreachable!("made above") };
         self.guarded("a submission", 0, || self.queue().submit([encoder.finish()]))?;
@@ -226,30 +274,60 @@ fn uniform_buffer(gpu: &Gpu, params: &[u8]) -> Result<wgpu::Buffer, Error> {
     Ok(buffer)
 }
 
-/// An operator's tensors, checked together before anything is recorded.
+/// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
 pub(crate) struct Arguments<'a> {
     op: &'static str,
     inputs: Vec<(&'static str, &'a Tensor)>,
     outputs: Vec<(&'static str, &'a Tensor)>,
+    work: Work,
 }
 
 impl<'a> Arguments<'a> {
     pub fn new(op: &'static str) -> Self {
-        Arguments { op, inputs: vec![], outputs: vec![] }
+        Arguments { op, inputs: vec![], outputs: vec![], work: Work::default() }
     }
 
-    pub fn input(mut self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
-        self.inputs.extend(tensor.into().map(|t| (arg, t)));
+    pub fn input(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.input_if(true, arg, tensor)
+    }
+
+    /// An input that is not read in every case.
+    pub fn input_if(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        if let Some(tensor) = tensor.into() {
+            self.inputs.push((arg, tensor));
+            self.work.read += if read { tensor.bytes() } else { 0 };
+        }
         self
     }
 
-    pub fn output(mut self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
-        self.outputs.extend(tensor.into().map(|t| (arg, t)));
+    pub fn output(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.output_onto(false, arg, tensor)
+    }
+
+    /// An output whose former contents are read as well, or may be.
+    pub fn output_onto(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        if let Some(tensor) = tensor.into() {
+            self.outputs.push((arg, tensor));
+            self.work.written += tensor.bytes();
+            self.work.read += if read { tensor.bytes() } else { 0 };
+        }
         self
     }
 
-    /// Device, usage and aliasing of all of them.
-    pub fn check(&self, gpu: &Gpu) -> Result<(), Error> {
+    /// The operations it takes: see [`Work`].
+    pub fn operations(mut self, operations: u64) -> Self {
+        self.work.operations = operations;
+        self
+    }
+
+    /// Device, usage and aliasing of all of them. The operator begins, for a profile.
+    pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
+        self.check(ops.gpu())?;
+        ops.begin(self.op, self.work);
+        Ok(())
+    }
+
+    fn check(&self, gpu: &Gpu) -> Result<(), Error> {
         gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {

@@ -124,7 +124,7 @@ impl Tensor {
         self.fetch(false).await
     }
 
-    async fn fetch<T: Element>(&self, block: bool) -> Result<Vec<T>, Error> {
+    pub(crate) async fn fetch<T: Element>(&self, block: bool) -> Result<Vec<T>, Error> {
         if T::DTYPE != self.dtype {
             return Err(Error::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype });
         }
@@ -172,6 +172,11 @@ impl Tensor {
 
     pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Bytes of its elements.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.len() as u64 * self.dtype.size()
     }
 
     /// Bytes from the start of the buffer to the end of the last word.

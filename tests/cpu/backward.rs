@@ -270,14 +270,14 @@ impl Layer {
 
     /// ∂(Σ dy·y) for each of `count` numbers, which `moved` moves, and how far it may be off: 1e-9 of its terms, as
     /// in `assert_near`, and the rounding of those y that change at all, (2K + 16)·2⁻⁵³·Σ|x·w| each, over h.
-    fn assert_differences(
+    fn differences(
         &self,
         got: &[f64],
         terms: &[f64],
         what: &str,
         h: impl Fn(usize) -> f64,
         moved: impl Fn(&mut Layer, usize, f64),
-    ) {
+    ) -> Result<(), String> {
         let layer = |at, h| {
             let mut layer = self.clone();
             moved(&mut layer, at, h);
@@ -291,9 +291,42 @@ impl Layer {
             let sum: f64 = changed.map(|((dy, magnitude), _)| dy.abs() * magnitude).sum();
             2f64.powi(-53) * (2 * self.ins + 16) as f64 * sum / h(at)
         };
-        if let Err(message) = compare(got, &expected, None, |at| 1e-9 * terms[at] + rounding(at)) {
-            panic!("{what}: {message}");
-        }
+        compare(got, &expected, None, |at| 1e-9 * terms[at] + rounding(at))
+            .map(drop)
+            .map_err(|e| format!("{what}: {e}"))
+    }
+
+    /// Every gradient against the differences.
+    fn check_differences(&self, got: &cpu::LinearGradients) -> Result<(), String> {
+        let terms = self.terms();
+        self.differences(&got.dbias, &terms.dbias, "dbias", |_| 0.5, |layer, j, h| layer.bias[j] += h)?;
+        // Elsewhere the bias would only add its rounding to differences that may be tiny.
+        let mut layer = self.clone();
+        layer.bias.fill(0.0);
+        layer.differences(&got.dx, &terms.dx, "dx", |_| 0.5, |layer, at, h| layer.x[at] += h)?;
+        let Some(direction) = &self.direction else {
+            assert_eq!(got.dg, None);
+            return layer.differences(&got.dv, &terms.dv, "dw", |_| 0.5, |layer, at, h| layer.w[at] += h);
+        };
+        layer.differences(
+            &got.dv,
+            &terms.dv,
+            "dv",
+            |at| direction.step(at),
+            |layer, at, h| {
+                layer.direction = Some(direction.moved(at, h));
+            },
+        )?;
+        let (dg, dg_terms) = (got.dg.as_ref().unwrap(), terms.dg.as_ref().unwrap());
+        layer.differences(
+            dg,
+            dg_terms,
+            "dg",
+            |_| 0.5,
+            |layer, j, h| {
+                layer.direction = Some(direction.moved_gain(j, h));
+            },
+        )
     }
 
     /// Σ_k |x·w| + |bias| of each y.
@@ -377,24 +410,26 @@ proptest! {
 
     #[test]
     fn linear_backward_equals_finite_differences(layer in layer()) {
-        let (got, terms) = (layer.backward(), layer.terms());
-        layer.assert_differences(&got.dbias, &terms.dbias, "dbias", |_| 0.5, |layer, j, h| layer.bias[j] += h);
-        // Elsewhere the bias would only add its rounding to differences that may be tiny.
-        let mut layer = layer;
-        layer.bias.fill(0.0);
-        layer.assert_differences(&got.dx, &terms.dx, "dx", |_| 0.5, |layer, at, h| layer.x[at] += h);
-        let Some(direction) = &layer.direction else {
-            layer.assert_differences(&got.dv, &terms.dv, "dw", |_| 0.5, |layer, at, h| layer.w[at] += h);
-            prop_assert_eq!(got.dg, None);
-            return Ok(());
+        layer.check_differences(&layer.backward()).unwrap();
+    }
+
+    /// The control: each gradient in turn with one element off by a thousandth of its terms.
+    #[test]
+    fn finite_differences_find_a_wrong_gradient(layer in layer(), which in 0usize..4) {
+        let (mut wrong, terms) = (layer.backward(), layer.terms());
+        let none = Vec::new();
+        let (gradient, terms) = match which {
+            0 => (Some(&mut wrong.dx), &terms.dx),
+            1 => (Some(&mut wrong.dv), &terms.dv),
+            2 => (wrong.dg.as_mut(), terms.dg.as_ref().unwrap_or(&none)),
+            _ => (Some(&mut wrong.dbias), &terms.dbias),
         };
-        layer.assert_differences(&got.dv, &terms.dv, "dv", |at| direction.step(at), |layer, at, h| {
-            layer.direction = Some(direction.moved(at, h));
-        });
-        let (dg, dg_terms) = (got.dg.unwrap(), terms.dg.unwrap());
-        layer.assert_differences(&dg, &dg_terms, "dg", |_| 0.5, |layer, j, h| {
-            layer.direction = Some(direction.moved_gain(j, h));
-        });
+        let Some(gradient) = gradient else { return Ok(()) };
+        let largest = (0..terms.len()).max_by(|&a, &b| terms[a].total_cmp(&terms[b])).unwrap();
+        gradient[largest] += 1e-3 * terms[largest];
+        prop_assume!(terms[largest] > 0.0);
+        let message = layer.check_differences(&wrong).unwrap_err();
+        prop_assert!(message.contains("1 of"), "{}", message);
     }
 
     /// The forms of the fused backward pass (no dw before the correction, the scale on dy or at the end) and what

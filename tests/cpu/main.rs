@@ -14,3 +14,4 @@ mod noop;
 mod optimizer;
 mod rows;
 mod shaders;
+mod work;

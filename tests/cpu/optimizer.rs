@@ -1,7 +1,8 @@
-//! The optimizer steps against closed forms and against a loop written another way.
+//! The optimizer steps against PyTorch's, against closed forms and against a loop written another way.
+use serde_json::Value;
 use weightnorm::{Adam, Axis, Eps, Error, Group, Sgd, cpu};
 
-use crate::common::compare;
+use crate::common::{compare, own_golden_dir};
 
 #[track_caller]
 fn assert_close(got: &[f64], expected: &[f64], bound: f64) {
@@ -99,6 +100,79 @@ fn adam_step_equals_the_loop_over_50_steps() {
             assert_close(&g, &adam_by_history(&adam, groups[0], &G), 1e-13);
             assert_close(&v, &adam_by_history(&adam, groups[1], &V), 1e-13);
         }
+    }
+}
+
+/// g and v of a step in `optimizer.json`.
+fn pair(of: &Value) -> [Vec<f64>; 2] {
+    ["g", "v"].map(|name| of[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect())
+}
+
+/// Every step of one of the file's cases, and the parameters compared where PyTorch's are kept.
+fn follow_pytorch(file: &Value, case: &Value) -> Result<(), String> {
+    let number = |name: &str| case[name].as_f64().unwrap();
+    let group = |name: &str| {
+        let of = |what: &str| case[name][what].as_f64().unwrap();
+        Group { rate: of("rate"), weight_decay: of("weight_decay") }
+    };
+    let [mut g, mut v] = pair(&file["start"]);
+    let mut sgd_state = cpu::SgdState::new(g.len(), v.len());
+    let mut adam_state = cpu::AdamState::new(g.len(), v.len());
+    let mut kept = case["after"].as_array().unwrap().iter().peekable();
+    for (t, gradients) in file["gradients"].as_array().unwrap().iter().enumerate() {
+        let [dg, dv] = pair(gradients);
+        match case["optimizer"].as_str().unwrap() {
+            "SGD" => {
+                let sgd = Sgd {
+                    g: group("g"),
+                    v: group("v"),
+                    momentum: number("momentum"),
+                    dampening: number("dampening"),
+                    nesterov: case["nesterov"].as_bool().unwrap(),
+                };
+                cpu::sgd_step(&sgd, &mut g, &dg, &mut v, &dv, &mut sgd_state, None).unwrap();
+            }
+            name => {
+                let adam = Adam {
+                    g: group("g"),
+                    v: group("v"),
+                    beta1: number("beta1"),
+                    beta2: number("beta2"),
+                    eps: number("eps"),
+                    decoupled: name == "AdamW",
+                };
+                cpu::adam_step(&adam, &mut g, &dg, &mut v, &dv, &mut adam_state, None).unwrap();
+            }
+        }
+        let step = t as u64 + 1;
+        if let Some(after) = kept.next_if(|after| after["step"] == step) {
+            for (got, expected) in [&g, &v].into_iter().zip(pair(after)) {
+                compare(got, &expected, None, |i| 1e-13 * (1.0 + expected[i].abs()))
+                    .map_err(|e| format!("step {step}: {e}"))?;
+            }
+        }
+    }
+    assert_eq!(kept.next(), None);
+    Ok(())
+}
+
+#[test]
+fn optimizer_steps_follow_pytorch() {
+    let text = std::fs::read_to_string(own_golden_dir().join("optimizer.json")).unwrap();
+    let file: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(file["gradients"].as_array().unwrap().len(), STEPS);
+    let cases = file["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 11);
+    for case in cases {
+        follow_pytorch(&file, case).unwrap_or_else(|e| panic!("{case}\n{e}"));
+        // The negative controls: a decay a little off, the last v off in its tenth digit.
+        let mut other = case.clone();
+        other["g"]["weight_decay"] = (case["g"]["weight_decay"].as_f64().unwrap() + 1e-9).into();
+        follow_pytorch(&file, &other).unwrap_err();
+        let mut other = case.clone();
+        let last = other["after"].as_array_mut().unwrap().last_mut().unwrap();
+        last["v"][5] = (last["v"][5].as_f64().unwrap() * (1.0 + 1e-10)).into();
+        assert!(follow_pytorch(&file, &other).unwrap_err().contains("step 50: 1 of 6"));
     }
 }
 

@@ -5,17 +5,19 @@ use weightnorm::internals::{Access, KERNELS, Module};
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
-    let info =
-        Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32)
-            .validate(&module)
-            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let info = Validator::new(
+        ValidationFlags::all(),
+        Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::SUBGROUP,
+    )
+    .validate(&module)
+    .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
     (module, info)
 }
 
 #[test]
 fn shaders_are_valid_with_either_kind_of_parameters() {
-    for module in Module::ALL {
-        parse(module.source());
+    for module in Module::all() {
+        parse(&module.source());
         let uniform = module.uniform_source();
         assert!(uniform.contains("var<uniform>") && !uniform.contains("var<immediate>"), "{}", module.name());
         let (parsed, _) = parse(&uniform);
@@ -33,12 +35,12 @@ fn shaders_validation_finds_a_fault() {
 /// no more than the 8 that WebGPU grants.
 #[test]
 fn shaders_bind_what_the_host_binds() {
-    for module in Module::ALL {
-        let (parsed, info) = parse(module.source());
+    for module in Module::all() {
+        let (parsed, info) = parse(&module.source());
         for (index, entry) in parsed.entry_points.iter().enumerate() {
             let kernel = KERNELS
                 .iter()
-                .find(|k| k.entry == entry.name && k.modules.contains(&module))
+                .find(|k| k.entry == entry.name && k.stem == module.stem())
                 .unwrap_or_else(|| panic!("{}.{} has no table", module.name(), entry.name));
             let used = info.get_entry_point(index);
             let mut bindings: Vec<(u32, Access)> = parsed
@@ -59,16 +61,19 @@ fn shaders_bind_what_the_host_binds() {
             assert!(bindings.len() <= 8, "{}.{}", module.name(), entry.name);
         }
     }
-    let entry_points: usize = Module::ALL.iter().map(|m| parse(m.source()).0.entry_points.len()).sum();
-    let tables: usize = KERNELS.iter().map(|k| k.modules.len()).sum();
-    assert_eq!(entry_points, tables);
+    for kernel in KERNELS {
+        for module in Module::all().into_iter().filter(|m| m.stem() == kernel.stem) {
+            let (parsed, _) = parse(&module.source());
+            assert!(parsed.entry_points.iter().any(|e| e.name == kernel.entry), "{} {}", module.name(), kernel.entry);
+        }
+    }
 }
 
 /// The parameters fit the 64 bytes of immediates that every device with them has.
 #[test]
 fn shaders_parameters_fit_immediates() {
-    for module in Module::ALL {
-        let (parsed, _) = parse(module.source());
+    for module in Module::all() {
+        let (parsed, _) = parse(&module.source());
         let (_, variable) = parsed
             .global_variables
             .iter()

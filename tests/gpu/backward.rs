@@ -64,6 +64,7 @@ pub fn register(suite: &mut Suite) {
     test("normalize_not_finite", normalize_not_finite);
     test("normalize_quads", normalize_quads);
     test("normalize_errors", normalize_errors);
+    test("normalize_comparison_can_fail", normalize_comparison_can_fail);
 }
 
 /// Outputs in one buffer, each between guards; those that are not asked for have to stay as they are.
@@ -397,7 +398,7 @@ fn saved(gpu: &Gpu) -> Outcome {
         let norms = Guarded::poisoned(gpu, &[g64.len()], DType::F32, 4)?;
         let y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
         let plain_y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
-        let mut options = LinearOptions::default().tile(Tile::Medium);
+        let mut options = LinearOptions::default();
         options.split_length = split_length;
         let record = |y: &Guarded, options| {
             recorded(gpu, |ops| ops.linear_into_with(&x, weight, Some(&bias), &y.tensor, &options))
@@ -489,11 +490,12 @@ fn dispatches(gpu: &Gpu) -> Outcome {
         for (batch, sums) in [(64, 1), (128, 1), (129, 2)] {
             let of = |axis| count(Case { wanted, ..Case::of(axis, [batch, 33, 39]) });
             let expected = [
-                n(dx) + n(dv) + sums * n(dg || dv || dbias),
+                // The factors for dx come with the sums, or by themselves.
+                n(dx) + n(dv) + if dg || dv || dbias { sums } else { n(dx) },
                 // q once, whoever wants it.
                 n(dx || dv || dg) + n(dv) + sums * n(dg || dv) + sums * n(dbias),
                 // dg is a sum over all of y.
-                n(dx) + n(dv) + 2 * n(dg || dv) + sums * n(dbias),
+                n(dx) + n(dv) + if dg || dv { 2 } else { n(dx) } + sums * n(dbias),
                 n(dx) + n(dv) + sums * n(dbias),
             ];
             for (axis, expected) in AXES.into_iter().zip(expected) {
@@ -554,7 +556,7 @@ fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
 fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     let size = [67, 71, 75];
     let mut cases = vec![];
-    cases.extend(Tile::ALL.map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
+    cases.extend(Tile::all_on(gpu).map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
     cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
     for axis in AXES {
         cases.push(Case { split_length: Some(16), ..Case::of(axis, size) });
@@ -657,6 +659,22 @@ fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
         let report = device.device().generate_allocator_report()?;
         Some(report.allocations.iter().map(|a| a.size).collect::<Vec<_>>())
     };
+    // Of what is there now and was not before, by sizes.
+    let largest_since = |before: Option<Vec<u64>>| {
+        let (before, mut new) = (before?, allocated()?);
+        before.iter().for_each(|size| {
+            if let Some(at) = new.iter().position(|s| s == size) {
+                new.swap_remove(at);
+            }
+        });
+        Some(new.into_iter().max().unwrap_or(0))
+    };
+    // The control: a buffer of that size is seen.
+    let before = allocated();
+    let seen = device.zeros(&[outs, ins], DType::F16)?;
+    let tells = gpu.report().info.backend == wgpu::Backend::Vulkan;
+    assert!(largest_since(before).map_or(!tells, |largest| largest >= v_bytes), "a buffer as large as v was not seen");
+    drop(seen);
     for (axis, count) in [(Axis::Kept(0), 3), (Axis::Kept(1), 4), (Axis::Whole, 5)] {
         let zeros = |shape: &[usize]| device.zeros(shape, DType::F16);
         let (x, v, dy) = (zeros(&[batch, ins])?, zeros(&[outs, ins])?, zeros(&[batch, outs])?);
@@ -672,16 +690,7 @@ fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
         let dispatches =
             recorded(&device, |ops| ops.linear_backward_into(&x, weight.norms(&norms), &dy, u, &gradients))?;
         assert_eq!(dispatches, count, "{axis:?}");
-        if let (Some(mut before), Some(after)) = (before, allocated()) {
-            let mut new = after;
-            before.sort_unstable();
-            // What is there now and was not before, by sizes.
-            before.iter().for_each(|size| {
-                if let Some(at) = new.iter().position(|s| s == size) {
-                    new.swap_remove(at);
-                }
-            });
-            let largest = new.into_iter().max().unwrap_or(0);
+        if let Some(largest) = largest_since(before) {
             assert!(largest < v_bytes, "{axis:?}: {largest} bytes were allocated");
         }
         assert_eq!(crate::golden::read(&dv)?.len(), outs * ins);
@@ -1196,15 +1205,21 @@ impl Rescale {
     }
 
     fn check(&self, gpu: &Gpu) -> Outcome {
+        Ok(self.compare(&self.run(gpu)?.0)?)
+    }
+
+    /// dv and dg, each if it is there.
+    fn compare(&self, got: &[Option<Vec<f64>>]) -> Result<(), String> {
+        let failed = |e: Error| e.to_string();
         let (dw, v, g) = self.data();
-        let (dv, dg) = cpu::normalize_backward(&dw, &v, &self.shape, g.as_deref(), self.axis, self.eps)?;
+        let (dv, dg) =
+            cpu::normalize_backward(&dw, &v, &self.shape, g.as_deref(), self.axis, self.eps).map_err(failed)?;
         let (dv_terms, dg_terms) = normalize_terms(&dw, &v, &self.shape, g.as_deref(), self.axis, self.eps);
-        let norms = cpu::row_norms(&v, &self.shape, self.axis, self.eps)?;
+        let norms = cpu::row_norms(&v, &self.shape, self.axis, self.eps).map_err(failed)?;
         let of = norm_of(&self.shape, self.axis);
         let held = self.held();
         let held = |which: usize, i: usize| if self.write == Write::Add { held[which][i] } else { 0.0 };
         let chain = norm_chain(norm_length(&self.shape, self.axis));
-        let (got, _) = self.run(gpu)?;
         if let Some(got) = &got[1] {
             let expected: Vec<f64> = dg.iter().enumerate().map(|(j, dg)| dg + held(1, j)).collect();
             let bound = |j: usize| dg_bound(chain, chain, dg_terms[j] + held(1, j).abs(), expected[j]);
@@ -1439,6 +1454,27 @@ fn normalize_quads(gpu: &Gpu) -> Outcome {
     }
     for walk in [Walk::Gpu, Walk::Cpu] {
         with_walk(walk, || all(&cases, |case| case.check(gpu)))?;
+    }
+    Ok(())
+}
+
+/// One element off by a hundredth, and the correction left out where the clamp is active.
+fn normalize_comparison_can_fail(gpu: &Gpu) -> Outcome {
+    for dtype in [DType::F32, DType::F16] {
+        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+            let case = Rescale { dtypes: [dtype; 3], ..Rescale::new(&[13, 7], axis) };
+            let got = case.run(gpu)?.0;
+            case.compare(&got)?;
+            for which in 0..2 {
+                let mut wrong = got.clone();
+                let values = wrong[which].as_mut().ok_or("it is wanted")?;
+                values[0] += 0.01 * values.iter().fold(0f64, |most, value| most.max(value.abs()));
+                must_fail(&format!("{case:?}: output {which}"), case.compare(&wrong))?;
+            }
+            let scaled = case.data().2.map(|g| g.iter().map(|g| g * 1e3).collect());
+            let clamped = Rescale { eps: Eps::Clamp(1e3), g: scaled, wanted: [true, false], ..case.clone() };
+            must_fail(&format!("{case:?}: no correction"), case.compare(&clamped.run(gpu)?.0))?;
+        }
     }
     Ok(())
 }

@@ -216,8 +216,14 @@ fn check_init(gpu: &Gpu, x: &[f64], v: &[f64], sizes: [usize; 3], dtype: DType) 
     let output = || Guarded::poisoned(gpu, &[outs], DType::F32, 4);
     let (got_g, got_bias) = (output()?, output()?);
     let count = recorded(gpu, |ops| ops.data_dependent_init_into(&x, &v, eps, &got_g.tensor, &got_bias.tensor))?;
-    compare(&got_g.read()?, &g, Some(DType::F32), |j| bounds[j][0]).map_err(|e| format!("g: {e}"))?;
-    compare(&got_bias.read()?, &bias, Some(DType::F32), |j| bounds[j][1]).map_err(|e| format!("bias: {e}"))?;
+    let (mut got_g, mut got_bias) = (got_g.read()?, got_bias.read()?);
+    compare(&got_g, &g, Some(DType::F32), |j| bounds[j][0]).map_err(|e| format!("g: {e}"))?;
+    compare(&got_bias, &bias, Some(DType::F32), |j| bounds[j][1]).map_err(|e| format!("bias: {e}"))?;
+    // The controls.
+    got_g[outs - 1] *= 1.25;
+    must_fail("a wrong g", compare(&got_g, &g, Some(DType::F32), |j| bounds[j][0]).map(drop))?;
+    got_bias[outs - 1] += 0.25 * bias[outs - 1].abs().max(1.0);
+    must_fail("a wrong bias", compare(&got_bias, &bias, Some(DType::F32), |j| bounds[j][1]).map(drop))?;
     Ok(count)
 }
 
@@ -278,7 +284,22 @@ fn data_dependent_init_far_from_zero(gpu: &Gpu) -> Outcome {
         let x = random(11, rows, DType::F32).iter().map(|x| f64::from((scale * (x + mean)) as f32)).collect::<Vec<_>>();
         check_init(gpu, &x, &[2.0; 9], [rows, 1, 9], DType::F32)?;
     }
-    Ok(())
+    // σ = 1 around 1e5, where a mean is off by a few roundings of 2⁻⁸, and σ and its mean by no more. The control:
+    // E[t²] − μ², of squares with roundings of 512.
+    let (rows, far) = (1_024, 1e5);
+    let x: Vec<f64> = (0..rows).map(|b| if b % 2 == 0 { far - 1.0 } else { far + 1.0 }).collect();
+    let mean_of = |values: &mut dyn Iterator<Item = f32>| values.sum::<f32>() / rows as f32;
+    let square = mean_of(&mut x.iter().map(|&x| (x as f32).powi(2)));
+    let naive = f64::from(square - mean_of(&mut x.iter().map(|&x| x as f32)).powi(2)).max(0.0).sqrt();
+    let x = upload(gpu, &x, &[rows, 1], DType::F32, 0)?;
+    let (g, bias) = gpu.data_dependent_init(&x, &upload(gpu, &[1.0; 9], &[9, 1], DType::F32, 0)?, Eps::default())?;
+    let (g, bias) = (read(&g)?, read(&bias)?);
+    let is_one = |deviation: f64| compare(&[deviation], &[1.0], None, |_| 0.05).map(drop);
+    for (g, bias) in g.into_iter().zip(bias) {
+        is_one(1.0 / g)?;
+        compare(&[-bias / g], &[far], None, |_| 0.05)?;
+    }
+    must_fail("E[t²] − μ²", is_one(naive))
 }
 
 fn data_dependent_init_windows(gpu: &Gpu) -> Outcome {
@@ -311,8 +332,7 @@ fn check_batch_norm_at(
     let magnitudes = column_sums(&abs(&t), columns);
     let mean_error = |j: usize| (gamma(chain(rows) as f64 + 3.0)) * magnitudes[j] / rows as f64;
     let largest = 4.0;
-    let y_bound = |at: usize, y: f64, mean_error: f64| {
-        let _ = at;
+    let y_bound = |y: f64, mean_error: f64| {
         let e = mean_error + gamma(3.0) * largest;
         e + storage_bound(y_dtype, y.abs() + e)
     };
@@ -326,7 +346,11 @@ fn check_batch_norm_at(
         ops.mean_only_batch_norm_into(&t_tensor, Some(&bias_tensor), Some(running_mean), &y.tensor)
     })?;
     let (expected, mean) = cpu::mean_only_batch_norm(&t, shape, Some(&bias))?;
-    compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], mean_error(i % columns)))?;
+    let is_y = |y: &[f64]| compare(y, &expected, Some(y_dtype), |i| y_bound(expected[i], mean_error(i % columns)));
+    is_y(&y.read()?)?;
+    let mut wrong = y.read()?;
+    wrong[len - 1] += 0.1;
+    must_fail("a wrong y", is_y(&wrong).map(drop))?;
     let mut expected = old.clone();
     cpu::update_running_mean(&mut expected, &mean, 0.25)?;
     let bound = |j: usize| mean_error(j) + gamma(4.0) * (expected[j].abs() + old[j].abs() + mean[j].abs());
@@ -337,7 +361,7 @@ fn check_batch_norm_at(
     let eval =
         recorded(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t_tensor, &running, Some(&bias_tensor), &y.tensor))?;
     let expected = cpu::mean_only_batch_norm_eval(&t, shape, &old, Some(&bias))?;
-    compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], 0.0))?;
+    compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(expected[i], 0.0))?;
 
     let dt = Guarded::poisoned(gpu, shape, y_dtype, 0)?;
     let dbias = Guarded::holding(gpu, &old, &[columns], DType::F32, 12)?;
@@ -345,10 +369,13 @@ fn check_batch_norm_at(
         ops.mean_only_batch_norm_backward_into(&t_tensor, &dt.tensor, Some(&dbias.tensor), Write::Add)
     })?;
     let (expected, mut sums) = cpu::mean_only_batch_norm_backward(&t, shape)?;
-    compare(&dt.read()?, &expected, Some(y_dtype), |i| y_bound(i, expected[i], mean_error(i % columns)))?;
+    compare(&dt.read()?, &expected, Some(y_dtype), |i| y_bound(expected[i], mean_error(i % columns)))?;
     sums.iter_mut().zip(&old).for_each(|(sum, old)| *sum += old);
     let bound = |j: usize| mean_error(j) * rows as f64 + gamma(2.0) * (sums[j].abs() + old[j].abs());
     compare(&dbias.read()?, &sums, Some(DType::F32), bound).map_err(|e| format!("dbias: {e}"))?;
+    let mut wrong = dbias.read()?;
+    wrong[columns - 1] += 1e-3 * magnitudes[columns - 1] + 1e-6;
+    must_fail("a wrong dbias", compare(&wrong, &sums, Some(DType::F32), bound).map(drop))?;
     Ok([forward, eval, backward])
 }
 

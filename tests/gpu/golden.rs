@@ -1,10 +1,10 @@
 //! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
 //! same name without a GPU.
-use weightnorm::{Activation, Axis, DType, Gpu, LinearOptions, Tensor, WeightNorm, cpu};
+use weightnorm::{Activation, DType, Gpu, LinearOptions, Tensor, WeightNorm, cpu};
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
 use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
-use crate::{Needs, Outcome, Suite};
+use crate::{Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     let files = match common::golden_files(&common::golden_dir()) {
@@ -24,6 +24,29 @@ pub fn register(suite: &mut Suite) {
             Ok(_) => {}
         }
     }
+    suite.test("golden_catches_a_wrong_value", Needs::Nothing, catches_a_wrong_value);
+}
+
+/// The negative control: one element of each kind of output changed by a hundredth.
+fn catches_a_wrong_value(gpu: &Gpu) -> Outcome {
+    for (file, names, check) in [
+        ("wn_middle_3x5x17", &["norm", "w", "dv", "dg"][..], weight_norm as fn(&Gpu, &Golden) -> Outcome),
+        ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], linear),
+    ] {
+        let path = common::own_golden_dir().join(format!("{file}.safetensors"));
+        for &name in names {
+            let mut case = Golden::load(&path)?;
+            let values = &mut case.file.tensors.get_mut(name).ok_or(name)?.data;
+            let largest = values.iter().fold(0f64, |most, value| most.max(value.abs()));
+            values[3] += 0.01 * largest;
+            let message = |error: Failed| error.message().unwrap_or_default().to_string();
+            let result = check(gpu, &case).map_err(message);
+            if !result.as_ref().is_err_and(|e| e.starts_with(&format!("{name}: 1 of"))) {
+                return Err(format!("{file}, {name}: {result:?}").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A tensor of a file on the GPU, in its own storage type.
@@ -49,27 +72,35 @@ pub fn read(tensor: &Tensor) -> Result<Vec<f64>, weightnorm::Error> {
     })
 }
 
+fn named(name: &str, result: Result<f64, String>) -> Result<(), String> {
+    result.map(drop).map_err(|e| format!("{name}: {e}"))
+}
+
 fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     let (v, g) = (upload(gpu, case.tensor("v")?)?, upload(gpu, case.tensor("g")?)?);
-    let chain = v.len();
+    let chain = v.len() / g.len().max(1);
     let norms = read(&gpu.row_norms(&v, case.axis, case.eps)?)?;
     let expected = &case.tensor("norm")?.data;
-    compare(&norms, expected, Some(DType::F32), |i| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]))?;
+    let bound = |i: usize| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]);
+    named("norm", compare(&norms, expected, Some(DType::F32), bound))?;
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
     let dw = case.tensor("dw")?;
     let (v64, g64) = (case.tensor("v")?, case.tensor("g")?);
     let terms = normalize_terms(&dw.data, &v64.data, &v64.shape, Some(&g64.data), case.axis, case.eps);
     let (dv, dg) = gpu.normalize_backward(&upload(gpu, dw)?, weight)?;
     let expected = &case.tensor("dg")?.data;
-    compare(&read(&dg)?, expected, Some(DType::F32), |i| dg_bound(chain, chain, terms.1[i], expected[i]))?;
+    let bound = |i: usize| dg_bound(chain, chain, terms.1[i], expected[i]);
+    named("dg", compare(&read(&dg)?, expected, Some(DType::F32), bound))?;
     let expected = &case.tensor("dv")?.data;
-    compare(&read(&dv)?, expected, Some(case.dtype), |i| dv_bound(chain, chain, terms.0[i], expected[i], case.dtype))?;
+    let bound = |i: usize| dv_bound(chain, chain, terms.0[i], expected[i], case.dtype);
+    named("dv", compare(&read(&dv)?, expected, Some(case.dtype), bound))?;
 
     let w = gpu.normalize(weight)?;
     let expected = &case.tensor("w")?.data;
-    compare(&read(&w)?, expected, Some(case.dtype), |i| weight_bound(chain, expected[i], case.dtype))?;
+    let bound = |i: usize| weight_bound(chain, expected[i], case.dtype);
+    named("w", compare(&read(&w)?, expected, Some(case.dtype), bound))?;
     gpu.normalize_in_place(weight)?;
-    compare(&read(&v)?, expected, Some(case.dtype), |i| weight_bound(chain, expected[i], case.dtype))?;
+    named("w", compare(&read(&v)?, expected, Some(case.dtype), bound))?;
     Ok(())
 }
 
@@ -82,20 +113,21 @@ fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
     let w = cpu::normalize(&v.data, &v.shape, Some(&g.data), case.axis, case.eps)?;
     let magnitudes = |values: &[f64]| values.iter().map(|a| a.abs()).collect::<Vec<_>>();
     let sums = cpu::linear(&magnitudes(&x.data), &x.shape, &magnitudes(&w), &v.shape, None, Activation::None)?;
-    let chain = if case.axis == Axis::Kept(0) { v.shape[1] } else { v.data.len() };
+    let chain = v.shape[1].max(v.data.len() / g.data.len().max(1));
     let bound = |i: usize| dot_bound(chain, sums[i], expected[i], case.dtype);
 
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
     let norms = gpu.zeros(g.shape(), DType::F32)?;
     let y = gpu.linear_with(&x, weight, bias.as_ref(), &LinearOptions::default().norms(&norms))?;
-    compare(&read(&y)?, expected, Some(case.dtype), bound)?;
+    named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     let expected_norms = &case.tensor("norm")?.data;
-    let norm_slack = |i: usize| norm_bound(v.len(), expected_norms[i]) + case.eps_slack(expected_norms[i]);
-    compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack)?;
+    let norm_slack =
+        |i: usize| norm_bound(v.len() / g.len().max(1), expected_norms[i]) + case.eps_slack(expected_norms[i]);
+    named("norm", compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack))?;
     // The same with the norms known.
     let y = gpu.linear(&x, weight.norms(&norms), bias.as_ref())?;
-    compare(&read(&y)?, expected, Some(case.dtype), bound)?;
+    named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
 
     let (_, saved) = gpu.linear_saved(&x, weight, bias.as_ref())?;
     let dy = case.tensor("dy")?;
@@ -108,23 +140,22 @@ fn gradients_agree(case: &Golden, gradients: &weightnorm::LinearGradients) -> Ou
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
     let (batch, outs, ins) = (x.shape[0], v.shape[0], v.shape[1]);
-    let norm_chain = v.data.len();
+    let norm_chain = v.data.len() / g.data.len().max(1);
     let chain = batch + outs + ins;
     let dtype = Some(case.dtype);
     let expected = &case.tensor("dx")?.data;
     let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
-    compare(&read(&gradients.dx)?, expected, dtype, bound).map_err(|e| format!("dx: {e}"))?;
+    named("dx", compare(&read(&gradients.dx)?, expected, dtype, bound))?;
     let expected = &case.tensor("dv")?.data;
     let bound = |i: usize| dv_bound(norm_chain, chain, terms.dv[i], expected[i], case.dtype);
-    compare(&read(&gradients.dv)?, expected, dtype, bound).map_err(|e| format!("dv: {e}"))?;
+    named("dv", compare(&read(&gradients.dv)?, expected, dtype, bound))?;
     let (dg, dg_terms) = (gradients.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
     let expected = &case.tensor("dg")?.data;
     let bound = |i: usize| dg_bound(norm_chain, chain, dg_terms[i], expected[i]);
-    compare(&read(dg)?, expected, Some(DType::F32), bound).map_err(|e| format!("dg: {e}"))?;
+    named("dg", compare(&read(dg)?, expected, Some(DType::F32), bound))?;
     if let Some(expected) = case.optional("db") {
         let bound = |i: usize| sum_bound(batch, terms.dbias[i], expected.data[i], DType::F32);
-        compare(&read(&gradients.dbias)?, &expected.data, Some(DType::F32), bound)
-            .map_err(|e| format!("dbias: {e}"))?;
+        named("db", compare(&read(&gradients.dbias)?, &expected.data, Some(DType::F32), bound))?;
     }
     Ok(())
 }

@@ -287,7 +287,7 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         (Case { known: true, write_norms: false, split_length: split, ..base.clone() }, 2),
         (Case { axis: IN, split_length: split, ..base.clone() }, 4),
         (Case { axis: WHOLE, split_length: split, ..base.clone() }, 3),
-        (Case::new([2, 3, 40_000]), 2),
+        (Case { tile: Some(Tile::Wide), ..Case::new([2, 3, 40_000]) }, 2),
         // Nothing to multiply: the norms alone, or nothing at all.
         (Case::new([0, 3, 5]), 1),
         (Case { write_norms: false, ..Case::new([0, 3, 5]) }, 0),
@@ -314,7 +314,7 @@ fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
 
 fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     let mut cases = vec![];
-    for tile in Tile::ALL {
+    for tile in Tile::all_on(gpu) {
         for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]] {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
@@ -335,9 +335,11 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
 /// that every sum has to be formed again: no loop may be cut short. lavapipe stops an invocation after 65,535
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu) -> Outcome {
-    let sizes = [(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Wide, 8, 64), (Tile::Tall, 128, 8)];
+    let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Wide, 8, 64), (Tile::Tall, 128, 8)];
+    sizes.extend([(Tile::Lanes32, 32, 32), (Tile::Lanes1, 1, 32)]);
+    sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(sizes, |&(tile, batch, outs)| {
-        let ins = tile.max_length() as usize;
+        let ins = tile.max_length(gpu) as usize;
         let base = Case {
             tile: Some(tile),
             exact_sums: true,

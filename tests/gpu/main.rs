@@ -20,6 +20,7 @@ mod norms;
 mod numbers;
 mod optimizer;
 mod problem;
+mod profile;
 mod properties;
 mod recording;
 mod train;
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
     limits::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
+    profile::register(&mut suite);
     train::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

@@ -163,7 +163,7 @@ fn scaled_linear(gpu: &Gpu) -> Outcome {
         cases.push(Linear { biases: None, ..base.clone() });
         cases.push(Linear { split_length: Some(16), tile: Some(Tile::Wide), ..base.clone() });
         if dtypes[0] == DType::F32 {
-            cases.extend(Tile::ALL.map(|tile| Linear { tile: Some(tile), ..base.clone() }));
+            cases.extend(Tile::all_on(gpu).map(|tile| Linear { tile: Some(tile), ..base.clone() }));
             // Norms that are known, where an f32 holds them.
             let mut known = Linear { known: true, write_norms: false, ..base };
             known.v = known

@@ -249,6 +249,12 @@ impl Case {
             let (expected, bounds) = self.reference(&values, step)?;
             values = tensors.read()?;
             self.compare(&values, &expected, &bounds).map_err(|e| format!("step {step}, {e}"))?;
+            // The control.
+            if step == steps && !values[0].is_empty() {
+                let mut wrong = values.clone();
+                wrong[0][0] += 0.1;
+                must_fail("a wrong v", self.compare(&wrong, &expected, &bounds))?;
+            }
         }
         Ok(count)
     }

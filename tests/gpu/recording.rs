@@ -1,7 +1,7 @@
 //! Recording into the caller's encoder or pass: nothing is submitted, each dispatch keeps its own parameters, scratch
 //! memory is shared safely, and nothing is allocated.
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm};
+use weightnorm::{Axis, DType, Eps, Gpu, Options, Parameters, WeightNorm};
 
 use crate::golden::read;
 use crate::problem::{Op, Prepared, Problem, adapter_of, device, encoder, halves, options};
@@ -15,6 +15,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("recording::parameters_stay", Needs::Nothing, parameters_stay);
     suite.test("recording::scratch_is_shared", Needs::Nothing, scratch_is_shared);
     suite.test("recording::allocates_nothing", Needs::Nothing, allocates_nothing);
+    suite.test("recording::networks_allocate_nothing", Needs::Nothing, networks_allocate_nothing);
     suite.test("recording::pipelines_are_kept", Needs::Nothing, pipelines_are_kept);
     suite.test("recording::in_order", Needs::Nothing, in_order);
     suite.test_if_able("recording::gl_submissions_are_short", gl_submissions_are_short);
@@ -57,14 +58,14 @@ fn encoder_submits_nothing(gpu: &Gpu) -> Outcome {
 }
 
 /// A kernel of the caller's: adds 1 to every word.
-struct Increment {
+pub struct Increment {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
-    counter: weightnorm::Tensor,
+    pub counter: weightnorm::Tensor,
 }
 
 impl Increment {
-    fn new(gpu: &Gpu) -> Result<Increment, Failed> {
+    pub fn new(gpu: &Gpu) -> Result<Increment, Failed> {
         let device = gpu.device();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: None,
@@ -92,7 +93,7 @@ impl Increment {
         Ok(Increment { pipeline, bind_group, counter })
     }
 
-    fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bind_group, &[]);
         pass.dispatch_workgroups(1, 1, 1);
@@ -229,6 +230,48 @@ fn allocates_nothing(shared: &Gpu) -> Outcome {
     for problem in [&large, &large, &small] {
         assert_eq!(record(problem)?, 0);
         problem.check()?;
+    }
+    Ok(())
+}
+
+/// Recording and submitting the forward pass of seven layers makes no buffer of the device but at the first time, as wgpu's
+/// own counters say while everything that was recorded is still alive. Without immediates it is one for each dispatch, and
+/// those are seen.
+fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
+    const LAYERS: usize = 7;
+    for parameters in [Parameters::Auto, Parameters::Uniform] {
+        let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
+        let (device, queue) = device(&adapter, |_, _| ())?;
+        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameters(parameters))?;
+        let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32);
+        let layers: Vec<_> =
+            (0..LAYERS).map(|_| Ok((zeros(&[32, 32])?, zeros(&[32])?))).collect::<Result<_, Failed>>()?;
+        let between: Vec<_> = (0..=LAYERS).map(|_| zeros(&[5, 32])).collect::<Result<_, _>>()?;
+        let buffers = || gpu.device().get_internal_counters().hal.buffers.read();
+        assert!(buffers() >= 2 * LAYERS as isize, "wgpu counts buffers with its feature `counters` only");
+        let forward = || -> Result<isize, Failed> {
+            let before = buffers();
+            let mut encoder = encoder(&gpu);
+            let mut ops = gpu.record(&mut encoder);
+            for ((v, g), io) in layers.iter().zip(between.windows(2)) {
+                ops.linear_into(&io[0], WeightNorm::new(v, g), None, &io[1])?;
+            }
+            assert_eq!(ops.dispatch_count(), LAYERS as u64);
+            drop(ops);
+            let recorded = buffers() - before;
+            gpu.queue().submit([encoder.finish()]);
+            // What the submission holds is not dropped before somebody polls.
+            let submitted = buffers() - before;
+            gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
+            Ok(recorded.max(submitted))
+        };
+        forward()?;
+        let made = [forward()?, forward()?];
+        if gpu.report().immediates {
+            assert_eq!(made, [0; 2]);
+        } else {
+            assert!(made.iter().all(|&count| count >= LAYERS as isize), "{made:?}: buffers are made, but not seen");
+        }
     }
     Ok(())
 }

@@ -1,0 +1,405 @@
+//! How fast the operators are: checks each one's result, times it, and holds it against the roof of the adapter, measured in
+//! the same run; then ratios of two forms of one operator, measured in turn.
+//!
+//! ```sh
+//! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
+//! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
+//! cargo bench --bench throughput -- --quick --json out.json      # less of everything
+//! ```
+//!
+//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.
+//!
+//! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
+//! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
+mod problem;
+mod ratio;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde_json::{Value, json};
+use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
+
+use problem::{Failure, Form, Op, Prepared, Problem};
+
+#[derive(Parser)]
+#[command(about = "Times the operators and holds them against the roof of the adapter")]
+struct Args {
+    /// Only the lines whose name has all of these words
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Small shapes, few repetitions
+    #[arg(long)]
+    quick: bool,
+    /// Appends to the results though not everything was run
+    #[arg(long)]
+    append: bool,
+    /// Writes every line to this file as well
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Linear layers with every tile that the device can run, too
+    #[arg(long)]
+    tiles: bool,
+    /// Shows which dispatches the time of an operator goes to
+    #[arg(long)]
+    profile: bool,
+    /// Pairs for a ratio
+    #[arg(long, default_value_t = 31)]
+    pairs: usize,
+    /// Milliseconds of one repetition
+    #[arg(long, default_value_t = 40.0)]
+    ms: f64,
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Rows and columns of the row operators; m, k, n of the layers.
+const ROWS: [[usize; 2]; 5] = [[1024, 1024], [4096, 4096], [8, 1 << 20], [1 << 20, 8], [512, 4608]];
+const LAYERS: [[usize; 3]; 9] = [
+    [1, 1024, 1024],
+    [8, 4096, 4096],
+    [64, 1024, 1024],
+    [256, 784, 512],
+    [512, 512, 512],
+    [1024, 1024, 1024],
+    [33, 257, 129],
+    [16_384, 512, 512],
+    [16_384, 512, 259],
+];
+/// A few rows of x, where the weight is what has to be read.
+const SMALL: [[usize; 3]; 8] = [
+    [1, 1024, 1024],
+    [2, 1024, 1024],
+    [4, 1024, 1024],
+    [8, 1024, 1024],
+    [1, 4096, 4096],
+    [2, 4096, 4096],
+    [4, 4096, 4096],
+    [8, 4096, 4096],
+];
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+/// One line of the output.
+struct Line {
+    name: String,
+    ms: f64,
+    work: Work,
+    percent: f64,
+    /// Of a ratio: median and 95 % interval.
+    ratio: Option<[f64; 3]>,
+}
+
+struct Bench {
+    gpu: Gpu,
+    roof: Roof,
+    args: Args,
+    lines: Vec<Line>,
+}
+
+fn main() -> Result<(), Failure> {
+    let args = Args::parse();
+    let gpu = Gpu::new()?;
+    println!("{}", gpu.report());
+    let roof = gpu.roof()?;
+    let clock = if gpu.clock() == Clock::Timestamps { "timestamps" } else { "wall clock" };
+    println!(
+        "roof:       copy {:.2} GB/s, read {:.2} GB/s, multiply-add {:.2} GFLOP/s, by {clock}\n",
+        roof.copy * 1e-9,
+        roof.read * 1e-9,
+        roof.multiply_add * 1e-9
+    );
+    let mut bench = Bench { gpu, roof, args, lines: vec![] };
+    bench.rates()?;
+    bench.ratios()?;
+    bench.sizes()?;
+    let quiet = bench.quiet()?;
+    if bench.lines.is_empty() {
+        return Err(format!("no line has all the words of {:?}", bench.args.filter).into());
+    }
+    if let Some(file) = &bench.args.json {
+        std::fs::write(file, serde_json::to_string_pretty(&bench.json())?)?;
+    }
+    let whole = bench.args.filter.is_empty() && !bench.args.quick;
+    if quiet && (whole || bench.args.append) {
+        println!("\nappended to {}", bench.append()?.display());
+    }
+    Ok(())
+}
+
+impl Bench {
+    fn wants(&self, name: &str) -> bool {
+        self.args.filter.split_whitespace().all(|word| name.contains(word))
+    }
+
+    /// What of a list is run: with `--quick` what takes little.
+    fn some<T: Copy>(&self, all: &[T], work: impl Fn(T) -> usize) -> Vec<T> {
+        all.iter().copied().filter(|&one| !self.args.quick || work(one) <= 1 << 25).collect()
+    }
+
+    fn layers(&self, all: &[[usize; 3]]) -> Vec<[usize; 3]> {
+        self.some(all, |[m, k, n]| m * k * n)
+    }
+
+    /// Every operator by itself.
+    fn rates(&mut self) -> Result<(), Failure> {
+        println!("{:>10} {:>9} {:>9} {:>9}", "ms", "GB/s", "GFLOP/s", "% of roof");
+        let mut problems = vec![];
+        for shape in self.some(&ROWS, |[n, k]| n * k) {
+            problems.extend([Op::Read, Op::Copy].map(|op| Problem::rows(op, DType::F32, shape)));
+            for op in [Op::RowNorms, Op::Normalize] {
+                problems.extend(DTYPES.map(|dtype| Problem::rows(op, dtype, shape)));
+            }
+        }
+        for shape in self.layers(&LAYERS) {
+            for form in [Form::Plain, Form::Fused, Form::Known, Form::Three] {
+                problems.push(Problem::layer(Op::Linear, form, DType::F32, shape));
+            }
+            problems.extend(DTYPES[1..].iter().map(|&d| Problem::layer(Op::Linear, Form::Fused, d, shape)));
+            for op in [Op::LinearBackward, Op::LinearStep] {
+                problems.extend([Form::Plain, Form::Fused].map(|form| Problem::layer(op, form, DType::F32, shape)));
+            }
+        }
+        if self.args.tiles {
+            for shape in self.layers(&LAYERS) {
+                for op in [Op::Linear, Op::LinearBackward] {
+                    let problem = Problem::layer(op, Form::Fused, DType::F32, shape);
+                    problems.extend(Tile::all_on(&self.gpu).map(|tile| Problem { tile: Some(tile), ..problem }));
+                }
+            }
+        }
+        for problem in problems {
+            let name = problem.name();
+            if self.wants(&name) {
+                let prepared = Prepared::new(&self.gpu, problem)?;
+                prepared.record_and_check(&self.gpu)?;
+                self.rate(name, &prepared)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Times an operator, and prints its line. Returns its time.
+    fn rate(&mut self, name: String, prepared: &Prepared) -> Result<f64, Failure> {
+        let calls = self.calls(prepared)?.clamp(5, 200);
+        let profile = self.gpu.profile(|ops| (0..calls).try_for_each(|_| prepared.record(ops)))?;
+        // A call may be several operators.
+        let per_call = profile.operators.len() / calls;
+        let mut times: Vec<f64> =
+            profile.operators.chunks(per_call).map(|call| call.iter().map(|o| o.seconds()).sum()).collect();
+        let seconds = ratio::median(&mut times);
+        let work = prepared.work(&profile, per_call);
+        let percent = 100.0 * self.roof.seconds(&work) / seconds;
+        let [bytes, operations] = [work.bytes(), work.operations].map(|amount| amount as f64 * 1e-9 / seconds);
+        println!("{:>10.4} {bytes:>9.2} {operations:>9.2} {percent:>9.1}  {name}", seconds * 1e3);
+        if self.args.profile {
+            println!("{profile}\n");
+        }
+        self.lines.push(Line { name, ms: seconds * 1e3, work, percent, ratio: None });
+        Ok(seconds)
+    }
+
+    /// Calls that take as long as a repetition should.
+    fn calls(&self, prepared: &Prepared) -> Result<usize, Failure> {
+        let target = self.args.ms * 1e-3 * if self.args.quick { 0.25 } else { 1.0 };
+        let rough = (target / prepared.wall(1)?).clamp(1.0, 64.0) as usize;
+        Ok((target / prepared.wall(rough)?).clamp(1.0, 2000.0) as usize)
+    }
+
+    /// Pairs of forms whose ratio is of interest.
+    fn ratios(&mut self) -> Result<(), Failure> {
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        let f32 = |op, form, shape| Problem::layer(op, form, DType::F32, shape);
+        let mut pairs = vec![];
+        for op in [Op::Linear, Op::LinearStep] {
+            for shape in self.layers(&[&LAYERS[..], &SMALL[1..7]].concat()) {
+                pairs.push([f32(op, Form::Fused, shape), f32(op, Form::Plain, shape)]);
+            }
+        }
+        for shape in self.layers(&SMALL) {
+            pairs.push([f32(Op::Linear, Form::Three, shape), f32(Op::Linear, Form::Fused, shape)]);
+        }
+        for shape in self.some(&ROWS, |[n, k]| n * k) {
+            for (op, plain) in [(Op::RowNorms, Op::Read), (Op::Normalize, Op::Copy)] {
+                let of = |op, dtype| Problem::rows(op, dtype, shape);
+                pairs.push([of(op, DType::F32), of(plain, DType::F32)]);
+                pairs.push([of(op, DType::F16), of(op, DType::F32)]);
+            }
+        }
+        for shape in self.layers(&SMALL) {
+            pairs.push([DType::F16, DType::F32].map(|dtype| Problem::layer(Op::Linear, Form::Fused, dtype, shape)));
+        }
+        for [first, second] in pairs {
+            let name = format!("ratio {} / {}", first.name(), second.name());
+            if self.wants(&name) {
+                self.ratio(name, first, second)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ratio(&mut self, name: String, first: Problem, second: Problem) -> Result<(), Failure> {
+        let [first, second] = [Prepared::new(&self.gpu, first)?, Prepared::new(&self.gpu, second)?];
+        first.record_and_check(&self.gpu)?;
+        second.record_and_check(&self.gpu)?;
+        let calls = self.calls(&first)?.min(self.calls(&second)?);
+        let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
+        let ratio::Ratio { median, low, high, times } =
+            ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;
+        let [a, b] = times.map(|t| 1e3 * t);
+        println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
+        self.lines.push(Line { name, ms: a, work: Work::default(), percent: 0.0, ratio: Some([median, low, high]) });
+        Ok(())
+    }
+
+    /// Times over sizes: a shape should not be slower than its neighbours say, a + b·size through both of them.
+    fn sizes(&mut self) -> Result<(), Failure> {
+        let norms = [1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000].map(|thousands: usize| {
+            (Problem::rows(Op::RowNorms, DType::F32, [10 * thousands, 1000]), thousands as f64)
+        });
+        let products = [128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048]
+            .map(|edge: usize| (Problem::layer(Op::Linear, Form::Plain, DType::F32, [edge; 3]), (edge as f64).powi(3)));
+        for series in [&norms[..9], &products] {
+            let mut points = vec![];
+            for &(problem, size) in series {
+                let name = format!("sizes {}", problem.name());
+                if self.wants(&name)
+                    && (!self.args.quick || problem.n * problem.k.max(problem.m * problem.k) <= 1 << 25)
+                {
+                    if points.is_empty() {
+                        println!("\n{:>10} {:>9} {:>9} {:>9}", "ms", "GB/s", "GFLOP/s", "% of roof");
+                    }
+                    let prepared = Prepared::new(&self.gpu, problem)?;
+                    prepared.record_and_check(&self.gpu)?;
+                    points.push((size, self.rate(name.clone(), &prepared)?, name));
+                }
+            }
+            for three in points.windows(3) {
+                let [(s0, t0, _), (s1, t1, name), (s2, t2, _)] = three else { unreachable!("windows of three") };
+                let fit = t0 + (t2 - t0) * (s1 - s0) / (s2 - s0);
+                let (name, ratio) = (format!("fit {name}"), t1 / fit);
+                println!("{ratio:>8.3} {:>40}  {name}", "");
+                let ratio = Some([ratio, f64::NAN, f64::NAN]);
+                self.lines.push(Line { name, ms: 1e3 * t1, work: Work::default(), percent: 0.0, ratio });
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures the roof once more. Where the machine was not quiet, the percentages are off by as much, and nothing is kept.
+    fn quiet(&self) -> Result<bool, Failure> {
+        let (device, queue) = (self.gpu.device().clone(), self.gpu.queue().clone());
+        let Roof { copy, read, multiply_add } = Gpu::from_wgpu(device, queue, Options::default())?.roof()?;
+        let drifts = [copy / self.roof.copy, read / self.roof.read, multiply_add / self.roof.multiply_add];
+        let quiet = drifts.iter().all(|drift| (drift - 1.0).abs() <= 0.1);
+        if !quiet {
+            let [copy, read, multiply_add] = drifts.map(|drift| 100.0 * drift);
+            println!(
+                "\nNOT QUIET: at the end of the run the adapter reached {copy:.0} % of the copy, {read:.0} % of the read and \
+                 {multiply_add:.0} % of the multiply-add roof above"
+            );
+        }
+        Ok(quiet)
+    }
+
+    fn json(&self) -> Value {
+        let report = self.gpu.report();
+        let lines = self.lines.iter().map(|line| {
+            json!({
+                "name": line.name, "ms": line.ms, "read": line.work.read, "written": line.work.written,
+                "operations": line.work.operations, "percent_of_roof": line.percent, "ratio": line.ratio,
+            })
+        });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"), "adapter": report.info.name,
+            "backend": format!("{:?}", report.info.backend),
+            "driver": format!("{} {}", report.info.driver, report.info.driver_info),
+            "roof": { "copy": self.roof.copy, "read": self.roof.read, "multiply_add": self.roof.multiply_add },
+            "lines": lines.collect::<Vec<_>>(),
+        })
+    }
+
+    /// Appends every line to the day's file.
+    fn append(&self) -> Result<PathBuf, Failure> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+        std::fs::create_dir_all(&folder)?;
+        let date = today();
+        let path = folder.join(format!("{date}.csv"));
+        let fresh = !path.exists();
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+        if fresh {
+            writeln!(
+                file,
+                "date,version,adapter,backend,driver,copy_gb_s,read_gb_s,multiply_add_gflop_s,name,ms,bytes,operations,\
+                 gb_s,gflop_s,percent_of_roof,ratio,ratio_low,ratio_high"
+            )?;
+        }
+        let info = self.gpu.report().info;
+        let text = |text: &str| text.replace([',', '"', '\n'], ";");
+        let Roof { copy, read, multiply_add } = self.roof;
+        let machine = format!(
+            "{date},{},{},{:?},{},{:.3},{:.3},{:.3}",
+            env!("CARGO_PKG_VERSION"),
+            text(&info.name),
+            info.backend,
+            text(&format!("{} {}", info.driver, info.driver_info)),
+            copy * 1e-9,
+            read * 1e-9,
+            multiply_add * 1e-9
+        );
+        for line in &self.lines {
+            let Line { name, ms, work, percent, ratio } = line;
+            write!(file, "{machine},{name},{ms:.6},")?;
+            match ratio {
+                None => writeln!(
+                    file,
+                    "{},{},{:.4},{:.4},{percent:.2},,,",
+                    work.bytes(),
+                    work.operations,
+                    work.bytes() as f64 * 1e-6 / ms,
+                    work.operations as f64 * 1e-6 / ms
+                )?,
+                Some([median, low, high]) if low.is_finite() => writeln!(file, ",,,,,{median:.4},{low:.4},{high:.4}")?,
+                Some([median, ..]) => writeln!(file, ",,,,,{median:.4},,")?,
+            }
+        }
+        Ok(path)
+    }
+}
+
+impl Prepared {
+    /// One call, which may have to compile, and the check of what it leaves.
+    fn record_and_check(&self, gpu: &Gpu) -> Result<(), Failure> {
+        self.wall(1)?;
+        gpu.check()?;
+        self.check()
+    }
+
+    /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place they
+    /// take.
+    fn work(&self, profile: &Profile, per_call: usize) -> Work {
+        let mut work = Work::default();
+        profile.operators[..per_call].iter().for_each(|operator| work += operator.work);
+        let bytes = (self.problem.n * self.problem.k) as u64 * self.problem.dtype.size();
+        match self.problem.op {
+            Op::Read => Work { read: bytes, written: 0, operations: 0 },
+            Op::Copy => Work { read: bytes, written: bytes, operations: 0 },
+            _ => work,
+        }
+    }
+}
+
+/// The day in UTC, year-month-day.
+fn today() -> String {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    // Days since 1 March of year 0, in eras of 400 years; years begin in March, so that the leap day is the last.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}

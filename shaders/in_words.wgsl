@@ -1,0 +1,56 @@
+// The operands of a product, element by element: any storage type, any first element, any length of a row.
+// Joined in front of product.wgsl; in_pairs.wgsl and in_quads.wgsl offer the same where whole vectors can be read.
+
+@group(0) @binding(0) var<storage, read> a_words: array<u32>; // A, words of A_DTYPE
+@group(0) @binding(1) var<storage, read> b_words: array<u32>; // B, words of B_DTYPE
+
+// Whether a quad may end within the four elements that are read.
+const QUADS_MAY_END = true;
+
+// Four elements of A from e on, zero from the `left`-th on.
+fn a_four(e: u32, left: u32) -> vec4<f32> {
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = e + min(left, 4u) - 1u;
+    var four: vec4<f32>;
+    if A_DTYPE == F32 {
+        four = bitcast<vec4<f32>>(vec4<u32>(
+            a_words[e], a_words[min(e + 1u, last)], a_words[min(e + 2u, last)], a_words[min(e + 3u, last)],
+        ));
+    } else {
+        let w = e >> 1u;
+        let z = last >> 1u;
+        let words = vec3<u32>(a_words[w], a_words[min(w + 1u, z)], a_words[min(w + 2u, z)]);
+        four = unpack_quad(words, (e & 1u) == 1u, A_DTYPE);
+    }
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}
+
+// The same of B.
+fn b_four(e: u32, left: u32) -> vec4<f32> {
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = e + min(left, 4u) - 1u;
+    var four: vec4<f32>;
+    if B_DTYPE == F32 {
+        four = bitcast<vec4<f32>>(vec4<u32>(
+            b_words[e], b_words[min(e + 1u, last)], b_words[min(e + 2u, last)], b_words[min(e + 3u, last)],
+        ));
+    } else {
+        let w = e >> 1u;
+        let z = last >> 1u;
+        let words = vec3<u32>(b_words[w], b_words[min(w + 1u, z)], b_words[min(w + 2u, z)]);
+        four = unpack_quad(words, (e & 1u) == 1u, B_DTYPE);
+    }
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}
+
+fn a_at(e: u32) -> f32 {
+    return unpack(a_words[select(e >> 1u, e, A_DTYPE == F32)], e, A_DTYPE);
+}
+
+fn b_at(e: u32) -> f32 {
+    return unpack(b_words[select(e >> 1u, e, B_DTYPE == F32)], e, B_DTYPE);
+}

@@ -1,0 +1,34 @@
+// The tensors shaped as C, all f32, four elements at a time: rows of whole quads that start at multiples of four elements
+// of the binding. See out_words.wgsl.
+
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>; // C
+@group(0) @binding(6) var<storage, read> v: array<vec4<f32>>; // gradient.wgsl: the weight
+@group(0) @binding(7) var<storage, read_write> u: array<vec4<f32>>; // linear.wgsl: what the gain multiplies
+
+fn put_element(e: u32, value: f32) {
+    y[e >> 2u][e & 3u] = value;
+}
+
+fn put_four(e: u32, values: vec4<f32>, count: u32) {
+    y[e >> 2u] = values;
+}
+
+fn old(e: u32) -> f32 {
+    return y[e >> 2u][e & 3u];
+}
+
+fn put_u_element(e: u32, value: f32) {
+    u[e >> 2u][e & 3u] = value;
+}
+
+fn put_u(e: u32, values: vec4<f32>, count: u32) {
+    u[e >> 2u] = values;
+}
+
+fn v_element(e: u32) -> f32 {
+    return v[e >> 2u][e & 3u];
+}
+
+fn v_four(e: u32, count: u32) -> vec4<f32> {
+    return v[e >> 2u];
+}

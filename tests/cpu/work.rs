@@ -1,0 +1,203 @@
+//! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
+use weightnorm::{
+    Adam, Axis, Clock, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, RunningMean, Sgd,
+    Tensor, Trainable, WeightNorm, Work, Write,
+};
+
+fn noop() -> Gpu {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    Gpu::from_wgpu(device, queue, Options::default()).expect("WebGPU's default limits will do")
+}
+
+/// The work of the one operator that `record` records.
+fn work(gpu: &Gpu, name: &str, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> [u64; 3] {
+    let mut dispatch_count = 0;
+    let profile = gpu.profile_with(Clock::Wall, |ops| {
+        record(ops)?;
+        dispatch_count = ops.dispatch_count();
+        Ok(())
+    });
+    let profile = profile.unwrap();
+    assert_eq!(profile.dispatch_count() as u64, dispatch_count, "{name}");
+    let [operator] = &profile.operators[..] else { panic!("{name}: {:?}", profile.operators) };
+    assert_eq!(operator.name, name);
+    let Work { read, written, operations } = operator.work;
+    [read, written, operations]
+}
+
+/// x `[B, K]` in f16, v `[N, K]` in bf16, the others f32.
+const B: u64 = 10;
+const K: u64 = 14;
+const N: u64 = 6;
+
+struct Layer {
+    gpu: Gpu,
+    x: Tensor,
+    v: Tensor,
+    g: Tensor,
+    bias: Tensor,
+    norms: Tensor,
+    u: Tensor,
+    y: Tensor,
+}
+
+impl Layer {
+    fn new() -> Layer {
+        let gpu = noop();
+        let zeros = |shape: &[u64], dtype| {
+            let shape: Vec<usize> = shape.iter().map(|&s| s as usize).collect();
+            gpu.zeros(&shape, dtype).unwrap()
+        };
+        let (x, v) = (zeros(&[B, K], DType::F16), zeros(&[N, K], DType::Bf16));
+        let [g, bias, norms] = [(); 3].map(|()| zeros(&[N], DType::F32));
+        let [u, y] = [(); 2].map(|()| zeros(&[B, N], DType::F32));
+        Layer { x, v, g, bias, norms, u, y, gpu }
+    }
+
+    fn zeros(&self, shape: &[u64]) -> Tensor {
+        let shape: Vec<usize> = shape.iter().map(|&s| s as usize).collect();
+        self.gpu.zeros(&shape, f32::DTYPE).unwrap()
+    }
+}
+
+#[test]
+fn work_of_rows() {
+    let Layer { gpu, v, g, norms, .. } = &Layer::new();
+    let weight = WeightNorm::new(v, g);
+    let w = gpu.zeros(v.shape(), DType::F32).unwrap();
+    let run = |name, record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| work(gpu, name, record);
+    let (v_bytes, rows) = (2 * N * K, 4 * N);
+    assert_eq!(
+        run("row_norms", &|ops| ops.row_norms_into(v, Axis::Kept(0), Eps::None, norms)),
+        [v_bytes, rows, 2 * N * K]
+    );
+    assert_eq!(run("normalize", &|ops| ops.normalize_into(weight, &w)), [v_bytes + rows, 4 * N * K, 3 * N * K]);
+    assert_eq!(
+        run("normalize", &|ops| ops.normalize_into(weight.norms(norms), &w)),
+        [v_bytes + 2 * rows, 4 * N * K, N * K]
+    );
+    assert_eq!(
+        run("normalize_in_place", &|ops| ops.normalize_in_place(WeightNorm::unit(v))),
+        [v_bytes, v_bytes, 3 * N * K]
+    );
+    let copy = gpu.zeros(v.shape(), v.dtype()).unwrap();
+    assert_eq!(
+        run("split", &|ops| ops.split_into(v, Axis::Kept(0), Eps::None, &copy, norms)),
+        [v_bytes, v_bytes + rows, 2 * N * K]
+    );
+    let (dv, dg) = (gpu.zeros(v.shape(), v.dtype()).unwrap(), gpu.zeros(g.shape(), DType::F32).unwrap());
+    assert_eq!(
+        run("normalize_backward", &|ops| ops.normalize_backward_into(&w, weight, Some(&dv), Some(&dg), Write::Replace)),
+        [4 * N * K + v_bytes + rows, v_bytes + rows, 7 * N * K]
+    );
+    assert_eq!(
+        run("normalize_backward", &|ops| {
+            ops.normalize_backward_into(&w, weight.norms(norms), None, Some(&dg), Write::Add)
+        }),
+        [4 * N * K + v_bytes + 3 * rows, rows, 2 * N * K]
+    );
+}
+
+#[test]
+fn work_of_linear() {
+    let Layer { gpu, x, v, g, bias, norms, u, y } = &Layer::new();
+    let weight = WeightNorm::new(v, g);
+    let run = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| work(gpu, "linear", record);
+    let (inputs, y_bytes, row, product) = (2 * B * K + 2 * N * K, 4 * B * N, 4 * N, 2 * B * N * K);
+    assert_eq!(run(&|ops| ops.linear_into(x, v, None, y)), [inputs, y_bytes, product]);
+    assert_eq!(run(&|ops| ops.linear_into(x, weight, Some(bias), y)), [inputs + 2 * row, y_bytes, product + 2 * N * K]);
+    assert_eq!(run(&|ops| ops.linear_into(x, weight.norms(norms), None, y)), [inputs + 2 * row, y_bytes, product]);
+    assert_eq!(
+        run(&|ops| ops.linear_into_with(x, weight, None, y, &LinearOptions::default().norms(norms).u(u))),
+        [inputs + row, 2 * y_bytes + row, product + 2 * N * K]
+    );
+    let (one, whole_y) = (gpu.zeros(&[1], DType::F32).unwrap(), WeightNorm::unit(v).axis(Axis::Whole));
+    assert_eq!(run(&|ops| ops.linear_into(x, whole_y, None, y)), [inputs, y_bytes, product + 2 * N * K]);
+    assert_eq!(run(&|ops| ops.linear_into(x, whole_y.norms(&one), None, y)), [inputs + 4, y_bytes, product]);
+}
+
+#[test]
+fn work_of_linear_backward() {
+    let layer = Layer::new();
+    let Layer { gpu, x, v, g, bias: dbias, norms, u, y: dy } = &layer;
+    let (dx, dv, dg) = (layer.zeros(&[B, K]), layer.zeros(&[N, K]), layer.zeros(&[N]));
+    let known = WeightNorm::new(v, g).norms(norms);
+    let none = Gradients::default();
+    let run = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| work(gpu, "linear_backward", record);
+    let (x_bytes, v_bytes, y_bytes, row, product) = (2 * B * K, 2 * N * K, 4 * B * N, 4 * N, 2 * B * N * K);
+
+    let all = none.dx(&dx).dv(&dv).dg(&dg).dbias(dbias);
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &all)),
+        [x_bytes + v_bytes + 2 * y_bytes + 2 * row, 4 * (B * K + N * K) + 2 * row, 2 * product + 3 * B * N]
+    );
+    // Gradients that are added to are read as well; dx never is.
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &all.write(Write::Add))),
+        [x_bytes + v_bytes + 2 * y_bytes + 4 * row + 4 * N * K, 4 * (B * K + N * K) + 2 * row, 2 * product + 3 * B * N]
+    );
+    let unknown = WeightNorm::new(v, g);
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, unknown, dy, Some(u), &none.dx(&dx))),
+        [v_bytes + y_bytes + row, 4 * B * K, product + 2 * N * K]
+    );
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &none.dg(&dg))),
+        [2 * y_bytes + row, row, 2 * B * N]
+    );
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, v, dy, None, &none.dv(&dv).dbias(dbias))),
+        [x_bytes + y_bytes, 4 * N * K + row, product + B * N]
+    );
+    // Kept axis 1: dg takes the product of dy and v.
+    let (g_in, norms_in, dg_in) = (layer.zeros(&[K]), layer.zeros(&[K]), layer.zeros(&[K]));
+    let of_inputs = WeightNorm::new(v, &g_in).axis(Axis::Kept(1)).norms(&norms_in);
+    assert_eq!(
+        run(&|ops| ops.linear_backward_into(x, of_inputs, dy, None, &none.dg(&dg_in))),
+        [x_bytes + v_bytes + y_bytes + 8 * K, 4 * K, product + 2 * B * K]
+    );
+}
+
+#[test]
+fn work_of_batches() {
+    let Layer { gpu, x, v, g, bias, norms: mean, u: t, y } = &Layer::new();
+    let (t_bytes, row) = (4 * B * N, 4 * N);
+    assert_eq!(
+        work(gpu, "data_dependent_init", |ops| ops.data_dependent_init_into(x, v, Eps::default(), g, bias)),
+        [2 * B * K + 2 * N * K, 2 * row, 2 * B * N * K + 2 * N * K + 3 * B * N]
+    );
+    let running = RunningMean { mean, momentum: 0.1 };
+    assert_eq!(
+        work(gpu, "mean_only_batch_norm", |ops| ops.mean_only_batch_norm_into(t, Some(bias), Some(running), y)),
+        [t_bytes + 2 * row, t_bytes + row, 2 * B * N]
+    );
+    assert_eq!(
+        work(gpu, "mean_only_batch_norm_eval", |ops| ops.mean_only_batch_norm_eval_into(t, mean, None, y)),
+        [t_bytes + row, t_bytes, B * N]
+    );
+    assert_eq!(
+        work(gpu, "mean_only_batch_norm_backward", |ops| {
+            ops.mean_only_batch_norm_backward_into(t, y, Some(bias), Write::Add)
+        }),
+        [t_bytes + row, t_bytes + row, 2 * B * N]
+    );
+}
+
+#[test]
+fn work_of_optimizers() {
+    let Layer { gpu, v, g, bias: dg, .. } = &Layer::new();
+    let dv = gpu.zeros(v.shape(), v.dtype()).unwrap();
+    let weight = Trainable::new(v, &dv).gain(g, dg);
+    let (adam, sgd) = (gpu.adam_state(v, Some(g)).unwrap(), gpu.sgd_state(v, None).unwrap());
+    // m and s are f32.
+    let (v_bytes, row, state) = (2 * N * K, 4 * N, 8 * (N * K + N));
+    assert_eq!(
+        work(gpu, "adam_step", |ops| ops.adam_step(weight, &adam, 1, &Adam::new(0.1))),
+        [2 * v_bytes + 2 * row + state, v_bytes + row + state, 15 * (N * K + N)]
+    );
+    let plain = Trainable::new(v, &dv).project(Axis::Kept(1), Eps::default());
+    assert_eq!(
+        work(gpu, "sgd_step", |ops| ops.sgd_step(plain, &sgd, 1, &Sgd::new(0.1))),
+        [2 * v_bytes, v_bytes, (4 + 3) * N * K]
+    );
+}
