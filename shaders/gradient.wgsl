@@ -157,6 +157,12 @@ fn gradient(
         put_block(2u, row, column);
         put_block(3u, row, column);
     }
+    if TM > 32u {
+        put_block(4u, row, column);
+        put_block(5u, row, column);
+        put_block(6u, row, column);
+        put_block(7u, row, column);
+    }
     if END == END_PLAIN {
         return;
     }

@@ -87,9 +87,12 @@ fn left_of(i: u32, end: u32, there: bool) -> u32 {
     return select(0u, end - i, i < end && there);
 }
 
-// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: element by element, which
-// keeps the code small.
+// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: where k runs down the
+// columns element by element, which keeps the code small.
 fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
+    if A_ALONG_K && !QUADS_MAY_END {
+        return a_four(a_place(m, k), left);
+    }
     if left == 0u {
         return vec4<f32>();
     }
@@ -102,6 +105,9 @@ fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
 }
 
 fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
+    if B_ALONG_K && !QUADS_MAY_END {
+        return b_four(b_place(n, k), left);
+    }
     if left == 0u {
         return vec4<f32>();
     }
@@ -203,8 +209,8 @@ var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
 
 // Which sums of the invocation are out of the safe range, and which of these are zero: bit 4i + c of block b and quad q,
 // at place QUADS b + q, stands for row i, column 4q + c.
-var<private> unsafe_bits: array<u32, 4>;
-var<private> zero_bits: array<u32, 4>;
+var<private> unsafe_bits: array<u32, 8>;
+var<private> zero_bits: array<u32, 8>;
 
 fn sum_at(i: u32, q: u32) -> vec4<f32> {
     if q == 0u {
@@ -229,7 +235,10 @@ fn look_at(block: u32, i: u32, q: u32) {
 // The first block in which to look for sums to form again: none if there are none. `bad_columns`: a bit for each column
 // all of whose sums have to be.
 fn first_block(bad_columns: u32) -> u32 {
-    let any = any_bits(vec4<u32>(unsafe_bits[0], unsafe_bits[1], unsafe_bits[2], unsafe_bits[3])) | bad_columns;
+    var any = bad_columns;
+    for (var i = 0u; i < 8u; i += 1u) { // 8 iterations
+        any |= unsafe_bits[i];
+    }
     return select(TM / BLOCK, 0u, any != 0u);
 }
 

@@ -42,8 +42,10 @@ pub enum Tile {
     Wide,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tall,
-    /// By a subgroup, 32 rows by 4 columns a lane. As the others of its name for devices whose subgroups have one size,
-    /// of 4, 8 or 16 lanes: those that compute on a CPU.
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 4 columns a lane. As the others of its name for devices whose subgroups
+    /// have one size: those that compute on a CPU.
+    Lanes64,
+    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 4 columns a lane.
     Lanes32,
     /// 16 rows by 4 columns a lane.
     Lanes16,
@@ -59,11 +61,12 @@ pub enum Tile {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 10] = [
+    pub const ALL: [Tile; 11] = [
         Tile::Large,
         Tile::Medium,
         Tile::Wide,
         Tile::Tall,
+        Tile::Lanes64,
         Tile::Lanes32,
         Tile::Lanes16,
         Tile::Lanes8,
@@ -74,7 +77,8 @@ impl Tile {
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        self.family() == Family::Tile || gpu.lanes().is_some()
+        let lanes = gpu.lanes();
+        self.family() == Family::Tile || lanes.is_some_and(|lanes| self != Tile::Lanes64 || lanes >= 8)
     }
 
     /// Those that a device can run.
@@ -98,17 +102,34 @@ impl Tile {
     fn choose(lanes: Option<u64>, rows: u64, columns: u64, depth: u64) -> Tile {
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
-            (Some(_), 24.., _) => Tile::Lanes32,
-            (Some(_), 12.., _) => Tile::Lanes16,
-            (Some(_), 6.., _) => Tile::Lanes8,
-            (Some(_), 3.., _) => Tile::Lanes4,
-            (Some(_), 2, _) => Tile::Lanes2,
-            (Some(_), ..=1, _) => Tile::Lanes1,
+            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
             (None, ..=8, _) => Tile::Wide,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
+    }
+
+    /// That which takes the least time for its rows, the last tile filled up. The rates are GFLOP/s of a product of 512 by
+    /// 512 by 512 on lavapipe with 8 lanes and two cores.
+    fn choose_lanes(lanes: u64, rows: u64, depth: u64) -> Tile {
+        const RATES: [(Tile, u64); 7] = [
+            (Tile::Lanes64, 55),
+            (Tile::Lanes32, 48),
+            (Tile::Lanes16, 38),
+            (Tile::Lanes8, 26),
+            (Tile::Lanes4, 11),
+            (Tile::Lanes2, 7),
+            (Tile::Lanes1, 4),
+        ];
+        let time = |&&(tile, rate): &&(Tile, u64)| {
+            let shape = Shape::new(tile, Some(lanes));
+            // A sum that has to be split costs a second dispatch and a pass over the partial sums.
+            let split = if depth > shape.max_length() { 5 } else { 4 };
+            rows.next_multiple_of(shape.tm) * split * 10_000 / rate
+        };
+        let candidates = RATES.iter().filter(|(tile, _)| lanes >= 8 || *tile != Tile::Lanes64);
+        candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
     }
 }
 
@@ -135,6 +156,7 @@ impl Shape {
             Tile::Medium => [8, 8, 4, 4],
             Tile::Wide => [16, 4, 2, 4],
             Tile::Tall => [2, 32, 4, 4],
+            Tile::Lanes64 => [lanes, 1, 64, 4],
             Tile::Lanes32 => [lanes, 1, 32, 4],
             Tile::Lanes16 => [lanes, 1, 16, 4],
             Tile::Lanes8 => [lanes, 1, 8, 4],
@@ -318,7 +340,7 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns % 4 == 0),
+                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns.is_multiple_of(4)),
                 constants: &product.constants(plan.tile, end.constants, reads, &window),
                 buffers: &buffers,
                 params: Params {
@@ -473,7 +495,7 @@ impl<'a> Product<'a> {
     fn reads(&self, window: &Window, a_first: u32, b_first: u32) -> Reads {
         let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
             let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
-            first % 4 == 0 && lengths.iter().all(|length| length % 4 == 0)
+            first.is_multiple_of(4) && lengths.iter().all(|length| length.is_multiple_of(4))
         };
         let packed = [self.a, self.b].map(|operand| operand.tensor.dtype() != DType::F32);
         if packed[0] != packed[1]
@@ -494,7 +516,7 @@ impl<'a> Product<'a> {
         }
         constants.push(match shape.tile.family() {
             Family::Tile => ("BK", shape.steps as u32),
-            Family::Lanes => ("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()),
+            Family::Lanes => ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
         });
         constants
     }
