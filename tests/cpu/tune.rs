@@ -159,36 +159,38 @@ impl Layer {
     }
 }
 
-/// Exactly the product that a line names is computed as it says; whatever is forced wins.
+/// Exactly the products that lines name are computed as these say; whatever is forced wins.
 #[test]
 fn choices_choose() {
     let table = Layer::new(with("").unwrap());
-    for (product, name) in PRODUCTS.iter().enumerate() {
-        let by_table = table.labels(product, None, None);
-        for tile in [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall] {
-            for split_length in [None, Some(32)] {
-                let split = split_length.map_or(String::new(), |length| format!(" split {length}"));
-                let layer = Layer::new(with(&format!("{name} {tile}{split}\n")).unwrap());
-                let expected = table.labels(product, Some(tile), split_length);
-                assert_eq!(layer.labels(product, None, None), expected, "{name} {tile}{split}");
-                for other in (0..3).filter(|&other| other != product) {
-                    assert_eq!(layer.labels(other, None, None), table.labels(other, None, None));
-                }
-                for forced in [(Some(Tile::Medium), None), (Some(Tile::Wide), Some(16)), (None, Some(16))] {
-                    let expected = table.labels(product, forced.0, forced.1);
-                    assert_eq!(layer.labels(product, forced.0, forced.1), expected, "{forced:?}");
-                }
+    let tiles = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
+    let variants: Vec<_> = tiles.into_iter().flat_map(|tile| [(tile, None), (tile, Some(32))]).collect();
+    for first in 0..variants.len() {
+        let of = |product: usize| variants[(first + 3 * product) % variants.len()];
+        let line = |product: usize| match of(product) {
+            (tile, None) => format!("{} {tile}\n", PRODUCTS[product]),
+            (tile, Some(length)) => format!("{} {tile} split {length}\n", PRODUCTS[product]),
+        };
+        let layer = Layer::new(with(&[0, 1, 2].map(line).concat()).unwrap());
+        for product in 0..3 {
+            let (tile, split_length) = of(product);
+            let expected = table.labels(product, Some(tile), split_length);
+            assert_eq!(layer.labels(product, None, None), expected, "{}", line(product));
+            for forced in [(Some(Tile::Medium), None), (Some(Tile::Wide), Some(16)), (None, Some(16))] {
+                let expected = table.labels(product, forced.0, forced.1);
+                assert_eq!(layer.labels(product, forced.0, forced.1), expected, "{} and {forced:?}", line(product));
             }
         }
-        // These labels tell tiles and splits apart.
-        let wide = table.labels(product, Some(Tile::Wide), None);
-        assert!(wide != by_table && wide.len() + 1 == table.labels(product, Some(Tile::Wide), Some(32)).len());
-        // Nearly that product.
-        let tile = Tile::Wide;
-        for near in [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")] {
-            let layer = Layer::new(with(&format!("{near} {tile}\n")).unwrap());
-            assert_eq!(layer.labels(product, None, None), by_table, "{near}");
-        }
+    }
+    // Nearly these products: those of the table, from which the labels tell another one.
+    let near = |name: &&str| [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")];
+    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} wide split 32\n")).collect();
+    let layer = Layer::new(with(&lines.concat()).unwrap());
+    for product in 0..3 {
+        let by_table = table.labels(product, None, None);
+        assert_eq!(layer.labels(product, None, None), by_table);
+        assert!(table.labels(product, Some(Tile::Wide), None) != by_table);
+        assert_eq!(table.labels(product, Some(Tile::Wide), Some(32)).len(), by_table.len() + 1);
     }
 }
 
