@@ -76,33 +76,36 @@ fn find_norms(column0: u32, t: u32, write: bool) {
         stage_squares(t);
     }
     let base = norms_column(column0, t);
-    var lifted = 0u; // a bit for each round whose sum of squares left the safe range
-    var bit = 1u;
+    var wild = 0u; // a bit for each round whose sum of squares left the safe range
     for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
         if base + c < p.columns {
             if NORM == NORM_FUSED {
                 let s = column_square(c);
-                lifted |= select(0u, bit, lift(s) != 0);
-                put_norm(c, base, Wide(s, 0), write);
+                let at = (c - first_norm(t)) / SHARE;
+                wild |= select(0u, 1u << at, lift(s) != 0);
+                put_norm(c, base, Wide(safe_norm(s), 0), write);
             } else {
-                let norm = known_norm(base + c);
-                norm_m[c] = norm.m;
-                norm_e[c] = norm.e;
+                put_norm(c, base, known_norm(base + c), false);
             }
         }
-        bit <<= 1u;
     }
     // Once more for what is out of range: a loop of its own, since a CPU driver runs through its body in any case.
-    while lifted != 0u { // at most NORMS / SHARE iterations
-        let c = first_norm(t) + countTrailingZeros(lifted) * SHARE;
-        lifted &= lifted - 1u;
-        put_norm(c, base, column_sum(c, base, 0u, p.depth), write);
+    while wild != 0u { // at most NORMS / SHARE iterations
+        let c = first_norm(t) + countTrailingZeros(wild) * SHARE;
+        wild &= wild - 1u;
+        put_norm(c, base, effective_norm(column_sum(c, base, 0u, p.depth), p.policy, p.eps), write);
     }
     share_norms();
 }
 
-fn put_norm(c: u32, base: u32, sum: Wide, write: bool) {
-    let norm = effective_norm(sum, p.policy, p.eps);
+// effective_norm of a sum of squares in the safe range.
+fn safe_norm(s: f32) -> f32 {
+    let n = sqrt(select(s, s + p.eps, p.policy == EPS_INSIDE_SQRT));
+    let clamped = select(n, max(n, p.eps), p.policy == EPS_CLAMP);
+    return select(clamped, n + p.eps, p.policy == EPS_AFTER);
+}
+
+fn put_norm(c: u32, base: u32, norm: Wide, write: bool) {
     if WRITE_NORMS && write {
         norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
     }
@@ -225,14 +228,14 @@ var<private> biases: array<vec4<f32>, 2>;
 // Writes a block of y, and of u; the invocation's first element is at (row, column).
 fn put_block(block: u32, row: u32, column: u32) {
     take_block(block);
-    if NORMED {
-        look_at_block(block);
-    }
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
+        let c = column + STEP * q;
         let left = left_of(c, p.columns, true);
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = row + block * BLOCK + i;
+            if NORMED {
+                look_at(block, i, q);
+            }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
                 if NORMED {
@@ -266,12 +269,12 @@ fn linear(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     var bad_columns = 0u;
     if NORMED {
         find_norms(column0, t, row0 == 0u);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let c = own_norms(t) + 4u * q;
+            let c = own_norms(t) + STEP * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
             let e = vec4<i32>(norm_e[c], norm_e[c + 1u], norm_e[c + 2u], norm_e[c + 3u]);
             reciprocals[q] = 1.0 / m;
@@ -280,8 +283,8 @@ fn linear(
         }
     }
     for (var q = 0u; q < QUADS; q += 1u) {
-        gains[q] = gains_of(min(column + 4u * q, p.columns - 1u));
-        biases[q] = biases_of(min(column + 4u * q, p.columns - 1u));
+        gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
+        biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
     put_block(0u, row, column);
     if TM > 8u {
@@ -290,6 +293,12 @@ fn linear(
     if TM > 16u {
         put_block(2u, row, column);
         put_block(3u, row, column);
+    }
+    if TM > 32u {
+        put_block(4u, row, column);
+        put_block(5u, row, column);
+        put_block(6u, row, column);
+        put_block(7u, row, column);
     }
     if !NORMED {
         return;
@@ -338,7 +347,7 @@ fn linear_partial(
         }
     }
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, NORMED);
 }
 

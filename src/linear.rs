@@ -183,7 +183,7 @@ impl Recorder<'_, '_> {
     ///
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
     /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split
-    /// (beyond some 17,000, or as [`Choices`](crate::Choices) say), one more per window past the limit of a binding or a
+    /// (beyond some 23,000, or as [`Choices`](crate::Choices) say), one more per window past the limit of a binding or a
     /// dispatch.
     ///
     /// # Errors
@@ -386,7 +386,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
             firsts: [y.1, u.1],
             more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
-            quads: self.columns % 4 == 0 && y.1 % 4 == 0 && u.1 % 4 == 0,
+            quads: self.columns.is_multiple_of(4) && y.1.is_multiple_of(4) && u.1.is_multiple_of(4),
         }
     }
 

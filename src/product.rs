@@ -36,8 +36,8 @@ pub(crate) struct Params {
 ///
 /// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
 /// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`Choices`](crate::Choices) for exactly this product;
-/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and the more
-/// rows and columns at a time, the more the product has.
+/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
+/// a tile that the rows and columns of the product fill well.
 ///
 /// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,8 +51,10 @@ pub enum Tile {
     Wide,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tall,
-    /// By a subgroup, 32 rows by 4 columns a lane. As the others of its name for devices whose subgroups have one size,
-    /// of 4, 8 or 16 lanes: those that compute on a CPU.
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 4 columns a lane. As the others of its name for devices whose subgroups
+    /// have one size: those that compute on a CPU.
+    Lanes64,
+    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 4 columns a lane.
     Lanes32,
     /// 16 rows by 4 columns a lane.
     Lanes16,
@@ -68,11 +70,12 @@ pub enum Tile {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 10] = [
+    pub const ALL: [Tile; 11] = [
         Tile::Large,
         Tile::Medium,
         Tile::Wide,
         Tile::Tall,
+        Tile::Lanes64,
         Tile::Lanes32,
         Tile::Lanes16,
         Tile::Lanes8,
@@ -83,7 +86,8 @@ impl Tile {
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        self.family() == Family::Tile || gpu.lanes().is_some()
+        let lanes = gpu.lanes();
+        self.family() == Family::Tile || lanes.is_some_and(|lanes| self != Tile::Lanes64 || lanes >= 8)
     }
 
     /// Those that a device can run.
@@ -116,17 +120,34 @@ impl Tile {
         let lanes = gpu.lanes().filter(|_| gpu.is_cpu());
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
-            (Some(_), 24.., _) => Tile::Lanes32,
-            (Some(_), 12.., _) => Tile::Lanes16,
-            (Some(_), 6.., _) => Tile::Lanes8,
-            (Some(_), 3.., _) => Tile::Lanes4,
-            (Some(_), 2, _) => Tile::Lanes2,
-            (Some(_), ..=1, _) => Tile::Lanes1,
+            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
             (None, ..=8, _) => Tile::Wide,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
+    }
+
+    /// That which takes the least time for its rows, the last tile filled up. The rates are GFLOP/s of a product of 512 by
+    /// 512 by 512 on lavapipe with 8 lanes and two cores.
+    fn choose_lanes(lanes: u64, rows: u64, depth: u64) -> Tile {
+        const RATES: [(Tile, u64); 7] = [
+            (Tile::Lanes64, 55),
+            (Tile::Lanes32, 48),
+            (Tile::Lanes16, 38),
+            (Tile::Lanes8, 26),
+            (Tile::Lanes4, 11),
+            (Tile::Lanes2, 7),
+            (Tile::Lanes1, 4),
+        ];
+        let time = |&&(tile, rate): &&(Tile, u64)| {
+            let shape = Shape::new(tile, Some(lanes));
+            // A sum that has to be split costs a second dispatch and a pass over the partial sums.
+            let split = if depth > shape.max_length() { 5 } else { 4 };
+            rows.next_multiple_of(shape.tm) * split * 10_000 / rate
+        };
+        let candidates = RATES.iter().filter(|(tile, _)| lanes >= 8 || *tile != Tile::Lanes64);
+        candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
     }
 }
 
@@ -158,6 +179,9 @@ struct Shape {
     wy: u64,
     tm: u64,
     tn: u64,
+    /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
+    /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
+    steps: u64,
 }
 
 impl Shape {
@@ -169,6 +193,7 @@ impl Shape {
             Tile::Medium => [8, 8, 4, 4],
             Tile::Wide => [16, 4, 2, 4],
             Tile::Tall => [2, 32, 4, 4],
+            Tile::Lanes64 => [lanes, 1, 64, 4],
             Tile::Lanes32 => [lanes, 1, 32, 4],
             Tile::Lanes16 => [lanes, 1, 16, 4],
             Tile::Lanes8 => [lanes, 1, 8, 4],
@@ -176,7 +201,8 @@ impl Shape {
             Tile::Lanes2 => [lanes, 1, 2, 4],
             Tile::Lanes1 => [lanes, 1, 1, 4],
         };
-        Shape { tile, wx, wy, tm, tn }
+        let steps = if tile == Tile::Large { 8 } else { 16 };
+        Shape { tile, wx, wy, tm, tn, steps }
     }
 
     fn rows(self) -> u64 {
@@ -194,9 +220,9 @@ impl Shape {
         // `product`, for each BK of k.
         let product = match self.tile.family() {
             Family::Tile => {
-                let stages = |length: u64| (length * BK / 4).div_ceil(threads);
-                // Staging A, staging B (four steps each may be scaled), BK multiply-add steps.
-                1 + stages(self.rows()) + 5 * stages(self.columns()) + BK
+                let stages = |length: u64| (length / 4 * self.steps / 4).div_ceil(threads);
+                // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
+                BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
@@ -209,7 +235,7 @@ impl Shape {
     }
 }
 
-/// Steps of k that `tile.wgsl` stages at a time.
+/// A split has a multiple of so many steps of k: what `tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
 /// `FINISH_THREADS` of `parts.wgsl`.
 const FINISH_THREADS: u64 = 64;
@@ -351,7 +377,7 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns % 4 == 0),
+                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns.is_multiple_of(4)),
                 constants: &product.constants(plan.tile, end.constants, reads, &window),
                 buffers: &buffers,
                 params: Params {
@@ -515,7 +541,7 @@ impl<'a> Product<'a> {
     fn reads(&self, window: &Window, a_first: u32, b_first: u32) -> Reads {
         let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
             let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
-            first % 4 == 0 && lengths.iter().all(|length| length % 4 == 0)
+            first.is_multiple_of(4) && lengths.iter().all(|length| length.is_multiple_of(4))
         };
         let packed = [self.a, self.b].map(|operand| operand.tensor.dtype() != DType::F32);
         if packed[0] != packed[1]
@@ -534,9 +560,10 @@ impl<'a> Product<'a> {
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        if shape.tile.family() == Family::Lanes {
-            constants.push(("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()));
-        }
+        constants.push(match shape.tile.family() {
+            Family::Tile => ("BK", shape.steps as u32),
+            Family::Lanes => ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
+        });
         constants
     }
 

@@ -26,7 +26,7 @@ fn tile_names_come_back() {
     }
     assert_eq!(("large".parse(), "lanes16".parse()), (Ok(Tile::Large), Ok(Tile::Lanes16)));
     assert_eq!(format!("{:>7}|", Tile::Wide), "   wide|");
-    for name in ["", "Large", "large ", "lanes64"] {
+    for name in ["", "Large", "large ", "lanes128"] {
         match name.parse::<Tile>() {
             Err(Error::UnknownTile { got, expected }) => {
                 assert_eq!(got, name);
