@@ -179,6 +179,11 @@ impl std::fmt::Debug for Case {
     }
 }
 
+/// A case with all of it, each product computed as the device's choices or the table say.
+pub fn check_as_chosen(gpu: &Gpu, size: [usize; 3]) -> Outcome {
+    Case { tile: None, ..Case::new(size) }.check(gpu)
+}
+
 impl Case {
     /// Kept axis out, everything f32 and wanted, random data. One tile for all, unless a test is about tiles: each
     /// takes a pipeline of its own.
