@@ -182,9 +182,9 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::linear`] into `y`: `[.., out_features]`, any storage type.
     ///
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
-    /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split
-    /// (beyond some 23,000, or as [`Choices`](crate::Choices) say), one more per window past the limit of a binding or a
-    /// dispatch.
+    /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split (beyond
+    /// some 23,000, 5,000 where a CPU computes in subgroups, or as [`Choices`](crate::Choices) say), one more per window past
+    /// the limit of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::linear`]; [`Error::Alias`].
