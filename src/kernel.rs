@@ -49,6 +49,10 @@ pub enum Family {
     Tile,
     /// By the lanes of a subgroup.
     Lanes,
+    /// In cooperative matrices of 8 by 8.
+    Coop8,
+    /// In cooperative matrices of 16 by 16.
+    Coop16,
 }
 
 /// How the operands of a product are read.
@@ -79,8 +83,10 @@ impl Module {
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer, Module::Probe];
         for ends in [Ends::Linear, Ends::Gradient] {
-            for family in [Family::Tile, Family::Lanes] {
-                for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
+            for family in [Family::Tile, Family::Lanes, Family::Coop8, Family::Coop16] {
+                // Cooperative matrices are for f16 alone.
+                let f32_too = matches!(family, Family::Tile | Family::Lanes);
+                for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
                     let writes = [Writes::Words, Writes::Halves, Writes::Quads];
                     all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
                 }
@@ -108,6 +114,8 @@ impl Module {
         let family = match family {
             Family::Tile => "tile",
             Family::Lanes => "lanes",
+            Family::Coop8 => "coop8",
+            Family::Coop16 => "coop16",
         };
         let reads = match reads {
             Reads::Words => "words",
@@ -124,7 +132,12 @@ impl Module {
 
     /// The WGSL with the parameters as immediates.
     pub fn source(self) -> String {
-        let mut files = vec![shader!("numbers")];
+        let directives = match self {
+            Module::Product { family: Family::Coop8, .. } => Some(shader!("coop8")),
+            Module::Product { family: Family::Coop16, .. } => Some(shader!("coop16")),
+            _ => None,
+        };
+        let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
             Module::Norms => files.push(shader!("norms")),
             Module::Normalize => files.push(shader!("normalize")),
@@ -145,6 +158,7 @@ impl Module {
                 match family {
                     Family::Tile => shader!("tile"),
                     Family::Lanes => shader!("lanes"),
+                    Family::Coop8 | Family::Coop16 => shader!("coop"),
                 },
                 shader!("parts"),
                 match ends {

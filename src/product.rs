@@ -1,5 +1,5 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
-//! Shaders: `product.wgsl`, the families `tile.wgsl` and `lanes.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
+//! Shaders: `product.wgsl`, the families `tile.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
 use crate::gpu::Scratch;
@@ -55,11 +55,17 @@ pub enum Tile {
     Lanes2,
     /// 1 row by 4 columns a lane.
     Lanes1,
+    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
+    /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
+    /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
+    Coop8,
+    /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
+    Coop16,
 }
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 10] = [
+    pub const ALL: [Tile; 12] = [
         Tile::Large,
         Tile::Medium,
         Tile::Wide,
@@ -70,11 +76,13 @@ impl Tile {
         Tile::Lanes4,
         Tile::Lanes2,
         Tile::Lanes1,
+        Tile::Coop8,
+        Tile::Coop16,
     ];
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        self.family() == Family::Tile || gpu.lanes().is_some()
+        self.family() == Family::Tile || self.lanes(gpu).is_some()
     }
 
     /// Those that a device can run.
@@ -84,18 +92,34 @@ impl Tile {
 
     /// The longest sum that it forms in one piece, in steps of k.
     pub fn max_length(self, gpu: &Gpu) -> u64 {
-        Shape::new(self, gpu.lanes()).max_length()
+        Shape::new(self, self.lanes(gpu)).max_length()
+    }
+
+    /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
+    fn lanes(self, gpu: &Gpu) -> Option<u64> {
+        match self.family() {
+            Family::Tile | Family::Lanes => gpu.lanes(),
+            Family::Coop8 => gpu.cooperative(8),
+            Family::Coop16 => gpu.cooperative(16),
+        }
     }
 
     fn family(self) -> Family {
         match self {
             Tile::Large | Tile::Medium | Tile::Wide | Tile::Tall => Family::Tile,
+            Tile::Coop8 => Family::Coop8,
+            Tile::Coop16 => Family::Coop16,
             _ => Family::Lanes,
         }
     }
 
+    fn is_cooperative(self) -> bool {
+        matches!(self.family(), Family::Coop8 | Family::Coop16)
+    }
+
     /// The tile for a product of rows by columns, the one table of it. `lanes`: of a subgroup, where a CPU computes.
-    fn choose(lanes: Option<u64>, rows: u64, columns: u64, depth: u64) -> Tile {
+    /// `coop`: for cooperative matrices, where they can do the product, and a GPU computes.
+    fn choose(lanes: Option<u64>, coop: Option<Tile>, rows: u64, columns: u64, depth: u64) -> Tile {
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(_), 24.., _) => Tile::Lanes32,
@@ -106,6 +130,7 @@ impl Tile {
             (Some(_), ..=1, _) => Tile::Lanes1,
             (None, ..=8, _) => Tile::Wide,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
+            (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
             (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
@@ -138,6 +163,9 @@ impl Shape {
             Tile::Lanes4 => [lanes, 1, 4, 4],
             Tile::Lanes2 => [lanes, 1, 2, 4],
             Tile::Lanes1 => [lanes, 1, 1, 4],
+            // Four of the smallest subgroups.
+            Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
+            Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
         Shape { tile, wx, wy, tm, tn }
     }
@@ -155,14 +183,16 @@ impl Shape {
     fn max_length(self) -> u64 {
         let threads = self.wx * self.wy;
         // `product`, for each BK of k.
+        let stages = |length: u64| (length * BK / 4).div_ceil(threads);
         let product = match self.tile.family() {
             Family::Tile => {
-                let stages = |length: u64| (length * BK / 4).div_ceil(threads);
                 // Staging A, staging B (four steps each may be scaled), BK multiply-add steps.
                 1 + stages(self.rows()) + 5 * stages(self.columns()) + BK
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
+            // Once for each of the four parts, if a subgroup is the whole workgroup. The steps of k are two.
+            Family::Coop8 | Family::Coop16 => 4 * (1 + stages(self.rows()) + stages(self.columns()) + 2),
         };
         // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
@@ -186,6 +216,11 @@ pub(crate) struct Operand<'a> {
     pub along_k: bool,
 }
 
+/// Whether cooperative matrices can multiply them.
+pub(crate) fn are_halves<'a>(operands: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    operands.into_iter().all(|operand| operand.dtype() == DType::F16)
+}
+
 /// A forced variant, for tests and tuning.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Forced {
@@ -194,15 +229,24 @@ pub(crate) struct Forced {
 }
 
 impl Forced {
-    /// Whether the device can do it.
-    pub fn check(&self, op: &'static str, gpu: &Gpu) -> Result<(), Error> {
+    /// Whether the device can do it. `cooperative`: whether cooperative matrices can do all that is asked for.
+    pub fn check(&self, op: &'static str, gpu: &Gpu, cooperative: bool) -> Result<(), Error> {
         if let Some(tile) = self.tile.filter(|tile| !tile.runs_on(gpu)) {
-            let reason = "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for";
+            let reason = match tile.family() {
+                Family::Coop8 | Family::Coop16 => {
+                    "the device has no cooperative matrices of this size, or they were not asked for"
+                }
+                _ => "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for",
+            };
+            return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
+        }
+        if let Some(tile) = self.tile.filter(|tile| tile.is_cooperative() && !cooperative) {
+            let reason = "cooperative matrices multiply f16 by f16, and nothing that is scaled before";
             return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
         }
         let Some(split_length) = self.split_length else { return Ok(()) };
         let tile = self.tile.unwrap_or(Tile::Large);
-        let longest = Shape::new(tile, gpu.lanes()).max_length();
+        let longest = tile.max_length(gpu);
         if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > longest {
             let reason = format!("a split has 1 to {longest} steps with this tile");
             return Err(Error::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason });
@@ -260,6 +304,8 @@ pub(crate) trait End<'a> {
     /// The storage type of the result.
     fn out(&self) -> DType;
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a>;
+    /// Whether B is scaled before it is multiplied.
+    fn scales_b(&self) -> bool;
     /// Bytes that one step of k needs in a binding of the end, if any.
     fn bytes_per_step(&self) -> u64;
     /// Sums of squares kept beside the partial sums of C: one for each column and split, or none.
@@ -488,8 +534,10 @@ impl<'a> Product<'a> {
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        if shape.tile.family() == Family::Lanes {
-            constants.push(("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()));
+        match shape.tile.family() {
+            Family::Tile => {}
+            Family::Lanes => constants.push(("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into())),
+            Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),
         }
         constants
     }
@@ -503,12 +551,20 @@ impl<'a> Product<'a> {
         (rows.min(c.saturating_sub(columns) / self.columns + 1).min(gpu.binding_capacity() / 4), columns)
     }
 
+    /// The cooperative matrices that can do it, if any.
+    fn cooperative_tile(&self, gpu: &Gpu) -> Option<Tile> {
+        let can = are_halves([self.a.tensor, self.b.tensor]) && !self.end.scales_b();
+        let fits = |tile: &Tile| tile.runs_on(gpu) && self.depth <= tile.max_length(gpu);
+        [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| can).find(fits)
+    }
+
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
         let gpu = recorder.gpu();
         let lanes = gpu.lanes();
         let on_cpu = lanes.filter(|_| gpu.is_cpu());
-        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(on_cpu, self.rows, self.columns, self.depth));
-        let tile = Shape::new(tile, lanes);
+        let coop = self.cooperative_tile(gpu).filter(|_| !gpu.is_cpu());
+        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(on_cpu, coop, self.rows, self.columns, self.depth));
+        let tile = Shape::new(tile, tile.lanes(gpu));
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);
