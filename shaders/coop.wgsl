@@ -4,9 +4,9 @@
 // A workgroup has the tile in 2 by 2 parts of 2 by 2 matrices of SIDE by SIDE. A subgroup multiplies one part; one that
 // has twice the LANES of the device's smallest multiplies two, one after the other, and so on.
 //
-// BK steps of k are staged in workgroup memory at a time, as they are stored. C goes to workgroup memory as well, where
-// each invocation finds its own elements: nobody else knows which lane holds what. So the ends are those of every other
-// family.
+// BK steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
+// matrix of each part at a time, so that each invocation gets its own elements: nobody but the device knows which lane
+// holds what. The ends are those of every other family then.
 //
 // B cannot be scaled before it is multiplied (SCALED_B): it would not be f16 any more. The host sees to that.
 //
@@ -25,15 +25,15 @@ override A_STAGED: u32 = A_STRIDE * select(BK, BM, A_ALONG_K);
 override B_STAGED: u32 = B_STRIDE * select(BK, BN, B_ALONG_K);
 override A_STAGES: u32 = (BM * BK4 + THREADS - 1u) / THREADS;
 override B_STAGES: u32 = (BN * BK4 + THREADS - 1u) / THREADS; // at most 16
-override C_STAGED: u32 = BM * BN;
+const C_STAGED = 4u * SIDE * SIDE;
 
 var<workgroup> staged_as: array<f16, A_STAGED>; // [m][k], or [k][m]
 var<workgroup> staged_bs: array<f16, B_STAGED>; // [n][k], or [k][n]
-var<workgroup> staged_cs: array<f32, C_STAGED>; // [m][n]; squares before
+var<workgroup> staged_cs: array<f32, C_STAGED>; // [part][m][n]; squares before
 var<workgroup> parts_each: u32; // of a subgroup
 
 var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged of B
-var<private> own_first: u32; // the invocation's first element in staged_cs
+var<private> acc: array<vec4<f32>, 16>; // the invocation's own elements of C, by rows
 
 const STEP = 4u;
 
@@ -104,8 +104,25 @@ fn fragment_b(n: u32, k: u32) -> FragmentB {
     return coopLoadT<FragmentB>(&staged_bs[k * B_STRIDE + n], B_STRIDE);
 }
 
-// C = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), with `first` the squares too.
-fn multiply(part: u32, first: bool, row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
+// Hands round the matrices `c` of the parts that the subgroups have in this pass, `part` being the subgroup's own: of each
+// part the one at the given place.
+fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, pass_number: u32, t: u32) {
+    coopStoreT(c, &staged_cs[part * SIDE * SIDE], SIDE);
+    workgroupBarrier();
+    let own = vec2<u32>(t / WX * TM, own_column(t));
+    let own_part = own.x / PART * 2u + own.y / PART;
+    if all(own / SIDE % 2u == place) && own_part % parts_each == pass_number {
+        let first = own_part * SIDE * SIDE + own.x % SIDE * SIDE + own.y % SIDE;
+        for (var i = 0u; i < TM; i += 1u) {
+            let at = first + i * SIDE;
+            acc[i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
+        }
+    }
+    workgroupBarrier();
+}
+
+// acc = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), and in the first pass the squares.
+fn multiply(part: u32, pass_number: u32, row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let m = part / 2u * PART;
     let n = part % 2u * PART;
     var c00 = FragmentC();
@@ -130,17 +147,16 @@ fn multiply(part: u32, first: bool, row0: u32, column0: u32, k_first: u32, k_end
         // The next step overwrites what slower subgroups still read.
         workgroupBarrier();
     }
-    if SQUARES && first {
+    if SQUARES && pass_number == 0u {
         add_up_squares(t);
     }
-    let at = m * BN + n;
-    coopStoreT(c00, &staged_cs[at], BN);
-    coopStoreT(c01, &staged_cs[at + SIDE], BN);
-    coopStoreT(c10, &staged_cs[at + SIDE * BN], BN);
-    coopStoreT(c11, &staged_cs[at + SIDE * BN + SIDE], BN);
+    hand_round(c00, vec2<u32>(0u, 0u), part, pass_number, t);
+    hand_round(c01, vec2<u32>(0u, 1u), part, pass_number, t);
+    hand_round(c10, vec2<u32>(1u, 0u), part, pass_number, t);
+    hand_round(c11, vec2<u32>(1u, 1u), part, pass_number, t);
 }
 
-// C = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
+// acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     // Subgroups take neighbouring invocations.
     let part = subgroupMin(t) / LANES;
@@ -150,16 +166,13 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     }
     let parts = workgroupUniformLoad(&parts_each);
     for (var i = 0u; i < parts; i += 1u) { // at most 4 iterations
-        multiply(part + i, i == 0u, row0, column0, k_first, k_end, t);
+        multiply(part + i, i, row0, column0, k_first, k_end, t);
     }
-    workgroupBarrier();
-    own_first = t / WX * TM * BN + own_column(t);
 }
 
 fn take_block(block: u32) {
     for (var i = 0u; i < BLOCK; i += 1u) {
-        let at = own_first + (block * BLOCK + i) * BN;
-        sums[i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
+        sums[i] = acc[block * BLOCK + i];
     }
 }
 

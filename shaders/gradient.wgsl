@@ -93,15 +93,15 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
 // left out: each element is added to once.
 fn put_block(block: u32, row: u32, column: u32) {
     take_block(block);
-    if END != END_PLAIN {
-        look_at_block(block);
-    }
     let first_row = row + block * BLOCK;
     for (var q = 0u; q < QUADS; q += 1u) {
-        let n = column + 4u * q;
+        let n = column + STEP * q;
         let left = left_of(n, p.columns, true);
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = first_row + i;
+            if END != END_PLAIN {
+                look_at(block, i, q);
+            }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
                 if END != END_PLAIN {
@@ -143,10 +143,10 @@ fn gradient(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     if END == END_COLUMNS || END == END_WHOLE {
         for (var q = 0u; q < QUADS; q += 1u) {
-            own_factors[q] = factors_of_columns(column + 4u * q);
+            own_factors[q] = factors_of_columns(column + STEP * q);
         }
     }
     put_block(0u, row, column);
@@ -203,7 +203,7 @@ fn gradient_partial(
     let column0 = tile % tiles_n * BN;
     product(row0, column0, k_first, k_end, t);
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, END != END_PLAIN);
 }
 

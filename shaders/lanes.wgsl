@@ -47,9 +47,15 @@ fn take_block(block: u32) {
     }
 }
 
+const STEP = 4u;
+
+fn own_column(t: u32) -> u32 {
+    return t * TN;
+}
+
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
-    let column = column0 + t * TN;
+    let column = column0 + own_column(t);
     // Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
     let a_last = p.rows - select(4u, 1u, A_ALONG_K || QUADS_MAY_END);
     let b_last = p.columns - select(4u, 1u, B_ALONG_K || QUADS_MAY_END);
@@ -163,7 +169,7 @@ fn first_norm(t: u32) -> u32 {
 }
 
 fn norms_column(column0: u32, t: u32) -> u32 {
-    return column0 + t * TN;
+    return column0 + own_column(t);
 }
 
 fn own_norms(t: u32) -> u32 {

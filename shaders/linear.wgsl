@@ -225,14 +225,14 @@ var<private> biases: array<vec4<f32>, 2>;
 // Writes a block of y, and of u; the invocation's first element is at (row, column).
 fn put_block(block: u32, row: u32, column: u32) {
     take_block(block);
-    if NORMED {
-        look_at_block(block);
-    }
     for (var q = 0u; q < QUADS; q += 1u) {
-        let c = column + 4u * q;
+        let c = column + STEP * q;
         let left = left_of(c, p.columns, true);
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = row + block * BLOCK + i;
+            if NORMED {
+                look_at(block, i, q);
+            }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
                 if NORMED {
@@ -266,12 +266,12 @@ fn linear(
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     var bad_columns = 0u;
     if NORMED {
         find_norms(column0, t, row0 == 0u);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let c = own_norms(t) + 4u * q;
+            let c = own_norms(t) + STEP * q;
             let m = vec4<f32>(norm_m[c], norm_m[c + 1u], norm_m[c + 2u], norm_m[c + 3u]);
             let e = vec4<i32>(norm_e[c], norm_e[c + 1u], norm_e[c + 2u], norm_e[c + 3u]);
             reciprocals[q] = 1.0 / m;
@@ -280,8 +280,8 @@ fn linear(
         }
     }
     for (var q = 0u; q < QUADS; q += 1u) {
-        gains[q] = gains_of(min(column + 4u * q, p.columns - 1u));
-        biases[q] = biases_of(min(column + 4u * q, p.columns - 1u));
+        gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
+        biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
     put_block(0u, row, column);
     if TM > 8u {
@@ -338,7 +338,7 @@ fn linear_partial(
         }
     }
     let row = row0 + t / WX * TM;
-    let column = column0 + t % WX * TN;
+    let column = column0 + own_column(t);
     put_parts((p.split_first + split) * p.rows, row, column, k_first, k_end, NORMED);
 }
 

@@ -7,13 +7,13 @@ const FINISH_THREADS = 64u;
 // Writes a block as the partial sums of the rows from part_row on; the invocation's first element is at (row, column).
 fn put_block_parts(block: u32, part_row: u32, row: u32, column: u32) {
     take_block(block);
-    look_at_block(block);
     for (var q = 0u; q < QUADS; q += 1u) {
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = row + block * BLOCK + i;
+            look_at(block, i, q);
             let four = bitcast<vec4<u32>>(sum_at(i, q));
             for (var c = 0u; c < 4u; c += 1u) {
-                let n = column + 4u * q + c;
+                let n = column + STEP * q + c;
                 if m < p.rows && n < p.columns {
                     part[(part_row + m) * p.columns + n] = vec2<u32>(four[c], 0u);
                 }

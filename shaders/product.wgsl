@@ -6,8 +6,9 @@
 //
 // A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise.
 //
-// A workgroup computes BM by BN of C, an invocation TM by TN neighbouring elements, which take_block of the family puts
-// into `sums` a block of rows at a time.
+// A workgroup computes BM by BN of C, an invocation TM neighbouring rows of it and, of each, quads of neighbouring columns
+// that start at own_column(t) of the family and lie STEP apart. take_block of the family puts them into `sums` a block of
+// rows at a time.
 //
 // Where a sum left the range in which f32 keeps it exact enough, the invocation that owns it forms it again with
 // exponents of its own (redo_dot), without barriers. Nothing else pays for that.
@@ -216,20 +217,13 @@ fn any_bits(found: vec4<u32>) -> u32 {
     return (found.x | found.y) | (found.z | found.w);
 }
 
-// Notes which sums of the block are unsafe.
-fn look_at_block(block: u32) {
-    for (var q = 0u; q < QUADS; q += 1u) {
-        var found = vec4<u32>();
-        var zeros = vec4<u32>();
-        for (var i = 0u; i < BLOCK; i += 1u) {
-            let bits = vec4<u32>(1u, 2u, 4u, 8u) << vec4<u32>(4u * i);
-            let distance = unsafe_distance(sum_at(i, q));
-            found |= select(vec4<u32>(), bits, distance >= vec4<u32>(UNSAFE));
-            zeros |= select(vec4<u32>(), bits, distance == vec4<u32>(ZERO));
-        }
-        unsafe_bits[QUADS * block + q] = any_bits(found);
-        zero_bits[QUADS * block + q] = any_bits(zeros);
-    }
+// Notes whether the sums of row i and quad q of the block are unsafe. Called when they are written, row by row: looked at
+// all together they would need twice the registers.
+fn look_at(block: u32, i: u32, q: u32) {
+    let bits = vec4<u32>(1u, 2u, 4u, 8u) << vec4<u32>(4u * i);
+    let distance = unsafe_distance(sum_at(i, q));
+    unsafe_bits[QUADS * block + q] |= any_bits(select(vec4<u32>(), bits, distance >= vec4<u32>(UNSAFE)));
+    zero_bits[QUADS * block + q] |= any_bits(select(vec4<u32>(), bits, distance == vec4<u32>(ZERO)));
 }
 
 // The first block in which to look for sums to form again: none if there are none. `bad_columns`: a bit for each column
@@ -250,9 +244,9 @@ fn elements_there(block: u32, row: u32, column: u32) -> Elements {
     let first_row = row + block * BLOCK;
     let rows = min(left_of(first_row, p.rows, true), 8u);
     let of_rows = select((1u << (4u * rows)) - 1u, 0xffffffffu, rows == 8u);
-    let columns = min(left_of(column, p.columns, true), 8u);
-    let of_columns = (1u << columns) - 1u;
-    return Elements(of_rows & (0x11111111u * (of_columns & 0xfu)), of_rows & (0x11111111u * (of_columns >> 4u)));
+    let first = (1u << min(left_of(column, p.columns, true), 4u)) - 1u;
+    let second = (1u << min(left_of(column + STEP, p.columns, true), 4u)) - 1u;
+    return Elements(of_rows & (0x11111111u * first), of_rows & (0x11111111u * second));
 }
 
 // Those whose sums are zero, unless their column is bad.
@@ -278,7 +272,7 @@ fn any_of(elements: Elements) -> bool {
 fn lowest(elements: Elements) -> vec2<u32> {
     let in_second = elements.first == 0u;
     let bit = countTrailingZeros(select(elements.first, elements.second, in_second));
-    return vec2<u32>(bit / 4u, bit % 4u + select(0u, 4u, in_second));
+    return vec2<u32>(bit / 4u, bit % 4u + select(0u, STEP, in_second));
 }
 
 fn without_lowest(elements: Elements) -> Elements {
@@ -312,9 +306,10 @@ fn elements_to_redo(block: u32, row: u32, column: u32, bad_columns: u32, k_first
         }
     }
     for (var c = 0u; c < columns; c += 1u) { // TN iterations
-        if column + c < p.columns {
+        let n = column + c / 4u * STEP + c % 4u;
+        if n < p.columns {
             var wild = wild_rows;
-            if !b_is_calm(column + c, k_first, k_end) {
+            if !b_is_calm(n, k_first, k_end) {
                 wild = 0xffffffffu;
             }
             let of_column = wild & (0x11111111u << (c % 4u));

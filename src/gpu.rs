@@ -526,14 +526,14 @@ fn cooperative_sides(device: &wgpu::Device, options: &Options) -> Vec<u32> {
     };
     let threads = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
     let fits = |side: u32, bytes| {
-        // An invocation has at most 32 rows, and at least one.
+        // An invocation has at least a row, and no more than a matrix.
         lanes.is_power_of_two()
-            && (side / 2..=64).contains(&lanes)
+            && (side..=64).contains(&lanes)
             && 4 * lanes <= threads
             && bytes <= limits.max_compute_workgroup_storage_size
     };
     // What the shader declares, in bytes: the tile of C, what is staged of A and B, three numbers a column.
-    [(8, 8 << 10), (16, 28 << 10)]
+    [(8, 5 << 10), (16, 16 << 10)]
         .into_iter()
         .filter(|&(side, bytes)| listed(side) && fits(side, bytes))
         .map(|(side, _)| side)

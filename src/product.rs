@@ -146,6 +146,9 @@ struct Shape {
     wy: u64,
     tm: u64,
     tn: u64,
+    /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
+    /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
+    steps: u64,
 }
 
 impl Shape {
@@ -167,7 +170,8 @@ impl Shape {
             Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
-        Shape { tile, wx, wy, tm, tn }
+        let steps = if tile == Tile::Large { 8 } else { 16 };
+        Shape { tile, wx, wy, tm, tn, steps }
     }
 
     fn rows(self) -> u64 {
@@ -183,16 +187,16 @@ impl Shape {
     fn max_length(self) -> u64 {
         let threads = self.wx * self.wy;
         // `product`, for each BK of k.
-        let stages = |length: u64| (length * BK / 4).div_ceil(threads);
         let product = match self.tile.family() {
             Family::Tile => {
-                // Staging A, staging B (four steps each may be scaled), BK multiply-add steps.
-                1 + stages(self.rows()) + 5 * stages(self.columns()) + BK
+                let stages = |length: u64| (length / 4 * self.steps / 4).div_ceil(threads);
+                // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
+                BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
             // Once for each of the four parts, if a subgroup is the whole workgroup. The steps of k are two.
-            Family::Coop8 | Family::Coop16 => 4 * (1 + stages(self.rows()) + stages(self.columns()) + 2),
+            Family::Coop8 | Family::Coop16 => 4 * (1 + 2 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
         // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
@@ -202,7 +206,7 @@ impl Shape {
     }
 }
 
-/// Steps of k that `tile.wgsl` stages at a time.
+/// A split has a multiple of so many steps of k: what `tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
 /// `FINISH_THREADS` of `parts.wgsl`.
 const FINISH_THREADS: u64 = 64;
@@ -534,11 +538,11 @@ impl<'a> Product<'a> {
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        match shape.tile.family() {
-            Family::Tile => {}
-            Family::Lanes => constants.push(("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into())),
-            Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),
-        }
+        constants.push(match shape.tile.family() {
+            Family::Tile => ("BK", shape.steps as u32),
+            Family::Lanes => ("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()),
+            Family::Coop8 | Family::Coop16 => ("LANES", (wx * wy / 4) as u32),
+        });
         constants
     }
 
