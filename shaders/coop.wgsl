@@ -2,7 +2,8 @@
 // f16, C is f32. Joined behind coop8.wgsl or coop16.wgsl, which say how large they are, and product.wgsl.
 //
 // A workgroup has the tile in 2 by 2 parts of 2 by 2 matrices of SIDE by SIDE. A subgroup multiplies one part; one that
-// has twice the LANES of the device's smallest multiplies two, one after the other, and so on.
+// has twice the LANES of the device's smallest multiplies the two parts beside each other; one of four times as many those
+// below, in a second pass.
 //
 // BK steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
 // matrix of each part at a time, so that each invocation gets its own elements: nobody but the device knows which lane
@@ -104,15 +105,14 @@ fn fragment_b(n: u32, k: u32) -> FragmentB {
     return coopLoadT<FragmentB>(&staged_bs[k * B_STRIDE + n], B_STRIDE);
 }
 
-// Hands round the matrices `c` of the parts that the subgroups have in this pass, `part` being the subgroup's own: of each
-// part the one at the given place.
-fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, pass_number: u32, t: u32) {
+// Hands round matrix `c` of the given part, the `number`-th of each subgroup's: of every part the one at the given place.
+fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, number: u32, t: u32) {
     coopStoreT(c, &staged_cs[part * SIDE * SIDE], SIDE);
     workgroupBarrier();
     let own = vec2<u32>(t / WX * TM, own_column(t));
     let own_part = own.x / PART * 2u + own.y / PART;
-    if all(own / SIDE % 2u == place) && own_part % parts_each == pass_number {
-        let first = own_part * SIDE * SIDE + own.x % SIDE * SIDE + own.y % SIDE;
+    if all(own / SIDE % 2u == place) && own_part % parts_each == number {
+        let first = (own_part * SIDE + own.x % SIDE) * SIDE + own.y % SIDE;
         for (var i = 0u; i < TM; i += 1u) {
             let at = first + i * SIDE;
             acc[i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
@@ -121,15 +121,21 @@ fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, pass_number: u32, t: u3
     workgroupBarrier();
 }
 
-// acc = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), and in the first pass the squares.
-fn multiply(part: u32, pass_number: u32, row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
+// acc = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), the `number`-th of the subgroup,
+// and for the one beside it, if subgroups have two. With the first the squares.
+fn multiply(part: u32, number: u32, row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let m = part / 2u * PART;
     let n = part % 2u * PART;
     var c00 = FragmentC();
     var c01 = FragmentC();
     var c10 = FragmentC();
     var c11 = FragmentC();
+    var d00 = FragmentC();
+    var d01 = FragmentC();
+    var d10 = FragmentC();
+    var d11 = FragmentC();
     squares = array<f32, 16>();
+    let two = workgroupUniformLoad(&parts_each) > 1u;
     for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
         stage_a(row0, k0, k_end, t);
         stage_b(column0, k0, k_end, t);
@@ -143,17 +149,31 @@ fn multiply(part: u32, pass_number: u32, row0: u32, column0: u32, k_first: u32, 
             c01 = coopMultiplyAdd(a0, b1, c01);
             c10 = coopMultiplyAdd(a1, b0, c10);
             c11 = coopMultiplyAdd(a1, b1, c11);
+            if two {
+                let b2 = fragment_b(n + PART, k);
+                let b3 = fragment_b(n + PART + SIDE, k);
+                d00 = coopMultiplyAdd(a0, b2, d00);
+                d01 = coopMultiplyAdd(a0, b3, d01);
+                d10 = coopMultiplyAdd(a1, b2, d10);
+                d11 = coopMultiplyAdd(a1, b3, d11);
+            }
         }
         // The next step overwrites what slower subgroups still read.
         workgroupBarrier();
     }
-    if SQUARES && pass_number == 0u {
+    if SQUARES && number == 0u {
         add_up_squares(t);
     }
-    hand_round(c00, vec2<u32>(0u, 0u), part, pass_number, t);
-    hand_round(c01, vec2<u32>(0u, 1u), part, pass_number, t);
-    hand_round(c10, vec2<u32>(1u, 0u), part, pass_number, t);
-    hand_round(c11, vec2<u32>(1u, 1u), part, pass_number, t);
+    hand_round(c00, vec2<u32>(0u, 0u), part, number, t);
+    hand_round(c01, vec2<u32>(0u, 1u), part, number, t);
+    hand_round(c10, vec2<u32>(1u, 0u), part, number, t);
+    hand_round(c11, vec2<u32>(1u, 1u), part, number, t);
+    if two {
+        hand_round(d00, vec2<u32>(0u, 0u), part + 1u, number + 1u, t);
+        hand_round(d01, vec2<u32>(0u, 1u), part + 1u, number + 1u, t);
+        hand_round(d10, vec2<u32>(1u, 0u), part + 1u, number + 1u, t);
+        hand_round(d11, vec2<u32>(1u, 1u), part + 1u, number + 1u, t);
+    }
 }
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
@@ -164,8 +184,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     if t == 0u {
         parts_each = last_part + 1u;
     }
-    let parts = workgroupUniformLoad(&parts_each);
-    for (var i = 0u; i < parts; i += 1u) { // at most 4 iterations
+    for (var i = 0u; i < workgroupUniformLoad(&parts_each); i += 2u) { // at most 2 iterations
         multiply(part + i, i, row0, column0, k_first, k_end, t);
     }
 }
