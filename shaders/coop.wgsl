@@ -27,6 +27,7 @@ override B_STAGED: u32 = B_STRIDE * select(BK, BN, B_ALONG_K);
 override A_STAGES: u32 = (BM * BK4 + THREADS - 1u) / THREADS;
 override B_STAGES: u32 = (BN * BK4 + THREADS - 1u) / THREADS; // at most 16
 const C_STAGED = 4u * SIDE * SIDE;
+override RUN: u32 = min(TM, SIDE); // rows of an invocation within one matrix
 
 var<workgroup> staged_as: array<f16, A_STAGED>; // [m][k], or [k][m]
 var<workgroup> staged_bs: array<f16, B_STAGED>; // [n][k], or [k][n]
@@ -34,7 +35,7 @@ var<workgroup> staged_cs: array<f32, C_STAGED>; // [part][m][n]; squares before
 var<workgroup> parts_each: u32; // of a subgroup
 
 var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged of B
-var<private> acc: array<vec4<f32>, 16>; // the invocation's own elements of C, by rows
+var<private> acc: array<vec4<f32>, 32>; // the invocation's own elements of C, by rows
 
 const STEP = 4u;
 
@@ -109,13 +110,15 @@ fn fragment_b(n: u32, k: u32) -> FragmentB {
 fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, number: u32, t: u32) {
     coopStoreT(c, &staged_cs[part * SIDE * SIDE], SIDE);
     workgroupBarrier();
-    let own = vec2<u32>(t / WX * TM, own_column(t));
-    let own_part = own.x / PART * 2u + own.y / PART;
-    if all(own / SIDE % 2u == place) && own_part % parts_each == number {
-        let first = (own_part * SIDE + own.x % SIDE) * SIDE + own.y % SIDE;
-        for (var i = 0u; i < TM; i += 1u) {
-            let at = first + i * SIDE;
-            acc[i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
+    for (var r = 0u; r < TM; r += RUN) { // TM / RUN iterations, 32 at most with those within
+        let own = vec2<u32>(t / WX * TM + r, own_column(t));
+        let own_part = own.x / PART * 2u + own.y / PART;
+        if all(own / SIDE % 2u == place) && own_part % parts_each == number {
+            let first = (own_part * SIDE + own.x % SIDE) * SIDE + own.y % SIDE;
+            for (var i = 0u; i < RUN; i += 1u) {
+                let at = first + i * SIDE;
+                acc[r + i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
+            }
         }
     }
     workgroupBarrier();

@@ -30,6 +30,9 @@ pub struct Options {
     pub experimental: wgpu::ExperimentalFeatures,
     /// Of an adopted device's adapter: see [`Options::cooperative_matrices`].
     pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// For tests: what the smallest subgroup is taken to be in cooperative matrices, less than it is.
+    #[doc(hidden)]
+    pub cooperative_lanes: Option<u32>,
 }
 
 impl Options {
@@ -105,6 +108,8 @@ struct Inner {
     immediates: bool,
     /// Sides of the cooperative matrices that can be used.
     cooperative: Vec<u32>,
+    /// Of the smallest subgroup, as they count it.
+    cooperative_lanes: u32,
     /// Made here, with our handlers.
     own: bool,
     state: Arc<State>,
@@ -258,7 +263,8 @@ impl Gpu {
         let immediates = options.parameters == Parameters::Auto
             && device.features().contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= kernel::MAX_PARAMS;
-        let cooperative = cooperative_sides(&device, &options);
+        let cooperative_lanes = options.cooperative_lanes.unwrap_or(device.adapter_info().subgroup_min_size);
+        let cooperative = cooperative_sides(&device, &options, cooperative_lanes);
         let nothing = |label| {
             let usage = wgpu::BufferUsages::STORAGE;
             create_buffer(
@@ -278,6 +284,7 @@ impl Gpu {
             limits,
             immediates,
             cooperative,
+            cooperative_lanes,
             own: handlers.is_some(),
             state: handlers.unwrap_or_default(),
             pipelines: Pipelines::new(options.pipeline_cache),
@@ -444,7 +451,7 @@ impl Gpu {
 
     /// Lanes of the smallest subgroup, where cooperative matrices of `side` by `side` can be used.
     pub(crate) fn cooperative(&self, side: u32) -> Option<u64> {
-        self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.info.subgroup_min_size))
+        self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.cooperative_lanes))
     }
 
     pub(crate) fn is_cpu(&self) -> bool {
@@ -513,8 +520,8 @@ impl Gpu {
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
 /// The sides of the cooperative matrices of f16 with sums in f32 that `coop.wgsl` can use.
-fn cooperative_sides(device: &wgpu::Device, options: &Options) -> Vec<u32> {
-    let (features, limits, lanes) = (device.features(), device.limits(), device.adapter_info().subgroup_min_size);
+fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Vec<u32> {
+    let (features, limits) = (device.features(), device.limits());
     if !options.experimental.is_enabled() || !features.contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
         return vec![];
     }
@@ -526,9 +533,9 @@ fn cooperative_sides(device: &wgpu::Device, options: &Options) -> Vec<u32> {
     };
     let threads = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
     let fits = |side: u32, bytes| {
-        // An invocation has at least a row, and no more than a matrix.
+        // An invocation has 1 to 32 rows.
         lanes.is_power_of_two()
-            && (side..=64).contains(&lanes)
+            && (side * side / 32..=side * side).contains(&lanes)
             && 4 * lanes <= threads
             && bytes <= limits.max_compute_workgroup_storage_size
     };
