@@ -19,21 +19,22 @@ const BK = 2u * SIDE;
 const BK4 = BK / 4u;
 const PART = 2u * SIDE; // rows and columns of a part
 
-// Elements from a row of what is staged to the next: not a multiple of the number of banks.
-override A_STRIDE: u32 = select(BM, BK, A_ALONG_K) + 8u;
-override B_STRIDE: u32 = select(BN, BK, B_ALONG_K) + 8u;
-override A_STAGED: u32 = A_STRIDE * select(BK, BM, A_ALONG_K);
-override B_STAGED: u32 = B_STRIDE * select(BK, BN, B_ALONG_K);
-override A_STAGES: u32 = (BM * BK4 + THREADS - 1u) / THREADS;
-override B_STAGES: u32 = (BN * BK4 + THREADS - 1u) / THREADS; // at most 16
+// Elements from a row of what is staged to the next, whole vectors: not a multiple of the number of banks.
+const STRIDE = BK + 8u;
+override A_STAGED: u32 = STRIDE * BM;
+override B_STAGED: u32 = STRIDE * BN;
+override A_STAGES: u32 = BM * BK4 / THREADS; // 1 to 16: the host keeps LANES such that there is no rest
+override B_STAGES: u32 = BN * BK4 / THREADS;
 const C_STAGED = 4u * SIDE * SIDE;
 override RUN: u32 = min(TM, SIDE); // rows of an invocation within one matrix
 
-var<workgroup> staged_as: array<f16, A_STAGED>; // [m][k], or [k][m]
-var<workgroup> staged_bs: array<f16, B_STAGED>; // [n][k], or [k][n]
+var<workgroup> staged_as: array<f16, A_STAGED>; // [m][k]
+var<workgroup> staged_bs: array<f16, B_STAGED>; // [n][k]
 var<workgroup> staged_cs: array<f32, C_STAGED>; // [part][m][n]; squares before
 var<workgroup> parts_each: u32; // of a subgroup
 
+var<private> fetched_as: array<vec2<u32>, 16>; // the quads that this invocation stages next
+var<private> fetched_bs: array<vec2<u32>, 16>;
 var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged of B
 var<private> acc: array<vec4<f32>, 32>; // the invocation's own elements of C, by rows
 
@@ -43,67 +44,85 @@ fn own_column(t: u32) -> u32 {
     return t % WX * TN;
 }
 
-fn stage_a(row0: u32, k0: u32, k_end: u32, t: u32) {
+// Where quad i of a matrix with so many `rows` in the tile is staged, (row, step of k).
+fn spot(i: u32, rows: u32, along_k: bool) -> vec2<u32> {
+    let across = vec2<u32>(i % (rows / 4u) * 4u, i / (rows / 4u));
+    return select(across, vec2<u32>(i / BK4, i % BK4 * 4u), along_k);
+}
+
+// How many elements there are of the quad at (row, step of k), none past the last row and step.
+fn left_at(at: vec2<u32>, rows: u32, k_end: u32, along_k: bool) -> u32 {
+    return select(left_of(at.x, rows, at.y < k_end), left_of(at.y, k_end, at.x < rows), along_k);
+}
+
+// The quad itself, or one that is there.
+fn quad_within(at: vec2<u32>, rows: u32, k_end: u32, along_k: bool) -> vec2<u32> {
+    let quad = select(4u, 1u, QUADS_MAY_END);
+    return min(at, vec2<u32>(rows, k_end) - select(vec2<u32>(quad, 1u), vec2<u32>(1u, quad), along_k));
+}
+
+// Reads BK steps of k from k0 on, which are there. Without branches, so that the reads do not wait for each other.
+fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
     for (var stage = 0u; stage < A_STAGES; stage += 1u) {
-        let quad = stage * THREADS + t;
-        if quad < BM * BK4 {
-            var m = quad / BK4;
-            var k = quad % BK4 * 4u;
-            if !A_ALONG_K {
-                k = quad / (BM / 4u);
-                m = quad % (BM / 4u) * 4u;
-            }
-            let along = left_of(k0 + k, k_end, row0 + m < p.rows);
-            let across = left_of(row0 + m, p.rows, k0 + k < k_end);
-            let four = vec4<f16>(a_four(a_place(row0 + m, k0 + k), select(across, along, A_ALONG_K)));
-            let at = select(k * A_STRIDE + m, m * A_STRIDE + k, A_ALONG_K);
-            staged_as[at] = four.x;
-            staged_as[at + 1u] = four.y;
-            staged_as[at + 2u] = four.z;
-            staged_as[at + 3u] = four.w;
-        }
+        let at = vec2<u32>(row0, k0) + spot(stage * THREADS + t, BM, A_ALONG_K);
+        let there = quad_within(at, p.rows, k_end, A_ALONG_K);
+        fetched_as[stage] = a_stored(a_place(there.x, there.y), left_at(at, p.rows, k_end, A_ALONG_K));
+    }
+    for (var stage = 0u; stage < B_STAGES; stage += 1u) {
+        let at = vec2<u32>(column0, k0) + spot(stage * THREADS + t, BN, B_ALONG_K);
+        let there = quad_within(at, p.columns, k_end, B_ALONG_K);
+        fetched_bs[stage] = b_stored(b_place(there.x, there.y), left_at(at, p.columns, k_end, B_ALONG_K));
     }
 }
 
-fn stage_b(column0: u32, k0: u32, k_end: u32, t: u32) {
+// Four elements, zero from the `left`-th on.
+fn unpacked(quad: vec2<u32>, left: u32) -> vec4<f32> {
+    var low = select(0u, quad.x, left > 0u);
+    var high = select(0u, quad.y, left > 0u);
+    if QUADS_MAY_END {
+        low = select(low & 0xffffu, low, left > 1u);
+        high = select(select(0u, high & 0xffffu, left > 2u), high, left > 3u);
+    }
+    return vec4<f32>(unpack2x16float(low), unpack2x16float(high));
+}
+
+// Puts what was fetched into workgroup memory. Between f32 and f16 nothing is rounded.
+fn stage_fetched(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < A_STAGES; stage += 1u) {
+        let own = spot(stage * THREADS + t, BM, A_ALONG_K);
+        let left = left_at(vec2<u32>(row0, k0) + own, p.rows, k_end, A_ALONG_K);
+        let four = vec4<f16>(unpacked(fetched_as[stage], left));
+        let at = own.x * STRIDE + own.y;
+        let step = select(STRIDE, 1u, A_ALONG_K);
+        staged_as[at] = four.x;
+        staged_as[at + step] = four.y;
+        staged_as[at + 2u * step] = four.z;
+        staged_as[at + 3u * step] = four.w;
+    }
     for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-        let quad = stage * THREADS + t;
-        if quad < BN * BK4 {
-            var n = quad / BK4;
-            var k = quad % BK4 * 4u;
-            if !B_ALONG_K {
-                k = quad / (BN / 4u);
-                n = quad % (BN / 4u) * 4u;
-            }
-            let along = left_of(k0 + k, k_end, column0 + n < p.columns);
-            let across = left_of(column0 + n, p.columns, k0 + k < k_end);
-            let raw = b_four(b_place(column0 + n, k0 + k), select(across, along, B_ALONG_K));
-            if SQUARES {
-                squares[stage] += dot(raw, raw);
-            }
-            let four = vec4<f16>(raw);
-            let at = select(k * B_STRIDE + n, n * B_STRIDE + k, B_ALONG_K);
-            staged_bs[at] = four.x;
-            staged_bs[at + 1u] = four.y;
-            staged_bs[at + 2u] = four.z;
-            staged_bs[at + 3u] = four.w;
+        let own = spot(stage * THREADS + t, BN, B_ALONG_K);
+        let left = left_at(vec2<u32>(column0, k0) + own, p.columns, k_end, B_ALONG_K);
+        let raw = unpacked(fetched_bs[stage], left);
+        if SQUARES {
+            squares[stage] += dot(raw, raw);
         }
+        let four = vec4<f16>(raw);
+        let at = own.x * STRIDE + own.y;
+        let step = select(STRIDE, 1u, B_ALONG_K);
+        staged_bs[at] = four.x;
+        staged_bs[at + step] = four.y;
+        staged_bs[at + 2u * step] = four.z;
+        staged_bs[at + 3u * step] = four.w;
     }
 }
 
 // What is staged of rows m .. m + SIDE - 1, steps k .. k + SIDE - 1.
 fn fragment_a(m: u32, k: u32) -> FragmentA {
-    if A_ALONG_K {
-        return coopLoadT<FragmentA>(&staged_as[m * A_STRIDE + k], A_STRIDE);
-    }
-    return coopLoad<FragmentA>(&staged_as[k * A_STRIDE + m], A_STRIDE);
+    return coopLoadT<FragmentA>(&staged_as[m * STRIDE + k], STRIDE);
 }
 
 fn fragment_b(n: u32, k: u32) -> FragmentB {
-    if B_ALONG_K {
-        return coopLoad<FragmentB>(&staged_bs[n * B_STRIDE + k], B_STRIDE);
-    }
-    return coopLoadT<FragmentB>(&staged_bs[k * B_STRIDE + n], B_STRIDE);
+    return coopLoad<FragmentB>(&staged_bs[n * STRIDE + k], STRIDE);
 }
 
 // Hands round matrix `c` of the given part, the `number`-th of each subgroup's: of every part the one at the given place.
@@ -139,10 +158,16 @@ fn multiply(part: u32, number: u32, row0: u32, column0: u32, k_first: u32, k_end
     var d11 = FragmentC();
     squares = array<f32, 16>();
     let two = workgroupUniformLoad(&parts_each) > 1u;
+    if k_first < k_end {
+        fetch(row0, column0, k_first, k_end, t);
+    }
     for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
-        stage_a(row0, k0, k_end, t);
-        stage_b(column0, k0, k_end, t);
+        stage_fetched(row0, column0, k0, k_end, t);
         workgroupBarrier();
+        // The next ones are on their way meanwhile.
+        if k0 + BK < k_end {
+            fetch(row0, column0, k0 + BK, k_end, t);
+        }
         for (var k = 0u; k < BK; k += SIDE) { // 2 iterations
             let a0 = fragment_a(m, k);
             let a1 = fragment_a(m + SIDE, k);
@@ -224,10 +249,7 @@ fn share_norms() {
 // The squares of each column, before C takes their place in workgroup memory.
 fn add_up_squares(t: u32) {
     for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-        let quad = stage * THREADS + t;
-        if quad < BN * BK4 {
-            staged_cs[quad] = squares[stage];
-        }
+        staged_cs[stage * THREADS + t] = squares[stage];
     }
     workgroupBarrier();
     for (var c = t; c < BN; c += THREADS) { // at most 2 iterations

@@ -533,9 +533,9 @@ fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Ve
     };
     let threads = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
     let fits = |side: u32, bytes| {
-        // An invocation has 1 to 32 rows.
+        // An invocation has 2 to 32 rows of C, and stages a sixteenth of A and B or at least a quad of each.
         lanes.is_power_of_two()
-            && (side * side / 32..=side * side).contains(&lanes)
+            && (side * side / 32..=side * side / 2).contains(&lanes)
             && 4 * lanes <= threads
             && bytes <= limits.max_compute_workgroup_storage_size
     };

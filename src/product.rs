@@ -195,8 +195,8 @@ impl Shape {
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
-            // Staging A, staging B, two steps of k; twice, if a subgroup is the whole workgroup.
-            Family::Coop8 | Family::Coop16 => 2 * (1 + 2 * (self.rows() * BK / 4).div_ceil(threads) + 2),
+            // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
+            Family::Coop8 | Family::Coop16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
         // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);

@@ -95,11 +95,11 @@ fn splits_and_longest_loops(gpu: &Gpu, tile: Tile) -> Outcome {
     for axis in [OUT, WHOLE, PLAIN] {
         cases.extend([1, 48, 500].map(|length| Case { axis, split_length: Some(length), ..case(tile, [67, 70, 259]) }));
     }
-    let ins = tile.max_length(gpu) as usize;
+    let (ins, side) = (tile.max_length(gpu) as usize, if tile == Tile::Coop8 { 32 } else { 64 });
     for (ins, eps) in [(ins, Eps::None), (ins + 5, Eps::None), (ins, Eps::After(2f32.powi(100)))] {
-        let (x, v) = (Some(simple(64 * ins)), Some(simple(64 * ins)));
+        let (x, v) = (Some(simple(side * ins)), Some(simple(side * ins)));
         let dtypes = [DType::F16, DType::F16, DType::F32];
-        cases.push(Case { x, v, eps, exact_sums: true, dtypes, bias: false, ..case(tile, [64, 64, ins]) });
+        cases.push(Case { x, v, eps, exact_sums: true, dtypes, bias: false, ..case(tile, [side, side, ins]) });
     }
     all(cases, |case| {
         let got = case.run(gpu)?;
