@@ -37,8 +37,6 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> a: array<u32>; // (rows, columns) words of A_DTYPE
-@group(0) @binding(1) var<storage, read> u: array<f32>; // (rows, columns)
 @group(0) @binding(2) var<storage, read_write> part: array<vec2<f32>>; // (splits, columns)
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
@@ -46,7 +44,6 @@ var<immediate> p: Params;
 @group(0) @binding(6) var<storage, read> g: array<f32>; // (columns)
 @group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
 @group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
-@group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
 
 override A_DTYPE: u32 = F32;
 override Y_DTYPE: u32 = F32;
@@ -98,50 +95,6 @@ fn merge(x: Stat, y: Stat) -> Stat {
     let distance = y.s.x - x.s.x;
     let variance = x.s.y * part_x + y.s.y * part_y + (distance * part_x) * (distance * part_y);
     return Stat(vec2<f32>(x.s.x + distance * part_y, variance), n);
-}
-
-// Element e of a, with its partner.
-fn term(row: u32, column: u32) -> vec2<f32> {
-    let e = row * p.stride + column;
-    let at = extractBits(p.firsts, 0u, 8u) + e;
-    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE);
-    if KIND == KIND_DOTS && HAS_U {
-        return vec2<f32>(x, x * u[extractBits(p.firsts, 8u, 8u) + e]);
-    }
-    return vec2<f32>(x, 0.0);
-}
-
-// Rows begin, begin + CY, .. below end of a column, four at a time.
-fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
-    var total = Stat(vec2<f32>(), 0.0);
-    var lanes = array<vec2<f32>, 4>();
-    var row = begin;
-    for (; row + 3u * CY < end; row += 4u * CY) { // (end - begin) / (4 CY) iterations
-        let x = term(row, column);
-        let y = term(row + CY, column);
-        let z = term(row + 2u * CY, column);
-        let w = term(row + 3u * CY, column);
-        if KIND == KIND_DOTS {
-            lanes[0] += x;
-            lanes[1] += y;
-            lanes[2] += z;
-            lanes[3] += w;
-        } else {
-            let four = vec4<f32>(x.x, y.x, z.x, w.x);
-            // Relative to the first one, so that a mean far from 0 costs no digits.
-            let apart = four - four.x;
-            let shift = 0.25 * ((apart.x + apart.y) + (apart.z + apart.w));
-            let rest = apart - shift;
-            total = merge(total, Stat(vec2<f32>(four.x + shift, 0.25 * dot(rest, rest)), 4.0));
-        }
-    }
-    if KIND == KIND_DOTS {
-        total.s = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-    }
-    for (; row < end; row += CY) { // at most 3 iterations
-        total = merge(total, Stat(term(row, column), 1.0));
-    }
-    return total;
 }
 
 // Puts together what the CY invocations of each column have; the result is right in the first CX invocations.
@@ -220,34 +173,8 @@ fn write_end(column: u32, stat: Stat) {
     }
 }
 
-// A workgroup takes CX columns of one split; its invocation t takes column t % CX and every CY-th row from t / CX on.
-@compute @workgroup_size(THREADS)
-fn batch_sums(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let id = flat(group, groups);
-    let blocks = (p.count + CX - 1u) / CX;
-    let split = id / blocks;
-    let column = id % blocks * CX + t % CX;
-    let mine = split < p.splits && column < p.count;
-    var stat = Stat(vec2<f32>(), 0.0);
-    if mine {
-        let begin = split * p.split_length;
-        stat = column_stat(column, begin + t / CX, min(begin + p.split_length, p.rows));
-    }
-    stat = combine_lanes(stat, t);
-    if mine && t < CX {
-        if DIRECT {
-            write_end(column, stat);
-        } else {
-            part[p.part_first + split * p.count + column] = stat.s;
-        }
-    }
-}
-
-// The same over the partial results: splits for rows.
+// batch_sums over its partial results: splits for rows. A workgroup takes CX columns, its invocation t every CY-th split
+// from t / CX on.
 @compute @workgroup_size(THREADS)
 fn batch_finish(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -265,52 +192,5 @@ fn batch_finish(
     stat = combine_lanes(stat, t);
     if column < p.count && t < CX {
         write_end(column, stat);
-    }
-}
-
-fn centered(e: u32) -> f32 {
-    let at = extractBits(p.firsts, 0u, 8u) + e;
-    let column = (p.part_first + e) % p.stride;
-    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE) - centers[extractBits(p.more_firsts, 0u, 8u) + column];
-    if HAS_U {
-        return x + u[extractBits(p.firsts, 8u, 8u) + column];
-    }
-    return x;
-}
-
-// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for elements 0 .. count - 1.
-// An invocation owns whole words of y, every THREADS-th of its workgroup's WORDS; halves that are not ours stay.
-@compute @workgroup_size(THREADS)
-fn subtract_means(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let first_at = extractBits(p.firsts, 16u, 8u);
-    let end = first_at + p.count;
-    let begin = flat(group, groups) * WORDS + t;
-    for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
-        let word = begin + i;
-        if Y_DTYPE == F32 {
-            if word < p.count {
-                y[first_at + word] = bitcast<u32>(centered(word));
-            }
-            continue;
-        }
-        let low = ((first_at >> 1u) + word) << 1u;
-        if low >= end {
-            continue;
-        }
-        var bits = 0u;
-        if low < first_at || low + 1u >= end {
-            bits = y[low >> 1u];
-        }
-        if low >= first_at {
-            bits = (bits & 0xffff0000u) | pack(centered(low - first_at), Y_DTYPE);
-        }
-        if low + 1u < end {
-            bits = (bits & 0xffffu) | (pack(centered(low + 1u - first_at), Y_DTYPE) << 16u);
-        }
-        y[low >> 1u] = bits;
     }
 }

@@ -39,6 +39,11 @@ var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged
 var<private> acc: array<vec4<f32>, 32>; // the invocation's own elements of C, by rows
 
 const STEP = 4u;
+const ROWS_SHARED = false; // see lanes.wgsl
+
+fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
+    return own;
+}
 
 fn own_column(t: u32) -> u32 {
     return t % WX * TN;

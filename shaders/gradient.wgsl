@@ -91,25 +91,32 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
 
 // Writes a block of C, or adds to it; the invocation's first element is at (row, column). With ADD the unsafe sums are
 // left out: each element is added to once.
-fn put_block(block: u32, row: u32, column: u32) {
+fn put_block(block: u32, row: u32, column: u32, t: u32) {
     take_block(block);
     let first_row = row + block * BLOCK;
+    var own_row: vec4<f32>;
+    if END == END_ROWS && ROWS_SHARED {
+        own_row = factors_of(min(first_row + t % BLOCK, p.rows - 1u), 0u);
+    }
     for (var q = 0u; q < QUADS; q += 1u) {
         let n = column + STEP * q;
         let left = left_of(n, p.columns, true);
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = first_row + i;
+            var f = own_factors[q];
+            if END == END_ROWS {
+                var of_row = of_lane(own_row, i);
+                if !ROWS_SHARED {
+                    of_row = factors_of(min(m, p.rows - 1u), 0u);
+                }
+                f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
+            }
             if END != END_PLAIN {
                 look_at(block, i, q);
             }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
                 if END != END_PLAIN {
-                    var f = own_factors[q];
-                    if END == END_ROWS {
-                        let of_row = factors_of(m, 0u);
-                        f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
-                    }
                     values = corrected_four(values, v_four(v_place(m, n), left), f);
                 }
                 if ADD {
@@ -149,13 +156,19 @@ fn gradient(
             own_factors[q] = factors_of_columns(column + STEP * q);
         }
     }
-    put_block(0u, row, column);
+    put_block(0u, row, column, t);
     if TM > 8u {
-        put_block(1u, row, column);
+        put_block(1u, row, column, t);
     }
     if TM > 16u {
-        put_block(2u, row, column);
-        put_block(3u, row, column);
+        put_block(2u, row, column, t);
+        put_block(3u, row, column, t);
+    }
+    if TM > 32u {
+        put_block(4u, row, column, t);
+        put_block(5u, row, column, t);
+        put_block(6u, row, column, t);
+        put_block(7u, row, column, t);
     }
     if END == END_PLAIN {
         return;

@@ -13,7 +13,7 @@ override A_READS: u32 = select(TM, TM / WX, SPREAD);
 override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of four
 
-var<private> acc: array<vec4<f32>, 32>; // [m][quad of n], in registers, since only constants index it
+var<private> acc: array<vec4<f32>, 64>; // [m][quad of n], in registers, since only constants index it
 var<private> squares: array<f32, 8>; // NORM_FUSED: of each own column of B
 
 // Fetches the scales of four steps of k, the lanes together.
@@ -36,6 +36,13 @@ fn prepare_b(k: u32, t: u32) {
         step_t[i] = subgroupShuffle(own, i);
         step_m[i] = subgroupShuffle(own, i + 4u);
     }
+}
+
+// For gradient.wgsl: the lanes hold what belongs to the rows of a block, one each, and hand it round.
+override ROWS_SHARED: bool = WX >= BLOCK;
+
+fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
+    return subgroupShuffle(own, i);
 }
 
 fn take_block(block: u32) {

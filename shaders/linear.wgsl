@@ -50,14 +50,21 @@ fn step_scale(k: u32, part: u32) -> f32 {
 fn redo_squares(column: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     let scale = exp2i(c);
     var s = vec4<f32>();
-    for (var k = k_first; k < k_end; k += 16u) { // split_length / 16 iterations
-        let a = b_along_k(column, k, left_of(k, k_end, true)) * scale;
-        let b = b_along_k(column, k + 4u, left_of(k + 4u, k_end, true)) * scale;
-        let c = b_along_k(column, k + 8u, left_of(k + 8u, k_end, true)) * scale;
-        let d = b_along_k(column, k + 12u, left_of(k + 12u, k_end, true)) * scale;
-        s += (a * a + b * b) + (c * c + d * d);
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
+        s += squares_of_steps(column, k, k_end, scale);
+        if REDO_STEPS > 4u {
+            s += squares_of_steps(column, k + 4u, k_end, scale);
+        }
+        if REDO_STEPS > 8u {
+            s += squares_of_steps(column, k + 8u, k_end, scale) + squares_of_steps(column, k + 12u, k_end, scale);
+        }
     }
     return (s.x + s.y) + (s.z + s.w);
+}
+
+fn squares_of_steps(column: u32, k: u32, k_end: u32, scale: f32) -> vec4<f32> {
+    let four = b_along_k(column, k, left_of(k, k_end, true)) * scale;
+    return four * four;
 }
 
 // The sum of squares of column c of those that start at column0. Call stage_squares before.
@@ -76,33 +83,36 @@ fn find_norms(column0: u32, t: u32, write: bool) {
         stage_squares(t);
     }
     let base = norms_column(column0, t);
-    var lifted = 0u; // a bit for each round whose sum of squares left the safe range
-    var bit = 1u;
+    var wild = 0u; // a bit for each round whose sum of squares left the safe range
     for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
         if base + c < p.columns {
             if NORM == NORM_FUSED {
                 let s = column_square(c);
-                lifted |= select(0u, bit, lift(s) != 0);
-                put_norm(c, base, Wide(s, 0), write);
+                let at = (c - first_norm(t)) / SHARE;
+                wild |= select(0u, 1u << at, lift(s) != 0);
+                put_norm(c, base, Wide(safe_norm(s), 0), write);
             } else {
-                let norm = known_norm(base + c);
-                norm_m[c] = norm.m;
-                norm_e[c] = norm.e;
+                put_norm(c, base, known_norm(base + c), false);
             }
         }
-        bit <<= 1u;
     }
     // Once more for what is out of range: a loop of its own, since a CPU driver runs through its body in any case.
-    while lifted != 0u { // at most NORMS / SHARE iterations
-        let c = first_norm(t) + countTrailingZeros(lifted) * SHARE;
-        lifted &= lifted - 1u;
-        put_norm(c, base, column_sum(c, base, 0u, p.depth), write);
+    while wild != 0u { // at most NORMS / SHARE iterations
+        let c = first_norm(t) + countTrailingZeros(wild) * SHARE;
+        wild &= wild - 1u;
+        put_norm(c, base, effective_norm(column_sum(c, base, 0u, p.depth), p.policy, p.eps), write);
     }
     share_norms();
 }
 
-fn put_norm(c: u32, base: u32, sum: Wide, write: bool) {
-    let norm = effective_norm(sum, p.policy, p.eps);
+// effective_norm of a sum of squares in the safe range.
+fn safe_norm(s: f32) -> f32 {
+    let n = sqrt(select(s, s + p.eps, p.policy == EPS_INSIDE_SQRT));
+    let clamped = select(n, max(n, p.eps), p.policy == EPS_CLAMP);
+    return select(clamped, n + p.eps, p.policy == EPS_AFTER);
+}
+
+fn put_norm(c: u32, base: u32, norm: Wide, write: bool) {
     if WRITE_NORMS && write {
         norms_out[extractBits(p.more_firsts, 24u, 8u) + base + c] = narrow(norm);
     }
@@ -290,6 +300,12 @@ fn linear(
     if TM > 16u {
         put_block(2u, row, column);
         put_block(3u, row, column);
+    }
+    if TM > 32u {
+        put_block(4u, row, column);
+        put_block(5u, row, column);
+        put_block(6u, row, column);
+        put_block(7u, row, column);
     }
     if !NORMED {
         return;

@@ -1,6 +1,7 @@
 // Norms of a tensor over all axes but one: n̂_j = eps policy of sqrt(sum_{o,i} v[o,j,i]^2),
 // element (o, j, i) at (o * kept + j) * inner + i.
 //
+// v and dw are read by norms_words.wgsl or norms_quads.wgsl, unit by unit.
 // Sums over contiguous stretches (row_sums), sums down the columns of a matrix (column_sums), and the sum of such
 // partial sums (finish_sums); known_norms takes the norms from the caller. What is written for an index j is one of
 //   OUT_NORMS   f32: n̂_j
@@ -25,26 +26,29 @@ struct Params {
     more_firsts: u32,  // the same of dw, known
     policy: u32,
     eps: f32,
-    out_kind: u32,
     has_gain: u32,
     has_norms_too: u32, // 2: add to it
 }
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> v: array<u32>; // words of V_DTYPE
 @group(0) @binding(1) var<storage, read> g: array<f32>; // (kept)
 @group(0) @binding(2) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(3) var<storage, read_write> norms: array<f32>; // (kept) or (kept, 2), see OUT_ above
 @group(0) @binding(4) var<storage, read_write> norms_too: array<f32>; // (kept)
-@group(0) @binding(5) var<storage, read> dw: array<u32>; // DOT: words of W_DTYPE, shaped as v
-@group(0) @binding(6) var<storage, read> known: array<f32>; // DOT: (kept), n̂; n under EPS_AFTER
+@group(0) @binding(6) var<storage, read> known: array<f32>; // (kept), n̂; with DOT n under EPS_AFTER
 
 override V_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
 override DOT: bool = false;
+override OUT: u32 = OUT_NORMS;
 override DIRECT: bool = true; // row_sums: one stretch is one norm: write it out
+override ROWS: u32 = 1u; // row_sums: rows of an invocation, where LANES is 1 and DIRECT
+override UNITS: u32 = 0u; // row_sums: units of a row where LANES is 1 and DIRECT and these are few and whole; 0: any
 override LANES: u32 = 64u; // invocations for one stretch or norm, a power of two up to THREADS
+// Neighbouring invocations that read neighbouring units, a power of two up to LANES: LANES of them where a device joins
+// their reads, fewer where each had better walk through memory.
+override RUN: u32 = 64u;
 
 const THREADS = 64u;
 const OUT_NORMS = 0u;
@@ -59,12 +63,12 @@ fn write_norm(j: u32, norm: Wide) {
         norms_too[extractBits(p.firsts, 24u, 8u) + j] = narrow(norm);
     }
     let first = extractBits(p.firsts, 16u, 8u);
-    if p.out_kind == OUT_NORMS {
+    if OUT == OUT_NORMS {
         norms[first + j] = narrow(norm);
         return;
     }
     let at = first + 2u * j;
-    if p.out_kind == OUT_WIDE {
+    if OUT == OUT_WIDE {
         norms[at] = norm.m;
         norms[at + 1u] = bitcast<f32>(norm.e);
         return;
@@ -76,6 +80,36 @@ fn write_norm(j: u32, norm: Wide) {
     let scale = scale_of(quotient(wide(gain), norm));
     norms[at] = scale.t;
     norms[at + 1u] = scale.m;
+}
+
+// write_norm of a sum of squares, where neither it nor what is made of it is near the ends of f32's range. False where
+// that is not so; then nothing was written.
+fn write_plain_norm(j: u32, sum: f32) -> bool {
+    let norm = plain_norm(sum, p.policy, p.eps);
+    var scale = 1.0;
+    if OUT == OUT_SCALES {
+        if p.has_gain != 0u {
+            scale = g[extractBits(p.firsts, 8u, 8u) + j];
+        }
+        scale /= norm;
+    }
+    if norm == 0.0 || !is_normal(scale) {
+        return false;
+    }
+    if p.has_norms_too != 0u {
+        norms_too[extractBits(p.firsts, 24u, 8u) + j] = norm;
+    }
+    let first = extractBits(p.firsts, 16u, 8u);
+    if OUT == OUT_NORMS {
+        norms[first + j] = norm;
+    } else if OUT == OUT_WIDE {
+        norms[first + 2u * j] = norm;
+        norms[first + 2u * j + 1u] = bitcast<f32>(0u);
+    } else {
+        norms[first + 2u * j] = 1.0;
+        norms[first + 2u * j + 1u] = scale;
+    }
+    return true;
 }
 
 // What becomes of the sum that belongs to j.
@@ -130,88 +164,122 @@ fn combine_lanes(own: Wide, t: u32) -> Wide {
     return total;
 }
 
-// dw * v at element e of v and f of dw.
-fn product_at(e: u32, f: u32) -> f32 {
-    return v_at(e) * unpack(dw[select(f >> 1u, f, W_DTYPE == F32)], f, W_DTYPE);
-}
-
-fn v_at(e: u32) -> f32 {
-    return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
-}
-
-fn wide_product_at(e: u32, f: u32) -> Wide {
-    return product_of(wide(v_at(e)), wide(unpack(dw[select(f >> 1u, f, W_DTYPE == F32)], f, W_DTYPE)));
-}
-
 // Dot products outside of 2^-60 .. 2^60 are formed again with exponents of their own.
 fn is_safe(s: f32) -> bool {
     return magnitude(s) - 0x21800000u < 0x5d800000u - 0x21800000u;
 }
 
-// sum of dw * v over `count` elements, `stride` apart, from e of v and f of dw on.
-fn dot_sum(e: u32, f: u32, count: u32, stride: u32) -> Wide {
-    var a = 0.0;
-    var b = 0.0;
-    var c = 0.0;
-    var d = 0.0;
-    var i = 0u;
-    for (; i + 3u < count; i += 4u) { // count / 4 iterations
-        a += product_at(e + i * stride, f + i * stride);
-        b += product_at(e + (i + 1u) * stride, f + (i + 1u) * stride);
-        c += product_at(e + (i + 2u) * stride, f + (i + 2u) * stride);
-        d += product_at(e + (i + 3u) * stride, f + (i + 3u) * stride);
-    }
-    for (; i < count; i += 1u) { // at most 3 iterations
-        a += product_at(e + i * stride, f + i * stride);
-    }
-    let s = (a + b) + (c + d);
-    if is_safe(s) {
-        return Wide(s, 0);
-    }
+fn wide_product_at(e: u32, f: u32) -> Wide {
+    return product_of(wide(v_at(e)), wide(dw_at(f)));
+}
+
+fn wide_column_dots(e: u32, f: u32, rows: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
-    for (i = 0u; i < count; i += 1u) { // count iterations
-        sum = sum_of(sum, wide_product_at(e + i * stride, f + i * stride));
+    for (var row = 0u; row < rows; row += 1u) { // rows iterations
+        sum = sum_of(sum, wide_product_at(e + row * p.stride, f + row * p.stride));
     }
     return sum;
 }
 
-// The squares of what word w holds of the elements first .. end - 1.
-fn word_square(w: u32, first: u32, end: u32, scale: f32) -> f32 {
-    if V_DTYPE == F32 {
-        let a = bitcast<f32>(v[w]) * scale;
-        return a * a;
-    }
-    let pair = unpack_pair(v[w], V_DTYPE) * scale;
-    // The neighbouring row may own a half of the word, and hold a NaN there.
-    let a = select(0.0, pair.x, 2u * w >= first);
-    let b = select(0.0, pair.y, 2u * w + 1u < end);
-    return a * a + b * b;
+// Units first, first + RUN, .. below end.
+struct Walk {
+    first: u32,
+    end: u32,
 }
 
-// Words lane, lane + LANES, .. of the elements first .. end - 1, four at a time.
+// The part of a lane in the units first .. end - 1: every RUN lanes share a piece of them.
+fn walk_of(first: u32, end: u32, lane: u32) -> Walk {
+    let piece = (end - first + LANES - 1u) / LANES * RUN;
+    let begin = first + lane / RUN * piece;
+    return Walk(begin + lane % RUN, min(begin + piece, end));
+}
+
+// Squares of a lane's part of the elements first .. end - 1, four units at a time.
 fn stretch_squares(first: u32, end: u32, lane: u32, scale: f32) -> f32 {
-    let per_word = select(2u, 1u, V_DTYPE == F32);
-    let word_end = (end + per_word - 1u) / per_word;
-    var a = 0.0;
-    var b = 0.0;
-    var c = 0.0;
-    var d = 0.0;
-    var w = first / per_word + lane;
-    for (; w + 3u * LANES < word_end; w += 4u * LANES) { // (end - first) / (4 LANES) iterations
-        a += word_square(w, first, end, scale);
-        b += word_square(w + LANES, first, end, scale);
-        c += word_square(w + 2u * LANES, first, end, scale);
-        d += word_square(w + 3u * LANES, first, end, scale);
+    let walk = walk_of(first / SQUARE_UNIT, (end + SQUARE_UNIT - 1u) / SQUARE_UNIT, lane);
+    var a = Terms();
+    var b = Terms();
+    var c = Terms();
+    var d = Terms();
+    var u = walk.first;
+    for (; u + 3u * RUN < walk.end; u += 4u * RUN) { // (end - first) / (4 LANES) iterations
+        a += squares_at(u, first, end, scale);
+        b += squares_at(u + RUN, first, end, scale);
+        c += squares_at(u + 2u * RUN, first, end, scale);
+        d += squares_at(u + 3u * RUN, first, end, scale);
     }
-    for (; w < word_end; w += LANES) { // at most 3 iterations
-        a += word_square(w, first, end, scale);
+    for (; u < walk.end; u += RUN) { // at most 3 iterations
+        a += squares_at(u, first, end, scale);
     }
-    return (a + b) + (c + d);
+    return total_of((a + b) + (c + d));
+}
+
+// sum of dw * v over a lane's part of the elements first .. end - 1 of v; f is the one of dw beside the first.
+fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
+    let walk = walk_of(first / PRODUCT_UNIT, end / PRODUCT_UNIT, lane);
+    let apart = f / PRODUCT_UNIT - first / PRODUCT_UNIT; // modulo 2^32
+    var a = Terms();
+    var b = Terms();
+    var c = Terms();
+    var d = Terms();
+    var u = walk.first;
+    for (; u + 3u * RUN < walk.end; u += 4u * RUN) { // (end - first) / (4 LANES) iterations
+        a += products_at(u, u + apart);
+        b += products_at(u + RUN, u + RUN + apart);
+        c += products_at(u + 2u * RUN, u + 2u * RUN + apart);
+        d += products_at(u + 3u * RUN, u + 3u * RUN + apart);
+    }
+    for (; u < walk.end; u += RUN) { // at most 3 iterations
+        a += products_at(u, u + apart);
+    }
+    let s = total_of((a + b) + (c + d));
+    if is_safe(s) {
+        return Wide(s, 0);
+    }
+    var sum = Wide(0.0, NOTHING);
+    for (u = walk.first; u < walk.end; u += RUN) { // a lane's part of (end - first) iterations, with those within
+        for (var i = 0u; i < PRODUCT_UNIT; i += 1u) {
+            let e = u * PRODUCT_UNIT + i;
+            sum = sum_of(sum, wide_product_at(e, e - first + f));
+        }
+    }
+    return sum;
+}
+
+// The squares of a row by one invocation.
+fn row_squares(j: u32, scale: f32) -> f32 {
+    let first = extractBits(p.firsts, 0u, 8u) + j * p.length;
+    if UNITS == 0u {
+        return stretch_squares(first, first + p.length, 0u, scale);
+    }
+    var sum = Terms();
+    for (var u = 0u; u < UNITS; u += 1u) { // UNITS iterations
+        sum += squares_at(first / SQUARE_UNIT + u, first, first + p.length, scale);
+    }
+    return total_of(sum);
+}
+
+// Norms task, task + THREADS, .., ROWS of them.
+fn whole_rows(task: u32) {
+    let end = min(task + ROWS * THREADS, p.count);
+    var plain = true;
+    for (var j = task; j < end; j += THREADS) { // ROWS iterations
+        plain &= write_plain_norm(j, row_squares(j, 1.0));
+    }
+    // Rarely. A loop of its own, since some drivers run all code between the braces of an `if`, and throw it away.
+    for (var j = select(task, end, plain); j < end; j += THREADS) { // ROWS iterations
+        var s = row_squares(j, 1.0);
+        let up = lift(s);
+        if up != 0 {
+            s = row_squares(j, exp2i(up));
+        }
+        finish(j, Wide(s, -2 * up));
+    }
 }
 
 // Sums of squares over stretches: stretch s of row r holds the elements r * length + s * split_length and the
 // split_length - 1 after it (fewer at the end of the row).
-// LANES invocations a stretch, THREADS / LANES stretches a workgroup. Writes norms[r] if DIRECT (splits = 1), else
+// LANES invocations a stretch, THREADS / LANES stretches a workgroup, or ROWS * THREADS rows. Writes norms[r] if DIRECT (splits = 1), else
 // part[part_first + the stretch's number in this dispatch].
 @compute @workgroup_size(THREADS)
 fn row_sums(
@@ -219,6 +287,10 @@ fn row_sums(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
+    if LANES == 1u && DIRECT && !DOT {
+        whole_rows(flat(group, groups) * ROWS * THREADS + t);
+        return;
+    }
     let task = flat(group, groups) * (THREADS / LANES) + t / LANES;
     var sum = Wide(0.0, NOTHING);
     if task < p.count {
@@ -230,8 +302,7 @@ fn row_sums(
         let first = extractBits(p.firsts, 0u, 8u) + place;
         let lane = t % LANES;
         if DOT {
-            let count = select(0u, (length - lane + LANES - 1u) / LANES, lane < length);
-            sum = dot_sum(first + lane, extractBits(p.more_firsts, 0u, 8u) + place + lane, count, LANES);
+            sum = stretch_dots(first, first + length, extractBits(p.more_firsts, 0u, 8u) + place, lane);
         } else {
             var s = stretch_squares(first, first + length, lane, 1.0);
             let up = lift(s);
@@ -249,65 +320,6 @@ fn row_sums(
             part[p.part_first + task] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
         }
     }
-}
-
-fn square_at(e: u32, scale: f32) -> f32 {
-    let a = v_at(e) * scale;
-    return a * a;
-}
-
-// Elements first, first + stride, .. of a column, rows of them, four at a time.
-fn column_squares(first: u32, rows: u32, scale: f32) -> f32 {
-    var a = 0.0;
-    var b = 0.0;
-    var c = 0.0;
-    var d = 0.0;
-    var e = first;
-    var row = 0u;
-    for (; row + 3u < rows; row += 4u) { // rows / 4 iterations
-        a += square_at(e, scale);
-        b += square_at(e + p.stride, scale);
-        c += square_at(e + 2u * p.stride, scale);
-        d += square_at(e + 3u * p.stride, scale);
-        e += 4u * p.stride;
-    }
-    for (; row < rows; row += 1u) { // at most 3 iterations
-        a += square_at(e, scale);
-        e += p.stride;
-    }
-    return (a + b) + (c + d);
-}
-
-// Sums of squares down the columns of a (length, count) matrix: stretch s of a column holds split_length rows.
-// One invocation a stretch, neighbours in neighbouring columns. Writes part[part_first + s * count + column].
-@compute @workgroup_size(THREADS)
-fn column_sums(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let task = flat(group, groups) * THREADS + t;
-    let column = task % p.count;
-    let split = task / p.count;
-    if split >= p.splits {
-        return;
-    }
-    let row = split * p.split_length;
-    let rows = min(p.split_length, p.length - row);
-    let place = row * p.stride + column;
-    let first = extractBits(p.firsts, 0u, 8u) + place;
-    var sum: Wide;
-    if DOT {
-        sum = dot_sum(first, extractBits(p.more_firsts, 0u, 8u) + place, rows, p.stride);
-    } else {
-        var s = column_squares(first, rows, 1.0);
-        let up = lift(s);
-        if up != 0 {
-            s = column_squares(first, rows, exp2i(up));
-        }
-        sum = Wide(s, -2 * up);
-    }
-    part[p.part_first + task] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
 }
 
 // norms[j] from the partial sums part[part_first + a * stride + j * splits + b], a < length, b < split_length.
@@ -332,7 +344,7 @@ fn finish_sums(
     }
 }
 
-// norms[j] from v[j], the effective norms as f32. One invocation a norm.
+// norms[j] from known[j], the effective norms as f32. One invocation a norm.
 @compute @workgroup_size(THREADS)
 fn known_norms(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -341,6 +353,6 @@ fn known_norms(
 ) {
     let j = flat(group, groups) * THREADS + t;
     if j < p.count {
-        write_norm(j, wide(bitcast<f32>(v[extractBits(p.firsts, 0u, 8u) + j])));
+        write_norm(j, wide(known[extractBits(p.more_firsts, 8u, 8u) + j]));
     }
 }

@@ -50,6 +50,34 @@ fn unpack_pair(word: u32, dtype: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
+// The elements of four words: all of f32; of the packed types the lower halves, and in quad_high the upper ones.
+fn quad_low(words: vec4<u32>, dtype: u32) -> vec4<f32> {
+    if dtype == F32 {
+        return bitcast<vec4<f32>>(words);
+    }
+    if dtype == BF16 {
+        return bitcast<vec4<f32>>(words << vec4<u32>(16u));
+    }
+    return vec4<f32>(
+        unpack2x16float(words.x).x,
+        unpack2x16float(words.y).x,
+        unpack2x16float(words.z).x,
+        unpack2x16float(words.w).x,
+    );
+}
+
+fn quad_high(words: vec4<u32>, dtype: u32) -> vec4<f32> {
+    if dtype == BF16 {
+        return bitcast<vec4<f32>>(words & vec4<u32>(0xffff0000u));
+    }
+    return vec4<f32>(
+        unpack2x16float(words.x).y,
+        unpack2x16float(words.y).y,
+        unpack2x16float(words.z).y,
+        unpack2x16float(words.w).y,
+    );
+}
+
 // Four packed elements in two words, out of the words that hold them; `odd` when the first one is an upper half.
 fn packed_quad(words: vec3<u32>, odd: bool) -> vec2<u32> {
     return select(words.xy, (words.xy >> vec2<u32>(16u)) | (words.yz << vec2<u32>(16u)), odd);
@@ -85,6 +113,34 @@ fn pack(x: f32, dtype: u32) -> u32 {
     let shift = 126u - (a >> 23u);
     let mantissa = (a & 0x7fffffu) | 0x800000u;
     return sign | ((mantissa + (1u << (shift - 1u)) - 1u + ((mantissa >> shift) & 1u)) >> shift);
+}
+
+// pack() of four, without branches.
+fn pack_four(x: vec4<f32>, dtype: u32) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(x);
+    let a = bits & vec4<u32>(MAGNITUDE);
+    let upper = bits >> vec4<u32>(16u);
+    if dtype == BF16 {
+        let rounded = (bits + 0x7fffu + (upper & vec4<u32>(1u))) >> vec4<u32>(16u);
+        return select(rounded, upper | vec4<u32>(0x40u), a > vec4<u32>(INFINITY));
+    }
+    let normal = (a + 0xfffu + ((a >> vec4<u32>(13u)) & vec4<u32>(1u)) - 0x38000000u) >> vec4<u32>(13u);
+    // Subnormal: a multiple of 2^-24.
+    let shift = min(126u - (a >> vec4<u32>(23u)), vec4<u32>(31u));
+    let mantissa = (a & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
+    let half = (vec4<u32>(1u) << (shift - 1u)) - 1u + ((mantissa >> shift) & vec4<u32>(1u));
+    var result = select(normal, (mantissa + half) >> shift, a < vec4<u32>(0x38800000u));
+    result = select(result, vec4<u32>(0x7c00u), a >= vec4<u32>(0x477ff000u)); // 65520 and above round to infinity
+    result = select(result, vec4<u32>(0x7e00u), a > vec4<u32>(INFINITY));
+    return result | (upper & vec4<u32>(0x8000u));
+}
+
+// Four words out of their elements, quad_low and quad_high.
+fn quad_of(low: vec4<f32>, high: vec4<f32>, dtype: u32) -> vec4<u32> {
+    if dtype == F32 {
+        return bitcast<vec4<u32>>(low);
+    }
+    return pack_four(low, dtype) | (pack_four(high, dtype) << vec4<u32>(16u));
 }
 
 // A number with an exponent of its own, m * 2^e: it reaches where f32 does not.
@@ -212,4 +268,16 @@ fn effective_norm(sum: Wide, policy: u32, eps: f32) -> Wide {
         return settled(sum_of(norm, wide(eps)));
     }
     return settled(norm);
+}
+
+// The effective norm where neither it nor `sum` is near the ends of f32's range, in a fraction of the time; 0 elsewhere.
+fn plain_norm(sum: f32, policy: u32, eps: f32) -> f32 {
+    var norm = sqrt(select(sum, sum + eps, policy == EPS_INSIDE_SQRT));
+    norm = select(norm, norm + eps, policy == EPS_AFTER);
+    norm = select(norm, eps, policy == EPS_CLAMP && norm < eps);
+    return select(0.0, norm, lift(sum) == 0 && lift(norm) == 0);
+}
+
+fn is_normal(x: f32) -> bool {
+    return magnitude(x) - SMALLEST < INFINITY - SMALLEST;
 }

@@ -32,6 +32,12 @@ fn put_parts(part_row: u32, row: u32, column: u32, k_first: u32, k_end: u32, exa
         put_block_parts(2u, part_row, row, column);
         put_block_parts(3u, part_row, row, column);
     }
+    if TM > 32u {
+        put_block_parts(4u, part_row, row, column);
+        put_block_parts(5u, part_row, row, column);
+        put_block_parts(6u, part_row, row, column);
+        put_block_parts(7u, part_row, row, column);
+    }
     if !exact {
         return;
     }

@@ -48,6 +48,9 @@ override BM: u32 = WY * TM;
 override BN: u32 = WX * TN;
 override QUADS: u32 = TN / 4u;
 override BLOCK: u32 = min(TM, 8u); // rows that are finished together
+// Steps of k at a time where a sum is formed again: 4, 8 or 16. A CPU driver runs through them once for nothing, so few
+// where the sum is short.
+override REDO_STEPS: u32 = 16u;
 
 // Sums outside of 2^-60 .. 2^60 are formed again. Norms and dot products then lie where their quotient is a normal
 // number, and where nothing that matters was lost below 2^-126 or overflowed.
@@ -87,9 +90,12 @@ fn left_of(i: u32, end: u32, there: bool) -> u32 {
     return select(0u, end - i, i < end && there);
 }
 
-// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: element by element, which
-// keeps the code small.
+// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: where k runs down the
+// columns element by element, which keeps the code small.
 fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
+    if A_ALONG_K && !QUADS_MAY_END {
+        return a_four(a_place(m, k), left);
+    }
     if left == 0u {
         return vec4<f32>();
     }
@@ -102,6 +108,9 @@ fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
 }
 
 fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
+    if B_ALONG_K && !QUADS_MAY_END {
+        return b_four(b_place(n, k), left);
+    }
     if left == 0u {
         return vec4<f32>();
     }
@@ -146,17 +155,22 @@ fn add_terms(sum: Wide, a: vec4<f32>, b: vec4<f32>) -> Wide {
 // A[m]·B[n] over k_first .. k_end - 1, whatever the exponents.
 fn redo_dot(m: u32, n: u32, k_first: u32, k_end: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
-    for (var k = k_first; k < k_end; k += 16u) { // split_length / 16 iterations
-        let a = left_of(k, k_end, true);
-        let b = left_of(k + 4u, k_end, true);
-        let c = left_of(k + 8u, k_end, true);
-        let d = left_of(k + 12u, k_end, true);
-        sum = add_terms(sum, a_along_k(m, k, a), b_along_k(n, k, a));
-        sum = add_terms(sum, a_along_k(m, k + 4u, b), b_along_k(n, k + 4u, b));
-        sum = add_terms(sum, a_along_k(m, k + 8u, c), b_along_k(n, k + 8u, c));
-        sum = add_terms(sum, a_along_k(m, k + 12u, d), b_along_k(n, k + 12u, d));
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
+        sum = add_steps(sum, m, n, k, k_end);
+        if REDO_STEPS > 4u {
+            sum = add_steps(sum, m, n, k + 4u, k_end);
+        }
+        if REDO_STEPS > 8u {
+            sum = add_steps(sum, m, n, k + 8u, k_end);
+            sum = add_steps(sum, m, n, k + 12u, k_end);
+        }
     }
     return sum;
+}
+
+fn add_steps(sum: Wide, m: u32, n: u32, k: u32, k_end: u32) -> Wide {
+    let left = left_of(k, k_end, true);
+    return add_terms(sum, a_along_k(m, k, left), b_along_k(n, k, left));
 }
 
 // The smallest magnitude of four numbers, one less and doubled, zeros not counted.
@@ -169,22 +183,30 @@ fn smallest(four: vec4<f32>) -> u32 {
 // add up to zero (padding, dead units, sparse rows) zero is right.
 fn a_is_calm(m: u32, k_first: u32, k_end: u32) -> bool {
     var least = 0xffffffffu;
-    for (var k = k_first; k < k_end; k += 16u) { // split_length / 16 iterations
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
         least = min(least, smallest(a_along_k(m, k, left_of(k, k_end, true))));
-        least = min(least, smallest(a_along_k(m, k + 4u, left_of(k + 4u, k_end, true))));
-        least = min(least, smallest(a_along_k(m, k + 8u, left_of(k + 8u, k_end, true))));
-        least = min(least, smallest(a_along_k(m, k + 12u, left_of(k + 12u, k_end, true))));
+        if REDO_STEPS > 4u {
+            least = min(least, smallest(a_along_k(m, k + 4u, left_of(k + 4u, k_end, true))));
+        }
+        if REDO_STEPS > 8u {
+            least = min(least, smallest(a_along_k(m, k + 8u, left_of(k + 8u, k_end, true))));
+            least = min(least, smallest(a_along_k(m, k + 12u, left_of(k + 12u, k_end, true))));
+        }
     }
     return least >= 2u * SAFE_LOW - 1u;
 }
 
 fn b_is_calm(n: u32, k_first: u32, k_end: u32) -> bool {
     var least = 0xffffffffu;
-    for (var k = k_first; k < k_end; k += 16u) { // split_length / 16 iterations
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
         least = min(least, smallest(b_along_k(n, k, left_of(k, k_end, true))));
-        least = min(least, smallest(b_along_k(n, k + 4u, left_of(k + 4u, k_end, true))));
-        least = min(least, smallest(b_along_k(n, k + 8u, left_of(k + 8u, k_end, true))));
-        least = min(least, smallest(b_along_k(n, k + 12u, left_of(k + 12u, k_end, true))));
+        if REDO_STEPS > 4u {
+            least = min(least, smallest(b_along_k(n, k + 4u, left_of(k + 4u, k_end, true))));
+        }
+        if REDO_STEPS > 8u {
+            least = min(least, smallest(b_along_k(n, k + 8u, left_of(k + 8u, k_end, true))));
+            least = min(least, smallest(b_along_k(n, k + 12u, left_of(k + 12u, k_end, true))));
+        }
     }
     return least >= 2u * SAFE_LOW - 1u;
 }
@@ -203,8 +225,8 @@ var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
 
 // Which sums of the invocation are out of the safe range, and which of these are zero: bit 4i + c of block b and quad q,
 // at place QUADS b + q, stands for row i, column 4q + c.
-var<private> unsafe_bits: array<u32, 4>;
-var<private> zero_bits: array<u32, 4>;
+var<private> unsafe_bits: array<u32, 8>;
+var<private> zero_bits: array<u32, 8>;
 
 fn sum_at(i: u32, q: u32) -> vec4<f32> {
     if q == 0u {
@@ -229,7 +251,10 @@ fn look_at(block: u32, i: u32, q: u32) {
 // The first block in which to look for sums to form again: none if there are none. `bad_columns`: a bit for each column
 // all of whose sums have to be.
 fn first_block(bad_columns: u32) -> u32 {
-    let any = any_bits(vec4<u32>(unsafe_bits[0], unsafe_bits[1], unsafe_bits[2], unsafe_bits[3])) | bad_columns;
+    var any = bad_columns;
+    for (var i = 0u; i < 8u; i += 1u) { // 8 iterations
+        any |= unsafe_bits[i];
+    }
     return select(TM / BLOCK, 0u, any != 0u);
 }
 

@@ -44,6 +44,12 @@ fn prepare_b(k: u32, left: u32) {
     }
 }
 
+const ROWS_SHARED = false; // see lanes.wgsl
+
+fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
+    return own;
+}
+
 // All of the invocation's rows are one block.
 fn take_block(block: u32) {
     for (var i = 0u; i < TM; i += 1u) {

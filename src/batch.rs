@@ -5,6 +5,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::norms::{ENOUGH_GROUPS, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_dtype, expect_shape, firsts};
+use crate::walk::{self, ColumnQuads, Pieces, Walk};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -388,6 +389,9 @@ impl Recorder<'_, '_> {
         let bias = bias.map(View::of);
         let constants: Constants =
             vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
+        if self.subtract_means_in_quads(t, centers, bias.as_ref(), y)? {
+            return Ok(());
+        }
         let per_word = y.dtype().per_word();
         let capacity = gpu.binding_capacity();
         let step = capacity / t.dtype().size().max(y.dtype().size());
@@ -406,7 +410,7 @@ impl Recorder<'_, '_> {
                 let (centers, centers_first) = centers.bind(&gpu, j, j_count);
                 self.dispatch(&Dispatch {
                     kernel: &kernel::SUBTRACT_MEANS,
-                    module: Module::Batch,
+                    module: Module::BatchWords,
                     constants: &constants,
                     buffers: &[t_span, bias, centers, y_span],
                     params: Params {
@@ -426,6 +430,57 @@ impl Recorder<'_, '_> {
         Ok(())
     }
 
+    /// `subtract_means` four words at once, if that can be: whether it was recorded.
+    fn subtract_means_in_quads(
+        &mut self,
+        t: &Tensor,
+        centers: &View<'_>,
+        bias: Option<&View<'_>>,
+        y: &Tensor,
+    ) -> Result<bool, Error> {
+        let gpu = self.gpu().clone();
+        let (rows, columns) = matrix(t);
+        let quad = walk::quad(t.dtype());
+        let aligned = bias.is_none_or(|bias| bias.offset.is_multiple_of(4 * walk::QUAD_WORDS));
+        if rows * columns == 0 || !aligned || !walk::in_quads([t, y], columns) {
+            return Ok(false);
+        }
+        let Pieces { run, each, .. } = Walk::of(&gpu).pieces(rows, columns / quad, false);
+        let groups = |count: u64| (count.div_ceil(run * each * quad) * run).div_ceil(THREADS);
+        let total = rows * columns;
+        // Windows of whole rows.
+        let step = (gpu.binding_capacity() / t.dtype().size()).min(self.work_capacity(1)).min(total);
+        let step = step / columns * columns;
+        if step == 0 || columns > gpu.binding_capacity() / 4 || groups(step) > gpu.group_capacity() {
+            return Ok(false);
+        }
+        let constants: Constants = vec![("A_DTYPE", t.dtype().code()), ("HAS_U", bias.is_some().into())];
+        for (e, count) in windows(total, step) {
+            let (t_span, t_first) = View::of(t).bind(&gpu, e, count);
+            let (y_span, y_first) = View::of(y).bind(&gpu, e, count);
+            let (bias, bias_first) = bias.map_or((None, 0), |bias| bias.bind(&gpu, 0, columns));
+            let (centers, centers_first) = centers.bind(&gpu, 0, columns);
+            self.dispatch(&Dispatch {
+                kernel: &kernel::SUBTRACT_MEANS,
+                module: Module::BatchQuads,
+                constants: &constants,
+                buffers: &[t_span, bias, centers, y_span],
+                params: Params {
+                    count: (count / quad) as u32,
+                    rows: run as u32,
+                    split_length: each as u32,
+                    stride: columns as u32,
+                    firsts: firsts([t_first, bias_first, y_first, 0]),
+                    more_firsts: centers_first,
+                    ..Params::zeroed()
+                },
+                groups: groups(count),
+                work: count,
+            })?;
+        }
+        Ok(true)
+    }
+
     fn statistics(&mut self, job: &Job<'_>) -> Result<(), Error> {
         let outputs = [&job.first, &job.second, &job.means, &job.factors.as_ref().map(|f| f.out.clone())];
         if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
@@ -439,6 +494,14 @@ impl Recorder<'_, '_> {
         let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * 8)?, 8);
         let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32), ("CX", plan.cx as u32)];
         let mut constants = ends.clone();
+        let module = match &plan.quads {
+            Some(quads) => {
+                constants.pop(); // CX
+                constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
+                Module::BatchQuads
+            }
+            None => Module::BatchWords,
+        };
         constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
         for (j, count) in windows(columns, plan.column_step) {
             let (first, first_at) = bind(&job.first, &gpu, j, count);
@@ -473,7 +536,7 @@ impl Recorder<'_, '_> {
                 let [first, second, means, g, norms] = ends;
                 self.dispatch(&Dispatch {
                     kernel: &kernel::BATCH_SUMS,
-                    module: Module::Batch,
+                    module,
                     constants: &constants,
                     buffers: &[a, u, part.clone(), first, second, means, g, norms],
                     params: Params {
@@ -483,7 +546,10 @@ impl Recorder<'_, '_> {
                         firsts: firsts([a_first, u_first, first_at, second_at]),
                         ..params
                     },
-                    groups: count.div_ceil(plan.cx) * split_count,
+                    groups: match &plan.quads {
+                        Some(quads) => (quads.blocks * split_count).div_ceil(THREADS),
+                        None => count.div_ceil(plan.cx) * split_count,
+                    },
                     work: row_count * count,
                 })?;
             }
@@ -492,7 +558,7 @@ impl Recorder<'_, '_> {
             }
             self.dispatch(&Dispatch {
                 kernel: &kernel::BATCH_FINISH,
-                module: Module::Batch,
+                module: Module::BatchWords,
                 constants: &ends,
                 buffers: &[part, first, second, means, g, norms],
                 params: Params {
@@ -563,6 +629,8 @@ impl<'a> Job<'a> {
 /// How statistics are split: `column_step` columns at a time, their rows in `splits` of `split_length`, `split_step`
 /// of them in a dispatch, `cx` columns in a workgroup.
 struct Plan {
+    /// Four words at once.
+    quads: Option<ColumnQuads>,
     cx: u64,
     column_step: u64,
     split_length: u64,
@@ -583,16 +651,42 @@ impl Plan {
         let column_step = columns.min(capacity / out).min(groups * cx);
         // The last row of a window needs column_step elements only.
         let rows_in_binding = (capacity / element - column_step) / columns + 1;
-        let useful = rows.div_ceil(SHORTEST_SPLIT).min(ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)));
-        let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(MAX_ITERATIONS / 2 * cy).max(1);
+        let quads = Plan::quads(gpu, job).filter(|_| column_step == columns);
+        let (enough, longest) = match &quads {
+            Some(quads) => (
+                (Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
+                MAX_ITERATIONS / (2 + quads.quads),
+            ),
+            None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
+        };
+        let useful = rows.div_ceil(SHORTEST_SPLIT).min(enough);
+        let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
         let splits = rows.div_ceil(split_length).max(1);
         let parts_in_binding = capacity / 8;
         let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
+        let quads = quads.filter(|_| column_step == columns);
         if column_step == 0 || splits.div_ceil(cy) > MAX_ITERATIONS / 2 {
             return Err(Error::TooLarge { what: "partial sums of a batch", size: splits, limit: parts_in_binding });
         }
         let short = if gpu.is_gl() { GL_WORK / (split_length * column_step) } else { u64::MAX };
-        let split_step = (rows_in_binding / split_length).min(groups / column_step.div_ceil(cx)).min(short).max(1);
-        Ok(Plan { cx, column_step, split_length, splits, split_step })
+        let in_groups = match &quads {
+            Some(quads) => groups * THREADS / quads.blocks,
+            None => groups / column_step.div_ceil(cx),
+        };
+        let split_step = (rows_in_binding / split_length).min(in_groups).min(short).max(1);
+        Ok(Plan { quads, cx, column_step, split_length, splits, split_step })
+    }
+
+    /// How to sum up the columns four words at once, if that can be and pays.
+    fn quads(gpu: &Gpu, job: &Job<'_>) -> Option<ColumnQuads> {
+        let walk = Walk::of(gpu);
+        let units = job.columns / walk::quad(job.dtype);
+        let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * walk::QUAD_WORDS);
+        let whole = job.columns.is_multiple_of(walk::quad(job.dtype)) && job.end != End::Scales;
+        let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
+        // The factors of a single split would be made column by column: the other kernel does that side by side.
+        let at_once = job.factors.is_some() && job.rows <= SHORTEST_SPLIT;
+        let pays = walk.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
+        (can && pays).then(|| ColumnQuads::new(walk, units))
     }
 }

@@ -630,7 +630,8 @@ impl<'a> End<'a> for GradientEnd<'a> {
         };
         let (out, v) = (of_result(self.out), of_result(self.v));
         let v_dtype = self.v.map_or(DType::F32, Tensor::dtype);
-        let quads = self.columns % 4 == 0 && out.1 % 4 == 0 && v.1 % 4 == 0 && v_dtype == DType::F32;
+        let quads =
+            self.columns.is_multiple_of(4) && out.1.is_multiple_of(4) && v.1.is_multiple_of(4) && v_dtype == DType::F32;
         if !quads || stage == Stage::Finish {
             constants.push(("V_DTYPE", v_dtype.code()));
         }

@@ -25,11 +25,16 @@ macro_rules! shader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Module {
-    Norms,
+    NormsWords,
+    NormsQuads,
     Normalize,
+    NormalizeQuads,
+    NormalizeRows,
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
-    Batch,
+    BatchWords,
+    BatchQuads,
     Optimizer,
+    OptimizerQuads,
     Probe,
 }
 
@@ -81,7 +86,18 @@ pub enum Writes {
 
 impl Module {
     pub fn all() -> Vec<Module> {
-        let mut all = vec![Module::Norms, Module::Normalize, Module::Batch, Module::Optimizer, Module::Probe];
+        let mut all = vec![
+            Module::NormsWords,
+            Module::NormsQuads,
+            Module::Normalize,
+            Module::NormalizeQuads,
+            Module::NormalizeRows,
+            Module::BatchWords,
+            Module::BatchQuads,
+            Module::Optimizer,
+            Module::OptimizerQuads,
+            Module::Probe,
+        ];
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Lanes, Family::Coop8, Family::Coop16] {
                 // Cooperative matrices are for f16 alone.
@@ -98,19 +114,27 @@ impl Module {
     /// The file with the entry points.
     pub fn stem(self) -> &'static str {
         match self {
-            Module::Norms => "norms",
+            Module::NormsWords | Module::NormsQuads => "norms",
             Module::Normalize => "normalize",
+            Module::NormalizeQuads => "normalize_quads",
+            Module::NormalizeRows => "normalize_rows",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
-            Module::Batch => "batch",
+            Module::BatchWords | Module::BatchQuads => "batch",
             Module::Optimizer => "optimizer",
+            Module::OptimizerQuads => "optimizer_quads",
             Module::Probe => "probe",
         }
     }
 
     /// The stem, and what distinguishes the modules that share it.
     pub fn name(self) -> String {
-        let Module::Product { family, reads, writes, .. } = self else { return self.stem().to_owned() };
+        let (family, reads, writes) = match self {
+            Module::Product { family, reads, writes, .. } => (family, reads, writes),
+            Module::NormsWords | Module::BatchWords => return format!("{}_words", self.stem()),
+            Module::NormsQuads | Module::BatchQuads => return format!("{}_quads", self.stem()),
+            _ => return self.stem().to_owned(),
+        };
         let family = match family {
             Family::Tile => "tile",
             Family::Lanes => "lanes",
@@ -139,10 +163,15 @@ impl Module {
         };
         let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
-            Module::Norms => files.push(shader!("norms")),
+            Module::NormsWords => files.extend([shader!("norms_words"), shader!("norms")]),
+            Module::NormsQuads => files.extend([shader!("norms_quads"), shader!("norms")]),
             Module::Normalize => files.push(shader!("normalize")),
-            Module::Batch => files.push(shader!("batch")),
-            Module::Optimizer => files.push(shader!("optimizer")),
+            Module::NormalizeQuads => files.push(shader!("normalize_quads")),
+            Module::NormalizeRows => files.push(shader!("normalize_rows")),
+            Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
+            Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
+            Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
+            Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
             Module::Product { ends, family, reads, writes } => files.extend([
                 match reads {
                     Reads::Words => shader!("in_words"),
@@ -209,13 +238,24 @@ pub static FINISH_SUMS: Kernel = Kernel {
     bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
 pub static KNOWN_NORMS: Kernel =
-    Kernel { entry: "known_norms", stem: "norms", bindings: &[(0, Read), (1, Read), (3, Write), (4, Write)] };
+    Kernel { entry: "known_norms", stem: "norms", bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
 pub static NORMALIZE: Kernel =
     Kernel { entry: "normalize", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =
     Kernel { entry: "normalize_in_place", stem: "normalize", bindings: &[(1, Read), (2, Write)] };
 pub static NORMALIZE_BACKWARD: Kernel =
     Kernel { entry: "normalize_backward", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)] };
+pub static NORMALIZE_QUADS: Kernel =
+    Kernel { entry: "normalize_quads", stem: "normalize_quads", bindings: &[(0, Read), (1, Read), (2, Write)] };
+pub static NORMALIZE_QUADS_IN_PLACE: Kernel =
+    Kernel { entry: "normalize_quads_in_place", stem: "normalize_quads", bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
+    entry: "normalize_quads_backward",
+    stem: "normalize_quads",
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
+};
+pub static NORMALIZE_ROWS: Kernel =
+    Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     stem: "linear",
@@ -254,10 +294,11 @@ pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "opt
 pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
 pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
 pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
+pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "optimizer_quads", bindings: STEP };
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 21] = [
+pub static KERNELS: [&Kernel; 26] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -265,6 +306,10 @@ pub static KERNELS: [&Kernel; 21] = [
     &NORMALIZE,
     &NORMALIZE_IN_PLACE,
     &NORMALIZE_BACKWARD,
+    &NORMALIZE_QUADS,
+    &NORMALIZE_QUADS_IN_PLACE,
+    &NORMALIZE_QUADS_BACKWARD,
+    &NORMALIZE_ROWS,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,
@@ -276,6 +321,7 @@ pub static KERNELS: [&Kernel; 21] = [
     &SUBTRACT_MEANS,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
+    &OPTIMIZER_QUADS,
     &PROBE_COPY,
     &PROBE_READ,
     &PROBE_MULTIPLY_ADD,

@@ -16,6 +16,7 @@ mod record;
 mod tensor;
 mod train;
 mod trusted;
+mod walk;
 
 pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
@@ -36,6 +37,7 @@ pub use train::{Adam, Group, Sgd};
 pub mod internals {
     pub use crate::kernel::{Access, KERNELS, Kernel, Module};
     use crate::record::View;
+    pub use crate::walk::{Walk, with_walk};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.

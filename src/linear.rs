@@ -386,7 +386,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
             firsts: [y.1, u.1],
             more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
-            quads: self.columns % 4 == 0 && y.1 % 4 == 0 && u.1 % 4 == 0,
+            quads: self.columns.is_multiple_of(4) && y.1.is_multiple_of(4) && u.1.is_multiple_of(4),
         }
     }
 

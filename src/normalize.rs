@@ -6,6 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
+use crate::walk::{self, HeldRows, Walk};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -18,6 +19,32 @@ struct Params {
     skip: u32,
     scale_first: u32,
     firsts: u32,
+}
+
+/// Of `normalize_quads.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct QuadParams {
+    count: u32,
+    run: u32,
+    each: u32,
+    inner: u32,
+    kept: u32,
+    position: u32,
+    firsts: u32,
+}
+
+/// Of `normalize_rows.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RowParams {
+    count: u32,
+    length: u32,
+    firsts: u32,
+    policy: u32,
+    eps: f32,
+    has_gain: u32,
+    each: u32,
 }
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
@@ -135,7 +162,9 @@ impl Gpu {
 impl Recorder<'_, '_> {
     /// Records [`Gpu::normalize`] into `w`: the shape of v, any storage type.
     ///
-    /// One dispatch more than [`Recorder::row_norms_into`], or two with known norms.
+    /// One dispatch more than [`Recorder::row_norms_into`], or two with known norms. One in all where a workgroup can
+    /// hold its rows: contiguous (kept axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at multiples
+    /// of 16 bytes and have one storage type; on a CPU only short rows or small tensors.
     ///
     /// # Errors
     /// As [`Gpu::normalize`]; [`Error::Alias`].
@@ -150,6 +179,9 @@ impl Recorder<'_, '_> {
             .output("w", w)
             .operations(weight.operations())
             .begin(self)?;
+        if self.normalize_rows(weight, Some(weight.v), w)? {
+            return Ok(());
+        }
         let scales = self.scales(weight, Form::Scales, None)?;
         self.rescale(Some(weight.v), w, Some((&scales, weight.axis)))
     }
@@ -167,6 +199,9 @@ impl Recorder<'_, '_> {
             .output_onto(true, "v", weight.v)
             .operations(weight.operations())
             .begin(self)?;
+        if self.normalize_rows(weight, None, weight.v)? {
+            return Ok(());
+        }
         let scales = self.scales(weight, Form::Scales, None)?;
         self.rescale(None, weight.v, Some((&scales, weight.axis)))
     }
@@ -212,11 +247,61 @@ impl Recorder<'_, '_> {
         Ok(out)
     }
 
+    /// Norm and rescaling in one dispatch, if that can be: whether it was recorded. Without v it is w.
+    fn normalize_rows(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
+        let gpu = self.gpu().clone();
+        let Layout { outer, kept, inner } = Layout::new(w.shape(), weight.axis)?.wide();
+        let quads = inner / walk::quad(w.dtype());
+        let walk = Walk::of(&gpu);
+        let whole = outer == 1 && kept > 0 && walk::in_quads(v.into_iter().chain([w]), inner);
+        let held = walk.held_rows(kept, quads).filter(|_| whole && weight.norms.is_none());
+        let Some(HeldRows { lanes, held, each }) = held else { return Ok(false) };
+        let in_group = THREADS / lanes * each;
+        let in_binding = (gpu.binding_capacity() / (inner * w.dtype().size())).min(gpu.binding_capacity() / 4);
+        let step = in_binding.min(gpu.group_capacity() * in_group).min(self.work_capacity(inner));
+        if step == 0 {
+            return Ok(false);
+        }
+        let constants: Constants = vec![
+            ("V_DTYPE", w.dtype().code()),
+            ("LANES", lanes as u32),
+            ("RUN", walk.run(lanes) as u32),
+            ("HELD", held as u32),
+            ("IN_PLACE", v.is_none().into()),
+        ];
+        for (row, count) in windows(kept, step) {
+            let (v_span, v_first) = bind(&gpu, v, row * inner, count * inner);
+            let (w_span, w_first) = bind(&gpu, Some(w), row * inner, count * inner);
+            let (gain, gain_first) = bind(&gpu, weight.g, row, count);
+            self.dispatch(&Dispatch {
+                kernel: &kernel::NORMALIZE_ROWS,
+                module: Module::NormalizeRows,
+                constants: &constants,
+                buffers: &[v_span, gain, w_span],
+                params: RowParams {
+                    count: count as u32,
+                    length: quads as u32,
+                    firsts: firsts([v_first, w_first, gain_first, 0]),
+                    policy: weight.eps.code(),
+                    eps: weight.eps.value(),
+                    has_gain: weight.g.is_some().into(),
+                    each: each as u32,
+                },
+                groups: count.div_ceil(in_group),
+                work: count * inner,
+            })?;
+        }
+        Ok(true)
+    }
+
     fn rescale(&mut self, v: Option<&Tensor>, w: &Tensor, scales: Option<(&View<'_>, Axis)>) -> Result<(), Error> {
         let axis = scales.map_or(Axis::Whole, |(_, axis)| axis);
         let scales = scales.map(|(view, _)| view);
-        let kernel = if v.is_some() { &kernel::NORMALIZE } else { &kernel::NORMALIZE_IN_PLACE };
-        self.elementwise(&Elementwise { kernel, v, w, dw: None, scales, words: 2, axis, add: false })
+        let kernels = match v {
+            Some(_) => (&kernel::NORMALIZE, &kernel::NORMALIZE_QUADS),
+            None => (&kernel::NORMALIZE_IN_PLACE, &kernel::NORMALIZE_QUADS_IN_PLACE),
+        };
+        self.elementwise(&Elementwise { kernels, v, w, dw: None, scales, words: 2, axis, add: false })
     }
 
     /// dv from dw and the two scales of each norm.
@@ -229,7 +314,7 @@ impl Recorder<'_, '_> {
         add: bool,
     ) -> Result<(), Error> {
         self.elementwise(&Elementwise {
-            kernel: &kernel::NORMALIZE_BACKWARD,
+            kernels: (&kernel::NORMALIZE_BACKWARD, &kernel::NORMALIZE_QUADS_BACKWARD),
             v: Some(weight.v),
             w: dv,
             dw: Some(dw),
@@ -242,7 +327,10 @@ impl Recorder<'_, '_> {
 
     fn elementwise(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
         let gpu = self.gpu().clone();
-        let &Elementwise { kernel, v, w, dw, scales, words, axis, add } = job;
+        if self.quads(job)? {
+            return Ok(());
+        }
+        let &Elementwise { kernels: (kernel, _), v, w, dw, scales, words, axis, add } = job;
         let layout = Layout::new(w.shape(), axis)?;
         if layout.len() == 0 {
             return Ok(());
@@ -310,11 +398,80 @@ impl Recorder<'_, '_> {
         }
         Ok(())
     }
+
+    /// The job four words at once, if that can be: whether it was recorded.
+    fn quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
+        let gpu = self.gpu().clone();
+        let &Elementwise { kernels: (_, kernel), v, w, dw, scales, words, axis, add } = job;
+        let layout = Layout::new(w.shape(), axis)?;
+        let total = layout.len() as u64;
+        let Layout { kept, inner, .. } = layout.wide();
+        let quad = walk::quad(w.dtype());
+        let one_norm = inner.is_multiple_of(quad);
+        let row = if one_norm { inner } else { kept * inner };
+        if total == 0
+            || !walk::in_quads(v.into_iter().chain(dw).chain([w]), row)
+            || kept > gpu.binding_capacity() / (4 * words)
+        {
+            return Ok(false);
+        }
+        let pieces = Walk::of(&gpu).pieces(total / row, row / quad, one_norm);
+        let piece = pieces.run * pieces.each * quad;
+        let groups = |count: u64| (count.div_ceil(piece) * pieces.run).div_ceil(THREADS);
+        let step = gpu.binding_capacity() / w.dtype().size();
+        let step = step.min(self.work_capacity(1));
+        // Windows of whole pieces.
+        let step = if total <= step { total } else { step / piece * piece };
+        if step == 0 || groups(step) > gpu.group_capacity() {
+            return Ok(false);
+        }
+        let mut constants: Constants = vec![
+            ("V_DTYPE", w.dtype().code()),
+            ("ONE_EACH", one_norm.into()),
+            ("ONE", pieces.one.into()),
+            ("COPY", scales.is_none().into()),
+        ];
+        if dw.is_some() {
+            constants.push(("ADD", add.into()));
+        }
+        for (e, count) in windows(total, step) {
+            let (v_span, v_first) = bind(&gpu, v, e, count);
+            let (w_span, w_first) = bind(&gpu, Some(w), e, count);
+            let (dw_span, dw_first) = bind(&gpu, dw, e, count);
+            let (scales, scales_first) = scales.map_or((None, 0), |scales| scales.bind(&gpu, 0, words * kept));
+            let mut buffers = vec![scales, w_span];
+            if v.is_some() {
+                buffers.insert(0, v_span);
+            }
+            if dw.is_some() {
+                buffers.push(dw_span);
+            }
+            self.dispatch(&Dispatch {
+                kernel,
+                module: Module::NormalizeQuads,
+                constants: &constants,
+                buffers: &buffers,
+                params: QuadParams {
+                    count: (count / quad) as u32,
+                    run: pieces.run as u32,
+                    each: pieces.each as u32,
+                    inner: inner as u32,
+                    kept: kept as u32,
+                    position: (e % (kept * inner)) as u32,
+                    firsts: firsts([v_first, w_first, scales_first, dw_first]),
+                },
+                groups: groups(count),
+                work: count,
+            })?;
+        }
+        Ok(true)
+    }
 }
 
 /// Something done to every element of a tensor.
 struct Elementwise<'a> {
-    kernel: &'static Kernel,
+    /// Word by word, and in quads.
+    kernels: (&'static Kernel, &'static Kernel),
     /// `None` where w is both.
     v: Option<&'a Tensor>,
     w: &'a Tensor,
@@ -326,5 +483,7 @@ struct Elementwise<'a> {
     add: bool,
 }
 
-/// Elements of one workgroup: four an invocation.
+/// Invocations in a workgroup of the shaders.
+const THREADS: u64 = 64;
+/// Elements of one workgroup of `normalize.wgsl`: four an invocation.
 const GROUP: u64 = 256;

@@ -6,6 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
+use crate::walk::{self, ColumnQuads, Walk};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -22,7 +23,6 @@ struct Params {
     more_firsts: u32,
     policy: u32,
     eps: f32,
-    out_kind: u32,
     has_gain: u32,
     has_norms_too: u32,
 }
@@ -151,15 +151,20 @@ impl Recorder<'_, '_> {
     fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
-        let Rows { lanes, splits, split_length } = rows;
+        let Rows { module, lanes, each, units, splits, split_length } = rows;
         let row_count = outer * kept;
         let direct = splits == 1 && outer == 1;
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
+        constants.push(("RUN", Walk::of(&gpu).run(lanes) as u32));
+        if direct {
+            constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
+        }
         constants.extend(job.dot_constants());
         let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
-        let in_dispatch = gpu.group_capacity() * (THREADS / lanes);
+        let in_group = THREADS / lanes * if direct { each } else { 1 };
+        let in_dispatch = gpu.group_capacity() * in_group;
         let out_words = if direct { job.form.words() } else { 0 };
         let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
         let step = in_binding.min(in_dispatch).min(in_out).min(self.work_capacity(split_length));
@@ -175,7 +180,7 @@ impl Recorder<'_, '_> {
             let (part, _) = sums.bind(&gpu, 0, if direct { 0 } else { row_count * splits });
             self.dispatch(&Dispatch {
                 kernel: &kernel::ROW_SUMS,
-                module: Module::Norms,
+                module,
                 constants: &constants,
                 buffers: &[v_span, out.gain.0, part, out.out.0, out.norms_too.0, dw, out.known.0],
                 params: Params {
@@ -189,7 +194,7 @@ impl Recorder<'_, '_> {
                     more_firsts: firsts([dw_first, out.known.1, 0, 0]),
                     ..params(job)
                 },
-                groups: count.div_ceil(THREADS / lanes),
+                groups: count.div_ceil(in_group),
                 work: end - begin,
             })?;
         }
@@ -203,14 +208,19 @@ impl Recorder<'_, '_> {
     fn column_sums(&mut self, job: &Job<'_>, layout: Layout, columns: Columns) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
-        let Columns { kept_step, split_length, split_step } = columns;
+        let Columns { module, kept_step, split_length, split_step } = columns;
         let splits = outer.div_ceil(split_length);
         let sums = sums_of(&gpu, splits * kept_step * inner)?;
         let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
         constants.extend(job.dot_constants());
+        let shared = ColumnQuads::new(Walk::of(&gpu), kept * inner / walk::quad(job.v.dtype()));
+        if module == Module::NormsQuads {
+            constants.extend([("RUN", shared.run as u32), ("COLUMN_QUADS", shared.quads as u32)]);
+        }
         let v = View::of(job.v);
         for (j, j_count) in windows(kept, kept_step) {
             let count = j_count * inner;
+            let blocks = if module == Module::NormsQuads { shared.blocks } else { count };
             for (split, split_count) in windows(splits, split_step) {
                 let row = split * split_length;
                 let rows = (split_count * split_length).min(outer - row);
@@ -220,7 +230,7 @@ impl Recorder<'_, '_> {
                 let (part, _) = sums.bind(&gpu, 0, splits * count);
                 self.dispatch(&Dispatch {
                     kernel: &kernel::COLUMN_SUMS,
-                    module: Module::Norms,
+                    module,
                     constants: &constants,
                     buffers: &[v_span, part, dw],
                     params: Params {
@@ -234,7 +244,7 @@ impl Recorder<'_, '_> {
                         more_firsts: firsts([dw_first, 0, 0, 0]),
                         ..params(job)
                     },
-                    groups: (count * split_count).div_ceil(THREADS),
+                    groups: (blocks * split_count).div_ceil(THREADS),
                     work: rows * count,
                 })?;
             }
@@ -257,7 +267,8 @@ impl Recorder<'_, '_> {
         let gpu = self.gpu().clone();
         let each = partial.a * partial.b;
         let lanes = lanes_for(each);
-        let constants: Constants = vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into())];
+        let constants: Constants =
+            vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
         let in_out = gpu.binding_capacity() / (4 * job.form.words());
         let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
         for (j, count) in windows(j_count, step) {
@@ -265,7 +276,7 @@ impl Recorder<'_, '_> {
             let (part, _) = sums.bind(&gpu, 0, sum_count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::FINISH_SUMS,
-                module: Module::Norms,
+                module: Module::NormsWords,
                 constants: &constants,
                 buffers: &[out.gain.0, part, out.out.0, out.norms_too.0, out.known.0],
                 params: Params {
@@ -296,12 +307,13 @@ impl Recorder<'_, '_> {
             let (known, known_first) = View::of(known).bind(&gpu, j, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::KNOWN_NORMS,
-                module: Module::Norms,
-                constants: &vec![],
-                buffers: &[known, out.gain.0, out.out.0, out.norms_too.0],
+                module: Module::NormsWords,
+                constants: &vec![("OUT", job.form as u32)],
+                buffers: &[out.gain.0, out.out.0, out.norms_too.0, known],
                 params: Params {
                     count: count as u32,
-                    firsts: firsts([known_first, out.gain.1, out.out.1, out.norms_too.1]),
+                    firsts: firsts([0, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_firsts: firsts([0, known_first, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(THREADS),
@@ -325,7 +337,6 @@ fn params(job: &Job<'_>) -> Params {
     Params {
         policy: job.eps.code(),
         eps: job.eps.value(),
-        out_kind: job.form as u32,
         has_gain: job.gain.is_some().into(),
         has_norms_too: match (job.norms_too, &job.dot) {
             (None, _) => 0,
@@ -344,6 +355,13 @@ impl<'a> Job<'a> {
 
     fn bind_dw(&self, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
         self.dot.as_ref().map_or((None, 0), |dot| View::of(dot.dw).bind(gpu, first, count))
+    }
+
+    /// How v and dw can be read, where `length` elements lie together.
+    fn module(&self, length: u64) -> Module {
+        let dw = self.dot.as_ref().map(|dot| dot.dw);
+        let quads = walk::in_quads(dw.into_iter().chain([self.v]), length);
+        if quads { Module::NormsQuads } else { Module::NormsWords }
     }
 
     /// Bytes of the widest element that is read.
@@ -390,7 +408,12 @@ enum Plan {
 /// outer * kept rows of `inner` contiguous elements, each in `splits` stretches.
 #[derive(Debug, PartialEq)]
 struct Rows {
+    module: Module,
     lanes: u64,
+    /// Rows of an invocation, where each has its own.
+    each: u64,
+    /// Units of a row, if the kernel is made for that number; else 0.
+    units: u64,
     splits: u64,
     split_length: u64,
 }
@@ -399,6 +422,7 @@ struct Rows {
 /// one dispatch takes `split_step`.
 #[derive(Debug, PartialEq)]
 struct Columns {
+    module: Module,
     kept_step: u64,
     split_length: u64,
     split_step: u64,
@@ -418,9 +442,9 @@ impl Plan {
         let Layout { outer, kept, inner } = layout.wide();
         let in_binding = gpu.binding_capacity() / job.element();
         let sums_in_binding = gpu.binding_capacity() / 8;
-        // A dot product takes its elements one by one, in steps of four, and once more if it has to be formed again.
-        let (per_word, passes) = if job.dot.is_some() { (1, 5) } else { (job.v.dtype().per_word(), 2) };
-        let rows = Rows::new(outer * kept, inner, in_binding, per_word, passes);
+        // Where a dot product has to be formed again, that takes its elements one by one.
+        let passes = if job.dot.is_some() { 6 } else { 2 };
+        let rows = Rows::new(gpu, job, outer * kept, inner, in_binding, passes);
         let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
         if outer == 1 || (inner >= ROW_FROM && rows_fit) {
             if !rows_fit && rows.splits > 1 {
@@ -432,7 +456,7 @@ impl Plan {
             }
             return Ok(Plan::Rows(rows));
         }
-        Columns::new(gpu, layout.wide(), in_binding, sums_in_binding, passes).map(Plan::Columns)
+        Columns::new(gpu, job, layout.wide(), in_binding, sums_in_binding, passes).map(Plan::Columns)
     }
 }
 
@@ -443,20 +467,34 @@ fn fits(sums: u64) -> bool {
 
 impl Rows {
     /// `passes`: how often a stretch is looped over, four words at a time.
-    fn new(rows: u64, length: u64, in_binding: u64, per_word: u64, passes: u64) -> Rows {
-        let lanes = lanes_for(length.div_ceil(per_word));
+    fn new(gpu: &Gpu, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
+        let walk = Walk::of(gpu);
+        let module = job.module(length);
+        let unit = match (module, &job.dot) {
+            (Module::NormsQuads, _) => walk::quad(job.v.dtype()),
+            (_, Some(_)) => 1,
+            (_, None) => job.v.dtype().per_word(),
+        };
+        let useful = length.div_ceil(SHORTEST_STRETCH).min(walk.enough_groups().div_ceil(rows.max(1)));
+        let lanes = walk.lanes(rows * useful.max(1), length.div_ceil(unit));
         let longest = (MAX_ITERATIONS / (2 * passes) * 4 * lanes).min(in_binding).max(1);
-        let useful = length.div_ceil(SHORTEST_STRETCH).min(ENOUGH_GROUPS.div_ceil(rows.max(1)));
         let splits = length.div_ceil(longest).max(useful).max(1);
-        // Whole words, so that no stretch starts in the middle of one unless its row does.
-        let split_length = length.div_ceil(splits).next_multiple_of(2).min(longest);
-        Rows { lanes, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
+        // Whole quads, so that no stretch starts in the middle of one unless its row does.
+        let whole = 4 * job.v.dtype().per_word();
+        let longest = (longest / whole * whole).max(1);
+        let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
+        let units = length.div_ceil(unit);
+        let each = if lanes == 1 && job.dot.is_none() { walk.rows_of_a_lane(rows, units) } else { 1 };
+        let whole_units = length.is_multiple_of(unit) && (unit == 1 || module == Module::NormsQuads);
+        let units = if each > 1 && whole_units && units <= 4 { units } else { 0 };
+        Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
 }
 
 impl Columns {
     fn new(
         gpu: &Gpu,
+        job: &Job<'_>,
         layout: Layout<u64>,
         in_binding: u64,
         sums_in_binding: u64,
@@ -464,14 +502,26 @@ impl Columns {
     ) -> Result<Columns, Error> {
         let Layout { outer, kept, inner } = layout;
         let columns = kept * inner;
+        let walk = Walk::of(gpu);
         let group_capacity = gpu.group_capacity();
+        let quad = walk::quad(job.v.dtype());
+        let shared = ColumnQuads::new(walk, columns / quad);
+        // All columns in one window, since another one might start within a quad.
+        let module = if columns <= in_binding { job.module(columns) } else { Module::NormsWords };
+        let (blocks, passes) = match module {
+            // In quads each column of an invocation may have to be summed up again.
+            Module::NormsQuads => (shared.blocks, (quad + 2) * shared.quads + 2),
+            _ => (columns, passes),
+        };
         let rows_in_binding = (in_binding / columns).max(1);
-        let useful = (ENOUGH_GROUPS * THREADS).div_ceil(columns).min(outer.div_ceil(16)).max(1);
+        let useful = (walk.enough_groups() * THREADS).div_ceil(blocks).min(outer.div_ceil(16)).max(1);
         let split_length = outer.div_ceil(useful).min(MAX_ITERATIONS / passes).min(rows_in_binding);
         let splits = outer.div_ceil(split_length);
         let kept_step =
             kept.min(in_binding / inner).min(sums_in_binding / (splits * inner)).min(group_capacity * THREADS / inner);
-        let split_step = (rows_in_binding / split_length).min(group_capacity * THREADS / (kept_step.max(1) * inner));
+        let module = if kept_step == kept { module } else { Module::NormsWords };
+        let blocks = if module == Module::NormsQuads { blocks } else { kept_step.max(1) * inner };
+        let split_step = (rows_in_binding / split_length).min(group_capacity * THREADS / blocks);
         if kept_step == 0 || split_step == 0 || !fits(splits * inner) {
             let (size, limit) = (splits * inner, sums_in_binding);
             return Err(Error::TooLarge { what: "partial sums of one norm", size, limit });
@@ -482,6 +532,6 @@ impl Columns {
         } else {
             split_step
         };
-        Ok(Columns { kept_step, split_length, split_step })
+        Ok(Columns { module, kept_step, split_length, split_step })
     }
 }

@@ -5,6 +5,7 @@ use crate::contract::Layout;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
+use crate::walk::{self, Walk};
 use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -194,8 +195,8 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::sgd_step`].
     ///
     /// One dispatch. With [`Trainable::project`] it does the projection too where the rows are contiguous (kept axis 0),
-    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word; else those of
-    /// [`Recorder::normalize_in_place`] follow. More past the limits of a binding or a dispatch.
+    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word. Else, and on a CPU where
+    /// that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::sgd_step`].
@@ -259,8 +260,11 @@ impl Recorder<'_, '_> {
         step.begin(op, number, self)?;
         let v = step.v.value;
         let rows = match step.project {
-            Some((axis, eps)) => step.rows(Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps)),
-            None => None,
+            // Where two passes cost more than two dispatches they are not one.
+            Some((axis, eps)) if Walk::of(self.gpu()).projects_at_once(v.len() as u64) || !step.in_quads() => {
+                step.rows(Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
+            }
+            _ => None,
         };
         self.steps(step, rows)?;
         match step.project {
@@ -279,11 +283,17 @@ impl Recorder<'_, '_> {
         let mut constants: Constants =
             vec![("KIND", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
         // What one task is: an element of v, or a row.
-        let (kernel, length): (&'static Kernel, u64) = match rows {
-            None => (&kernel::OPTIMIZER, 1),
-            Some((length, _)) => (&kernel::OPTIMIZER_ROWS, length),
+        let quads = rows.is_none() && step.in_quads();
+        let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
+            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads, 1),
+            None => (&kernel::OPTIMIZER, Module::Optimizer, 1),
+            Some((length, _)) => (&kernel::OPTIMIZER_ROWS, Module::Optimizer, length),
         };
+        if quads {
+            constants.push(("RUN", Walk::of(&gpu).run(THREADS) as u32));
+        }
         let (v_in_group, params) = match rows {
+            None if quads => (WORDS * walk::quad(v_dtype), *params),
             None => (WORDS * v_dtype.per_word(), *params),
             Some((length, eps)) => {
                 let lanes = lanes_for(length / v_dtype.per_word());
@@ -295,8 +305,8 @@ impl Recorder<'_, '_> {
         let in_binding = gpu.binding_capacity() / DType::F32.size();
         let groups = (gpu.group_capacity() / 2).max(1);
         let v_step = (in_binding / length).min(groups * v_in_group).min(self.work_capacity(length));
-        // Windows meet at whole words.
-        let v_step = if rows.is_none() { v_step / 2 * 2 } else { v_step };
+        // Windows meet at whole quads.
+        let v_step = if rows.is_none() { v_step / 8 * 8 } else { v_step };
         let g_step = in_binding.min(groups * WORDS).min(self.work_capacity(1));
         let mut v_windows = windows(v.value.len() as u64 / length, v_step);
         let mut g_windows = windows(g.map_or(0, |g| g.value.len() as u64), g_step);
@@ -313,7 +323,7 @@ impl Recorder<'_, '_> {
             };
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::Optimizer,
+                module,
                 constants: &constants,
                 buffers: &[v, g].concat(),
                 params: Params {
@@ -383,6 +393,13 @@ impl Step<'_> {
         let parameters = (v.len() + self.g.as_ref().map_or(0, |g| g.value.len())) as u64;
         let projected = if self.project.is_some() { 3 * v.len() as u64 } else { 0 };
         arguments.operations(self.kind.operations() * parameters + projected).begin(ops)
+    }
+
+    /// Whether v can be stepped four words at once.
+    fn in_quads(&self) -> bool {
+        let Parameter { value: v, gradient: dv, first, second } = self.v;
+        let aligned = [first, second].into_iter().flatten().all(|state| walk::in_quads([state], 4));
+        aligned && walk::in_quads([v, dv], v.len() as u64)
     }
 
     /// The length of the rows, where one workgroup can step and project each: they are contiguous, not too long, and

@@ -42,8 +42,10 @@ pub enum Tile {
     Wide,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tall,
-    /// By a subgroup, 32 rows by 4 columns a lane. As the others of its name for devices whose subgroups have one size,
-    /// of 4, 8 or 16 lanes: those that compute on a CPU.
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 4 columns a lane. As the others of its name for devices whose subgroups
+    /// have one size: those that compute on a CPU.
+    Lanes64,
+    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 4 columns a lane.
     Lanes32,
     /// 16 rows by 4 columns a lane.
     Lanes16,
@@ -65,11 +67,12 @@ pub enum Tile {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 12] = [
+    pub const ALL: [Tile; 13] = [
         Tile::Large,
         Tile::Medium,
         Tile::Wide,
         Tile::Tall,
+        Tile::Lanes64,
         Tile::Lanes32,
         Tile::Lanes16,
         Tile::Lanes8,
@@ -98,7 +101,7 @@ impl Tile {
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
     fn lanes(self, gpu: &Gpu) -> Option<u64> {
         match self.family() {
-            Family::Tile | Family::Lanes => gpu.lanes(),
+            Family::Tile | Family::Lanes => gpu.lanes().filter(|&lanes| self != Tile::Lanes64 || lanes >= 8),
             Family::Coop8 => gpu.cooperative(8),
             Family::Coop16 => gpu.cooperative(16),
         }
@@ -122,18 +125,38 @@ impl Tile {
     fn choose(lanes: Option<u64>, coop: Option<Tile>, rows: u64, columns: u64, depth: u64) -> Tile {
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
-            (Some(_), 24.., _) => Tile::Lanes32,
-            (Some(_), 12.., _) => Tile::Lanes16,
-            (Some(_), 6.., _) => Tile::Lanes8,
-            (Some(_), 3.., _) => Tile::Lanes4,
-            (Some(_), 2, _) => Tile::Lanes2,
-            (Some(_), ..=1, _) => Tile::Lanes1,
+            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
             (None, ..=8, _) => Tile::Wide,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
             (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
+    }
+
+    /// That which takes the least time for its rows, the last tile filled up. The rates are GFLOP/s of a product of 512 by
+    /// 512 by 512 on lavapipe with 8 lanes and two cores.
+    fn choose_lanes(lanes: u64, rows: u64, depth: u64) -> Tile {
+        const RATES: [(Tile, u64); 7] = [
+            (Tile::Lanes64, 55),
+            (Tile::Lanes32, 48),
+            (Tile::Lanes16, 38),
+            (Tile::Lanes8, 26),
+            (Tile::Lanes4, 11),
+            (Tile::Lanes2, 7),
+            (Tile::Lanes1, 4),
+        ];
+        // With a short sum writing the result is the work, which few rows at a time do faster.
+        let most_rows = if depth <= 32 { 16 } else { 64 };
+        let time = |&&(tile, rate): &&(Tile, u64)| {
+            let shape = Shape::new(tile, Some(lanes));
+            // A sum that has to be split costs a second dispatch and a pass over the partial sums.
+            let split = if depth > shape.max_length() { 5 } else { 4 };
+            rows.next_multiple_of(shape.tm) * split * 10_000 / rate
+        };
+        let most_rows = if lanes >= 8 { most_rows } else { most_rows.min(32) };
+        let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes)).tm <= most_rows);
+        candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
     }
 }
 
@@ -160,6 +183,7 @@ impl Shape {
             Tile::Medium => [8, 8, 4, 4],
             Tile::Wide => [16, 4, 2, 4],
             Tile::Tall => [2, 32, 4, 4],
+            Tile::Lanes64 => [lanes, 1, 64, 4],
             Tile::Lanes32 => [lanes, 1, 32, 4],
             Tile::Lanes16 => [lanes, 1, 16, 4],
             Tile::Lanes8 => [lanes, 1, 8, 4],
@@ -185,6 +209,11 @@ impl Shape {
     /// The most steps of k that an invocation may go through within `MAX_ITERATIONS`, if it has to form every one of
     /// its sums again. A multiple of BK.
     fn max_length(self) -> u64 {
+        self.max_length_of(BK)
+    }
+
+    /// The same where sums are formed again by `redo_steps` of k at a time.
+    fn max_length_of(self, redo_steps: u64) -> u64 {
         let threads = self.wx * self.wy;
         // `product`, for each BK of k.
         let product = match self.tile.family() {
@@ -198,11 +227,17 @@ impl Shape {
             // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
             Family::Coop8 | Family::Coop16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
-        // Sixteen steps at a time: redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
+        // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
         // The loops over elements, stages and columns besides.
         let besides = 1_000;
-        (MAX_ITERATIONS - besides) / (product + redo) * BK
+        (MAX_ITERATIONS - besides) / (product + redo * BK / redo_steps) * BK
+    }
+
+    /// Steps of k at a time where sums over so many are formed again: lanes take as few as `MAX_ITERATIONS` allows.
+    fn redo_steps(self, length: u64) -> u64 {
+        let few = [4, 8].into_iter().filter(|_| self.tile.family() == Family::Lanes);
+        few.clone().find(|&steps| self.max_length_of(steps) >= length).unwrap_or(BK)
     }
 }
 
@@ -364,8 +399,8 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns % 4 == 0),
-                constants: &product.constants(plan.tile, end.constants, reads, &window),
+                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns.is_multiple_of(4)),
+                constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
                     splits: 1,
@@ -405,7 +440,7 @@ impl Recorder<'_, '_> {
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
                     module: product.module(plan.tile.tile.family(), reads, false),
-                    constants: &product.constants(plan.tile, end.constants, reads, &piece),
+                    constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
                         depth: piece.depth as u32,
@@ -519,7 +554,7 @@ impl<'a> Product<'a> {
     fn reads(&self, window: &Window, a_first: u32, b_first: u32) -> Reads {
         let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
             let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
-            first % 4 == 0 && lengths.iter().all(|length| length % 4 == 0)
+            first.is_multiple_of(4) && lengths.iter().all(|length| length.is_multiple_of(4))
         };
         let packed = [self.a, self.b].map(|operand| operand.tensor.dtype() != DType::F32);
         if packed[0] != packed[1]
@@ -531,18 +566,29 @@ impl<'a> Product<'a> {
         if packed[0] { Reads::Pairs } else { Reads::Quads }
     }
 
-    fn constants(&self, shape: Shape, mut constants: Constants, reads: Reads, window: &Window) -> Constants {
+    /// `length`: steps of k that an invocation goes through.
+    fn constants(
+        &self,
+        shape: Shape,
+        mut constants: Constants,
+        reads: Reads,
+        window: &Window,
+        length: u64,
+    ) -> Constants {
         let Shape { wx, wy, tm, tn, .. } = shape;
         constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
         if reads != Reads::Quads {
             constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
         }
-        constants.push(match shape.tile.family() {
-            Family::Tile => ("BK", shape.steps as u32),
-            Family::Lanes => ("RAGGED", (reads == Reads::Words || window.depth % 4 != 0).into()),
-            Family::Coop8 | Family::Coop16 => ("LANES", (wx * wy / 4) as u32),
-        });
+        match shape.tile.family() {
+            Family::Tile => constants.push(("BK", shape.steps as u32)),
+            Family::Lanes => constants.extend([
+                ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
+                ("REDO_STEPS", shape.redo_steps(length) as u32),
+            ]),
+            Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),
+        }
         constants
     }
 

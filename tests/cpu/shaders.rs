@@ -31,7 +31,7 @@ fn shaders_are_valid_with_either_kind_of_parameters() {
 
 #[test]
 fn shaders_validation_finds_a_fault() {
-    let broken = Module::Norms.source().replace("sqrt(square.m", "sqrt(square");
+    let broken = Module::NormsWords.source().replace("sqrt(square.m", "sqrt(square");
     assert!(naga::front::wgsl::parse_str(&broken).is_err_and(|e| !e.emit_to_string(&broken).is_empty()));
 }
 

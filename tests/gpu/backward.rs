@@ -1,4 +1,5 @@
 //! The backward pass: linear_saved, linear_backward, normalize_backward.
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{
     Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, Weight, WeightNorm, Write, cpu,
 };
@@ -61,6 +62,7 @@ pub fn register(suite: &mut Suite) {
     test("normalize_scaled", normalize_scaled);
     test("normalize_zero_rows", normalize_zero_rows);
     test("normalize_not_finite", normalize_not_finite);
+    test("normalize_quads", normalize_quads);
     test("normalize_errors", normalize_errors);
     test("normalize_comparison_can_fail", normalize_comparison_can_fail);
 }
@@ -1150,6 +1152,8 @@ struct Rescale {
     write: Write,
     /// dv, dg.
     wanted: [bool; 2],
+    /// dw, v and dv start where they can be read four words at once.
+    aligned: bool,
     dw: Option<Vec<f64>>,
     v: Option<Vec<f64>>,
     g: Option<Vec<f64>>,
@@ -1173,6 +1177,7 @@ impl Rescale {
             known: false,
             write: Write::Replace,
             wanted: [true; 2],
+            aligned: false,
             dw: None,
             v: None,
             g: None,
@@ -1197,8 +1202,10 @@ impl Rescale {
         let seed = self.len() + self.shape.len();
         let count = norm_count(&self.shape, self.axis);
         let known = self.known.then(|| cpu::row_norms(&v, &self.shape, self.axis, self.eps)).transpose()?;
-        let dw = upload(gpu, &dw, &self.shape, self.dtypes[0], seed)?;
-        let v = upload(gpu, &v, &self.shape, self.dtypes[1], seed + 1)?;
+        // The places that OFFSETS has for these are aligned, behind a guard in the outputs.
+        let places = if self.aligned { [0, 0, 2] } else { [seed, seed + 1, seed] };
+        let dw = upload(gpu, &dw, &self.shape, self.dtypes[0], places[0])?;
+        let v = upload(gpu, &v, &self.shape, self.dtypes[1], places[1])?;
         let vector = |values: Option<Vec<f64>>, seed| {
             values.map(|values| upload(gpu, &values, &[count], DType::F32, seed)).transpose()
         };
@@ -1210,7 +1217,7 @@ impl Rescale {
         }
         let parts = [(self.shape.clone(), self.dtypes[2]), (vec![count], DType::F32)];
         let held = self.held();
-        let outputs = Outputs::new(gpu, &parts, (self.write == Write::Add).then_some(&held), seed)?;
+        let outputs = Outputs::new(gpu, &parts, (self.write == Write::Add).then_some(&held), places[2])?;
         let of = |i: usize| self.wanted[i].then_some(&outputs.tensors[i]);
         let dispatches = recorded(gpu, |ops| ops.normalize_backward_into(&dw, weight, of(0), of(1), self.write))?;
         Ok((outputs.read(&self.wanted)?, dispatches))
@@ -1440,6 +1447,40 @@ fn normalize_not_finite(gpu: &Gpu) -> Outcome {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where sums
+/// leave the range of f32, zero rows and NaN.
+fn normalize_quads(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for (shape, axis) in [
+        (&[9, 40][..], Axis::Kept(0)),
+        (&[70, 520], Axis::Kept(0)),
+        (&[600, 8], Axis::Kept(0)),
+        (&[2, 1024], Axis::Whole),
+        (&[45, 24], Axis::Kept(1)),
+        (&[131, 8], Axis::Kept(1)),
+        (&[3, 5, 8], Axis::Kept(1)),
+        (&[20, 8, 5], Axis::Kept(1)),
+    ] {
+        for dtype in DTYPES {
+            for (eps, write) in [(Eps::default(), Write::Replace), (Eps::After(1e-3), Write::Add)] {
+                let case = Rescale { eps, write, dtypes: [dtype; 3], aligned: true, ..Rescale::new(shape, axis) };
+                if dtype != DType::F16 {
+                    let row = crate::data::norm_of(shape, axis);
+                    let sizes = [1.0, 1e25, 1e-25, 0.0, 1e10];
+                    let v = Some(scaled(90, case.len(), dtype, |i| sizes[row(i) % 5]));
+                    let dw = Some(scaled(91, case.len(), dtype, |i| [1.0, 1e-15, 1e15][row(i) % 3]));
+                    cases.push(Rescale { v, dw, eps: Eps::Clamp(1e-35), ..case.clone() });
+                }
+                cases.push(case);
+            }
+        }
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        with_walk(walk, || all(&cases, |case| case.check(gpu)))?;
     }
     Ok(())
 }

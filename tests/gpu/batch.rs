@@ -1,5 +1,5 @@
 //! What looks at a whole batch: its sums, data-dependent initialization, mean-only batch normalization.
-use weightnorm::internals::column_dot_sums;
+use weightnorm::internals::{Walk, column_dot_sums, with_walk};
 use weightnorm::{Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
 
 use crate::common::{compare, dot_bound, gamma, storage_bound};
@@ -14,6 +14,7 @@ pub fn register(suite: &mut Suite) {
     };
     test("column_dot_sums", |gpu| all(sums_cases(), |case| case.run(gpu).map(drop)));
     test("column_dot_sums_windows", column_dot_sums_windows);
+    test("column_dot_sums_quads", column_dot_sums_quads);
     test("column_dot_sums_dispatches", column_dot_sums_dispatches);
     test("column_dot_sums_repeat", column_dot_sums_repeat);
     test("column_dot_sums_leave_columns_apart", column_dot_sums_leave_columns_apart);
@@ -23,6 +24,7 @@ pub fn register(suite: &mut Suite) {
     test("data_dependent_init_far_from_zero", data_dependent_init_far_from_zero);
     test("data_dependent_init_windows", data_dependent_init_windows);
     test("mean_only_batch_norm", mean_only_batch_norm);
+    test("mean_only_batch_norm_quads", mean_only_batch_norm_quads);
     test("mean_only_batch_norm_windows", mean_only_batch_norm_windows);
     test("mean_only_batch_norm_running", mean_only_batch_norm_running);
     test("errors", errors);
@@ -74,7 +76,7 @@ impl Sums {
         };
         let (dbias, dg) = (output(self.dbias)?, output(self.dg)?);
         let dy_tensor = upload(gpu, &dy, &[rows, columns], dtype, offset as usize / 4)?;
-        let u_tensor = upload(gpu, &u, &[rows, columns], DType::F32, 1)?;
+        let u_tensor = upload(gpu, &u, &[rows, columns], DType::F32, usize::from(offset != 0))?;
         let (dbias_tensor, dg_tensor) = (dbias.as_ref().map(|d| &d.tensor), dg.as_ref().map(|d| &d.tensor));
         let count = recorded(gpu, |ops| {
             column_dot_sums(ops, &dy_tensor, self.dg.then_some(&u_tensor), dbias_tensor, dg_tensor, write)
@@ -112,6 +114,24 @@ fn column_dot_sums_windows(gpu: &Gpu) -> Outcome {
             let count = case.run(device).map_err(|e| format!("{case:?}: {}", e.message().unwrap_or("failed")))?;
             assert!(count > 2, "{case:?}: {count} dispatches");
         }
+    }
+    Ok(())
+}
+
+/// What is read four words at once, as on either kind of device.
+fn column_dot_sums_quads(gpu: &Gpu) -> Outcome {
+    let sizes = [(1, 8), (64, 40), (129, 264), (300, 1_032), (4_001, 8), (70, 512)];
+    let mut cases = vec![];
+    for (i, (rows, columns)) in sizes.into_iter().enumerate() {
+        for dtype in DTYPES {
+            for dg in [false, true] {
+                let write = if (i % 2 == 0) == dg { Write::Replace } else { Write::Add };
+                cases.push(Sums { rows, columns, dtype, dbias: true, dg, write, offset: 0 });
+            }
+        }
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        with_walk(walk, || all(&cases, |case| case.run(gpu).map(drop)))?;
     }
     Ok(())
 }
@@ -293,6 +313,17 @@ fn data_dependent_init_windows(gpu: &Gpu) -> Outcome {
 
 /// Forward in training and evaluation, backward; the dispatches of forward and backward.
 fn check_batch_norm(gpu: &Gpu, shape: &[usize], dtype: DType, y_dtype: DType) -> Result<[u64; 3], crate::Failed> {
+    check_batch_norm_at(gpu, shape, dtype, y_dtype, [1, 2, 3, 12, 4])
+}
+
+/// t, bias and running mean at these places of [`OFFSETS`]; y at these.
+fn check_batch_norm_at(
+    gpu: &Gpu,
+    shape: &[usize],
+    dtype: DType,
+    y_dtype: DType,
+    places: [usize; 5],
+) -> Result<[u64; 3], crate::Failed> {
     let columns = *shape.last().ok_or("a rank")?;
     let len = shape.iter().product::<usize>();
     let rows = len / columns;
@@ -306,9 +337,9 @@ fn check_batch_norm(gpu: &Gpu, shape: &[usize], dtype: DType, y_dtype: DType) ->
         e + storage_bound(y_dtype, y.abs() + e)
     };
 
-    let t_tensor = upload(gpu, &t, shape, dtype, 1)?;
-    let bias_tensor = upload(gpu, &bias, &[columns], DType::F32, 2)?;
-    let y = Guarded::poisoned(gpu, shape, y_dtype, 12)?;
+    let t_tensor = upload(gpu, &t, shape, dtype, places[0])?;
+    let bias_tensor = upload(gpu, &bias, &[columns], DType::F32, places[1])?;
+    let y = Guarded::poisoned(gpu, shape, y_dtype, places[3] as u64)?;
     let running = Guarded::holding(gpu, &old, &[columns], DType::F32, 4)?;
     let running_mean = RunningMean { mean: &running.tensor, momentum: 0.25 };
     let forward = recorded(gpu, |ops| {
@@ -325,8 +356,8 @@ fn check_batch_norm(gpu: &Gpu, shape: &[usize], dtype: DType, y_dtype: DType) ->
     let bound = |j: usize| mean_error(j) + gamma(4.0) * (expected[j].abs() + old[j].abs() + mean[j].abs());
     compare(&running.read()?, &expected, Some(DType::F32), bound).map_err(|e| format!("running mean: {e}"))?;
 
-    let running = upload(gpu, &old, &[columns], DType::F32, 3)?;
-    let y = Guarded::poisoned(gpu, shape, y_dtype, 4)?;
+    let running = upload(gpu, &old, &[columns], DType::F32, places[2])?;
+    let y = Guarded::poisoned(gpu, shape, y_dtype, places[4] as u64)?;
     let eval =
         recorded(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t_tensor, &running, Some(&bias_tensor), &y.tensor))?;
     let expected = cpu::mean_only_batch_norm_eval(&t, shape, &old, Some(&bias))?;
@@ -358,6 +389,20 @@ fn mean_only_batch_norm(gpu: &Gpu) -> Outcome {
                 let counts = counts
                     .map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
                 assert_eq!(counts, [expected, 1, expected], "{shape:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is read four words at once, as on either kind of device.
+fn mean_only_batch_norm_quads(gpu: &Gpu) -> Outcome {
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        for dtype in DTYPES {
+            for shape in [&[1, 8][..], &[37, 40], &[2, 64, 264], &[300, 16]] {
+                let places = [0, 0, 3, 0, 16];
+                with_walk(walk, || check_batch_norm_at(gpu, shape, dtype, dtype, places))
+                    .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
             }
         }
     }

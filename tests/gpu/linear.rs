@@ -336,7 +336,7 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu) -> Outcome {
     let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Wide, 8, 64), (Tile::Tall, 128, 8)];
-    sizes.extend([(Tile::Lanes32, 32, 32), (Tile::Lanes1, 1, 32)]);
+    sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes1, 1, 32)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(sizes, |&(tile, batch, outs)| {
         let ins = tile.max_length(gpu) as usize;

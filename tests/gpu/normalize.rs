@@ -6,12 +6,15 @@ use crate::data::{
     DTYPES, Guarded, OFFSETS, POLICIES, all, axes, gains, must_fail, norm_chain, norm_count, norm_length, random,
     upload,
 };
-use crate::norms::{LARGE, LONG, SHAPES, simple};
+use crate::norms::{LARGE, LONG, QUADS, SHAPES, either, simple};
 use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("normalize_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
+    });
+    suite.test("normalize_quads_on_either_device", Needs::Nothing, |gpu| {
+        either(|| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
     });
     suite.test("normalize_large_tensors", Needs::Nothing, |gpu| all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3])));
     suite.test("normalize_long_rows", Needs::Nothing, |gpu| {
@@ -141,8 +144,8 @@ fn split_sweep(gpu: &Gpu, shape: &[usize]) -> Outcome {
 }
 
 fn dispatch_count(gpu: &Gpu) -> Outcome {
-    // One more than the norms, or two with known norms.
-    for (axis, expected) in [(Axis::Kept(0), 2), (Axis::Kept(1), 3), (Axis::Whole, 2)] {
+    // One more than the norms, or two with known norms; one for rows that a workgroup holds.
+    for (axis, expected, held) in [(Axis::Kept(0), 2, true), (Axis::Kept(1), 3, false), (Axis::Whole, 2, false)] {
         let (v, w) = (gpu.zeros(&[64, 100], DType::F32)?, gpu.zeros(&[64, 100], DType::F32)?);
         let norms = gpu.zeros(&[norm_count(v.shape(), axis)], DType::F32)?;
         let weight = WeightNorm::unit(&v).axis(axis);
@@ -157,7 +160,8 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         counts.push(ops.dispatch_count());
         ops.split_into(&v, axis, Eps::default(), &w, &norms)?;
         counts.push(ops.dispatch_count());
-        let all = [expected, expected + 2, 2 * expected + 2, 3 * expected + 2];
+        let both = if held { 1 } else { expected };
+        let all = [both, both + 2, 2 * both + 2, 2 * both + 2 + expected];
         if counts != all {
             return Err(format!("{axis:?}: {counts:?} dispatches, not {all:?}").into());
         }

@@ -1,4 +1,5 @@
 //! row_norms: every axis, policy and storage type, awkward and long sizes.
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
 use crate::common::{compare, norm_bound};
@@ -10,6 +11,9 @@ use crate::{Needs, Outcome, Suite};
 pub fn register(suite: &mut Suite) {
     suite.test("row_norms_of_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
+    });
+    suite.test("row_norms_of_quads_on_either_device", Needs::Nothing, |gpu| {
+        either(|| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
     });
     suite.test("row_norms_of_large_tensors", Needs::Nothing, |gpu| {
         all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3]))
@@ -57,6 +61,32 @@ pub const SHAPES: &[&[usize]] = &[
     &[2, 3, 2, 5, 3],
     &[2, 1, 4, 1, 37],
 ];
+
+/// Shapes that are read in quads, whole or not in pieces of any width; and long rows that are not.
+pub const QUADS: &[&[usize]] = &[
+    &[8],
+    &[1024],
+    &[5, 8],
+    &[9, 40],
+    &[33, 264],
+    &[3, 4096],
+    &[2, 4104],
+    &[70, 1024],
+    &[600, 72],
+    &[16_500, 16],
+    &[3, 5, 8],
+    &[40, 3, 8],
+    &[37, 8, 5],
+    &[2, 3, 512],
+    &[3, 20_008],
+    &[5, 1001],
+];
+
+/// As on a GPU and as on a CPU, whatever the device.
+pub fn either(check: impl Fn() -> Outcome) -> Outcome {
+    with_walk(Walk::Gpu, &check)?;
+    with_walk(Walk::Cpu, check)
+}
 
 /// Past 65,535 workgroups, rows split over workgroups, columns split over them.
 pub const LARGE: &[&[usize]] =

@@ -1,5 +1,6 @@
 //! The whole range of numbers: scaled rows, zero rows, subnormals, NaN and infinity, f16 and bf16 codes.
 use half::{bf16, f16};
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Axis, DType, Element, Eps, Gpu, Tensor, Tile, WeightNorm, cpu};
 
 use crate::data::{DTYPES, POLICIES, Rng, all, gains, norm_count, norm_length, rounded};
@@ -10,6 +11,7 @@ use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("numbers_norms_of_scaled_rows", Needs::Nothing, |gpu| scaled_rows(gpu, &norms_and_weights));
+    suite.test("numbers_norms_of_scaled_quads", Needs::Nothing, scaled_quads);
     suite.test("numbers_comparer_finds_faults", Needs::Nothing, |_| comparer_finds_faults());
     suite.test("numbers_linear_of_scaled_rows", Needs::Nothing, scaled_linear);
     suite.test("numbers_linear_whole_tensor_scaled", Needs::Nothing, scaled_whole);
@@ -100,6 +102,45 @@ fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outco
             let v = scaled(5, 65, dtype, |_| scale);
             check(gpu, &Weight { v: &v, shape: &[13, 5], dtype, axis: Axis::Whole })
         })
+    })
+}
+
+/// The same for what is read four words at once: rows, columns and the middle; rows so many and short that an
+/// invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
+fn scaled_quads(gpu: &Gpu) -> Outcome {
+    let shapes = [
+        (&[27, 40][..], Axis::Kept(0)),
+        (&[27, 288], Axis::Kept(0)),
+        (&[35, 24], Axis::Kept(1)),
+        (&[3, 24, 8], Axis::Kept(1)),
+        (&[70, 3, 8], Axis::Kept(1)),
+        (&[16_411, 8], Axis::Kept(0)),
+        (&[16_411, 24], Axis::Kept(0)),
+    ];
+    let cases = DTYPES.iter().flat_map(|&dtype| shapes.map(move |(shape, axis)| (dtype, shape, axis)));
+    all(cases, |&(dtype, shape, axis)| {
+        let mut scales = scales(dtype).to_vec();
+        scales.extend([0.0, 1.0, f64::NAN, f64::INFINITY]);
+        let (of, count) = (crate::data::norm_of(shape, axis), norm_count(shape, axis));
+        let scale_of = |i: usize| scales[(of(i) + of(i) / 64) % scales.len()];
+        let mut v =
+            scaled(11, shape.iter().product(), dtype, |i| if scale_of(i).is_finite() { scale_of(i) } else { 1.0 });
+        for j in (0..count).filter(|j| !scales[(j + j / 64) % scales.len()].is_finite()) {
+            let at = (0..v.len()).filter(|&i| of(i) == j).nth(j % 8).ok_or("rows are longer")?;
+            v[at] = scale_of(at);
+        }
+        let policies = if count > 100 { POLICIES[2..3].to_vec() } else { POLICIES.to_vec() };
+        let chain = norm_length(shape, axis);
+        for walk in [Walk::Gpu, Walk::Cpu] {
+            with_walk(walk, || {
+                all(&policies, |&&eps| {
+                    check_norms(gpu, &v, shape, dtype, axis, eps, chain)?;
+                    let g = gains(3, count);
+                    Normalize { v: &v, shape, dtype, g: Some(&g), axis, eps, chain }.check(gpu, dtype)
+                })
+            })?;
+        }
+        Ok(())
     })
 }
 
@@ -411,6 +452,15 @@ fn write_codes<T: Element + Into<f32>>(gpu: &Gpu, inputs: &[f32], round: fn(f32)
         Ok(())
     };
     fits("normalize", convert(gpu, &x, T::DTYPE)?, true, 1)?;
+    // Rows of one quad with an element of 1, so that w is g there: in one dispatch, and with the norms known.
+    let rows: Vec<f32> = (0..8 * inputs.len()).map(|i| if i % 8 == i / 8 % 8 { 1.0 } else { 0.0 }).collect();
+    let v = gpu.upload(&rows.iter().map(|&x| round(x)).collect::<Vec<_>>(), &[inputs.len(), 8])?;
+    let norms = gpu.upload(&vec![1f32; inputs.len()], &[inputs.len()])?;
+    for weight in [WeightNorm::new(&v, &x), WeightNorm::new(&v, &x).norms(&norms)] {
+        let all = gpu.normalize(weight)?.read::<T>()?;
+        let diagonal: Vec<T> = (0..inputs.len()).map(|j| all[8 * j + j % 8]).collect();
+        fits("a quad", gpu.upload(&diagonal, &[inputs.len()])?, true, 1)?;
+    }
     // One column: each half is written on its own; three: pairs and halves, odd rows.
     for columns in [1, 3] {
         let ones = gpu.upload(&vec![1f32; columns], &[columns])?;

@@ -1,5 +1,6 @@
 //! Optimizer steps: each of 50 from the GPU's own state against the CPU reference, and all 50 in a row.
 use weightnorm::cpu::{self, Moments};
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm};
 
 use crate::common::{compare, gamma, storage_bound};
@@ -126,7 +127,9 @@ impl Case {
     /// Records a step: the dispatches it took.
     fn step(&self, gpu: &Gpu, tensors: &Tensors, step: u64) -> Result<u64, Error> {
         let (dv, dg) = self.gradients(step);
-        let dv = upload(gpu, &dv, &self.shape, self.dv_dtype, step as usize)?;
+        // Where v is, at an aligned place, so that both can be read four words at once.
+        let place = if self.offset == 0 { 0 } else { step as usize };
+        let dv = upload(gpu, &dv, &self.shape, self.dv_dtype, place)?;
         let dg = upload(gpu, &dg, &[self.gains], DType::F32, 1)?;
         let mut weight = Trainable::new(&tensors.v.tensor, &dv);
         let gained = self.gains > 0;
@@ -289,6 +292,10 @@ fn cases() -> Vec<Case> {
             cases.push(Case { gains, dv_dtype, offset, ..Case::new(method, shape, dtype) });
         }
     }
+    // In quads of words, more than a workgroup's.
+    for method in methods() {
+        cases.extend(DTYPES.map(|dtype| Case::new(method, &[27, 88], dtype)));
+    }
     // Nothing at all, and a gain alone.
     cases.push(Case { gains: 0, ..Case::new(methods()[0], &[0, 3], DType::F32) });
     cases.push(Case { gains: 7, ..Case::new(methods()[3], &[0, 3], DType::F16) });
@@ -325,19 +332,26 @@ fn projections() -> Vec<(Case, bool)> {
 /// Steps with a projection: one dispatch, and those of `normalize_in_place` where the rows are not contiguous, share
 /// words or are long.
 fn projection(gpu: &Gpu) -> Outcome {
-    let long =
-        Case { project: Some((Axis::Kept(0), Eps::default())), ..Case::new(methods()[4], &[2, 16_385], DType::F32) };
+    let project = Some((Axis::Kept(0), Eps::default()));
+    let long = Case { project, ..Case::new(methods()[4], &[2, 16_385], DType::F32) };
     let mut cases = projections();
-    cases.push((Case { shape: vec![2, 16_384], ..long.clone() }, true));
+    cases.push((Case { shape: vec![2, 16_384], offset: 4, ..long.clone() }, true));
     cases.push((long, false));
-    all(cases, |(case, at_once)| {
+    cases.extend(DTYPES.map(|dtype| (Case { project, ..Case::new(methods()[4], &[37, 64], dtype) }, true)));
+    let check = |case: &Case, at_once: bool| -> Outcome {
         let count = case.run(gpu, 2)?;
         let v = gpu.zeros(&case.shape, case.dtype)?;
         let (axis, eps) = case.project.ok_or("a projection")?;
         let more = recorded(gpu, |ops| ops.normalize_in_place(WeightNorm::unit(&v).axis(axis).eps(eps)))?;
-        let expected = if *at_once { 1 } else { 1 + more };
+        let expected = if at_once { 1 } else { 1 + more };
         if count == expected { Ok(()) } else { Err(format!("{count} dispatches, expected {expected}").into()) }
-    })
+    };
+    // Dispatches of their own on a CPU.
+    let large = Case { project, ..Case::new(methods()[4], &[260, 64], DType::F32) };
+    for (walk, at_once) in [(Walk::Gpu, true), (Walk::Cpu, false)] {
+        with_walk(walk, || check(&large, at_once))?;
+    }
+    all(cases, |(case, at_once)| check(case, *at_once))
 }
 
 fn windows(gpu: &Gpu) -> Outcome {

@@ -1,0 +1,152 @@
+// How batch.wgsl reads and writes a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS;
+// y of a's storage type. (batch_words.wgsl: all else.)
+
+@group(0) @binding(0) var<storage, read> a: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE
+@group(0) @binding(1) var<storage, read> u: array<vec4<f32>>; // (rows, columns); subtract_means: (columns)
+@group(0) @binding(7) var<storage, read_write> y: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE
+
+override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
+override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
+override RUN: u32 = 64u; // neighbouring invocations that read neighbouring quads, see norms.wgsl
+override COLUMN_QUADS: u32 = 4u; // batch_sums: quads of a row for an invocation, RUN apart, up to MAX_COLUMN_QUADS
+
+const MAX_COLUMN_QUADS = 4u;
+const BLOCK = 64u; // rows that are added up by themselves
+
+alias Sums = array<vec4<f32>, MAX_COLUMN_QUADS>;
+
+// An invocation takes COLUMN_QUADS quads of each row of a split.
+@compute @workgroup_size(THREADS)
+fn batch_sums(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let task = flat(group, groups) * THREADS + t;
+    let units = p.count / QUAD;
+    let blocks = (units + RUN * COLUMN_QUADS - 1u) / (RUN * COLUMN_QUADS) * RUN;
+    let split = task / blocks;
+    let unit = task % blocks / RUN * (RUN * COLUMN_QUADS) + task % RUN;
+    if split >= p.splits || unit >= units {
+        return;
+    }
+    let begin = split * p.split_length;
+    let end = min(begin + p.split_length, p.rows);
+    let step = p.stride / QUAD;
+    let at = extractBits(p.firsts, 0u, 8u) / QUAD + unit;
+    let at_u = extractBits(p.firsts, 8u, 8u) / 4u + unit * PARTS;
+    // Quads past the last one repeat it.
+    let last = units - 1u - unit;
+
+    // Sums of a and of a * u; of packed words, of the lower and of the upper halves.
+    var low = Sums();
+    var high = Sums();
+    var low_dots = Sums();
+    var high_dots = Sums();
+    for (var row = begin; row < end; row += BLOCK) { // split_length / BLOCK iterations
+        var block_low = Sums();
+        var block_high = Sums();
+        var block_low_dots = Sums();
+        var block_high_dots = Sums();
+        for (var i = row; i < min(row + BLOCK, end); i += 1u) { // BLOCK iterations
+            for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
+                let offset = i * step + min(k * RUN, last);
+                let words = a[at + offset];
+                let x = quad_low(words, A_DTYPE);
+                block_low[k] += x;
+                if A_DTYPE == F32 {
+                    if HAS_U {
+                        block_low_dots[k] += x * u[at_u + offset];
+                    }
+                } else {
+                    let z = quad_high(words, A_DTYPE);
+                    block_high[k] += z;
+                    if HAS_U {
+                        let first_u = u[at_u + offset * PARTS];
+                        let second_u = u[at_u + offset * PARTS + 1u];
+                        block_low_dots[k] += x * vec4<f32>(first_u.xz, second_u.xz);
+                        block_high_dots[k] += z * vec4<f32>(first_u.yw, second_u.yw);
+                    }
+                }
+            }
+        }
+        for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
+            low[k] += block_low[k];
+            high[k] += block_high[k];
+            low_dots[k] += block_low_dots[k];
+            high_dots[k] += block_high_dots[k];
+        }
+    }
+
+    for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
+        if k * RUN > last {
+            break;
+        }
+        for (var i = 0u; i < QUAD; i += 1u) { // QUAD iterations
+            var s = vec2<f32>(low[k][i % 4u], low_dots[k][i % 4u]);
+            if A_DTYPE != F32 {
+                let even = vec2<f32>(low[k][i / 2u], low_dots[k][i / 2u]);
+                s = select(even, vec2<f32>(high[k][i / 2u], high_dots[k][i / 2u]), i % 2u == 1u);
+            }
+            let column = (unit + k * RUN) * QUAD + i;
+            if DIRECT {
+                write_end(column, Stat(s, f32(p.rows)));
+            } else {
+                part[p.part_first + split * p.count + column] = s;
+            }
+        }
+    }
+}
+
+// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for quads 0 .. count - 1. An invocation takes
+// p.split_length quads, p.rows apart, which lie in the same columns.
+@compute @workgroup_size(THREADS)
+fn subtract_means(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let task = flat(group, groups) * THREADS + t;
+    let begin = task / p.rows * (p.rows * p.split_length) + task % p.rows;
+    if begin >= p.count {
+        return;
+    }
+    let column = (p.part_first + begin * QUAD) % p.stride;
+    var low_center = vec4<f32>();
+    var high_center = vec4<f32>();
+    var low_bias = vec4<f32>();
+    var high_bias = vec4<f32>();
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        let low_at = extractBits(p.more_firsts, 0u, 8u) + column + i * PARTS;
+        low_center[i] = centers[low_at];
+        if A_DTYPE != F32 {
+            high_center[i] = centers[low_at + 1u];
+        }
+    }
+    if HAS_U {
+        let at_u = (extractBits(p.firsts, 8u, 8u) + column) / 4u;
+        low_bias = u[at_u];
+        if A_DTYPE != F32 {
+            let second = u[at_u + 1u];
+            high_bias = vec4<f32>(low_bias.yw, second.yw);
+            low_bias = vec4<f32>(low_bias.xz, second.xz);
+        }
+    }
+    for (var k = 0u; k < p.split_length; k += 1u) { // split_length iterations
+        let q = begin + k * p.rows;
+        if q >= p.count {
+            return;
+        }
+        let words = a[extractBits(p.firsts, 0u, 8u) / QUAD + q];
+        var low = quad_low(words, A_DTYPE) - low_center;
+        var high = vec4<f32>();
+        if A_DTYPE != F32 {
+            high = quad_high(words, A_DTYPE) - high_center;
+        }
+        if HAS_U {
+            low += low_bias;
+            high += high_bias;
+        }
+        y[extractBits(p.firsts, 16u, 8u) / QUAD + q] = quad_of(low, high, A_DTYPE);
+    }
+}

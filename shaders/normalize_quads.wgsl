@@ -1,0 +1,211 @@
+// What normalize.wgsl does, four words at once: tensors of whole quads from an aligned element on, all of one storage
+// type. Element e belongs to norm j = e / inner % kept.
+//
+//   normalize_quads           w = g * v / n̂, or a plain copy
+//   normalize_quads_in_place  the same with v in w's place
+//   normalize_quads_backward  dv = g / n̂ * (dw - dg * (v / d)), w standing for dv
+//
+// An invocation takes `each` quads, `run` apart: a piece of a row, or of columns, so that its quads share their norms.
+
+struct Params {
+    count: u32,    // quads
+    run: u32,      // quads from one quad of an invocation to the next; as many invocations stand side by side
+    each: u32,     // quads of an invocation, a multiple of 4
+    inner: u32,    // elements from one j to the next
+    kept: u32,     // norms
+    position: u32, // place of the first element within kept * inner
+    firsts: u32,   // 8 bits each: the first element of v, of w, of the scales' first word, of dw within its binding
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(3) var<storage, read> dw: array<vec4<u32>>; // quads of V_DTYPE
+
+override V_DTYPE: u32 = F32;
+override COPY: bool = false;
+override ONE_EACH: bool = true; // all elements of a quad have one norm
+override ONE: bool = true; // all quads of an invocation have the norms of its first one
+override ADD: bool = false; // add to what dv holds
+
+override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
+
+const THREADS = 64u;
+
+// A Scale for each element of a quad.
+struct Scales {
+    low_t: vec4<f32>,
+    low_m: vec4<f32>,
+    high_t: vec4<f32>,
+    high_m: vec4<f32>,
+}
+
+// The scales of quad q, `words` words of them for a norm, from word `skip` of these on.
+fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
+    let position = p.position + q * QUAD;
+    let first = extractBits(p.firsts, 16u, 8u) + skip;
+    var i = position % p.inner;
+    var j = position / p.inner % p.kept;
+    if ONE_EACH {
+        let t = vec4<f32>(scales[first + words * j]);
+        let m = vec4<f32>(scales[first + words * j + 1u]);
+        return Scales(t, m, t, m);
+    }
+    var found = Scales();
+    for (var n = 0u; n < QUAD; n += 1u) { // QUAD iterations
+        let t = scales[first + words * j];
+        let m = scales[first + words * j + 1u];
+        if V_DTYPE == F32 {
+            found.low_t[n % 4u] = t;
+            found.low_m[n % 4u] = m;
+        } else if n % 2u == 0u {
+            found.low_t[n / 2u] = t;
+            found.low_m[n / 2u] = m;
+        } else {
+            found.high_t[n / 2u] = t;
+            found.high_m[n / 2u] = m;
+        }
+        i += 1u;
+        if i == p.inner {
+            i = 0u;
+            j = select(j + 1u, 0u, j + 1u == p.kept);
+        }
+    }
+    return found;
+}
+
+fn low_scaled(x: vec4<f32>, s: Scales) -> vec4<f32> {
+    return ((x * s.low_t) * s.low_m) * s.low_t;
+}
+
+fn high_scaled(x: vec4<f32>, s: Scales) -> vec4<f32> {
+    return ((x * s.high_t) * s.high_m) * s.high_t;
+}
+
+fn first_quad(task: u32) -> u32 {
+    return task / p.run * (p.run * p.each) + task % p.run;
+}
+
+fn rescaled(q: u32, words: vec4<u32>, own: Scales) -> vec4<u32> {
+    if COPY {
+        return words;
+    }
+    var s = own;
+    if !ONE {
+        s = scales_of(q, 2u, 0u);
+    }
+    var high = vec4<f32>();
+    if V_DTYPE != F32 {
+        high = high_scaled(quad_high(words, V_DTYPE), s);
+    }
+    return quad_of(low_scaled(quad_low(words, V_DTYPE), s), high, V_DTYPE);
+}
+
+fn put(q: u32, words: vec4<u32>) {
+    if q < p.count {
+        w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = words;
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn normalize_quads(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let first = first_quad(flat(group, groups) * THREADS + t);
+    if first >= p.count {
+        return;
+    }
+    var own: Scales;
+    if ONE && !COPY {
+        own = scales_of(first, 2u, 0u);
+    }
+    let origin = extractBits(p.firsts, 0u, 8u) / QUAD;
+    let last = p.count - 1u;
+    for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
+        let q = first + k * p.run;
+        let a = v[origin + min(q, last)];
+        let b = v[origin + min(q + p.run, last)];
+        let c = v[origin + min(q + 2u * p.run, last)];
+        let d = v[origin + min(q + 3u * p.run, last)];
+        put(q, rescaled(q, a, own));
+        put(q + p.run, rescaled(q + p.run, b, own));
+        put(q + 2u * p.run, rescaled(q + 2u * p.run, c, own));
+        put(q + 3u * p.run, rescaled(q + 3u * p.run, d, own));
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn normalize_quads_in_place(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let first = first_quad(flat(group, groups) * THREADS + t);
+    if first >= p.count {
+        return;
+    }
+    var own: Scales;
+    if ONE {
+        own = scales_of(first, 2u, 0u);
+    }
+    let origin = extractBits(p.firsts, 8u, 8u) / QUAD;
+    let last = p.count - 1u;
+    for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
+        let q = first + k * p.run;
+        let a = w[origin + min(q, last)];
+        let b = w[origin + min(q + p.run, last)];
+        let c = w[origin + min(q + 2u * p.run, last)];
+        let d = w[origin + min(q + 3u * p.run, last)];
+        put(q, rescaled(q, a, own));
+        put(q + p.run, rescaled(q + p.run, b, own));
+        put(q + 2u * p.run, rescaled(q + 2u * p.run, c, own));
+        put(q + 3u * p.run, rescaled(q + 3u * p.run, d, own));
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn normalize_quads_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let first = first_quad(flat(group, groups) * THREADS + t);
+    if first >= p.count {
+        return;
+    }
+    var scale: Scales;
+    var share: Scales;
+    if ONE {
+        scale = scales_of(first, 4u, 0u);
+        share = scales_of(first, 4u, 2u);
+    }
+    for (var k = 0u; k < p.each; k += 1u) { // each iterations
+        let q = first + k * p.run;
+        if q >= p.count {
+            return;
+        }
+        if !ONE {
+            scale = scales_of(q, 4u, 0u);
+            share = scales_of(q, 4u, 2u);
+        }
+        let a = v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
+        let b = dw[extractBits(p.firsts, 24u, 8u) / QUAD + q];
+        let at = extractBits(p.firsts, 8u, 8u) / QUAD + q;
+        var low = low_scaled(quad_low(b, V_DTYPE) - low_scaled(quad_low(a, V_DTYPE), share), scale);
+        var high = vec4<f32>();
+        if V_DTYPE != F32 {
+            high = high_scaled(quad_high(b, V_DTYPE) - high_scaled(quad_high(a, V_DTYPE), share), scale);
+        }
+        if ADD {
+            low += quad_low(w[at], V_DTYPE);
+            if V_DTYPE != F32 {
+                high += quad_high(w[at], V_DTYPE);
+            }
+        }
+        w[at] = quad_of(low, high, V_DTYPE);
+    }
+}

@@ -1,0 +1,197 @@
+//! How kernels that are bound by memory walk through it: the table from what the adapter is to their variants.
+use std::cell::Cell;
+
+use crate::{DType, Gpu, Tensor};
+
+/// A GPU wants neighbouring invocations to read neighbouring addresses, and many of them. A driver on a CPU runs
+/// invocations one bundle after the other: each bundle had better walk through memory, and few of them do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[doc(hidden)]
+pub enum Walk {
+    Gpu,
+    Cpu,
+}
+
+/// Invocations in a workgroup.
+const THREADS: u64 = 64;
+/// 32-bit words of a quad, what wide loads and stores take.
+pub(crate) const QUAD_WORDS: u64 = 4;
+
+thread_local! {
+    static FORCED: Cell<Option<Walk>> = const { Cell::new(None) };
+}
+
+/// Runs `f` with what it records made for this kind of device. For tests.
+#[doc(hidden)]
+pub fn with_walk<T>(walk: Walk, f: impl FnOnce() -> T) -> T {
+    let before = FORCED.replace(Some(walk));
+    let result = f();
+    FORCED.set(before);
+    result
+}
+
+impl Walk {
+    pub fn of(gpu: &Gpu) -> Walk {
+        let own = if gpu.is_cpu() { Walk::Cpu } else { Walk::Gpu };
+        FORCED.get().unwrap_or(own)
+    }
+
+    /// Workgroups that keep the device busy.
+    pub(crate) fn enough_groups(self) -> u64 {
+        match self {
+            Walk::Gpu => 512,
+            Walk::Cpu => 16,
+        }
+    }
+
+    /// Invocations that share a sum of `units` terms, of which there are `sums`.
+    pub(crate) fn lanes(self, sums: u64, units: u64) -> u64 {
+        match (self, units) {
+            (_, 0..=16) => 1,
+            (Walk::Gpu, 17..=256) => 8,
+            (Walk::Gpu, _) => THREADS,
+            (Walk::Cpu, _) if sums >= 8 * THREADS => 1,
+            (Walk::Cpu, 17..=256) if sums >= 2 * THREADS => 1,
+            (Walk::Cpu, 17..=256) => 8,
+            (Walk::Cpu, _) => (8 * THREADS / sums.max(1)).next_power_of_two().clamp(8, THREADS),
+        }
+    }
+
+    /// Rows of `units` terms that one invocation sums up, where it has each for itself: what is done once for all of
+    /// them costs little then.
+    pub(crate) fn rows_of_a_lane(self, rows: u64, units: u64) -> u64 {
+        match self {
+            Walk::Cpu if units <= 16 && rows >= 256 * THREADS => 16,
+            _ => 1,
+        }
+    }
+
+    /// Neighbouring invocations, of `lanes`, that read neighbouring units.
+    pub(crate) fn run(self, lanes: u64) -> u64 {
+        match self {
+            Walk::Gpu => lanes,
+            // As many as a bundle has on most CPUs.
+            Walk::Cpu => lanes.min(8),
+        }
+    }
+
+    /// For `rows` rows of `quads`, if it pays.
+    pub(crate) fn held_rows(self, rows: u64, quads: u64) -> Option<HeldRows> {
+        let pays = match self {
+            Walk::Gpu => true,
+            // Reading anew costs less than holding what does not fit the registers, but for the second dispatch.
+            Walk::Cpu => quads <= 16 || rows * quads <= 4096,
+        };
+        if quads == 0 || quads > MAX_HELD_QUADS || !pays {
+            return None;
+        }
+        let lanes = match (self, quads) {
+            (Walk::Gpu, _) => quads.div_ceil(2).next_power_of_two().min(THREADS),
+            (Walk::Cpu, 0..=16) => 1,
+            // Code that holds more than 32 quads outgrows its cache.
+            (Walk::Cpu, _) => quads.div_ceil(32).next_power_of_two().max(8),
+        };
+        let held = quads.div_ceil(lanes);
+        // Few variants, but all of the row where one invocation has it.
+        let held = if lanes > 1 { held.next_power_of_two() } else { held };
+        let each = match self {
+            Walk::Gpu => 1,
+            Walk::Cpu => (rows / (self.enough_groups() * (THREADS / lanes))).clamp(1, 8),
+        };
+        Some(HeldRows { lanes, held, each: 1 << each.ilog2() })
+    }
+
+    /// Whether an optimizer's step does the projection of `elements` too, which reads all of them twice.
+    pub(crate) fn projects_at_once(self, elements: u64) -> bool {
+        self == Walk::Gpu || elements <= 16_384
+    }
+
+    /// For `rows` rows of `quads`: `one_norm` where each row has one, else the norms repeat from row to row.
+    pub(crate) fn pieces(self, rows: u64, quads: u64, one_norm: bool) -> Pieces {
+        let (width, most) = match self {
+            Walk::Gpu => (THREADS, 4),
+            Walk::Cpu => (8, 16),
+        };
+        if !one_norm {
+            // Whole rows side by side, so that an invocation stays in its columns.
+            let each = rows.div_ceil(width.div_ceil(quads)).next_multiple_of(4).min(16);
+            return Pieces { run: quads * width.div_ceil(quads), each, one: true };
+        }
+        let fits = |each: &u64| quads.is_multiple_of(width * each);
+        match [16, 8, 4].into_iter().filter(|&each| each <= most).find(fits) {
+            Some(each) => Pieces { run: width, each, one: true },
+            None => Pieces { run: width, each: 4, one: false },
+        }
+    }
+
+    /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
+    /// by neighbours then.
+    pub(crate) fn sums_columns_in_quads(self, units: u64) -> bool {
+        self == Walk::Cpu || units >= THREADS / 2
+    }
+
+    /// Quads of a row that one invocation takes down the columns of a matrix.
+    pub(crate) fn column_quads(self) -> u64 {
+        match self {
+            Walk::Gpu => 1,
+            Walk::Cpu => 4,
+        }
+    }
+}
+
+/// How `normalize_rows` holds rows.
+pub(crate) struct HeldRows {
+    /// Invocations of a row.
+    pub lanes: u64,
+    /// Quads that each of them holds.
+    pub held: u64,
+    /// Rows that they take one after the other.
+    pub each: u64,
+}
+
+/// The longest row that one workgroup holds, in quads.
+const MAX_HELD_QUADS: u64 = 1024;
+
+/// How `normalize_quads` shares out quads.
+pub(crate) struct Pieces {
+    /// Invocations side by side, and quads from one of an invocation's to its next.
+    pub run: u64,
+    /// Quads of an invocation, a multiple of four.
+    pub each: u64,
+    /// All of them have the norms of the first.
+    pub one: bool,
+}
+
+/// How invocations that sum up columns share a row of `units` quads.
+pub(crate) struct ColumnQuads {
+    /// Quads of an invocation.
+    pub quads: u64,
+    /// Quads from one of them to the next.
+    pub run: u64,
+    /// Invocations.
+    pub blocks: u64,
+}
+
+impl ColumnQuads {
+    pub fn new(walk: Walk, units: u64) -> ColumnQuads {
+        let quads = walk.column_quads().min(units.max(1));
+        let run = walk.run(THREADS).min(units.div_ceil(quads).next_power_of_two());
+        ColumnQuads { quads, run, blocks: units.div_ceil(run * quads) * run }
+    }
+}
+
+/// Elements of a quad.
+pub(crate) fn quad(dtype: DType) -> u64 {
+    QUAD_WORDS * dtype.per_word()
+}
+
+/// Whether these tensors, all of one storage type, can be read and written in whole quads where `length` elements lie
+/// together from the start and from every multiple of it.
+pub(crate) fn in_quads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, length: u64) -> bool {
+    let mut dtype = None;
+    tensors.into_iter().all(|tensor| {
+        tensor.offset().is_multiple_of(4 * QUAD_WORDS)
+            && length.is_multiple_of(quad(tensor.dtype()))
+            && *dtype.get_or_insert(tensor.dtype()) == tensor.dtype()
+    })
+}
