@@ -82,7 +82,25 @@ pub enum Error {
         /// The operator.
         op: &'static str,
     },
-    /// A forced kernel variant cannot run here.
+    /// No tile has this name.
+    #[error("no tile is called {got:?}, expected one of {expected}")]
+    UnknownTile {
+        /// The name given.
+        got: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// A text is not that of [`Choices`](crate::Choices).
+    #[error("line {line} of the choices is {got:?}, expected {expected}")]
+    Choices {
+        /// The number of the line, from 1.
+        line: usize,
+        /// The line.
+        got: String,
+        /// What would fit.
+        expected: String,
+    },
+    /// A forced kernel variant, or one of [`Choices`](crate::Choices), cannot run here.
     #[error("{op}: the forced variant {got} cannot run: {reason}")]
     Variant {
         /// The operator.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use futures::FutureExt;
 
 use crate::kernel::{self, Pipelines};
-use crate::{DType, Element, Error, Recorder, Roof, Tensor};
+use crate::{Choices, DType, Element, Error, Recorder, Roof, Tensor};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,6 +26,8 @@ pub struct Options {
     pub parameters: Parameters,
     /// A pipeline cache of the caller's, on the caller's device: see [`Options::pipeline_cache`].
     pub pipeline_cache: Option<wgpu::PipelineCache>,
+    /// Tiles that were measured: see [`Options::choices`].
+    pub choices: Choices,
     /// wgpu's token of who accepts experimental features: see [`Options::cooperative_matrices`].
     pub experimental: wgpu::ExperimentalFeatures,
     /// Of an adopted device's adapter: see [`Options::cooperative_matrices`].
@@ -48,6 +50,14 @@ impl Options {
     /// fail with [`Error::Wgpu`].
     pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
         self.pipeline_cache = Some(cache);
+        self
+    }
+
+    /// Computes the products that `choices` name as they say. Choices that were not made by this version of the crate on
+    /// this adapter with this driver count as none, which [`Gpu::choices`] tells. One that the device cannot run, for want
+    /// of a feature that was not asked for, is [`Error::Variant`].
+    pub fn choices(mut self, choices: Choices) -> Self {
+        self.choices = choices;
         self
     }
 
@@ -106,6 +116,9 @@ struct Inner {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     immediates: bool,
+    /// As the options have them, for a device like this one.
+    experimental: wgpu::ExperimentalFeatures,
+    cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
     /// Sides of the cooperative matrices that can be used.
     cooperative: Vec<u32>,
     /// Of the smallest subgroup, as they count it.
@@ -114,6 +127,7 @@ struct Inner {
     own: bool,
     state: Arc<State>,
     pipelines: Pipelines,
+    choices: Choices,
     roof: OnceLock<Roof>,
     scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
     /// Bound where a kernel does not use a binding.
@@ -174,7 +188,8 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here.
+    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here; [`Error::Variant`]
+    /// for choices that the device cannot run.
     pub async fn new_async(mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
@@ -220,7 +235,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
     /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup; or if it has no pipeline caches, and
-    /// the options bring one.
+    /// the options bring one. [`Error::Variant`] for choices that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         Gpu::assemble(device, queue, options, None)
     }
@@ -278,11 +293,15 @@ impl Gpu {
                 },
             )
         };
+        let info = device.adapter_info();
         let inner = Inner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            info: device.adapter_info(),
+            choices: options.choices.on(&info),
+            info,
             limits,
             immediates,
+            experimental: options.experimental,
+            cooperative_matrices: options.cooperative_matrices,
             cooperative,
             cooperative_lanes,
             own: handlers.is_some(),
@@ -295,7 +314,19 @@ impl Gpu {
             device,
             queue,
         };
-        Ok(Gpu { inner: Arc::new(inner) })
+        let gpu = Gpu { inner: Arc::new(inner) };
+        gpu.choices().check(&gpu)?;
+        Ok(gpu)
+    }
+
+    /// Another one on the same device, with pipelines and scratch memory of its own, which go when it is dropped.
+    pub(crate) fn apart(&self) -> Result<Gpu, Error> {
+        let Inner { device, queue, immediates, own, state, cooperative_matrices, .. } = &*self.inner;
+        let parameters = if *immediates { Parameters::Auto } else { Parameters::Uniform };
+        let mut options = Options::default().parameters(parameters);
+        options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
+        options.cooperative_lanes = Some(self.inner.cooperative_lanes);
+        Gpu::assemble(device.clone(), queue.clone(), options, own.then(|| state.clone()))
     }
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
@@ -326,6 +357,11 @@ impl Gpu {
             immediates: *immediates,
             cooperative_matrices: cooperative.clone(),
         }
+    }
+
+    /// The choices in use: those of the options, or none if they were not made for this adapter.
+    pub fn choices(&self) -> &Choices {
+        &self.inner.choices
     }
 
     /// To be called by the owner of an adopted device from its lost callback: later calls then give

@@ -16,6 +16,7 @@ mod record;
 mod tensor;
 mod train;
 mod trusted;
+mod tune;
 mod walk;
 
 pub use batch::{RunningMean, Write};
@@ -31,6 +32,7 @@ pub use profile::{Clock, DispatchTime, OperatorTime, Profile, Roof, Work};
 pub use record::Recorder;
 pub use tensor::Tensor;
 pub use train::{Adam, Group, Sgd};
+pub use tune::{Choices, LinearShape};
 
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]

@@ -1,11 +1,15 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
 //! Shaders: `product.wgsl`, the families `tile.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
+use std::fmt;
+use std::str::FromStr;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::gpu::Scratch;
 use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads, Writes};
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
+use crate::tune::Key;
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
 /// `Params` of `product.wgsl`.
@@ -30,7 +34,12 @@ pub(crate) struct Params {
 
 /// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
 ///
-/// The names are those that [`Display`](std::fmt::Display) writes and [`FromStr`](std::str::FromStr) reads.
+/// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
+/// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`Choices`](crate::Choices) for exactly this product;
+/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
+/// a tile that the rows and columns of the product fill well.
+///
+/// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
@@ -107,7 +116,7 @@ impl Tile {
         }
     }
 
-    fn family(self) -> Family {
+    pub(crate) fn family(self) -> Family {
         match self {
             Tile::Large | Tile::Medium | Tile::Wide | Tile::Tall => Family::Tile,
             Tile::Coop8 => Family::Coop8,
@@ -116,13 +125,24 @@ impl Tile {
         }
     }
 
-    fn is_cooperative(self) -> bool {
+    pub(crate) fn is_cooperative(self) -> bool {
         matches!(self.family(), Family::Coop8 | Family::Coop16)
     }
 
-    /// The tile for a product of rows by columns, the one table of it. `lanes`: of a subgroup, where a CPU computes.
-    /// `coop`: for cooperative matrices, where they can do the product, and a GPU computes.
-    fn choose(lanes: Option<u64>, coop: Option<Tile>, rows: u64, columns: u64, depth: u64) -> Tile {
+    /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.
+    pub(crate) fn grid(self, gpu: &Gpu, rows: u64, columns: u64) -> (u64, u64) {
+        let shape = Shape::new(self, self.lanes(gpu));
+        let groups = rows.div_ceil(shape.rows()) * columns.div_ceil(shape.columns());
+        (groups, groups * shape.rows() * shape.columns())
+    }
+
+    /// The table: the tile for a product of rows by columns with sums of `depth` steps, where nothing else says which.
+    /// `cooperative`: whether cooperative matrices can do it, which are for GPUs.
+    pub(crate) fn choose(gpu: &Gpu, cooperative: bool, rows: u64, columns: u64, depth: u64) -> Tile {
+        // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
+        let lanes = gpu.lanes().filter(|&lanes| gpu.is_cpu() && lanes >= 8);
+        let fits = |tile: &Tile| !gpu.is_cpu() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
+        let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
@@ -154,9 +174,27 @@ impl Tile {
             let split = if depth > shape.max_length() { 5 } else { 4 };
             rows.next_multiple_of(shape.tm) * split * 10_000 / rate
         };
-        let most_rows = if lanes >= 8 { most_rows } else { most_rows.min(32) };
         let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes)).tm <= most_rows);
         candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
+    }
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
+}
+
+impl FromStr for Tile {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::UnknownTile`].
+    fn from_str(name: &str) -> Result<Tile, Error> {
+        Tile::ALL.into_iter().find(|tile| tile.to_string() == name).ok_or_else(|| {
+            let names: Vec<_> = Tile::ALL.iter().map(Tile::to_string).collect();
+            Error::UnknownTile { got: name.to_owned(), expected: names.join(", ") }
+        })
     }
 }
 
@@ -517,6 +555,15 @@ impl Plan {
 }
 
 impl<'a> Product<'a> {
+    /// What choices know it by.
+    fn key(&self) -> Key {
+        Key {
+            along_k: [self.a.along_k, self.b.along_k],
+            dtypes: [self.a.tensor.dtype(), self.b.tensor.dtype()],
+            size: [self.rows, self.columns, self.depth],
+        }
+    }
+
     fn windows(&self, plan: &Plan) -> impl Iterator<Item = Window> {
         let (rows, depth, row_step) = (self.rows, self.depth, plan.rows);
         windows(self.columns, plan.columns).flat_map(move |(column, columns)| {
@@ -601,26 +648,21 @@ impl<'a> Product<'a> {
         (rows.min(c.saturating_sub(columns) / self.columns + 1).min(gpu.binding_capacity() / 4), columns)
     }
 
-    /// The cooperative matrices that can do it, if any.
-    fn cooperative_tile(&self, gpu: &Gpu) -> Option<Tile> {
-        let can = are_halves([self.a.tensor, self.b.tensor]) && !self.end.scales_b();
-        let fits = |tile: &Tile| tile.runs_on(gpu) && self.depth <= tile.max_length(gpu);
-        [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| can).find(fits)
-    }
-
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
         let gpu = recorder.gpu();
-        let lanes = gpu.lanes();
-        let on_cpu = lanes.filter(|_| gpu.is_cpu());
-        let coop = self.cooperative_tile(gpu).filter(|_| !gpu.is_cpu());
-        let tile = self.forced.tile.unwrap_or_else(|| Tile::choose(on_cpu, coop, self.rows, self.columns, self.depth));
+        let cooperative = are_halves([self.a.tensor, self.b.tensor]) && !self.end.scales_b();
+        let forced = match self.forced {
+            Forced { tile: None, split_length: None } => gpu.choices().get(&self.key(), cooperative),
+            forced => forced,
+        };
+        let tile = forced.tile.unwrap_or_else(|| Tile::choose(gpu, cooperative, self.rows, self.columns, self.depth));
         let tile = Shape::new(tile, tile.lanes(gpu));
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);
         // Where k lies along the columns, windows of k keep the rows whole: the other way round they would be many.
         let cut = |operand: &Operand<'_>, fitting: u64, all: u64| fitting == 0 || (!operand.along_k && fitting < all);
-        let whole = (self.forced.split_length.is_none() || self.depth == 0)
+        let whole = (forced.split_length.is_none() || self.depth == 0)
             && self.depth <= tile.max_length().min(end_steps)
             && !cut(&self.a, rows, self.rows)
             && !cut(&self.b, columns, self.columns);
@@ -631,7 +673,7 @@ impl<'a> Product<'a> {
             let steps = steps.min(self.b.steps_in(self.b.elements_in_binding(gpu), self.columns)).min(end_steps);
             let longest = tile.max_length().min(steps / BK * BK).max(BK);
             let even = self.depth.div_ceil(self.depth.div_ceil(longest).max(1)).next_multiple_of(BK);
-            let forced = self.forced.split_length.map(|length| u64::from(length).next_multiple_of(BK));
+            let forced = forced.split_length.map(|length| u64::from(length).next_multiple_of(BK));
             let split_length = forced.unwrap_or(even).min(longest);
             let splits = self.depth.div_ceil(split_length);
             let in_work = recorder.work_capacity(tile.rows() * tile.columns() * split_length);

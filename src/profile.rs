@@ -435,7 +435,7 @@ impl Gpu {
     }
 
     /// Runs what `record` records, each dispatch by itself.
-    async fn timed(
+    pub(crate) async fn timed(
         &self,
         clock: Clock,
         block: bool,

@@ -23,12 +23,26 @@ impl Tensor {
             let shape = shape.to_vec();
             return Err(Error::Length { got: data.len(), expected: expected as usize, shape });
         }
-        let tensor = Tensor::allocate(gpu, shape, T::DTYPE, true)?;
         let bytes: &[u8] = bytemuck::cast_slice(data);
+        Tensor::written(gpu, shape, T::DTYPE, |mut all| all.slice(..bytes.len()).copy_from_slice(bytes))
+    }
+
+    /// One word again and again.
+    pub(crate) fn repeat(gpu: &Gpu, word: u32, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::written(gpu, shape, dtype, |all| all.into_chunks().0.fill(word.to_ne_bytes()))
+    }
+
+    fn written(
+        gpu: &Gpu,
+        shape: &[usize],
+        dtype: DType,
+        write: impl FnOnce(wgpu::WriteOnly<'_, [u8]>),
+    ) -> Result<Tensor, Error> {
+        let tensor = Tensor::allocate(gpu, shape, dtype, true)?;
         {
             let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
             let mut view = tensor.buffer.get_mapped_range_mut(..).map_err(lost)?;
-            view.slice(..bytes.len()).copy_from_slice(bytes);
+            write(view.slice(..));
         }
         tensor.buffer.unmap();
         Ok(tensor)

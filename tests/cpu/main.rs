@@ -14,4 +14,5 @@ mod noop;
 mod optimizer;
 mod rows;
 mod shaders;
+mod tune;
 mod work;

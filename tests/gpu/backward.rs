@@ -179,6 +179,11 @@ impl std::fmt::Debug for Case {
     }
 }
 
+/// A case with all of it, each product computed as the device's choices or the table say.
+pub fn check_as_chosen(gpu: &Gpu, size: [usize; 3]) -> Outcome {
+    Case { tile: None, ..Case::new(size) }.check(gpu)
+}
+
 impl Case {
     /// Kept axis out, everything f32 and wanted, random data. One tile for all, unless a test is about tiles: each
     /// takes a pipeline of its own.
@@ -563,6 +568,11 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     }
     cases.push(Case { split_length: Some(16), write: Write::Add, ..Case::new(size) });
     all(cases, |case| case.check(gpu))
+}
+
+/// All gradients of f16, by the tiles that the device's choices name.
+pub fn chosen(gpu: &Gpu, size: [usize; 3]) -> Outcome {
+    Case { tile: None, ..Case::new(size).stored(DType::F16) }.check(gpu)
 }
 
 /// The products that `tile`, of cooperative matrices, can do: all of f16, and no scale on what is multiplied.

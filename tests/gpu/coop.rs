@@ -35,6 +35,7 @@ pub fn register(suite: &mut Suite) {
     test("same_bits", same_bits);
     test("refused", refused);
     test("subgroups_of_several_parts", several_parts);
+    test("choices", choices);
     test("adopted", adopted);
 }
 
@@ -232,6 +233,20 @@ fn several_parts(gpu: &Gpu, tile: Tile) -> Outcome {
         case(tile, [70, 67, 131]).check(&gpu)?;
         Case { axis: PLAIN, split_length: Some(48), ..case(tile, [33, 100, 131]) }.check(&gpu)
     })
+}
+
+/// Chosen for products of which they cannot do each: then the choice counts for nothing.
+fn choices(gpu: &Gpu, tile: Tile) -> Outcome {
+    let size @ [batch, outs, ins] = [33, 36, 40];
+    let origin = gpu.choices().to_string().lines().next().ok_or("no origin")?.to_owned();
+    let all = format!(
+        "{origin}\nforward f16 f16 {batch} {outs} {ins} {tile}\ninput_gradient f16 f16 {batch} {ins} {outs} {tile}\n\
+         weight_gradient f16 f16 {outs} {ins} {batch} {tile}\n"
+    );
+    let gpu = pollster::block_on(Gpu::new_async(options(gpu, vec![]).choices(all.parse()?)))?;
+    Case { tile: None, ..case(tile, size) }.check(&gpu)?;
+    Case { tile: None, axis: IN, ..case(tile, size) }.check(&gpu)?;
+    backward::chosen(&gpu, size)
 }
 
 /// A device of the caller's, who says what its adapter has.

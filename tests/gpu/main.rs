@@ -25,6 +25,7 @@ mod profile;
 mod properties;
 mod recording;
 mod train;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -111,5 +112,6 @@ fn main() -> ExitCode {
     recording::register(&mut suite);
     profile::register(&mut suite);
     train::register(&mut suite);
+    tune::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

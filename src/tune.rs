@@ -1,0 +1,481 @@
+//! Which tile computes which product: choices as text, and the measurement that makes them.
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::product::Forced;
+use crate::{DType, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, WeightNorm};
+
+/// The tile for each of some products, and the length of the pieces where its sums are split: what [`Gpu::tune`] measured,
+/// and [`Options::choices`](crate::Options::choices) takes.
+///
+/// As text, to be kept wherever the caller likes:
+///
+/// ```text
+/// weightnorm 0.1.0 | llvmpipe (LLVM 15.0.6, 256 bits) | llvmpipe Mesa 22.3.6 (LLVM 15.0.6) | Vulkan
+/// forward f32 f32 64 512 1024 lanes32
+/// weight_gradient f32 f32 512 1024 64 lanes32
+/// weight_gradient f16 f16 64 64 16384 large split 1024
+/// ```
+///
+/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they count as
+/// none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one product
+/// C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and B, the
+/// rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile that this
+/// version does not know.
+///
+/// ```
+/// let text = "weightnorm 0.1.0 | An adapter | its driver 1.0 | Vulkan\nforward f32 f32 64 512 1024 large\n";
+/// let choices: weightnorm::Choices = text.parse()?;
+/// assert_eq!((choices.len(), choices.to_string().as_str()), (1, text));
+/// # Ok::<(), weightnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Choices {
+    /// The first line.
+    origin: String,
+    by_product: HashMap<Key, Choice>,
+}
+
+/// A product, as far as it matters to speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// Of A and B: see [`Operand`](crate::product::Operand).
+    pub along_k: [bool; 2],
+    pub dtypes: [DType; 2],
+    /// Rows and columns of C, steps of k.
+    pub size: [u64; 3],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Choice {
+    tile: Tile,
+    split_length: Option<u32>,
+}
+
+/// The products of a linear layer, by the layout of their operands.
+const FORWARD: [bool; 2] = [true, true];
+const INPUT_GRADIENT: [bool; 2] = [true, false];
+const WEIGHT_GRADIENT: [bool; 2] = [false, false];
+const PRODUCTS: [(&str, [bool; 2]); 3] =
+    [("forward", FORWARD), ("input_gradient", INPUT_GRADIENT), ("weight_gradient", WEIGHT_GRADIENT)];
+const DTYPES: [(&str, DType); 3] = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::Bf16)];
+
+fn named<T: Copy>(names: &[(&str, T)], name: &str) -> Option<T> {
+    names.iter().find(|(n, _)| *n == name).map(|&(_, value)| value)
+}
+
+fn name_of<'a, T: PartialEq>(names: &[(&'a str, T)], value: &T) -> &'a str {
+    names.iter().find(|(_, v)| v == value).map_or("", |(name, _)| name)
+}
+
+impl Choices {
+    /// How many products they name.
+    pub fn len(&self) -> usize {
+        self.by_product.len()
+    }
+
+    /// Whether they name none.
+    pub fn is_empty(&self) -> bool {
+        self.by_product.is_empty()
+    }
+
+    /// What is left of them on this adapter: all or none.
+    pub(crate) fn on(self, info: &wgpu::AdapterInfo) -> Choices {
+        let wgpu::AdapterInfo { name, driver, driver_info, backend, .. } = info;
+        let version = env!("CARGO_PKG_VERSION");
+        let origin = one_line(&format!("weightnorm {version} | {name} | {driver} {driver_info} | {backend:?}"));
+        if self.origin == origin { self } else { Choices { origin, ..Choices::default() } }
+    }
+
+    /// Whether the device can do what they say.
+    pub(crate) fn check(&self, gpu: &Gpu) -> Result<(), Error> {
+        self.by_product.values().try_for_each(|choice| choice.forced().check("choices", gpu, true))
+    }
+
+    /// `cooperative`: whether cooperative matrices can do the product.
+    pub(crate) fn get(&self, key: &Key, cooperative: bool) -> Forced {
+        let choice = self.by_product.get(key).filter(|choice| cooperative || !choice.tile.is_cooperative());
+        choice.map_or(Forced::default(), |choice| choice.forced())
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+impl Choice {
+    fn forced(self) -> Forced {
+        Forced { tile: Some(self.tile), split_length: self.split_length }
+    }
+}
+
+impl fmt::Display for Choices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.origin)?;
+        let mut products: Vec<_> = self.by_product.iter().collect();
+        let place = |along_k: &[bool; 2]| PRODUCTS.iter().position(|(_, p)| p == along_k);
+        products.sort_by_key(|(key, _)| (place(&key.along_k), key.dtypes.map(DType::code), key.size));
+        for (Key { along_k, dtypes, size: [rows, columns, depth] }, Choice { tile, split_length }) in products {
+            let [a, b] = dtypes.map(|dtype| name_of(&DTYPES, &dtype));
+            write!(f, "{} {a} {b} {rows} {columns} {depth} {tile}", name_of(&PRODUCTS, along_k))?;
+            split_length.map_or(Ok(()), |length| write!(f, " split {length}"))?;
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Choices {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Choices`], with the first line that is not one of them; empty lines do no harm.
+    fn from_str(text: &str) -> Result<Choices, Error> {
+        let error = |place: usize, got: &str, expected: String| {
+            Err(Error::Choices { line: place + 1, got: got.to_owned(), expected })
+        };
+        let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let first = lines.next().unwrap_or((0, ""));
+        if !first.1.starts_with("weightnorm ") {
+            return error(first.0, first.1, "weightnorm, its version, adapter, driver and backend".to_owned());
+        }
+        let mut choices = Choices { origin: one_line(first.1), ..Choices::default() };
+        for (place, line) in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (&[product, a, b, rows, columns, depth, tile], split) = words.split_at(words.len().min(7)) else {
+                return error(place, line, "a product, two types, three sizes and a tile".to_owned());
+            };
+            let size = [rows, columns, depth].map(|number| number.parse().ok());
+            let split_length = match split {
+                [] => Some(None),
+                ["split", length] => length.parse().ok().map(Some),
+                _ => None,
+            };
+            let known = (named(&PRODUCTS, product), named(&DTYPES, a), named(&DTYPES, b), size, split_length);
+            let (Some(along_k), Some(a), Some(b), [Some(rows), Some(columns), Some(depth)], Some(split_length)) = known
+            else {
+                let expected = "forward, input_gradient or weight_gradient, types among f32, f16 and bf16, three sizes, a \
+                                tile, and split and a length or nothing";
+                return error(place, line, expected.to_owned());
+            };
+            let key = Key { along_k, dtypes: [a, b], size: [rows, columns, depth] };
+            let choice = match tile.parse() {
+                Ok(tile) => Choice { tile, split_length },
+                Err(unknown) => return error(place, line, format!("a tile of this version ({unknown})")),
+            };
+            if choices.by_product.insert(key, choice).is_some() {
+                return error(place, line, "one line for each product".to_owned());
+            }
+        }
+        Ok(choices)
+    }
+}
+
+/// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinearShape {
+    /// Rows of x.
+    pub batch: usize,
+    /// Columns of x.
+    pub in_features: usize,
+    /// Columns of y.
+    pub out_features: usize,
+    /// Of x, the weight, y and their gradients: f32 unless told.
+    pub dtype: DType,
+    /// Whether the backward pass is tuned too, and the forward pass writes what that wants.
+    pub training: bool,
+}
+
+impl LinearShape {
+    /// The forward pass of x `[batch, in_features]` to y `[batch, out_features]`, in f32.
+    pub fn new(batch: usize, in_features: usize, out_features: usize) -> Self {
+        LinearShape { batch, in_features, out_features, dtype: DType::F32, training: false }
+    }
+
+    /// Stores everything in this type.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Tunes the backward pass too.
+    pub fn training(mut self) -> Self {
+        self.training = true;
+        self
+    }
+
+    fn key(&self, along_k: [bool; 2]) -> Key {
+        let [batch, ins, outs] = [self.batch, self.in_features, self.out_features].map(|size| size as u64);
+        let size = match along_k {
+            FORWARD => [batch, outs, ins],
+            INPUT_GRADIENT => [batch, ins, outs],
+            _ => [outs, ins, batch],
+        };
+        Key { along_k, dtypes: [self.dtype; 2], size }
+    }
+}
+
+impl Gpu {
+    /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every tile
+    /// that the device can run, unless it would compute mostly past the edges of the result. The candidates take turns, by
+    /// [`Gpu::clock`], and the choice of the table stays unless another one is faster by 3 % at least, the upper end of the
+    /// 95 % interval of the median ratio. With the choices in use ([`Gpu::choices`]) for other products.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use weightnorm::{Choices, Gpu, LinearShape, Options};
+    /// # let (device, queue): (wgpu::Device, wgpu::Queue) = unimplemented!();
+    /// # let (kept, keep): (Option<String>, fn(String)) = unimplemented!();
+    /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().choices(choices));
+    /// let mut gpu = adopt(kept.unwrap_or_default().parse().unwrap_or_default())?;
+    /// if gpu.choices().is_empty() {
+    ///     let choices: Choices = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
+    ///     keep(choices.to_string());
+    ///     gpu = adopt(choices)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Takes some two seconds of the device for each product, or as long as some fifty runs of it where that is more (then
+    /// not every candidate has its turn), and what the driver needs to compile the candidates, which may be more by far.
+    /// Wants a device that does nothing else meanwhile. Tensors, pipelines and scratch memory are its own, and gone in the
+    /// end.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] and [`Error::TooLarge`] if the tensors of a layer find no place, [`Error::DeviceLost`]; in a
+    /// browser [`Error::Unsupported`] without timestamps.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn tune(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+        pollster::block_on(self.tuned(layers, true))
+    }
+
+    /// [`Gpu::tune`] without blocking (but where the device has no timestamps).
+    ///
+    /// # Errors
+    /// As [`Gpu::tune`].
+    pub async fn tune_async(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+        self.tuned(layers, false).await
+    }
+
+    async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<Choices, Error> {
+        self.check()?;
+        let mut choices = self.choices().clone();
+        for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
+            let layer = Layer::new(self.apart()?, *shape, block)?;
+            for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
+                if along_k == FORWARD || shape.training {
+                    choices.by_product.insert(shape.key(along_k), layer.fastest(along_k).await?);
+                }
+            }
+        }
+        Ok(choices)
+    }
+}
+
+/// Seconds of the device for each of the two parts of a measurement: a run of every candidate, and turns of the best.
+const BUDGET: f64 = 1.0;
+/// Runs of the choice of the table that the first part may take in any case.
+const RUNS: f64 = 12.0;
+/// Turns of the best, and how many of them there are beside the choice of the table.
+const TURNS: std::ops::RangeInclusive<f64> = 5.0..=31.0;
+const BEST: usize = 4;
+/// How much longer than the shortest of all one of the best may have taken.
+const REACH: f64 = 1.5;
+/// What another choice may take of the time of the table's.
+const MARGIN: f64 = 0.97;
+/// Pieces that sums are tried in: where the whole ones make few workgroups, and the pieces no more than the most, of so
+/// many steps at least.
+const PIECES: [u64; 3] = [4, 16, 64];
+const FEW_GROUPS: u64 = 128;
+const MOST_GROUPS: u64 = 1024;
+const LEAST_STEPS: u64 = 128;
+
+/// The choice of the table, then what else there is, those of its family first.
+fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
+    let [rows, columns, depth] = key.size;
+    // The input gradient scales v before it is multiplied.
+    let cooperative = key.dtypes == [DType::F16; 2] && key.along_k != INPUT_GRADIENT;
+    let table = Tile::choose(gpu, cooperative, rows, columns, depth);
+    let able = || Tile::all_on(gpu).filter(|tile| cooperative || !tile.is_cooperative());
+    let least = able().map(|tile| tile.grid(gpu, rows, columns).1).min().unwrap_or(0);
+    let mut tiles: Vec<Tile> =
+        able().filter(|tile| tile.grid(gpu, rows, columns).1 <= 4 * least && *tile != table).collect();
+    tiles.sort_by_key(|tile| tile.family() != table.family());
+    tiles.insert(0, table);
+    let mut all = vec![];
+    for tile in tiles {
+        let (groups, _) = tile.grid(gpu, rows, columns);
+        all.push(Choice { tile, split_length: None });
+        for pieces in PIECES {
+            let length = depth.div_ceil(pieces).next_multiple_of(16);
+            let sensible = groups <= FEW_GROUPS && groups * pieces <= MOST_GROUPS && length >= LEAST_STEPS;
+            if sensible && length < depth && length <= tile.max_length(gpu) {
+                all.push(Choice { tile, split_length: Some(length as u32) });
+            }
+        }
+    }
+    all
+}
+
+/// The place of the fastest, given the times of some turns: the first one, unless another is faster beyond doubt.
+fn fastest(turns: &[Vec<f64>]) -> usize {
+    let count = turns.first().map_or(0, Vec::len);
+    // (upper end of the 95 % interval of the median, median) of the ratios to the first.
+    let ratio = |place: usize| {
+        let mut ratios: Vec<f64> = turns.iter().map(|turn| turn[place] / turn[0]).collect();
+        ratios.sort_by(f64::total_cmp);
+        let half = ratios.len() as f64 / 2.0;
+        let upper = (half + 0.98 * (2.0 * half).sqrt()).round() as usize;
+        (ratios[upper.min(ratios.len() - 1)], ratios[ratios.len() / 2])
+    };
+    let better = (1..count).map(|place| (ratio(place), place)).filter(|((upper, _), _)| *upper <= MARGIN);
+    better.min_by(|((_, a), _), ((_, b), _)| a.total_cmp(b)).map_or(0, |(_, place)| place)
+}
+
+/// The tensors of a layer on a device of its own.
+struct Layer {
+    gpu: Gpu,
+    shape: LinearShape,
+    block: bool,
+    x: Tensor,
+    v: Tensor,
+    y: Tensor,
+    dx: Tensor,
+    dv: Tensor,
+    g: Tensor,
+    norms: Tensor,
+    u: Tensor,
+}
+
+impl Layer {
+    fn new(gpu: Gpu, shape: LinearShape, block: bool) -> Result<Layer, Error> {
+        let LinearShape { batch, in_features: ins, out_features: outs, dtype, training } = shape;
+        // Zeros have norms of a kind that takes longer.
+        let halves = |shape: &[usize], dtype: DType| {
+            let word = match dtype {
+                DType::F32 => 0x3f00_0000,
+                DType::F16 => 0x3800_3800,
+                DType::Bf16 => 0x3f00_3f00,
+            };
+            Tensor::repeat(&gpu, word, shape, dtype)
+        };
+        let for_training = |size: usize| if training { size } else { 1 };
+        Ok(Layer {
+            x: halves(&[batch, ins], dtype)?,
+            v: halves(&[outs, ins], dtype)?,
+            y: halves(&[batch, outs], dtype)?,
+            dx: gpu.zeros(&[for_training(batch), ins], dtype)?,
+            dv: gpu.zeros(&[for_training(outs), ins], dtype)?,
+            g: halves(&[outs], DType::F32)?,
+            norms: halves(&[outs], DType::F32)?,
+            u: halves(&[for_training(batch), outs], DType::F32)?,
+            gpu,
+            shape,
+            block,
+        })
+    }
+
+    /// Records a product of the layer, and little else.
+    fn record(&self, ops: &mut Recorder<'_, '_>, along_k: [bool; 2], choice: Choice) -> Result<(), Error> {
+        let Layer { x, v, y, dx, dv, g, norms, u, .. } = self;
+        let weight = WeightNorm::new(v, g);
+        let Forced { tile, split_length } = choice.forced();
+        let gradients = Gradients { tile, split_length, ..Gradients::default() };
+        match along_k {
+            FORWARD => {
+                let written = self.shape.training.then_some((norms, u)).unzip();
+                let options =
+                    LinearOptions { tile, split_length, norms: written.0, u: written.1, ..Default::default() };
+                ops.linear_into_with(x, weight, None, y, &options)
+            }
+            INPUT_GRADIENT => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
+            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+        }
+    }
+
+    /// The seconds of the product in each of some choices, one after another.
+    async fn seconds(&self, along_k: [bool; 2], choices: &[Choice]) -> Result<Vec<f64>, Error> {
+        let record =
+            |ops: &mut Recorder<'_, '_>| choices.iter().try_for_each(|&choice| self.record(ops, along_k, choice));
+        let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
+        // The reductions beside the products of the backward pass are the same whatever the tile.
+        let of_products = |o: &crate::OperatorTime| {
+            let products = o.dispatches.iter().filter(|d| !d.label.starts_with("weightnorm.batch."));
+            products.map(|d| d.seconds).sum::<f64>().max(1e-9)
+        };
+        Ok(timed.iter().map(of_products).collect())
+    }
+
+    async fn fastest(&self, along_k: [bool; 2]) -> Result<Choice, Error> {
+        let mut once = vec![];
+        let mut spent = 0.0;
+        for choice in candidates(&self.gpu, &self.shape.key(along_k)) {
+            // The first run may compile.
+            let seconds = match self.seconds(along_k, &[choice; 2]).await {
+                Ok(seconds) => seconds[1],
+                // It does not fit the device; the choice of the table does.
+                Err(Error::TooLarge { .. }) if !once.is_empty() => continue,
+                Err(error) => return Err(error),
+            };
+            once.push((choice, seconds));
+            spent += 2.0 * seconds;
+            if spent > BUDGET.max(RUNS * once[0].1) {
+                break;
+            }
+        }
+        let (_, others) = once.split_at_mut(1);
+        others.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+        once.truncate(1 + BEST);
+        let shortest = once.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
+        let in_reach = |place: usize, seconds: f64| place == 0 || seconds <= REACH * shortest;
+        let best = once.into_iter().enumerate().filter(|&(place, (_, seconds))| in_reach(place, seconds));
+        let (best, times): (Vec<Choice>, Vec<f64>) = best.map(|(_, once)| once).unzip();
+        if best.len() == 1 {
+            return Ok(best[0]);
+        }
+        let count = (BUDGET / times.iter().sum::<f64>()).clamp(*TURNS.start(), *TURNS.end()) as usize;
+        let mut turns = vec![];
+        let backwards: Vec<Choice> = best.iter().rev().copied().collect();
+        for turn in 0..count {
+            turns.push(if turn % 2 == 0 {
+                self.seconds(along_k, &best).await?
+            } else {
+                self.seconds(along_k, &backwards).await?.into_iter().rev().collect()
+            });
+        }
+        Ok(best[fastest(&turns)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fastest;
+
+    /// Every other time is the ratio to the first one, which is not the same each turn either.
+    fn turns(count: usize, ratios: &[&dyn Fn(usize) -> f64]) -> Vec<Vec<f64>> {
+        let turn = |turn: usize| {
+            let first = 1.0 + 0.3 * (turn % 3) as f64;
+            std::iter::once(first).chain(ratios.iter().map(move |ratio| first * ratio(turn))).collect()
+        };
+        (0..count).map(turn).collect()
+    }
+
+    #[test]
+    fn fastest_is_the_first_unless_another_is_beyond_doubt() {
+        for count in [5, 9, 31] {
+            assert_eq!(fastest(&turns(count, &[])), 0);
+            assert_eq!(fastest(&turns(count, &[&|_| 1.0, &|_| 0.98])), 0, "by less than the margin");
+            assert_eq!(fastest(&turns(count, &[&|_| 0.9, &|_| 0.8, &|_| 0.85])), 2, "the fastest of three");
+            let doubtful = |turn: usize| if turn.is_multiple_of(2) { 0.5 } else { 1.1 };
+            assert_eq!(fastest(&turns(count, &[&doubtful])), 0, "half of the turns");
+            assert_eq!(fastest(&turns(count, &[&doubtful, &|_| 0.9])), 2, "steady before lucky");
+        }
+        // One slow turn of many is no doubt; of five it is.
+        let disturbed = |turn: usize| if turn == 3 { 2.0 } else { 0.9 };
+        assert_eq!(fastest(&turns(31, &[&disturbed])), 1);
+        assert_eq!(fastest(&turns(5, &[&disturbed])), 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
+use weightnorm::{
+    Choices, Clock, DType, Error, Gpu, Gradients, LinearOptions, LinearShape, Options, Recorder, Tensor, Tile,
+    WeightNorm,
+};
+
+fn adopt(choices: &str) -> Result<Gpu, Error> {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    Gpu::from_wgpu(device, queue, Options::default().choices(choices.parse()?))
+}
+
+/// The first line of the choices of this device.
+fn origin() -> String {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    Gpu::from_wgpu(device, queue, Options::default()).unwrap().choices().to_string()
+}
+
+fn with(lines: &str) -> Result<Gpu, Error> {
+    adopt(&format!("{}{lines}", origin()))
+}
+
+#[test]
+fn tile_names_come_back() {
+    for tile in Tile::ALL {
+        assert_eq!(tile.to_string().parse(), Ok(tile));
+    }
+    assert_eq!(("large".parse(), "lanes16".parse()), (Ok(Tile::Large), Ok(Tile::Lanes16)));
+    assert_eq!(format!("{:>7}|", Tile::Wide), "   wide|");
+    for name in ["", "Large", "large ", "lanes128"] {
+        match name.parse::<Tile>() {
+            Err(Error::UnknownTile { got, expected }) => {
+                assert_eq!(got, name);
+                assert!(expected.starts_with("large, medium, "), "{expected}");
+            }
+            other => panic!("{name:?}: {other:?}"),
+        }
+    }
+}
+
+const TEXT: &str = "\
+weightnorm 9.9.9 | An adapter | driver 1 (a | b) | Vulkan
+forward f32 f32 2 10 3 large
+forward f32 f32 16 10 3 lanes32
+forward f16 f32 2 10 3 wide split 16
+input_gradient bf16 bf16 2 10 3 tall
+weight_gradient f16 bf16 512 512 16384 medium split 1024
+";
+
+#[test]
+fn choices_come_back_in_order() {
+    let choices: Choices = TEXT.parse().unwrap();
+    assert_eq!((choices.len(), choices.to_string().as_str()), (5, TEXT));
+    let mut lines: Vec<&str> = TEXT.lines().collect();
+    lines[1..].reverse();
+    let reversed: Choices = format!("\n{}\r\n\n", lines.join(" \r\n ")).parse().unwrap();
+    assert_eq!(reversed, choices);
+    assert_eq!(reversed.to_string(), TEXT);
+    assert!(Choices::default().is_empty() && !choices.is_empty());
+}
+
+/// Each wrong line by its number.
+#[test]
+fn choices_of_another_form_are_refused() {
+    let wrong = [
+        ("forward f32 f32 2 10 3", "a product, two types, three sizes and a tile"),
+        ("forward f32 f32 2 10 3 large split", "forward, "),
+        ("forward f32 f32 2 10 3 large split 16 16", "forward, "),
+        ("forward f32 f32 2 10 3 large pieces 16", "forward, "),
+        ("forward f32 f32 2 10 3 large split -1", "forward, "),
+        ("forward f32 f32 2 10 3 large split 4294967296", "forward, "),
+        ("forward f32 f32 2 10 -3 large", "forward, "),
+        ("forward f32 f64 2 10 3 large", "forward, "),
+        ("backward f32 f32 2 10 3 large", "forward, "),
+        ("forward f32 f32 2 10 3 huge", "a tile of this version (no tile is called \"huge\""),
+        ("forward  f32 f32 2 10 7 large", "one line for each product"),
+    ];
+    for (line, beginning) in wrong {
+        let text = format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 wide\n\n{line}\nforward f32 f32 2 10 8 wide");
+        match text.parse::<Choices>() {
+            Err(Error::Choices { line: 4, got, expected }) if got == line => {
+                assert!(expected.starts_with(beginning), "{line}: {expected}");
+            }
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    for text in ["", "\n", "forward f32 f32 2 10 3 large", "weightnormal | .."] {
+        assert!(matches!(text.parse::<Choices>(), Err(Error::Choices { line: 1, .. })), "{text:?}");
+    }
+}
+
+/// Of another version, adapter or driver: none of them, and no error. Of this one: all, if the device can run them.
+#[test]
+fn choices_belong_to_an_adapter() {
+    let line = "forward f32 f32 2 10 3 large\n";
+    assert!(with("").unwrap().choices().is_empty());
+    assert_eq!(with(line).unwrap().choices().to_string(), origin() + line);
+    let foreign = [
+        origin().replace("noop", "other"),
+        origin().replace(env!("CARGO_PKG_VERSION"), "0.0.0"),
+        origin().replace('\n', " 2\n"),
+    ];
+    for origin in foreign {
+        // Even what this device could not run.
+        let gpu = adopt(&format!("{origin}{line}forward f32 f32 9 9 9 lanes32\n")).unwrap();
+        assert_eq!(gpu.choices().to_string(), self::origin());
+    }
+    let no_lanes = with("forward f32 f32 2 10 3 lanes32\n").map(drop);
+    assert!(matches!(&no_lanes, Err(Error::Variant { op: "choices", got, .. }) if got == "Lanes32"), "{no_lanes:?}");
+    for length in [0, u32::MAX] {
+        let refused = with(&format!("forward f32 f32 2 10 3 wide split {length}\n")).map(drop);
+        assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
+    }
+}
+
+/// The tensors of a layer: x, v, g, y, dx, dv, u, norms.
+struct Layer {
+    gpu: Gpu,
+    tensors: [Tensor; 8],
+}
+
+const BATCH: usize = 70;
+const INS: usize = 100;
+const OUTS: usize = 90;
+
+/// Each product of a layer of that size, as choices name it.
+const PRODUCTS: [&str; 3] =
+    ["forward f16 f16 70 90 100", "input_gradient f16 f16 70 100 90", "weight_gradient f16 f16 90 100 70"];
+
+impl Layer {
+    fn new(gpu: Gpu) -> Layer {
+        let sizes = [
+            (&[BATCH, INS][..], DType::F16),
+            (&[OUTS, INS], DType::F16),
+            (&[OUTS], DType::F32),
+            (&[BATCH, OUTS], DType::F16),
+            (&[BATCH, INS], DType::F16),
+            (&[OUTS, INS], DType::F16),
+            (&[BATCH, OUTS], DType::F32),
+            (&[OUTS], DType::F32),
+        ];
+        Layer { tensors: sizes.map(|(shape, dtype)| gpu.zeros(shape, dtype).unwrap()), gpu }
+    }
+
+    /// The pipelines of one of [`PRODUCTS`], forced onto a tile and a split or not.
+    fn labels(&self, product: usize, tile: Option<Tile>, split_length: Option<u32>) -> Vec<String> {
+        let [x, v, g, y, dx, dv, u, norms] = &self.tensors;
+        let weight = WeightNorm::new(v, g);
+        let mut options = LinearOptions::default();
+        let mut gradients = Gradients::default();
+        (options.tile, options.split_length) = (tile, split_length);
+        (gradients.tile, gradients.split_length) = (tile, split_length);
+        let record = |ops: &mut Recorder<'_, '_>| match product {
+            0 => ops.linear_into_with(x, weight, None, y, &options),
+            1 => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
+            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+        };
+        let profile = self.gpu.profile_with(Clock::Wall, record).unwrap();
+        profile.operators.into_iter().flat_map(|o| o.dispatches).map(|d| d.label).collect()
+    }
+}
+
+/// Exactly the products that lines name are computed as these say; whatever is forced wins.
+#[test]
+fn choices_choose() {
+    let table = Layer::new(with("").unwrap());
+    let tiles = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
+    let variants: Vec<_> = tiles.into_iter().flat_map(|tile| [(tile, None), (tile, Some(32))]).collect();
+    for first in 0..variants.len() {
+        let of = |product: usize| variants[(first + 3 * product) % variants.len()];
+        let line = |product: usize| match of(product) {
+            (tile, None) => format!("{} {tile}\n", PRODUCTS[product]),
+            (tile, Some(length)) => format!("{} {tile} split {length}\n", PRODUCTS[product]),
+        };
+        let layer = Layer::new(with(&[0, 1, 2].map(line).concat()).unwrap());
+        for product in 0..3 {
+            let (tile, split_length) = of(product);
+            let expected = table.labels(product, Some(tile), split_length);
+            assert_eq!(layer.labels(product, None, None), expected, "{}", line(product));
+            for forced in [(Some(Tile::Medium), None), (Some(Tile::Wide), Some(16)), (None, Some(16))] {
+                let expected = table.labels(product, forced.0, forced.1);
+                assert_eq!(layer.labels(product, forced.0, forced.1), expected, "{} and {forced:?}", line(product));
+            }
+        }
+    }
+    // Nearly these products: those of the table, from which the labels tell another one.
+    let near = |name: &&str| [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")];
+    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} wide split 32\n")).collect();
+    let layer = Layer::new(with(&lines.concat()).unwrap());
+    for product in 0..3 {
+        let by_table = table.labels(product, None, None);
+        assert_eq!(layer.labels(product, None, None), by_table);
+        assert!(table.labels(product, Some(Tile::Wide), None) != by_table);
+        assert_eq!(table.labels(product, Some(Tile::Wide), Some(32)).len(), by_table.len() + 1);
+    }
+}
+
+/// One line for each product, in use at once; those in use before stay.
+#[test]
+fn tune_names_each_product() {
+    let before = "forward f32 f32 1 2 3 wide split 16\nforward f16 f16 70 90 100 tall\n";
+    let gpu = with(before).unwrap();
+    let shape = LinearShape::new(BATCH, INS, OUTS).dtype(DType::F16);
+    let empty = LinearShape::new(0, INS, OUTS);
+    for (training, count) in [(false, 2), (true, 4)] {
+        let shape = if training { shape.training() } else { shape };
+        let choices = gpu.tune(&[empty, shape]).unwrap();
+        assert_eq!(choices.len(), count, "{choices}");
+        let text = choices.to_string();
+        for name in &PRODUCTS[..count - 1] {
+            assert!(text.contains(&format!("{name} ")), "{name} is not among\n{text}");
+        }
+        assert!(text.contains("forward f32 f32 1 2 3 wide split 16\n"), "{text}");
+        assert_eq!(adopt(&text).unwrap().choices(), &choices);
+    }
+    assert_eq!(gpu.pipeline_count(), 0);
+    assert!(gpu.tune(&[]).unwrap() == *gpu.choices());
+    let huge = LinearShape::new(1 << 20, 1 << 20, 1);
+    assert!(matches!(gpu.tune(&[huge]), Err(Error::TooLarge { .. })));
+}
