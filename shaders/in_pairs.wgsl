@@ -29,3 +29,12 @@ fn a_at(e: u32) -> f32 {
 fn b_at(e: u32) -> f32 {
     return unpack(b_pairs[e >> 2u][(e >> 1u) & 1u], e, B_DTYPE);
 }
+
+// Four elements as they are stored, for coop.wgsl.
+fn a_stored(e: u32, left: u32) -> vec2<u32> {
+    return a_pairs[e >> 2u];
+}
+
+fn b_stored(e: u32, left: u32) -> vec2<u32> {
+    return b_pairs[e >> 2u];
+}

@@ -54,3 +54,16 @@ fn a_at(e: u32) -> f32 {
 fn b_at(e: u32) -> f32 {
     return unpack(b_words[select(e >> 1u, e, B_DTYPE == F32)], e, B_DTYPE);
 }
+
+// Four packed elements from e on as they are stored, of which `left` are there, at least one. For coop.wgsl.
+fn a_stored(e: u32, left: u32) -> vec2<u32> {
+    let w = e >> 1u;
+    let z = (e + clamp(left, 1u, 4u) - 1u) >> 1u;
+    return packed_quad(vec3<u32>(a_words[w], a_words[min(w + 1u, z)], a_words[min(w + 2u, z)]), (e & 1u) == 1u);
+}
+
+fn b_stored(e: u32, left: u32) -> vec2<u32> {
+    let w = e >> 1u;
+    let z = (e + clamp(left, 1u, 4u) - 1u) >> 1u;
+    return packed_quad(vec3<u32>(b_words[w], b_words[min(w + 1u, z)], b_words[min(w + 2u, z)]), (e & 1u) == 1u);
+}

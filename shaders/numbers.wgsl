@@ -78,11 +78,14 @@ fn quad_high(words: vec4<u32>, dtype: u32) -> vec4<f32> {
     );
 }
 
-// Four packed elements out of the words that hold them; `odd` when the first one is an upper half.
+// Four packed elements in two words, out of the words that hold them; `odd` when the first one is an upper half.
+fn packed_quad(words: vec3<u32>, odd: bool) -> vec2<u32> {
+    return select(words.xy, (words.xy >> vec2<u32>(16u)) | (words.yz << vec2<u32>(16u)), odd);
+}
+
 fn unpack_quad(words: vec3<u32>, odd: bool, dtype: u32) -> vec4<f32> {
-    let low = select(words.x, (words.x >> 16u) | (words.y << 16u), odd);
-    let high = select(words.y, (words.y >> 16u) | (words.z << 16u), odd);
-    return vec4<f32>(unpack_pair(low, dtype), unpack_pair(high, dtype));
+    let quad = packed_quad(words, odd);
+    return vec4<f32>(unpack_pair(quad.x, dtype), unpack_pair(quad.y, dtype));
 }
 
 // x rounded to f16 or bf16, to nearest, ties to even, as 16 bits. In integers, because pack2x16float leaves

@@ -28,6 +28,13 @@ pub struct Options {
     pub pipeline_cache: Option<wgpu::PipelineCache>,
     /// Tiles that were measured: see [`Options::choices`].
     pub choices: Choices,
+    /// wgpu's token of who accepts experimental features: see [`Options::cooperative_matrices`].
+    pub experimental: wgpu::ExperimentalFeatures,
+    /// Of an adopted device's adapter: see [`Options::cooperative_matrices`].
+    pub cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// For tests: what the smallest subgroup is taken to be in cooperative matrices, less than it is.
+    #[doc(hidden)]
+    pub cooperative_lanes: Option<u32>,
 }
 
 impl Options {
@@ -51,6 +58,34 @@ impl Options {
     /// of a feature that was not asked for, is [`Error::Variant`].
     pub fn choices(mut self, choices: Choices) -> Self {
         self.choices = choices;
+        self
+    }
+
+    /// Computes products of f16 by f16 in cooperative matrices, with sums in f32, where the adapter has them in a size of
+    /// [`Tile`](crate::Tile) and f16 in shaders. **Experimental and unsafe**: wgpu and naga may have bugs there that are
+    /// undefined behaviour, reached from safe code. So whoever asks for it hands over wgpu's token, which takes an `unsafe`
+    /// block of his own:
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), weightnorm::Error> {
+    /// // SAFETY: we take it that this adapter's cooperative matrices do what they should.
+    /// let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    /// let options = weightnorm::Options::default().cooperative_matrices(token, vec![]);
+    /// let gpu = weightnorm::Gpu::new_async(options).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// `properties`: for [`Gpu::from_wgpu`] what `adapter.cooperative_matrix_properties()` gives, since a device does not
+    /// tell, and the device has been made with [`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`],
+    /// [`wgpu::Features::SHADER_F16`] and [`wgpu::Features::SUBGROUP`]. [`Gpu::new_async`] sees to all that itself.
+    /// [`Report::cooperative_matrices`] says what came of it.
+    pub fn cooperative_matrices(
+        mut self,
+        token: wgpu::ExperimentalFeatures,
+        properties: Vec<wgpu::CooperativeMatrixProperties>,
+    ) -> Self {
+        self.experimental = token;
+        self.cooperative_matrices = properties;
         self
     }
 }
@@ -81,6 +116,13 @@ struct Inner {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     immediates: bool,
+    /// As the options have them, for a device like this one.
+    experimental: wgpu::ExperimentalFeatures,
+    cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    /// Sides of the cooperative matrices that can be used.
+    cooperative: Vec<u32>,
+    /// Of the smallest subgroup, as they count it.
+    cooperative_lanes: u32,
     /// Made here, with our handlers.
     own: bool,
     state: Arc<State>,
@@ -148,17 +190,22 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here; [`Error::Variant`]
     /// for choices that the device cannot run.
-    pub async fn new_async(options: Options) -> Result<Gpu, Error> {
+    pub async fn new_async(mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
             return Err(Error::Unsupported { what: what.to_owned() });
         }
         let adapter = pick_adapter().await?;
-        let wanted = Gpu::wanted(&adapter);
+        let mut wanted = Gpu::wanted(&adapter);
+        options.cooperative_matrices = adapter.cooperative_matrix_properties();
+        if options.experimental.is_enabled() && adapter.features().contains(COOPERATIVE) {
+            wanted.features |= COOPERATIVE;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("weightnorm"),
             required_features: wanted.features,
             required_limits: wanted.limits,
+            experimental_features: options.experimental,
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -231,6 +278,8 @@ impl Gpu {
         let immediates = options.parameters == Parameters::Auto
             && device.features().contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= kernel::MAX_PARAMS;
+        let cooperative_lanes = options.cooperative_lanes.unwrap_or(device.adapter_info().subgroup_min_size);
+        let cooperative = cooperative_sides(&device, &options, cooperative_lanes);
         let nothing = |label| {
             let usage = wgpu::BufferUsages::STORAGE;
             create_buffer(
@@ -251,6 +300,10 @@ impl Gpu {
             info,
             limits,
             immediates,
+            experimental: options.experimental,
+            cooperative_matrices: options.cooperative_matrices,
+            cooperative,
+            cooperative_lanes,
             own: handlers.is_some(),
             state: handlers.unwrap_or_default(),
             pipelines: Pipelines::new(options.pipeline_cache),
@@ -268,9 +321,11 @@ impl Gpu {
 
     /// Another one on the same device, with pipelines and scratch memory of its own, which go when it is dropped.
     pub(crate) fn apart(&self) -> Result<Gpu, Error> {
-        let Inner { device, queue, immediates, own, state, .. } = &*self.inner;
+        let Inner { device, queue, immediates, own, state, cooperative_matrices, .. } = &*self.inner;
         let parameters = if *immediates { Parameters::Auto } else { Parameters::Uniform };
-        let options = Options::default().parameters(parameters);
+        let mut options = Options::default().parameters(parameters);
+        options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
+        options.cooperative_lanes = Some(self.inner.cooperative_lanes);
         Gpu::assemble(device.clone(), queue.clone(), options, own.then(|| state.clone()))
     }
 
@@ -295,8 +350,13 @@ impl Gpu {
 
     /// What the crate runs on and what it uses of it.
     pub fn report(&self) -> Report {
-        let Inner { info, limits, immediates, .. } = &*self.inner;
-        Report { info: info.clone(), limits: limits.clone(), immediates: *immediates }
+        let Inner { info, limits, immediates, cooperative, .. } = &*self.inner;
+        Report {
+            info: info.clone(),
+            limits: limits.clone(),
+            immediates: *immediates,
+            cooperative_matrices: cooperative.clone(),
+        }
     }
 
     /// The choices in use: those of the options, or none if they were not made for this adapter.
@@ -425,6 +485,11 @@ impl Gpu {
         can.then_some(u64::from(size))
     }
 
+    /// Lanes of the smallest subgroup, where cooperative matrices of `side` by `side` can be used.
+    pub(crate) fn cooperative(&self, side: u32) -> Option<u64> {
+        self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.cooperative_lanes))
+    }
+
     pub(crate) fn is_cpu(&self) -> bool {
         self.inner.info.device_type == wgpu::DeviceType::Cpu
     }
@@ -485,6 +550,37 @@ impl Gpu {
     pub(crate) fn guarded<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
         guarded(&self.inner.device, what, bytes, make)
     }
+}
+
+/// What cooperative matrices take, beside subgroups.
+const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// The sides of the cooperative matrices of f16 with sums in f32 that `coop.wgsl` can use.
+fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Vec<u32> {
+    let (features, limits) = (device.features(), device.limits());
+    if !options.experimental.is_enabled() || !features.contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
+        return vec![];
+    }
+    let listed = |side| {
+        options.cooperative_matrices.iter().any(|p| {
+            use wgpu::CooperativeScalarType::{F16, F32};
+            [p.m_size, p.n_size, p.k_size] == [side; 3] && (p.ab_type, p.cr_type) == (F16, F32)
+        })
+    };
+    let threads = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+    let fits = |side: u32, bytes| {
+        // An invocation has 2 to 32 rows of C, and stages a sixteenth of A and B or at least a quad of each.
+        lanes.is_power_of_two()
+            && (side * side / 32..=side * side / 2).contains(&lanes)
+            && 4 * lanes <= threads
+            && bytes <= limits.max_compute_workgroup_storage_size
+    };
+    // What the shader declares, in bytes: the tile of C, what is staged of A and B, three numbers a column.
+    [(8, 5 << 10), (16, 16 << 10)]
+        .into_iter()
+        .filter(|&(side, bytes)| listed(side) && fits(side, bytes))
+        .map(|(side, _)| side)
+        .collect()
 }
 
 fn create_buffer(
@@ -575,16 +671,20 @@ pub struct Report {
     pub limits: wgpu::Limits,
     /// Whether the parameters of a dispatch travel as immediates; else each has a small uniform buffer.
     pub immediates: bool,
+    /// The sides of the cooperative matrices that products of f16 may use: 8, 16, both or, without
+    /// [`Options::cooperative_matrices`], none.
+    pub cooperative_matrices: Vec<u32>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { info, limits, immediates } = self;
+        let Report { info, limits, immediates, cooperative_matrices } = self;
         writeln!(f, "adapter:    {} ({:?}, {:?})", info.name, info.device_type, info.backend)?;
         writeln!(f, "driver:     {} {}", info.driver, info.driver_info)?;
         let binding = limits.max_storage_buffer_binding_size >> 20;
         let groups = limits.max_compute_workgroups_per_dimension;
         writeln!(f, "limits:     {binding} MiB in a binding, {groups} workgroups in a dimension")?;
-        write!(f, "parameters: {}", if *immediates { "immediates" } else { "a uniform buffer for each dispatch" })
+        write!(f, "parameters: {}", if *immediates { "immediates" } else { "a uniform buffer for each dispatch" })?;
+        cooperative_matrices.iter().try_for_each(|side| write!(f, "\ncooperative matrices: {side} by {side}"))
     }
 }

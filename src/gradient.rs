@@ -6,7 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
 use crate::norms::{Dot, Form, Job};
-use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window};
+use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
 use crate::record::{Arguments, View, expect_dtype, expect_per_norm, expect_shape};
 use crate::{Axis, DType, Eps, Error, Gpu, LinearOptions, Recorder, Tensor, Tile, Weight, WeightNorm, Write};
 
@@ -437,7 +437,9 @@ impl Recorder<'_, '_> {
             .output_onto(onto, "dbias", dbias)
             .operations(products * 2 * (x.len() * v.shape()[0]) as u64 + sums + norms)
             .begin(self)?;
-        gradients.forced().check(OP, self.gpu())
+        let cooperative = (dv.is_none() || are_halves([dy, x]))
+            && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
+        gradients.forced().check(OP, self.gpu(), cooperative)
     }
 
     /// dyᵀ x with an end.
@@ -636,6 +638,10 @@ impl<'a> End<'a> for GradientEnd<'a> {
         constants.push(("ADD", self.add.into()));
         let more_firsts = [factors.1, v.1, 0, 0];
         EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts, quads }
+    }
+
+    fn scales_b(&self) -> bool {
+        self.scale != Scale::Nothing
     }
 
     fn bytes_per_step(&self) -> u64 {

@@ -54,6 +54,10 @@ pub enum Family {
     Tile,
     /// By the lanes of a subgroup.
     Lanes,
+    /// In cooperative matrices of 8 by 8.
+    Coop8,
+    /// In cooperative matrices of 16 by 16.
+    Coop16,
 }
 
 /// How the operands of a product are read.
@@ -95,8 +99,10 @@ impl Module {
             Module::Probe,
         ];
         for ends in [Ends::Linear, Ends::Gradient] {
-            for family in [Family::Tile, Family::Lanes] {
-                for reads in [Reads::Words, Reads::Pairs, Reads::Quads] {
+            for family in [Family::Tile, Family::Lanes, Family::Coop8, Family::Coop16] {
+                // Cooperative matrices are for f16 alone.
+                let f32_too = matches!(family, Family::Tile | Family::Lanes);
+                for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
                     let writes = [Writes::Words, Writes::Halves, Writes::Quads];
                     all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
                 }
@@ -132,6 +138,8 @@ impl Module {
         let family = match family {
             Family::Tile => "tile",
             Family::Lanes => "lanes",
+            Family::Coop8 => "coop8",
+            Family::Coop16 => "coop16",
         };
         let reads = match reads {
             Reads::Words => "words",
@@ -148,7 +156,12 @@ impl Module {
 
     /// The WGSL with the parameters as immediates.
     pub fn source(self) -> String {
-        let mut files = vec![shader!("numbers")];
+        let directives = match self {
+            Module::Product { family: Family::Coop8, .. } => Some(shader!("coop8")),
+            Module::Product { family: Family::Coop16, .. } => Some(shader!("coop16")),
+            _ => None,
+        };
+        let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
             Module::NormsWords => files.extend([shader!("norms_words"), shader!("norms")]),
             Module::NormsQuads => files.extend([shader!("norms_quads"), shader!("norms")]),
@@ -174,6 +187,7 @@ impl Module {
                 match family {
                     Family::Tile => shader!("tile"),
                     Family::Lanes => shader!("lanes"),
+                    Family::Coop8 | Family::Coop16 => shader!("coop"),
                 },
                 shader!("parts"),
                 match ends {

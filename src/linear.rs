@@ -2,7 +2,7 @@
 use crate::contract::norms_shape;
 use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::norms::{Form, Job};
-use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window};
+use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
 use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 
@@ -310,7 +310,8 @@ impl Recorder<'_, '_> {
             .output("u", options.u)
             .operations(2 * (x.len() * v.shape()[0]) as u64 + normalized.map_or(0, |w| w.norms_operations()))
             .begin(self)?;
-        options.forced().check(OP, self.gpu())
+        let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
+        options.forced().check(OP, self.gpu(), are_halves([x, v]) && !scaled)
     }
 
     /// The norms alone, where no product makes them.
@@ -388,6 +389,10 @@ impl<'a> End<'a> for LinearEnd<'a> {
             more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
             quads: self.columns.is_multiple_of(4) && y.1.is_multiple_of(4) && u.1.is_multiple_of(4),
         }
+    }
+
+    fn scales_b(&self) -> bool {
+        self.norm == Norm::In
     }
 
     fn bytes_per_step(&self) -> u64 {

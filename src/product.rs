@@ -1,5 +1,5 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
-//! Shaders: `product.wgsl`, the families `tile.wgsl` and `lanes.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
+//! Shaders: `product.wgsl`, the families `tile.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
 use std::fmt;
 use std::str::FromStr;
 
@@ -66,11 +66,17 @@ pub enum Tile {
     Lanes2,
     /// 1 row by 4 columns a lane.
     Lanes1,
+    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
+    /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
+    /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
+    Coop8,
+    /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
+    Coop16,
 }
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 11] = [
+    pub const ALL: [Tile; 13] = [
         Tile::Large,
         Tile::Medium,
         Tile::Wide,
@@ -82,12 +88,13 @@ impl Tile {
         Tile::Lanes4,
         Tile::Lanes2,
         Tile::Lanes1,
+        Tile::Coop8,
+        Tile::Coop16,
     ];
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        let lanes = gpu.lanes();
-        self.family() == Family::Tile || lanes.is_some_and(|lanes| self != Tile::Lanes64 || lanes >= 8)
+        self.family() == Family::Tile || self.lanes(gpu).is_some()
     }
 
     /// Those that a device can run.
@@ -97,32 +104,51 @@ impl Tile {
 
     /// The longest sum that it forms in one piece, in steps of k.
     pub fn max_length(self, gpu: &Gpu) -> u64 {
-        Shape::new(self, gpu.lanes()).max_length()
+        Shape::new(self, self.lanes(gpu)).max_length()
+    }
+
+    /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
+    fn lanes(self, gpu: &Gpu) -> Option<u64> {
+        match self.family() {
+            Family::Tile | Family::Lanes => gpu.lanes().filter(|&lanes| self != Tile::Lanes64 || lanes >= 8),
+            Family::Coop8 => gpu.cooperative(8),
+            Family::Coop16 => gpu.cooperative(16),
+        }
     }
 
     pub(crate) fn family(self) -> Family {
         match self {
             Tile::Large | Tile::Medium | Tile::Wide | Tile::Tall => Family::Tile,
+            Tile::Coop8 => Family::Coop8,
+            Tile::Coop16 => Family::Coop16,
             _ => Family::Lanes,
         }
     }
 
+    pub(crate) fn is_cooperative(self) -> bool {
+        matches!(self.family(), Family::Coop8 | Family::Coop16)
+    }
+
     /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.
     pub(crate) fn grid(self, gpu: &Gpu, rows: u64, columns: u64) -> (u64, u64) {
-        let shape = Shape::new(self, gpu.lanes());
+        let shape = Shape::new(self, self.lanes(gpu));
         let groups = rows.div_ceil(shape.rows()) * columns.div_ceil(shape.columns());
         (groups, groups * shape.rows() * shape.columns())
     }
 
     /// The table: the tile for a product of rows by columns with sums of `depth` steps, where nothing else says which.
-    pub(crate) fn choose(gpu: &Gpu, rows: u64, columns: u64, depth: u64) -> Tile {
+    /// `cooperative`: whether cooperative matrices can do it, which are for GPUs.
+    pub(crate) fn choose(gpu: &Gpu, cooperative: bool, rows: u64, columns: u64, depth: u64) -> Tile {
         // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
         let lanes = gpu.lanes().filter(|&lanes| gpu.is_cpu() && lanes >= 8);
+        let fits = |tile: &Tile| !gpu.is_cpu() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
+        let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
             (None, ..=8, _) => Tile::Wide,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
+            (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
             (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
@@ -202,6 +228,9 @@ impl Shape {
             Tile::Lanes4 => [lanes, 1, 4, 4],
             Tile::Lanes2 => [lanes, 1, 2, 4],
             Tile::Lanes1 => [lanes, 1, 1, 4],
+            // Four of the smallest subgroups.
+            Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
+            Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
         let steps = if tile == Tile::Large { 8 } else { 16 };
         Shape { tile, wx, wy, tm, tn, steps }
@@ -233,6 +262,8 @@ impl Shape {
             }
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
+            // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
+            Family::Coop8 | Family::Coop16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
         // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
@@ -262,6 +293,11 @@ pub(crate) struct Operand<'a> {
     pub along_k: bool,
 }
 
+/// Whether cooperative matrices can multiply them.
+pub(crate) fn are_halves<'a>(operands: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    operands.into_iter().all(|operand| operand.dtype() == DType::F16)
+}
+
 /// A forced variant, for tests and tuning.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Forced {
@@ -270,15 +306,24 @@ pub(crate) struct Forced {
 }
 
 impl Forced {
-    /// Whether the device can do it.
-    pub fn check(&self, op: &'static str, gpu: &Gpu) -> Result<(), Error> {
+    /// Whether the device can do it. `cooperative`: whether cooperative matrices can do all that is asked for.
+    pub fn check(&self, op: &'static str, gpu: &Gpu, cooperative: bool) -> Result<(), Error> {
         if let Some(tile) = self.tile.filter(|tile| !tile.runs_on(gpu)) {
-            let reason = "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for";
+            let reason = match tile.family() {
+                Family::Coop8 | Family::Coop16 => {
+                    "the device has no cooperative matrices of this size, or they were not asked for"
+                }
+                _ => "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for",
+            };
+            return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
+        }
+        if let Some(tile) = self.tile.filter(|tile| tile.is_cooperative() && !cooperative) {
+            let reason = "cooperative matrices multiply f16 by f16, and nothing that is scaled before";
             return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
         }
         let Some(split_length) = self.split_length else { return Ok(()) };
         let tile = self.tile.unwrap_or(Tile::Large);
-        let longest = Shape::new(tile, gpu.lanes()).max_length();
+        let longest = tile.max_length(gpu);
         if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > longest {
             let reason = format!("a split has 1 to {longest} steps with this tile");
             return Err(Error::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason });
@@ -336,6 +381,8 @@ pub(crate) trait End<'a> {
     /// The storage type of the result.
     fn out(&self) -> DType;
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a>;
+    /// Whether B is scaled before it is multiplied.
+    fn scales_b(&self) -> bool;
     /// Bytes that one step of k needs in a binding of the end, if any.
     fn bytes_per_step(&self) -> u64;
     /// Sums of squares kept beside the partial sums of C: one for each column and split, or none.
@@ -587,6 +634,7 @@ impl<'a> Product<'a> {
                 ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
+            Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),
         }
         constants
     }
@@ -602,12 +650,13 @@ impl<'a> Product<'a> {
 
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
         let gpu = recorder.gpu();
+        let cooperative = are_halves([self.a.tensor, self.b.tensor]) && !self.end.scales_b();
         let forced = match self.forced {
-            Forced { tile: None, split_length: None } => gpu.choices().get(&self.key()),
+            Forced { tile: None, split_length: None } => gpu.choices().get(&self.key(), cooperative),
             forced => forced,
         };
-        let tile = forced.tile.unwrap_or_else(|| Tile::choose(gpu, self.rows, self.columns, self.depth));
-        let tile = Shape::new(tile, gpu.lanes());
+        let tile = forced.tile.unwrap_or_else(|| Tile::choose(gpu, cooperative, self.rows, self.columns, self.depth));
+        let tile = Shape::new(tile, tile.lanes(gpu));
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);

@@ -90,11 +90,13 @@ impl Choices {
 
     /// Whether the device can do what they say.
     pub(crate) fn check(&self, gpu: &Gpu) -> Result<(), Error> {
-        self.by_product.values().try_for_each(|choice| choice.forced().check("choices", gpu))
+        self.by_product.values().try_for_each(|choice| choice.forced().check("choices", gpu, true))
     }
 
-    pub(crate) fn get(&self, key: &Key) -> Forced {
-        self.by_product.get(key).map_or(Forced::default(), |choice| choice.forced())
+    /// `cooperative`: whether cooperative matrices can do the product.
+    pub(crate) fn get(&self, key: &Key, cooperative: bool) -> Forced {
+        let choice = self.by_product.get(key).filter(|choice| cooperative || !choice.tile.is_cooperative());
+        choice.map_or(Forced::default(), |choice| choice.forced())
     }
 }
 
@@ -292,11 +294,15 @@ const MOST_GROUPS: u64 = 1024;
 const LEAST_STEPS: u64 = 128;
 
 /// The choice of the table, then what else there is, those of its family first.
-fn candidates(gpu: &Gpu, [rows, columns, depth]: [u64; 3]) -> Vec<Choice> {
-    let table = Tile::choose(gpu, rows, columns, depth);
-    let least = Tile::all_on(gpu).map(|tile| tile.grid(gpu, rows, columns).1).min().unwrap_or(0);
+fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
+    let [rows, columns, depth] = key.size;
+    // The input gradient scales v before it is multiplied.
+    let cooperative = key.dtypes == [DType::F16; 2] && key.along_k != INPUT_GRADIENT;
+    let table = Tile::choose(gpu, cooperative, rows, columns, depth);
+    let able = || Tile::all_on(gpu).filter(|tile| cooperative || !tile.is_cooperative());
+    let least = able().map(|tile| tile.grid(gpu, rows, columns).1).min().unwrap_or(0);
     let mut tiles: Vec<Tile> =
-        Tile::all_on(gpu).filter(|tile| tile.grid(gpu, rows, columns).1 <= 4 * least && *tile != table).collect();
+        able().filter(|tile| tile.grid(gpu, rows, columns).1 <= 4 * least && *tile != table).collect();
     tiles.sort_by_key(|tile| tile.family() != table.family());
     tiles.insert(0, table);
     let mut all = vec![];
@@ -406,7 +412,7 @@ impl Layer {
     async fn fastest(&self, along_k: [bool; 2]) -> Result<Choice, Error> {
         let mut once = vec![];
         let mut spent = 0.0;
-        for choice in candidates(&self.gpu, self.shape.key(along_k).size) {
+        for choice in candidates(&self.gpu, &self.shape.key(along_k)) {
             // The first run may compile.
             let seconds = match self.seconds(along_k, &[choice; 2]).await {
                 Ok(seconds) => seconds[1],

@@ -570,6 +570,38 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
+/// All gradients of f16, by the tiles that the device's choices name.
+pub fn chosen(gpu: &Gpu, size: [usize; 3]) -> Outcome {
+    Case { tile: None, ..Case::new(size).stored(DType::F16) }.check(gpu)
+}
+
+/// The products that `tile`, of cooperative matrices, can do: all of f16, and no scale on what is multiplied.
+pub fn in_halves(gpu: &Gpu, tile: Tile) -> Outcome {
+    let no_dx = [false, true, true, true];
+    let mut cases = vec![];
+    for size in [[67, 71, 75], [40, 36, 32], [1, 1, 1], [3, 33, 70]] {
+        for (axis, wanted) in [(None, ALL), (IN, ALL), (OUT, no_dx), (WHOLE, no_dx)] {
+            let case = Case { tile: Some(tile), wanted, ..Case::of(axis, size).stored(DType::F16) };
+            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { split_length: Some(16), ..case.clone() });
+            cases.push(case);
+        }
+    }
+    all(cases, |case| case.check(gpu))?;
+    let case = Case { tile: Some(tile), wanted: no_dx, ..Case::new([7, 33, 39]).stored(DType::F16) };
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut dy = case.dy();
+        dy[2 * 33 + 5] = bad;
+        let case = Case { dy: Some(dy), ..case.clone() };
+        agrees_where_finite(&case, &case.run(gpu)?, &case.reference()?, bad)?;
+    }
+    let scaled = Case { wanted: ALL, ..case };
+    match scaled.run(gpu) {
+        Err(_) => Ok(()),
+        Ok(_) => Err("dx of a normalized weight takes a scaled v".into()),
+    }
+}
+
 fn policies(gpu: &Gpu) -> Outcome {
     let known = [true, false];
     let cases = POLICIES.into_iter().flat_map(|eps| {

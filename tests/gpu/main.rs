@@ -8,6 +8,7 @@ mod common;
 
 mod backward;
 mod batch;
+mod coop;
 mod data;
 mod device;
 mod errors;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
     norms::register(&mut suite);
     normalize::register(&mut suite);
     linear::register(&mut suite);
+    coop::register(&mut suite);
     numbers::register(&mut suite);
     properties::register(&mut suite);
     host::register(&mut suite);

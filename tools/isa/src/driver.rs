@@ -11,6 +11,8 @@ pub struct Driver {
     /// The chip the driver compiles for, as RADV_FORCE_FAMILY names it.
     pub chip: String,
     pub version: String,
+    /// Whether the chip has cooperative matrices.
+    pub cooperative: bool,
     _library: ash::Entry,
 }
 
@@ -87,7 +89,8 @@ impl Driver {
                 .enabled_extension_names(&names)
                 .push_next(&mut features);
             let device = instance.create_device(physical, &info, None).map_err(at("no device"))?;
-            Ok(Driver { instance, device, chip, version, _library: library })
+            let cooperative = has(khr::cooperative_matrix::NAME);
+            Ok(Driver { instance, device, chip, version, cooperative, _library: library })
         }
     }
 

@@ -48,6 +48,11 @@ fn run(shaders: &str, variants: &str, assembly: Option<&str>) -> Result<(), Stri
     let list = std::fs::read_to_string(variants).map_err(at(variants))?;
     for line in list.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let variant = Variant::parse(line)?;
+        if variant.module.contains("coop") && !driver.cooperative {
+            let Variant { label, module, entry, .. } = variant;
+            println!("{label:24} {module:28} {entry:18} {:8}no cooperative matrices", driver.chip);
+            continue;
+        }
         let path = Path::new(shaders).join(format!("{}.wgsl", variant.module));
         let source = std::fs::read_to_string(&path).map_err(at(path.display()))?;
         let (spirv, bindings) = variant.compile(&source).map_err(at(variant.label))?;

@@ -1,0 +1,10 @@
+enable f16;
+enable wgpu_cooperative_matrix;
+
+// Cooperative matrices of 8 by 8, for coop.wgsl. Joined in front of all else, since directives come first.
+
+alias FragmentA = coop_mat8x8<f16, A>;
+alias FragmentB = coop_mat8x8<f16, B>;
+alias FragmentC = coop_mat8x8<f32, C>;
+
+const SIDE = 8u;
