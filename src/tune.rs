@@ -224,10 +224,9 @@ impl Gpu {
     /// 95 % interval of the median ratio. With the choices in use ([`Gpu::choices`]) for other products.
     ///
     /// ```no_run
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use weightnorm::{Choices, Gpu, LinearShape, Options};
-    /// # let (device, queue): (wgpu::Device, wgpu::Queue) = unimplemented!();
-    /// # let (kept, keep): (Option<String>, fn(String)) = unimplemented!();
+    /// # type Outcome = Result<(), Box<dyn std::error::Error>>;
+    /// # fn f(device: wgpu::Device, queue: wgpu::Queue, kept: Option<String>, keep: fn(String)) -> Outcome {
     /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().choices(choices));
     /// let mut gpu = adopt(kept.unwrap_or_default().parse().unwrap_or_default())?;
     /// if gpu.choices().is_empty() {
