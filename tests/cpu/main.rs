@@ -12,6 +12,7 @@ mod model;
 mod non_finite;
 mod noop;
 mod optimizer;
+mod policy;
 mod rows;
 mod shaders;
 mod tune;
