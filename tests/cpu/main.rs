@@ -2,6 +2,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
 mod backward;
 mod batch;
 mod bounds;
