@@ -5,7 +5,9 @@ use std::path::Path;
 use super::file::{self, Sink};
 use super::find::At;
 use super::header::{self, Header};
-use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo};
+use super::{
+    Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
+};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,8 +53,13 @@ pub(super) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// The checkpoint with some tensors replaced, each by any number of others: none where it goes. `names`: of the weights.
-    pub fn new(checkpoint: &'a Checkpoint, replaced: &HashMap<At, Vec<New>>, names: &[&str]) -> Result<Plan<'a>, Error> {
-        let mut plan = Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        replaced: &HashMap<At, Vec<New>>,
+        names: &[&str],
+    ) -> Result<Plan<'a>, Error> {
+        let mut plan =
+            Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
         let mut taken: HashSet<&str> = HashSet::new();
         let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
         taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));
@@ -204,18 +211,23 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
     Ok(end)
 }
 
-/// The weights that the rules choose, or what keeps them from being worked on.
+pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
+
+/// The weights that the rules choose with warnings, or what keeps them from being worked on.
 pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
-    let found = checkpoint.weights(rules);
-    let (findings, warnings): (Vec<_>, Vec<_>) = found.findings.into_iter().partition(|f| rules.refuses(f));
-    if !findings.is_empty() {
-        return Err(Error::Findings { findings });
-    }
+    let (found, mut warnings) = (checkpoint.weights(rules), vec![]);
+    sort_out(found.findings, rules, &mut warnings)?;
     if found.weights.is_empty() {
-        let what = "no weight-normalized parameter is there, or is chosen";
-        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what });
+        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
     }
     Ok((found.weights, warnings))
+}
+
+/// Warnings are kept, anything else is an error.
+pub(super) fn sort_out(findings: Vec<Finding>, rules: &Rules, warnings: &mut Vec<Finding>) -> Result<(), Error> {
+    let (findings, more): (Vec<_>, Vec<_>) = findings.into_iter().partition(|finding| rules.refuses(finding));
+    warnings.extend(more);
+    if findings.is_empty() { Ok(()) } else { Err(Error::Findings { findings }) }
 }
 
 /// Writes the checkpoint with its weights called by another spelling, those that are not called so already. No number
