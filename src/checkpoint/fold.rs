@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::compute::{self, Input, computed};
 use super::file::Sink;
-use super::find::At;
+use super::find::{At, Wanted};
 use super::inspect::widen;
 use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
@@ -30,7 +30,7 @@ pub fn fold(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = chosen(checkpoint, rules)?;
+    let (weights, mut warnings) = chosen(checkpoint, rules, Wanted::Numbers)?;
     let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
     for (i, weight) in weights.iter().enumerate() {
         let (name, shape) = (weight.name.clone(), weight.shape.clone());
@@ -46,11 +46,12 @@ pub fn fold(
     let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
             let input = &inputs[done.input];
             let dtype = computed(input.dtype);
             widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
             let (file, begin) = plan.places[&(input.v, 0)];
+            meter.add(&input.name, done.result.len() as u64);
             sinks[file].write(begin + done.window.first * dtype.size(), done.result)
         })?;
         sort_out(found, rules, &mut warnings)
@@ -99,7 +100,7 @@ pub fn split(
     let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
             let (at, to) = (inputs[done.input].v, computed(weights[done.input].g_dtype));
             let (mut norms, mut finite) = (vec![], vec![]);
             widen(FileDType::F32, done.result, |norm| norms.push(norm));
@@ -109,6 +110,7 @@ pub fn split(
             non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
             overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
             let (file, begin) = plan.places[&(at, 0)];
+            meter.add(&inputs[done.input].name, bytes.len() as u64);
             sinks[file].write(begin + done.window.rows.start as u64 * to.size(), &bytes)
         })?;
         let overflow = |(weight, &count): (&FoundWeight, &usize)| {
@@ -117,7 +119,7 @@ pub fn split(
         };
         let overflows = weights.iter().zip(&overflows).filter_map(overflow);
         sort_out(found.into_iter().chain(overflows).collect(), rules, &mut warnings)?;
-        copy_narrowed(checkpoint, &weights, &plan, sinks)
+        copy_narrowed(checkpoint, &weights, &plan, sinks, meter)
     })?;
     for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
         warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
@@ -131,6 +133,7 @@ fn copy_narrowed(
     weights: &[FoundWeight],
     plan: &Plan<'_>,
     sinks: &[Sink],
+    meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
     const STEP: u64 = 1 << 18;
     let mut bytes = vec![0; 4 * STEP as usize];
@@ -141,6 +144,7 @@ fn copy_narrowed(
             let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
             compute::read_as(checkpoint, weight.v, first, DType::F32, part)?;
             sinks[file].write(begin + 4 * first, part)?;
+            meter.add(&weight.name, part.len() as u64);
         }
     }
     Ok(())
@@ -253,9 +257,10 @@ pub fn check(
     let inputs: Vec<Input> = found.weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
     let fresh = |weight| CheckedWeight { weight, error: 0.0, bound: 0.0, part: 0.0 };
     let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
-    let total = inputs.iter().map(|input| checkpoint.at(input.v).bytes()).sum();
+    let total = inputs.iter().map(|input| checkpoint.at(input.v).elements() * computed(input.dtype).size()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut meter, &mut |done| {
+    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
+        meter.add(&inputs[done.input].name, done.result.len() as u64);
         compare(&inputs[done.input], rules, &done, &mut checked[done.input]);
         Ok(())
     })?;
