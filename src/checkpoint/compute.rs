@@ -71,8 +71,7 @@ impl Cut {
 
     /// Whether every window holds all of its rows.
     fn whole_rows(&self) -> bool {
-        self.outer >= self.layout.outer && self.inner >= self.layout.inner
-            || self.layout.outer <= 1 && self.inner >= self.layout.inner
+        self.inner >= self.layout.inner && self.outer >= self.layout.outer
     }
 
     fn windows(&self) -> impl Iterator<Item = Window> {

@@ -261,7 +261,7 @@ pub fn check(
     let mut meter = Meter { report: progress, done: 0, total };
     let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
         meter.add(&inputs[done.input].name, done.result.len() as u64);
-        compare(&inputs[done.input], rules, &done, &mut checked[done.input]);
+        compare(computed(inputs[done.input].dtype), rules, &done, &mut checked[done.input]);
         Ok(())
     })?;
     let mut findings = found.findings;
@@ -269,8 +269,7 @@ pub fn check(
     Ok(Check { weights: checked, findings, submissions })
 }
 
-fn compare(input: &Input, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
-    let dtype = computed(input.dtype);
+fn compare(dtype: DType, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
     let (mut v, mut got) = (vec![], vec![]);
     widen(dtype.into(), done.v, |x| v.push(x));
     widen(dtype.into(), done.result, |w| got.push(w));
@@ -280,18 +279,23 @@ fn compare(input: &Input, rules: &Rules, done: &compute::Done<'_>, checked: &mut
         // The shape holds the elements and has that axis, so this does not fail.
         None => cpu::row_norms(&v, &shape, Axis::Kept(1), rules.eps).unwrap_or_default(),
     };
-    let length = input.layout.len() as u64 / input.layout.kept.max(1) as u64;
+    // Four sums run side by side everywhere. Norms of a row that is in no window as a whole are those of the reference.
+    let length = (shape[0] * shape[2]) as f64;
+    let chain = if done.norms.is_some() { 0.0 } else { length.min(length / 3.0 + 64.0) };
     for (i, (&v, &got)) in v.iter().zip(&got).enumerate() {
         let j = i / shape[2] % shape[1];
         let (g, norm) = (f64::from(done.g[j]), norms[j]);
         let expected = g * (v / norm);
-        let bound = bound(dtype, length, g, norm, expected);
+        let bound = bound(dtype, chain, g, norm, expected);
         let error = difference(dtype, got, expected, bound);
         checked.error = checked.error.max(error);
-        let part = if error == 0.0 { 0.0 } else { error / bound };
-        // Also where it is no number: an infinite error beside an infinite bound is one.
-        if !(part <= checked.part) {
-            (checked.part, checked.bound) = (if part.is_nan() { f64::INFINITY } else { part }, bound);
+        let part = match error / bound {
+            _ if error == 0.0 => 0.0,
+            part if part.is_nan() => f64::INFINITY,
+            part => part,
+        };
+        if part > checked.part {
+            (checked.part, checked.bound) = (part, bound);
         }
     }
 }
@@ -313,14 +317,12 @@ fn difference(dtype: DType, got: f64, expected: f64, bound: f64) -> f64 {
     }
 }
 
-/// As [`check`] says, for an element of a row of `length`.
-fn bound(dtype: DType, length: u64, g: f64, norm: f64, w: f64) -> f64 {
+/// As [`check`] says, where a square passes through `chain` additions on its way into the norm.
+fn bound(dtype: DType, chain: f64, g: f64, norm: f64, w: f64) -> f64 {
     let u = 2f64.powi(-24);
-    // Four sums run side by side everywhere.
-    let chain = length.min(length / 3 + 64) as f64;
     let roundings = (chain / 2.0 + 12.0 + 8.0) * u;
     let relative = if roundings < 1.0 { roundings / (1.0 - roundings) } else { f64::INFINITY };
-    let flushed = 2f64.powi(-126) / norm * (g.abs() + (length as f64).sqrt() * w.abs());
+    let flushed = 2f64.powi(-126) / norm * (g.abs() + (3.0 * chain).sqrt() * w.abs());
     let error = relative * w.abs() + flushed;
     let (step, least) = match dtype {
         DType::F32 => (-24, -126),
@@ -341,4 +343,27 @@ impl Input {
 
 fn check_rules(rules: &Rules) -> Result<(), Error> {
     rules.eps.check().map_err(|source| Error::Gpu { tensor: "the rules".to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The controls of a comparison: what is off by more than its bound, or is no number alone, does not pass.
+    #[test]
+    fn check_catches_a_wrong_value() {
+        let part = |expected: f64, got: f64| {
+            let bound = bound(DType::F32, 100.0, 1.0, 1.0, expected);
+            difference(DType::F32, got, expected, bound) / bound
+        };
+        assert!(part(0.5, 0.5 + 2f64.powi(-25)) <= 1.0);
+        assert!(part(0.5, 0.5 + 1e-5) > 1.0);
+        assert!(part(0.0, 1e-30) > 1.0);
+        assert!(part(f64::MAX, f64::INFINITY) == 0.0 && part(1.0, f64::INFINITY) > 1.0);
+        assert!(difference(DType::F16, f64::NAN, 1.0, 1.0).is_infinite());
+        assert!(difference(DType::F16, 1.0, f64::NAN, f64::NAN).is_infinite());
+        assert_eq!(difference(DType::F16, f64::NAN, f64::NAN, f64::NAN), 0.0);
+        assert_eq!(difference(DType::F16, f64::INFINITY, 65520.0, 1.0), 0.0);
+        assert!(difference(DType::F16, f64::NEG_INFINITY, 65520.0, 1.0).is_infinite());
+    }
 }

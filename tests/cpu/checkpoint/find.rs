@@ -55,7 +55,8 @@ fn names_without_a_module_too() {
 
 #[test]
 fn the_axis_follows_from_the_shapes() {
-    let cases: [(&[usize], &[usize], Result<Axis, &[usize]>); 18] = [
+    type Case<'a> = (&'a [usize], &'a [usize], Result<Axis, &'a [usize]>);
+    let cases: [Case<'_>; 18] = [
         (&[4, 3], &[4, 1], Ok(Kept(0))),
         (&[4, 3], &[1, 3], Ok(Kept(1))),
         (&[4, 3], &[4], Ok(Kept(0))),

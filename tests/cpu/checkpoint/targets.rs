@@ -75,7 +75,7 @@ fn targets_and_sources_without_permission() {
     fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755)).unwrap();
     let secret = folder.join("secret.safetensors");
     fs::write(&secret, "").unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     if !is_root {
         assert!(matches!(written, Err(Error::Io { doing: "creating", .. })));
         assert!(matches!(Checkpoint::open(&secret), Err(Error::Io { doing: "opening", .. })));
