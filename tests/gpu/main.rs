@@ -24,6 +24,7 @@ mod problem;
 mod profile;
 mod properties;
 mod recording;
+mod set;
 mod train;
 mod tune;
 
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
     limits::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
+    set::register(&mut suite);
     profile::register(&mut suite);
     train::register(&mut suite);
     tune::register(&mut suite);
