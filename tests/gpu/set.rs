@@ -97,14 +97,12 @@ struct Shared {
     tensors: Vec<Tensor>,
 }
 
+/// What a tensor holds, if it is no output, its shape and storage type.
+type Part<'a> = (Option<Vec<f64>>, &'a [usize], DType);
+
 impl Shared {
     /// Each from a multiple of 16 bytes on, or (`align` 4) from one of 4 that is none of 16.
-    fn new(
-        gpu: &Gpu,
-        parts: &[(Option<Vec<f64>>, &[usize], DType)],
-        align: usize,
-        guards: bool,
-    ) -> Result<Shared, Failed> {
+    fn new(gpu: &Gpu, parts: &[Part<'_>], align: usize, guards: bool) -> Result<Shared, Failed> {
         let guard = if guards { 16 } else { 0 };
         let skew = |i: usize| if align == 16 { 0 } else { 4 * (1 + i % 3) };
         let mut bytes = POISON.repeat(8);
@@ -207,11 +205,7 @@ impl Layers {
         Layers { layers, align: 16, guards: true }
     }
 
-    fn shared(
-        &self,
-        gpu: &Gpu,
-        part: impl Fn(&Layer) -> (Option<Vec<f64>>, &[usize], DType),
-    ) -> Result<Shared, Failed> {
+    fn shared(&self, gpu: &Gpu, part: impl Fn(&Layer) -> Part<'_>) -> Result<Shared, Failed> {
         Shared::new(gpu, &self.layers.iter().map(part).collect::<Vec<_>>(), self.align, self.guards)
     }
 
