@@ -35,6 +35,8 @@ pub enum Module {
     BatchQuads,
     Optimizer,
     OptimizerQuads,
+    SetWords,
+    SetQuads,
     Probe,
 }
 
@@ -96,6 +98,8 @@ impl Module {
             Module::BatchQuads,
             Module::Optimizer,
             Module::OptimizerQuads,
+            Module::SetWords,
+            Module::SetQuads,
             Module::Probe,
         ];
         for ends in [Ends::Linear, Ends::Gradient] {
@@ -123,6 +127,7 @@ impl Module {
             Module::BatchWords | Module::BatchQuads => "batch",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
+            Module::SetWords | Module::SetQuads => "set",
             Module::Probe => "probe",
         }
     }
@@ -131,8 +136,8 @@ impl Module {
     pub fn name(self) -> String {
         let (family, reads, writes) = match self {
             Module::Product { family, reads, writes, .. } => (family, reads, writes),
-            Module::NormsWords | Module::BatchWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads | Module::BatchQuads => return format!("{}_quads", self.stem()),
+            Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
+            Module::NormsQuads | Module::BatchQuads | Module::SetQuads => return format!("{}_quads", self.stem()),
             _ => return self.stem().to_owned(),
         };
         let family = match family {
@@ -163,8 +168,8 @@ impl Module {
         };
         let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
-            Module::NormsWords => files.extend([shader!("norms_words"), shader!("norms")]),
-            Module::NormsQuads => files.extend([shader!("norms_quads"), shader!("norms")]),
+            Module::NormsWords => files.extend([shader!("combine"), shader!("norms_words"), shader!("norms")]),
+            Module::NormsQuads => files.extend([shader!("combine"), shader!("norms_quads"), shader!("norms")]),
             Module::Normalize => files.push(shader!("normalize")),
             Module::NormalizeQuads => files.push(shader!("normalize_quads")),
             Module::NormalizeRows => files.push(shader!("normalize_rows")),
@@ -195,6 +200,8 @@ impl Module {
                     Ends::Gradient => shader!("gradient"),
                 },
             ]),
+            Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
+            Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
             Module::Probe => files.push(shader!("probe")),
         }
         files.join("\n")
@@ -291,6 +298,18 @@ const STEP: &[(u32, Access)] =
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
 pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
 
+pub static SET_ROWS: Kernel = Kernel {
+    entry: "set_rows",
+    stem: "set",
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
+};
+pub static SET_COLUMNS: Kernel =
+    Kernel { entry: "set_columns", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (4, Write)] };
+pub static SET_FINISH: Kernel =
+    Kernel { entry: "set_finish", stem: "set", bindings: &[(0, Read), (3, Read), (4, Write), (5, Write), (6, Write)] };
+pub static SET_RESCALE: Kernel =
+    Kernel { entry: "set_rescale", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (5, Read), (7, Write)] };
+
 pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
 pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
 pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
@@ -298,7 +317,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 26] = [
+pub static KERNELS: [&Kernel; 30] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -322,6 +341,10 @@ pub static KERNELS: [&Kernel; 26] = [
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
     &OPTIMIZER_QUADS,
+    &SET_ROWS,
+    &SET_COLUMNS,
+    &SET_FINISH,
+    &SET_RESCALE,
     &PROBE_COPY,
     &PROBE_READ,
     &PROBE_MULTIPLY_ADD,

@@ -254,7 +254,12 @@ fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>
     zipped.map(entry).collect()
 }
 
-impl Span<'_> {
+impl<'a> Span<'a> {
+    /// Bytes that the device can bind.
+    pub fn new(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> Span<'a> {
+        Span { buffer: Cow::Borrowed(buffer), offset, size }
+    }
+
     fn binding(&self) -> wgpu::BufferBinding<'_> {
         wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size: wgpu::BufferSize::new(self.size) }
     }
@@ -321,12 +326,13 @@ impl<'a> Arguments<'a> {
 
     /// Device, usage and aliasing of all of them. The operator begins, for a profile.
     pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        self.check(ops.gpu())?;
-        ops.begin(self.op, self.work);
+        let work = self.check(ops.gpu())?;
+        ops.begin(self.op, work);
         Ok(())
     }
 
-    fn check(&self, gpu: &Gpu) -> Result<(), Error> {
+    /// The same without a beginning. Returns the work it takes.
+    pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
         gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
@@ -349,7 +355,7 @@ impl<'a> Arguments<'a> {
                 return Err(Error::Overlap { op, first, second: output });
             }
         }
-        Ok(())
+        Ok(self.work)
     }
 }
 

@@ -25,6 +25,7 @@ mod problem;
 mod profile;
 mod properties;
 mod recording;
+mod set;
 mod threads;
 mod train;
 mod tune;
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
     limits::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
+    set::register(&mut suite);
     profile::register(&mut suite);
     threads::register(&mut suite);
     train::register(&mut suite);
