@@ -6,6 +6,7 @@ mod api;
 mod backward;
 mod batch;
 mod bounds;
+mod checkpoint;
 mod errors;
 mod golden;
 mod linear;
