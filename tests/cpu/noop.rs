@@ -237,6 +237,28 @@ fn noop_dispatch_counts_of_windows() {
     assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
 }
 
+/// Work that no binding holds a row of: the gradients of an empty batch, and rows that are projected.
+#[test]
+fn noop_long_rows() {
+    let gpu = &*TINY;
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let (v, dv) = (zeros(&[5, 6000]), zeros(&[5, 6000]));
+    for (x, y) in [([0, 6000], [0, 5]), ([3, 6000], [3, 5])] {
+        let (x, y, g) = (zeros(&x), zeros(&y), zeros(&[5]));
+        for axis in AXES {
+            let weight = WeightNorm::unit(&v).axis(axis);
+            let (_, saved) = gpu.linear_saved(&x, weight, None).unwrap();
+            gpu.linear_backward(&x, weight, &y, &saved).unwrap();
+        }
+        gpu.linear(&x, WeightNorm::new(&v, &g), None).unwrap();
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
+        let state = gpu.adam_state(&v, None).unwrap();
+        with_walk(walk, || gpu.adam_step(trainable, &state, 1, &Adam::new(0.1))).unwrap();
+    }
+}
+
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
     let size = prop_oneof![8 => 0usize..40, 1 => Just(257), 1 => Just(1031), 1 => Just(6000), 1 => Just(usize::MAX), 1 => Just(1 << 31)];
     prop::collection::vec(size, 0..6)
