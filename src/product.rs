@@ -644,8 +644,10 @@ impl<'a> Product<'a> {
         let rows = self.a.rows_in(self.a.elements_in_binding(gpu), self.rows, self.depth, steps);
         let columns = self.b.rows_in(self.b.elements_in_binding(gpu), self.columns, self.depth, steps);
         let c = gpu.binding_capacity() / self.c_bytes;
-        let columns = columns.min(c).min(gpu.binding_capacity() / 4);
-        (rows.min(c.saturating_sub(columns) / self.columns + 1).min(gpu.binding_capacity() / 4), columns)
+        // What an end knows of each row or column: factors of the norms take most.
+        let each = gpu.binding_capacity() / 16;
+        let columns = columns.min(c).min(each);
+        (rows.min(c.saturating_sub(columns) / self.columns + 1).min(each), columns)
     }
 
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
