@@ -296,6 +296,8 @@ impl Shape {
         };
         // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
+        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
+        let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
         // The loops over elements, stages and columns besides.
         let besides = 1_000;
         (MAX_ITERATIONS - besides) / (product + redo * BK / redo_steps) * BK

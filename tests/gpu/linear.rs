@@ -380,7 +380,7 @@ fn longest_loops(gpu: &Gpu) -> Outcome {
             let scale = 2f64.powi(exponent);
             let v: Vec<f64> = base.v().iter().map(|v| v * scale).collect();
             // Nothing is zero in rows of x that are all alike but for their signs.
-            Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu)?;
+            Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu).map_err(|e| format!("{exponent}: {e:?}"))?;
         }
         // The scales on the contraction are the longest loop while staging, most where the columns are many.
         if outs < 64 && tile != Tile::Stream8 {
