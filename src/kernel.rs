@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::trusted;
+use crate::{Error, Gpu, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
 pub(crate) const MAX_ITERATIONS: u64 = 60_000;
@@ -361,40 +361,51 @@ pub(crate) struct Pipeline {
     pub label: String,
 }
 
+/// A pipeline, once it is built. Locked while it is: whoever wants the same one waits instead of building it too.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
 /// Pipelines, built once per variant and kept.
 pub(crate) struct Pipelines {
     /// The caller's.
     cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
-    built: Mutex<HashMap<Key, Arc<Pipeline>>>,
+    slots: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Pipelines {
     pub fn new(cache: Option<wgpu::PipelineCache>) -> Self {
-        Pipelines { cache, modules: Mutex::default(), built: Mutex::default() }
+        Pipelines { cache, modules: Mutex::default(), slots: Mutex::default() }
     }
 
+    /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,
-        device: &wgpu::Device,
-        immediates: bool,
+        gpu: &Gpu,
         kernel: &'static Kernel,
         module: Module,
         constants: &Constants,
-    ) -> Arc<Pipeline> {
+    ) -> Result<Arc<Pipeline>, Error> {
         let key = (kernel.entry, module, constants.clone());
-        if let Some(found) = self.built.lock().expect("no panic while held").get(&key) {
-            return found.clone();
+        let slot = self.slots.lock().expect("no panic while held").entry(key).or_default().clone();
+        let mut built = slot.lock().expect("no panic while held");
+        if let Some(pipeline) = &*built {
+            return Ok(pipeline.clone());
         }
-        // Built outside of the lock: another thread may build the same one meanwhile, which does no harm.
-        let shader = self.module(device, immediates, module);
-        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref()));
-        self.built.lock().expect("no panic while held").entry(key).or_insert(pipeline).clone()
+        let (device, immediates) = (gpu.device(), gpu.immediates());
+        let made = gpu.guarded("a pipeline", 0, || {
+            let shader = self.module(device, immediates, module);
+            build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref())
+        });
+        if made.is_err() {
+            self.modules.lock().expect("no panic while held").remove(&module);
+        }
+        Ok(built.insert(Arc::new(made?)).clone())
     }
 
     /// Pipelines built so far.
     pub fn count(&self) -> usize {
-        self.built.lock().expect("no panic while held").len()
+        let slots: Vec<Slot> = self.slots.lock().expect("no panic while held").values().cloned().collect();
+        slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
     fn module(&self, device: &wgpu::Device, immediates: bool, module: Module) -> wgpu::ShaderModule {

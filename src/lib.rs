@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 mod batch;
+#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
+pub mod checkpoint;
 mod contract;
 pub mod cpu;
 mod error;

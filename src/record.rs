@@ -139,18 +139,17 @@ impl<'p, 'e> Recorder<'p, 'e> {
         debug_assert_eq!(buffers.len(), kernel.bindings.len(), "{}", kernel.entry);
         let params = bytemuck::bytes_of(params);
         debug_assert!(params.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
-        let (pipeline, bind_group) = gpu.guarded("a pipeline or bind group", 0, || {
-            let pipeline = gpu.pipelines().get(gpu.device(), gpu.immediates(), kernel, *module, constants);
+        let pipeline = gpu.pipelines().get(gpu, kernel, *module, constants)?;
+        let bind_group = gpu.guarded("a bind group", 0, || {
             let uniform = if gpu.immediates() { Ok(None) } else { uniform_buffer(gpu, params).map(Some) };
             uniform.map(|uniform| {
                 let mut entries: Vec<_> = zip_bindings(gpu, kernel, buffers);
                 entries.extend(uniform.as_ref().map(kernel::uniform_entry));
-                let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
                     label: Some(&pipeline.label),
                     layout: &pipeline.layout,
                     entries: &entries,
-                });
-                (pipeline, bind_group)
+                })
             })
         })??;
         let [x, y, z] = kernel::grid(*groups, gpu.limits().max_compute_workgroups_per_dimension);

@@ -214,6 +214,12 @@ impl Tensor {
         self.len() as u64 * self.dtype.size()
     }
 
+    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In u64:
+    /// usize has 32 bits in a browser.
+    pub(crate) fn products(&self, outs: usize) -> u64 {
+        self.len() as u64 * outs as u64
+    }
+
     /// Bytes from the start of the buffer to the end of the last word.
     pub(crate) fn end(&self) -> u64 {
         self.offset + (self.len() as u64 * self.dtype.size()).next_multiple_of(4)
