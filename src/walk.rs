@@ -113,12 +113,28 @@ impl Walk {
         }
     }
 
-    /// Invocations that share one of `rows` rows of `octets` octets each, which a work item has.
-    pub(crate) fn lanes_of_a_set(self, rows: u64, octets: u64) -> u64 {
+    /// Elements of the stretches in which a set sums up long rows; rows of up to twice as many are not split.
+    pub(crate) fn stretch_of_a_set(self, target: u64) -> u64 {
+        match self {
+            Walk::Gpu => target,
+            Walk::Cpu => 8192,
+        }
+    }
+
+    /// Invocations that share a row or stretch of so many octets in a set. On a CPU one: to add up between them takes
+    /// barriers, with which variables live in memory there.
+    pub(crate) fn lanes_of_a_set(self, octets: u64) -> u64 {
         match self {
             Walk::Gpu => octets.div_ceil(2).next_power_of_two().clamp(1, THREADS),
-            // The fewer, the less there is to add up between them.
-            Walk::Cpu => (THREADS / rows.clamp(1, THREADS)).next_power_of_two().min(octets.next_power_of_two()).max(1),
+            Walk::Cpu => 1,
+        }
+    }
+
+    /// Rows or stretches of a work item of `target` elements.
+    pub(crate) fn rows_of_a_set(self, target: u64, length: u64) -> u64 {
+        match self {
+            Walk::Gpu => (target / length.max(1)).max(1),
+            Walk::Cpu => (target / length.max(1)).next_multiple_of(THREADS).max(THREADS),
         }
     }
 
