@@ -57,11 +57,14 @@ impl Walk {
         }
     }
 
-    /// Rows of `units` terms that one invocation sums up, where it has each for itself: what is done once for all of
-    /// them costs little then.
+    /// Neighbouring rows of `units` terms that one invocation sums up, where it has each for itself: what is done once
+    /// for all of them costs little then. 1, or a multiple of four.
     pub(crate) fn rows_of_a_lane(self, rows: u64, units: u64) -> u64 {
         match self {
-            Walk::Cpu if units <= 16 && rows >= 256 * THREADS => 16,
+            Walk::Cpu if units <= 32 => match rows / (self.enough_groups() * THREADS) {
+                0..4 => 1,
+                each => 1 << each.min(64).ilog2(),
+            },
             _ => 1,
         }
     }

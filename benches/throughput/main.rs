@@ -59,6 +59,8 @@ struct Args {
 
 /// Rows and columns of the row operators; m, k, n of the layers.
 const ROWS: [[usize; 2]; 5] = [[1024, 1024], [4096, 4096], [8, 1 << 20], [1 << 20, 8], [512, 4608]];
+/// Short rows, as those of 3x3 and 3x3x3 convolutions over one channel.
+const SHORT: [[usize; 2]; 5] = [[1 << 20, 4], [1 << 19, 16], [1 << 18, 32], [1 << 18, 9], [1 << 17, 27]];
 const LAYERS: [[usize; 3]; 9] = [
     [1, 1024, 1024],
     [8, 4096, 4096],
@@ -223,7 +225,7 @@ impl Bench {
         for shape in self.layers(&SMALL) {
             pairs.push([f32(Op::Linear, Form::Three, shape), f32(Op::Linear, Form::Fused, shape)]);
         }
-        for shape in self.some(&ROWS, |[n, k]| n * k) {
+        for shape in self.some(&[&ROWS[..], &SHORT].concat(), |[n, k]| n * k) {
             for (op, plain) in [(Op::RowNorms, Op::Read), (Op::Normalize, Op::Copy)] {
                 let of = |op, dtype| Problem::rows(op, dtype, shape);
                 pairs.push([of(op, DType::F32), of(plain, DType::F32)]);

@@ -189,7 +189,7 @@ fn noop_dispatch_counts() {
         assert_eq!(known_count, u64::from(kept > 0) + copy, "{shape:?} {axis:?}, known");
     }
 
-    for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 0), (4096, 33, 7, 0), (2, 3, 40_000, 1)] {
+    for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 0), (4096, 33, 7, 0), (2, 3, 100_000, 1)] {
         let (x, v, y) = (zeros(&[batch, ins]), zeros(&[outs, ins]), zeros(&[batch, outs]));
         let plain = LinearOptions::default();
         for (axis, kept) in [(Axis::Kept(0), outs), (Axis::Kept(1), ins), (Axis::Whole, 1)] {
@@ -235,6 +235,33 @@ fn noop_dispatch_counts_of_windows() {
     assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
     let (x, v, y) = (zeros(&[1024, 64]), zeros(&[64, 64]), zeros(&[1024, 64]));
     assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
+}
+
+/// Work that no binding holds a row of: the gradients of an empty batch, and rows that are projected.
+#[test]
+fn noop_long_rows() {
+    let gpu = &*TINY;
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let (v, dv) = (zeros(&[5, 6000]), zeros(&[5, 6000]));
+    for (x, y) in [([0, 6000], [0, 5]), ([3, 6000], [3, 5])] {
+        let (x, y, g) = (zeros(&x), zeros(&y), zeros(&[5]));
+        for axis in AXES {
+            let weight = WeightNorm::unit(&v).axis(axis);
+            let (_, saved) = gpu.linear_saved(&x, weight, None).unwrap();
+            match gpu.linear_backward(&x, weight, &y, &saved) {
+                Ok(_) => {}
+                // A sum over the batch reads some rows of x at once, which this device cannot bind.
+                Err(Error::TooLarge { .. }) if x.shape()[0] > 0 => {}
+                Err(other) => panic!("batch {}, {axis:?}: {other}", x.shape()[0]),
+            }
+        }
+        gpu.linear(&x, WeightNorm::new(&v, &g), None).unwrap();
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
+        let state = gpu.adam_state(&v, None).unwrap();
+        with_walk(walk, || gpu.adam_step(trainable, &state, 1, &Adam::new(0.1))).unwrap();
+    }
 }
 
 fn sizes() -> impl Strategy<Value = Vec<usize>> {

@@ -172,7 +172,7 @@ fn agree(shared: &Gpu, cases: &'static [Case], time: Duration) -> Outcome {
             let place = (round + thread) % cases.len();
             let submitted = cases[place].submit(gpu).map_err(|e| e.to_string())?;
             // Some are gone while in flight.
-            if (round + thread) % 4 > 0 {
+            if !(round + thread).is_multiple_of(4) {
                 let words = submitted.read(gpu).map_err(|e| e.to_string())?;
                 if let Some(output) = (0..words.len()).find(|&o| words[o] != expected[place][o]) {
                     return Err(format!("thread {thread}, round {round}: output {output} of case {place} differs"));
