@@ -2,6 +2,7 @@
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
 use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
+use crate::few::Few;
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
@@ -314,6 +315,9 @@ impl Recorder<'_, '_> {
         let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
         let Some(norm) = weight.normalized() else {
             self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
+            if self.few_rows(x, weight.v(), dy, gradients, None)? {
+                return Ok(());
+            }
             let end = GradientEnd::plain(write);
             if let Some(dv) = dv {
                 self.weight_product(x, dy, &sizes, gradients, &GradientEnd { out: Some(dv), ..end.clone() })?;
@@ -356,6 +360,9 @@ impl Recorder<'_, '_> {
                 None
             }
         };
+        if norm.axis == Axis::Kept(0) && self.few_rows(x, norm.v, dy, gradients, end.factors.clone())? {
+            return Ok(());
+        }
         if let Some(dv) = dv {
             let of = match norm.axis {
                 Axis::Kept(0) => Of::Rows,
@@ -440,6 +447,26 @@ impl Recorder<'_, '_> {
         let cooperative = (dv.is_none() || are_halves([dy, x]))
             && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
         gradients.forced().check(OP, self.gpu(), cooperative)
+    }
+
+    /// Both products at once, if both are wanted and that can be done: whether they were recorded.
+    fn few_rows(
+        &mut self,
+        x: &Tensor,
+        v: &Tensor,
+        dy: &Tensor,
+        gradients: &Gradients<'_>,
+        factors: Option<View<'_>>,
+    ) -> Result<bool, Error> {
+        let &Gradients { dx: Some(dx), dv: Some(dv), write: Write::Replace, tile: None, split_length: None, .. } =
+            gradients
+        else {
+            return Ok(false);
+        };
+        if x.is_empty() || v.is_empty() {
+            return Ok(false);
+        }
+        self.few(&Few { x, v, dy, dx, dv, factors })
     }
 
     /// dyᵀ x with an end.

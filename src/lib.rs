@@ -3,6 +3,7 @@ mod batch;
 mod contract;
 pub mod cpu;
 mod error;
+mod few;
 mod gpu;
 mod gradient;
 mod kernel;

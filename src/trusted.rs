@@ -13,7 +13,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, immediates: b
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !matches!(module, Module::Product { .. }),
+        bounds_checks: !matches!(module, Module::Product { .. } | Module::Few),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };
