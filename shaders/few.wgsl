@@ -86,8 +86,10 @@ fn fetch(j: u32) -> u32 {
     let four = factors[extractBits(p.more_firsts, 8u, 8u) + min(j, p.outs - 1u)];
     let exponent = 2 * (i32(magnitude(four.x) >> 23u) - 127) + i32(magnitude(four.y) >> 23u) - 127;
     let near = abs(exponent) <= NEAR;
-    let a = select(four.y, (four.y * four.x) * four.x, near);
-    own_e = select(four.x * four.x, 1.0, near);
+    // What e leaves of a; v * e is normal or next to nothing beside g.
+    let e = select(clamp(exponent, -126, 126), 0, near);
+    let a = wide(four.y).m * exp2i(clamp(exponent - e, -126, 127));
+    own_e = exp2i(e);
     own_s = ((four.w * a) * four.z) * four.z;
     // Zero factors are right; what else is not normal may have lost its digits.
     var wild = !near && doubled(four.y) != 0u;

@@ -294,7 +294,9 @@ impl Recorder<'_, '_> {
     /// [`Eps::After`], whose d is not among them.
     ///
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
+    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. Where a CPU
+    /// computes, dx and dv of a batch of up to 8 come out of one dispatch, with more than 1024 outputs out of two: f32 that
+    /// is replaced, rows of whole quads, tensors that start at multiples of 16 bytes, kept axis 0 or a plain weight. A product
     /// whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The whole tensor takes
     /// one or two more for dbias, kept axis 1 the product q besides.
     ///
