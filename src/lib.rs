@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 mod batch;
+#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
+pub mod checkpoint;
 mod contract;
 pub mod cpu;
 mod error;
@@ -14,6 +16,7 @@ mod optimizer;
 mod product;
 mod profile;
 mod record;
+mod set;
 mod tensor;
 mod train;
 mod trusted;
@@ -31,6 +34,7 @@ pub use optimizer::{AdamState, Moments, SgdState, Trainable};
 pub use product::Tile;
 pub use profile::{Clock, DispatchTime, OperatorTime, Profile, Roof, Work};
 pub use record::Recorder;
+pub use set::{SetMember, SetOperator, WeightSet};
 pub use tensor::Tensor;
 pub use train::{Adam, Group, Sgd};
 pub use tune::{Choices, LinearShape};

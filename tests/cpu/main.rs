@@ -2,9 +2,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
 mod backward;
 mod batch;
 mod bounds;
+mod checkpoint;
 mod errors;
 mod golden;
 mod linear;
@@ -12,6 +14,7 @@ mod model;
 mod non_finite;
 mod noop;
 mod optimizer;
+mod policy;
 mod rows;
 mod shaders;
 mod tune;

@@ -1,0 +1,7 @@
+//! Checkpoints, as far as they need no GPU.
+mod convert;
+mod damaged;
+mod find;
+mod inspect;
+mod killed;
+mod targets;
