@@ -28,8 +28,9 @@ struct Params {
 
 /// Invocations in a workgroup of `batch.wgsl`.
 const THREADS: u64 = 64;
-/// The most columns of a workgroup.
+/// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
 const MAX_COLUMNS: u64 = 32;
+const FEW_ROWS: u64 = 8;
 /// `Part` of `batch.wgsl`.
 const PART_BYTES: u64 = 12;
 /// The fewest rows worth a split of their own: up to so many need one dispatch only.
@@ -646,7 +647,9 @@ impl Plan {
         let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
         let capacity = gpu.binding_capacity();
         let groups = gpu.group_capacity();
-        let cx = columns.next_power_of_two().min(MAX_COLUMNS);
+        // A few rows are added up sooner by one invocation than put together from several.
+        let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };
+        let cx = columns.next_power_of_two().min(most);
         let cy = THREADS / cx;
         // An output has to fit its binding as well.
         let out = if job.factors.is_some() { 16 } else { DType::F32.size() };

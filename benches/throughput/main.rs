@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios or sizes
+//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for the README
 //! ```

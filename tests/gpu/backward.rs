@@ -51,6 +51,7 @@ pub fn register(suite: &mut Suite) {
     test("sparse", sparse);
     test("dv_is_orthogonal_to_v", dv_is_orthogonal_to_v);
     test("scaled_v_divides_dv", scaled_v_divides_dv);
+    test("few_rows", few_rows);
     test("same_bits", same_bits);
     test("windows", windows);
     test("errors", errors);
@@ -79,9 +80,23 @@ struct Outputs {
 
 impl Outputs {
     fn new(gpu: &Gpu, parts: &[(Vec<usize>, DType)], held: Option<&[Vec<f64>]>, seed: usize) -> Result<Self, Failed> {
+        Outputs::aligned(gpu, parts, held, seed, 4)
+    }
+
+    /// Each of them starts at a multiple of so many bytes.
+    fn aligned(
+        gpu: &Gpu,
+        parts: &[(Vec<usize>, DType)],
+        held: Option<&[Vec<f64>]>,
+        seed: usize,
+        alignment: usize,
+    ) -> Result<Self, Failed> {
         let mut before = POISON.repeat(OFFSETS[seed % OFFSETS.len()] as usize / 4 + 1);
         let mut places = vec![];
         for (i, (shape, dtype)) in parts.iter().enumerate() {
+            while !before.len().is_multiple_of(alignment) {
+                before.extend(POISON);
+            }
             places.push(before.len());
             let count = shape.iter().product::<usize>();
             let bytes = count * dtype.size() as usize;
@@ -152,6 +167,8 @@ struct Case {
     write: Write,
     tile: Option<Tile>,
     split_length: Option<u32>,
+    /// Tensors start at multiples of so many bytes.
+    alignment: usize,
     x: Option<Vec<f64>>,
     v: Option<Vec<f64>>,
     g: Option<Vec<f64>>,
@@ -201,6 +218,7 @@ impl Case {
             write: Write::Replace,
             tile: Some(Tile::Medium),
             split_length: None,
+            alignment: 4,
             x: None,
             v: None,
             g: None,
@@ -316,6 +334,10 @@ impl Case {
     fn run(&self, gpu: &Gpu) -> Result<Got, Failed> {
         let [batch, outs, ins] = self.size;
         let seed = batch + outs + 3 * ins;
+        let upload = |gpu: &Gpu, values: &[f64], shape: &[usize], dtype, seed: usize| {
+            let offset = OFFSETS[seed % OFFSETS.len()].next_multiple_of(self.alignment as u64);
+            Ok::<_, Error>(Guarded::holding(gpu, values, shape, dtype, offset)?.tensor)
+        };
         let x = upload(gpu, &self.x(), &[batch, ins], self.dtypes[0], seed)?;
         let v = upload(gpu, &self.v(), &self.v_shape(), self.dtypes[1], seed + 1)?;
         let dy = upload(gpu, &self.dy(), &[batch, outs], self.dtypes[2], seed + 2)?;
@@ -344,7 +366,8 @@ impl Case {
             (vec![outs], DType::F32),
         ];
         let held = self.held();
-        let outputs = Outputs::new(gpu, &parts, (self.write == Write::Add).then_some(&held), seed)?;
+        let held = (self.write == Write::Add).then_some(&held[..]);
+        let outputs = Outputs::aligned(gpu, &parts, held, seed, self.alignment)?;
         let mut wanted = self.wanted;
         wanted[2] &= self.axis.is_some();
         let mut gradients = Gradients::default().write(self.write);
@@ -1009,6 +1032,80 @@ fn sparse(gpu: &Gpu) -> Outcome {
         cases.push(case);
     }
     all(cases, |case| case.check(gpu))
+}
+
+/// A batch of a few rows whose tensors can be read in quads: where a CPU computes in subgroups, dx and dv come out of one
+/// dispatch, with more than 1024 outputs out of two.
+fn few_rows(gpu: &Gpu) -> Outcome {
+    let few = |case: Case| Case { tile: None, alignment: 16, ..case };
+    let new = |axis, size| few(Case::of(axis, size));
+    let mut cases = vec![];
+    for batch in [1, 2, 3, 4, 5, 8] {
+        for size in [[batch, 1, 4], [batch, 13, 36], [batch, 9, 1100], [batch, 1030, 8]] {
+            cases.extend([OUT, PLAIN].map(|axis| new(axis, size)));
+        }
+    }
+    cases.push(Case { eps: Eps::After(1e-3), gain: false, known: false, ..new(OUT, [3, 1100, 36]) });
+    let lanes = Tile::Lanes4.runs_on(gpu) && gpu.report().info.device_type == wgpu::DeviceType::Cpu;
+    // Not by this kernel: what is added to, one product alone, one row more.
+    cases.push(Case { write: Write::Add, ..new(OUT, [3, 13, 36]) });
+    cases.push(Case { wanted: [true, false, true, true], ..new(OUT, [3, 13, 36]) });
+    cases.push(new(OUT, [9, 13, 36]));
+    all(&cases, |case| {
+        let got = case.check_against(gpu, &case.reference()?)?;
+        let at_once = lanes && case.size[0] <= 8 && case.write == Write::Replace && case.wanted[1];
+        let norms = u64::from(!case.known);
+        let products = if at_once && case.size[1] <= 1024 { 1 } else { 1 + u64::from(case.wanted[1]) };
+        assert_eq!(got.dispatches, norms + 1 + products);
+        Ok(())
+    })?;
+    // The whole range: rows, gains, sums of every size.
+    let gains = [1e-30, 1e-15, 1.0, 0.0, 1e15, 1e30];
+    let pairs: Vec<(f64, f64)> = gains.iter().flat_map(|&g| SCALES.iter().map(move |&v| (g, v))).collect();
+    let outs = pairs.len();
+    let mut cases = vec![];
+    for (batch, eps) in [(1, Eps::None), (7, Eps::None), (4, Eps::Clamp(1e-35)), (2, Eps::After(1e-3))] {
+        let v = Some(scaled(70, SCALES.len() * 36, DType::F32, |i| SCALES[i / 36]));
+        let g = Some(scaled(71, SCALES.len(), DType::F32, |_| 1.0));
+        cases.push(Case { eps, v, g, ..new(OUT, [batch, SCALES.len(), 36]) });
+        let v = Some(scaled(72, outs * 12, DType::F32, |i| pairs[i / 12].1));
+        let g = Some(scaled(73, outs, DType::F32, |j| pairs[j].0));
+        cases.push(Case { eps: Eps::None, v, g, ..new(OUT, [batch, outs, 12]) });
+    }
+    for (x, dy, g) in [(1e30, 1e15, 1e-20), (1e-25, 1e-20, 1e20), (1e25, 1e25, 1e-30), (1e-30, 1e-30, 1e30)] {
+        // As in dw_out_of_range.
+        let wild = |i: usize| i % 4 == 3;
+        let case = new(OUT, [7, 9, 36]);
+        cases.push(Case {
+            x: Some(scaled(74, 7 * 36, DType::F32, |i| if wild(i) { x } else { 1.0 })),
+            dy: Some(scaled(75, 7 * 9, DType::F32, |_| dy)),
+            g: Some(scaled(76, 9, DType::F32, |_| g)),
+            v: Some(scaled(77, 9 * 36, DType::F32, |i| if wild(i) { 0.0 } else { 1.0 })),
+            ..case
+        });
+    }
+    let zeros = |mut values: Vec<f64>, every: usize| {
+        values.iter_mut().step_by(every).for_each(|value| *value = 0.0);
+        Some(values)
+    };
+    let case = new(OUT, [7, 13, 36]);
+    cases.push(Case { dy: zeros(case.dy(), 2), x: zeros(case.x(), 3), ..case.clone() });
+    let mut v = case.v();
+    v[36..72].fill(0.0);
+    cases.push(Case { v: Some(v), ..case.clone() });
+    all(&cases, |case| case.check(gpu))?;
+    let mut cases = vec![];
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let spoil = |mut values: Vec<f64>, at: usize| {
+            values[at] = bad;
+            Some(values)
+        };
+        cases.push((bad, Case { dy: spoil(case.dy(), 2 * 13 + 5), ..case.clone() }));
+        cases.push((bad, Case { x: spoil(case.x(), 3 * 36 + 7), ..case.clone() }));
+        cases.push((bad, Case { v: spoil(case.v(), 4 * 36 + 6), ..case.clone() }));
+        cases.push((bad, Case { g: spoil(case.g().ok_or("no g")?, 0), ..case.clone() }));
+    }
+    all(&cases, |(bad, case)| agrees_where_finite(case, &case.run(gpu)?, &case.reference()?, *bad))
 }
 
 /// Under the policy `none` a step along dv leaves the length of each row as it is, to first order.
