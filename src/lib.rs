@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 mod batch;
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
 mod contract;
 pub mod cpu;
 mod error;

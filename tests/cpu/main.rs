@@ -5,6 +5,7 @@ mod common;
 mod backward;
 mod batch;
 mod bounds;
+mod checkpoint;
 mod errors;
 mod golden;
 mod linear;

@@ -1,0 +1,243 @@
+//! Weight-normalized parameters in `.safetensors` files: found, folded, split, renamed.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use weightnorm::checkpoint::{self, Checkpoint, Rules, Spelling};
+//! use weightnorm::{Axis, Gpu};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let vocoder = Checkpoint::open(Path::new("vocoder.safetensors"))?; // reads the header only
+//!     let rules = Rules::default().axis("*.pos_conv.weight", Axis::Kept(2)).exclude("discriminator.*");
+//!     for row in checkpoint::inspect(&vocoder, &rules, &mut |_| ())?.rows {
+//!         println!("{} {:?} keeps {:?}: norms {:?}", row.weight.name, row.weight.shape, row.weight.axis, row.norm);
+//!     }
+//!     checkpoint::convert(&vocoder, Path::new("renamed.safetensors"), Spelling::Parametrizations, &rules, &mut |_| ())?;
+//!     checkpoint::fold(&Gpu::new()?, &vocoder, Path::new("folded.safetensors"), &rules, &mut |_| ())?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is found
+//!
+//! A parameter `layer.weight` (or `bias`, or any other name) is weight-normalized if there is a pair of tensors g and v
+//! called as one [`Spelling`] says. Its kept axis follows from the shapes: g has ones everywhere but there, as PyTorch writes
+//! it, or is flat and as long as one axis alone. A flat g that fits several axes is [`Problem::AmbiguousAxis`], until
+//! [`Rules::axis`] names the axis. With a g of one element the name of the axis makes no difference: it is reported as
+//! axis 0 if that has one index, else as [`Axis::Whole`]. (A transposed convolution as PyTorch stores it keeps axis 0, which
+//! is its input; that is what its g says too.)
+//!
+//! v may be f32, f16, bf16 or f64, and so may g. The result of a computation has the storage type of v, and f64 becomes
+//! f32: [`Problem::Narrowed`] warns of that. g is widened to f32, or narrowed to it.
+//!
+//! # What is written
+//!
+//! Tensors that no weight takes part in, metadata, the order of the header and that of the data stay as they are, byte for
+//! byte: w has the place of v, g stands in front of v. (Where a tensor would not start at a multiple of its element size
+//! any more, the data is laid out anew with the largest elements first, as the `safetensors` crate does.) A file is written under a
+//! temporary name in the folder of the output (`.NAME.PROCESS-COUNT.tmp`), synced and renamed, so that whenever the process
+//! is killed or the machine stops, the output is the old file or the whole new one; a process that is killed leaves the temporary
+//! file. The output may be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without write
+//! permission is not replaced.
+//!
+//! Of a sharded checkpoint the result is a new folder with the same files and an index with the same keys, written
+//! likewise; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.
+//!
+//! If there is any [`Finding`] that is not a warning, nothing is written.
+//!
+//! # Memory
+//!
+//! Only headers are held in memory as a whole. Tensors pass in windows of [`Rules::window`] bytes, 64 MiB by default, of
+//! which at most four are there at a time, on the host; likewise on the device. A weight larger than that is
+//! computed in windows of whole rows where these lie together (axis 0), else read twice, once for the norms, which
+//! takes 8 bytes more for each row.
+mod error;
+mod file;
+mod find;
+mod header;
+mod index;
+mod inspect;
+mod names;
+mod plan;
+
+use std::path::{Path, PathBuf};
+
+use file::Source;
+use index::Index;
+
+use crate::{Axis, Eps};
+
+pub use error::{Error, Finding, Problem};
+pub use find::{Found, FoundWeight};
+pub use header::{FileDType, TensorInfo};
+pub use inspect::{Inspection, Range, Row, inspect};
+pub use names::{Pattern, Spelling};
+pub use plan::{Report, convert};
+
+/// A `.safetensors` file, or several with an index, of which the headers have been read and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    shards: Vec<Source>,
+    /// Of a sharded one.
+    index: Option<Index>,
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file; the index of a sharded checkpoint, `NAME.safetensors.index.json`; or a folder that
+    /// holds one of them, the index if there are both.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
+    /// cut off, too long (100 MB) or no JSON of that form, a name stands there twice, a place is not as large as shape
+    /// and type say, places overlap, leave holes or do not end where the file does; [`Error::Index`].
+    pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        let path = index::in_folder(path)?;
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let (index, shards) = Index::open(&path)?;
+            return Ok(Checkpoint { path, shards, index: Some(index) });
+        }
+        Ok(Checkpoint { shards: vec![Source::open(&path)?], path, index: None })
+    }
+
+    /// The file, or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is several files with an index, so that an output is a folder.
+    pub fn is_sharded(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// Its files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(|shard| shard.path.as_path())
+    }
+
+    /// All tensors, file by file, in the order of the headers.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.shards.iter().flat_map(|shard| &shard.header.tensors)
+    }
+
+    /// The metadata of its files, in order.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.shards.iter().filter_map(|shard| shard.header.metadata.as_ref()).flatten();
+        all.map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The weight-normalized parameters that the rules choose, and what is odd about them. Reads nothing: zero rows
+    /// and numbers that are not finite are for [`inspect`].
+    pub fn weights(&self, rules: &Rules) -> Found {
+        find::find(self, rules)
+    }
+}
+
+/// What to do with which weight.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Rules {
+    /// Kept axes by name: see [`Rules::axis`].
+    pub axes: Vec<(Pattern, Axis)>,
+    /// The policy of every weight, `Clamp(1e-12)` by default: that is PyTorch's result wherever that is a number.
+    pub eps: Eps,
+    /// Names to take, all if empty.
+    pub include: Vec<Pattern>,
+    /// Names to leave as they are.
+    pub exclude: Vec<Pattern>,
+    /// Whether zero rows are only warned of.
+    pub zero_rows: bool,
+    /// Bytes of a window: see [the memory](self#memory).
+    pub window: usize,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        let (axes, include, exclude) = Default::default();
+        Rules { axes, eps: Eps::default(), include, exclude, zero_rows: false, window: 64 << 20 }
+    }
+}
+
+impl Rules {
+    /// Weights whose name (that of w, `layer.weight`) fits the pattern keep this axis. The first that fits decides.
+    pub fn axis(mut self, pattern: impl Into<Pattern>, axis: Axis) -> Self {
+        self.axes.push((pattern.into(), axis));
+        self
+    }
+
+    /// Another eps policy.
+    pub fn eps(mut self, eps: Eps) -> Self {
+        self.eps = eps;
+        self
+    }
+
+    /// Only weights whose name fits this pattern or another one that is included.
+    pub fn include(mut self, pattern: impl Into<Pattern>) -> Self {
+        self.include.push(pattern.into());
+        self
+    }
+
+    /// No weight whose name fits this pattern: its tensors are copied.
+    pub fn exclude(mut self, pattern: impl Into<Pattern>) -> Self {
+        self.exclude.push(pattern.into());
+        self
+    }
+
+    /// Computes weights with zero rows too, as the eps policy says: 0, or NaN under [`Eps::None`].
+    pub fn allow_zero_rows(mut self) -> Self {
+        self.zero_rows = true;
+        self
+    }
+
+    /// Another size of the windows in bytes, at least 4096.
+    pub fn window(mut self, bytes: usize) -> Self {
+        self.window = bytes;
+        self
+    }
+
+    fn chooses(&self, name: &str) -> bool {
+        let fits = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
+        (self.include.is_empty() || fits(&self.include)) && !fits(&self.exclude)
+    }
+
+    fn axis_of(&self, name: &str) -> Option<Axis> {
+        self.axes.iter().find(|(pattern, _)| pattern.matches(name)).map(|&(_, axis)| axis)
+    }
+
+    fn window_bytes(&self) -> u64 {
+        self.window.max(4096) as u64
+    }
+
+    /// Whether a finding keeps the weight from being computed.
+    fn refuses(&self, finding: &Finding) -> bool {
+        match finding.problem {
+            Problem::ZeroRows { .. } => !self.zero_rows,
+            _ => !finding.problem.is_warning(),
+        }
+    }
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// The tensor at work.
+    pub tensor: &'a str,
+    /// Bytes of tensors done.
+    pub done: u64,
+    /// Bytes of tensors in all.
+    pub total: u64,
+}
+
+/// Counts bytes for a caller.
+struct Meter<'a> {
+    report: &'a mut dyn FnMut(Progress<'_>),
+    done: u64,
+    total: u64,
+}
+
+impl Meter<'_> {
+    fn add(&mut self, tensor: &str, bytes: u64) {
+        self.done += bytes;
+        (self.report)(Progress { tensor, done: self.done, total: self.total });
+    }
+}

@@ -1,0 +1,195 @@
+//! What can go wrong with a file, and what can be odd about a weight in it.
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Everything that can go wrong with checkpoints. Whatever it is, no file is left half written: the output is what it was
+/// before, or not there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("{}: {doing}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is not of the format, or is damaged.
+    #[error("{}: {reason}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The entry of one tensor in the header of a file is wrong.
+    #[error("{}: tensor {tensor:?}: {reason}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The index of a sharded checkpoint is wrong, or does not fit its files.
+    #[error("{}: {reason}", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Weights that cannot be computed as the rules say. Exclude them, override their axis, or allow it.
+    #[error("{}", list(findings))]
+    Findings {
+        /// All that was found, at least one.
+        findings: Vec<Finding>,
+    },
+    /// No tensor of the checkpoint is one that the patterns choose.
+    #[error("{}: {what}", path.display())]
+    NothingChosen {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// The output is there already, and is not to be replaced: a folder, or a file without write permission.
+    #[error("{}: {reason}", path.display())]
+    Occupied {
+        /// The output.
+        path: PathBuf,
+        /// Why it is not replaced.
+        reason: &'static str,
+    },
+    /// The GPU failed.
+    #[error("{tensor}: {source}")]
+    Gpu {
+        /// The first of the weights that were being computed.
+        tensor: String,
+        /// What it said.
+        source: crate::Error,
+    },
+}
+
+/// Something about a weight that a reader should know: see [`Problem`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// The weight's name, as it is called once it is folded.
+    pub weight: String,
+    /// What was found.
+    pub problem: Problem,
+}
+
+/// What can be odd about a weight.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// One of the two tensors is there, the other is not.
+    MissingPartner {
+        /// The name of the one that is there.
+        found: String,
+        /// The name of the other.
+        missing: String,
+    },
+    /// The weight is there in both spellings.
+    BothSpellings,
+    /// The names that it would have afterwards are taken by other tensors.
+    NameTaken {
+        /// The first of them.
+        name: String,
+    },
+    /// More than weight normalization is registered as a parametrization of it.
+    OtherParametrization {
+        /// A tensor that weight normalization does not have.
+        tensor: String,
+    },
+    /// g has another shape than any kept axis of v, or the one of the rules, gives it.
+    Shape {
+        /// Shape of v.
+        v: Vec<usize>,
+        /// Shape of g.
+        g: Vec<usize>,
+        /// What g would have to be.
+        expected: String,
+    },
+    /// A flat g fits several axes of v. [`Rules::axis`](crate::checkpoint::Rules::axis) decides.
+    AmbiguousAxis {
+        /// Shape of v.
+        v: Vec<usize>,
+        /// Shape of g.
+        g: Vec<usize>,
+        /// The axes that it fits.
+        axes: Vec<usize>,
+    },
+    /// The rules name an axis that the weight does not have.
+    NoSuchAxis {
+        /// The axis.
+        axis: usize,
+        /// The number of axes.
+        rank: usize,
+    },
+    /// A tensor's elements are not floating-point numbers that the crate computes with.
+    NotComputable {
+        /// The tensor.
+        tensor: String,
+        /// Its storage type.
+        dtype: &'static str,
+    },
+    /// Rows of v without a number but zeros: w is not determined by them.
+    ZeroRows {
+        /// How many.
+        count: u64,
+    },
+    /// Elements that are NaN or infinite: of v and g where the input is looked at, of the result where it is written.
+    NonFinite {
+        /// How many.
+        count: u64,
+    },
+    /// Stored as f64, computed and written as f32.
+    Narrowed,
+}
+
+impl Problem {
+    /// Whether it is worth a word, but keeps nobody from computing the weight.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Problem::Narrowed | Problem::NonFinite { .. })
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.weight, self.problem)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::MissingPartner { found, missing } => write!(f, "{found} is there, {missing} is missing"),
+            Problem::BothSpellings => write!(f, "it is there in both spellings"),
+            Problem::NameTaken { name } => write!(f, "the name {name} is taken by another tensor"),
+            Problem::OtherParametrization { tensor } => {
+                write!(f, "{tensor} belongs to another parametrization of the same tensor")
+            }
+            Problem::Shape { v, g, expected } => write!(f, "v has shape {v:?} and g {g:?}, expected {expected}"),
+            Problem::AmbiguousAxis { v, g, axes } => {
+                write!(f, "g {g:?} fits the axes {axes:?} of v {v:?}: name the axis for it")
+            }
+            Problem::NoSuchAxis { axis, rank } => write!(f, "kept axis {axis} of a tensor of rank {rank}"),
+            Problem::NotComputable { tensor, dtype } => write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64"),
+            Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
+            Problem::NonFinite { count } => write!(f, "{count} elements are NaN or infinite"),
+            Problem::Narrowed => write!(f, "f64 is computed and written as f32"),
+        }
+    }
+}
+
+fn list(findings: &[Finding]) -> String {
+    findings.iter().map(Finding::to_string).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,248 @@
+//! What an output consists of, and the writing of it.
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use super::file::{self, Sink};
+use super::find::At;
+use super::header::{self, Header};
+use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo};
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The weights that were folded, split or renamed.
+    pub weights: Vec<FoundWeight>,
+    /// Warnings of them.
+    pub warnings: Vec<Finding>,
+    /// Tensors that were copied as they are.
+    pub copied: usize,
+    /// Bytes of all tensors written.
+    pub bytes: u64,
+    /// Submissions to the GPU.
+    pub submissions: u64,
+}
+
+/// A tensor of the output.
+pub(super) struct New {
+    /// Whose it is.
+    pub weight: usize,
+    pub name: String,
+    pub dtype: FileDType,
+    pub shape: Vec<usize>,
+    /// The tensor whose bytes it has; `None`: they are computed.
+    pub copy: Option<At>,
+}
+
+/// Where a tensor of the output lies: (file, first byte of the data).
+pub(super) type Place = (usize, u64);
+
+/// An output, laid out.
+pub(super) struct Plan<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Name and header of each.
+    files: Vec<(String, Header)>,
+    texts: Vec<(String, String)>,
+    copies: Vec<(At, Place)>,
+    /// Of what is computed: by the old tensor that it takes the place of, and its number there.
+    pub places: HashMap<(At, usize), Place>,
+    bytes: u64,
+}
+
+impl<'a> Plan<'a> {
+    /// The checkpoint with some tensors replaced, each by any number of others: none where it goes. `names`: of the weights.
+    pub fn new(checkpoint: &'a Checkpoint, replaced: &HashMap<At, Vec<New>>, names: &[&str]) -> Result<Plan<'a>, Error> {
+        let mut plan = Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
+        let mut taken: HashSet<&str> = HashSet::new();
+        let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
+        taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));
+        let mut findings = vec![];
+        for (at, _) in checkpoint.places() {
+            for new in replaced.get(&at).into_iter().flatten() {
+                if !taken.insert(&new.name) {
+                    let problem = Problem::NameTaken { name: new.name.clone() };
+                    findings.push(Finding { weight: names[new.weight].to_owned(), problem });
+                }
+            }
+        }
+        if !findings.is_empty() {
+            return Err(Error::Findings { findings });
+        }
+        let (mut before, mut renamed) = (0u64, HashMap::new());
+        for shard in 0..checkpoint.shards.len() {
+            plan.lay_out(shard, replaced, &mut renamed)?;
+            before += checkpoint.shards[shard].header.tensors.iter().map(TensorInfo::bytes).sum::<u64>();
+        }
+        if let Some(index) = &checkpoint.index {
+            let text = index.rewritten(&renamed, i128::from(plan.bytes) - i128::from(before));
+            plan.texts.push((index.name.clone(), text));
+        }
+        Ok(plan)
+    }
+
+    fn lay_out(
+        &mut self,
+        shard: usize,
+        replaced: &HashMap<At, Vec<New>>,
+        renamed: &mut HashMap<&'a str, Vec<(String, String)>>,
+    ) -> Result<(), Error> {
+        let source = &self.checkpoint.shards[shard];
+        let old = &source.header.tensors;
+        let file_name = source.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let file = self.files.len();
+        let mut header = Header { tensors: vec![], ..source.header.clone() };
+        // (the old tensor, its number in place of it, where its bytes come from), for each new one.
+        let mut origins: Vec<(At, usize, Option<At>)> = vec![];
+        for (position, tensor) in old.iter().enumerate() {
+            if position == source.header.metadata_at {
+                header.metadata_at = header.tensors.len();
+            }
+            let at = (shard, position);
+            let Some(new) = replaced.get(&at) else {
+                header.tensors.push(tensor.clone());
+                origins.push((at, 0, Some(at)));
+                continue;
+            };
+            renamed.insert(&tensor.name, new.iter().map(|new| (new.name.clone(), file_name.clone())).collect());
+            for (number, New { name, dtype, shape, copy, .. }) in new.iter().enumerate() {
+                let size = header::byte_size(shape, *dtype).unwrap_or(u64::MAX);
+                let (name, shape) = (name.clone(), shape.clone());
+                header.tensors.push(TensorInfo { name, dtype: *dtype, shape, begin: 0, end: size });
+                origins.push((at, number, *copy));
+            }
+        }
+        if source.header.metadata_at == old.len() {
+            header.metadata_at = header.tensors.len();
+        }
+        if header.tensors.is_empty() && !old.is_empty() && self.checkpoint.is_sharded() {
+            return Ok(());
+        }
+
+        let mut order: Vec<usize> = (0..origins.len()).collect();
+        order.sort_by_key(|&i| {
+            let ((_, position), number, _) = origins[i];
+            (old[position].begin, old[position].end, position, number)
+        });
+        let aligned = |tensor: &TensorInfo| tensor.begin.is_multiple_of((tensor.dtype.bits() / 8).max(1));
+        let too_large = |tensor: &TensorInfo| Error::Tensor {
+            path: source.path.clone(),
+            tensor: tensor.name.clone(),
+            reason: "the output would be too large".to_owned(),
+        };
+        let mut end = place(&mut header.tensors, &order).map_err(too_large)?;
+        if old.iter().all(aligned) && !header.tensors.iter().all(aligned) {
+            order.sort_by_key(|&i| std::cmp::Reverse(header.tensors[i].dtype.bits()));
+            end = place(&mut header.tensors, &order).map_err(too_large)?;
+        }
+        self.bytes = self.bytes.saturating_add(end);
+        for (tensor, &(at, number, copy)) in header.tensors.iter().zip(&origins) {
+            let place = (file, tensor.begin);
+            match copy {
+                Some(from) => self.copies.push((from, place)),
+                None => drop(self.places.insert((at, number), place)),
+            }
+        }
+        self.files.push((file_name, header));
+        Ok(())
+    }
+
+    /// Checks, before any work, that the output may be written.
+    pub fn check_target(&self, output: &Path) -> Result<(), Error> {
+        if self.checkpoint.is_sharded() { file::check_folder_target(output) } else { file::check_file_target(output) }
+    }
+
+    /// Writes it: what `compute` computes, then what is copied.
+    pub fn write(
+        &self,
+        output: &Path,
+        rules: &Rules,
+        progress: &mut dyn FnMut(Progress<'_>),
+        compute: impl FnOnce(&[Sink], &mut Meter<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut meter = Meter { report: progress, done: 0, total: self.bytes };
+        let write = |sinks: &[Sink]| {
+            compute(sinks, &mut meter)?;
+            self.copy(sinks, rules, &mut meter)
+        };
+        match &self.files[..] {
+            [(_, header)] if !self.checkpoint.is_sharded() => file::write_file(output, header, write),
+            files => file::write_folder(output, files, &self.texts, write),
+        }
+    }
+
+    fn copy(&self, sinks: &[Sink], rules: &Rules, meter: &mut Meter<'_>) -> Result<(), Error> {
+        let mut buffer = vec![0; rules.window_bytes().min(4 << 20) as usize];
+        for &(from, (file, to)) in &self.copies {
+            let (source, tensor) = (&self.checkpoint.shards[from.0], self.checkpoint.at(from));
+            let mut done = 0;
+            while done < tensor.bytes() {
+                let count = (tensor.bytes() - done).min(buffer.len() as u64);
+                let part = &mut buffer[..count as usize];
+                source.read(tensor.begin + done, part)?;
+                sinks[file].write(to + done, part)?;
+                done += count;
+                meter.add(&tensor.name, count);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn report(&self, weights: Vec<FoundWeight>, warnings: Vec<Finding>, submissions: u64) -> Report {
+        Report { weights, warnings, copied: self.copies.len(), bytes: self.bytes, submissions }
+    }
+}
+
+/// One behind the other in that order, sizes as they are. Returns the end, or the tensor at which it overflows.
+fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a TensorInfo> {
+    let mut end = 0u64;
+    for &i in order {
+        let size = tensors[i].bytes();
+        let Some(next) = end.checked_add(size).filter(|&next| next <= i64::MAX as u64) else { return Err(&tensors[i]) };
+        (tensors[i].begin, tensors[i].end) = (end, next);
+        end = next;
+    }
+    Ok(end)
+}
+
+/// The weights that the rules choose, or what keeps them from being worked on.
+pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
+    let found = checkpoint.weights(rules);
+    let (findings, warnings): (Vec<_>, Vec<_>) = found.findings.into_iter().partition(|f| rules.refuses(f));
+    if !findings.is_empty() {
+        return Err(Error::Findings { findings });
+    }
+    if found.weights.is_empty() {
+        let what = "no weight-normalized parameter is there, or is chosen";
+        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what });
+    }
+    Ok((found.weights, warnings))
+}
+
+/// Writes the checkpoint with its weights called by another spelling, those that are not called so already. No number
+/// is touched, and converting back gives the bytes of the input where the `safetensors` crate or this one wrote it.
+///
+/// # Errors
+/// [`Error::Findings`], but not for an ambiguous axis, zero rows and types: names do not depend on them;
+/// [`Error::NothingChosen`] if there is no weight at all; [`Error::Io`], [`Error::Occupied`].
+pub fn convert(
+    checkpoint: &Checkpoint,
+    output: &Path,
+    spelling: Spelling,
+    rules: &Rules,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, Error> {
+    let (mut weights, _) = chosen(checkpoint, rules)?;
+    weights.retain(|weight| weight.spelling != spelling);
+    let mut replaced = HashMap::new();
+    for (i, weight) in weights.iter().enumerate() {
+        for (at, name) in [(weight.g, spelling.g(&weight.name)), (weight.v, spelling.v(&weight.name))] {
+            let TensorInfo { dtype, ref shape, .. } = *checkpoint.at(at);
+            replaced.insert(at, vec![New { weight: i, name, dtype, shape: shape.clone(), copy: Some(at) }]);
+        }
+    }
+    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    plan.check_target(output)?;
+    plan.write(output, rules, progress, |_, _| Ok(()))?;
+    Ok(plan.report(weights, vec![], 0))
+}

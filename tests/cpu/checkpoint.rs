@@ -1,0 +1,3 @@
+//! Checkpoints, as far as they need no GPU.
+mod convert;
+mod files;

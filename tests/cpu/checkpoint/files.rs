@@ -1,0 +1,114 @@
+//! Files for the tests, made by the `safetensors` crate or by hand.
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+/// A folder that goes when the test is over.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Folder {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("weightnorm-{name}-{}-{count}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// What lies in it.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A tensor to be written.
+#[derive(Clone)]
+pub struct Made {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// Numbers that look like weights, of any storage type.
+pub fn made(name: &str, dtype: Dtype, shape: &[usize], seed: u64) -> Made {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let numbers = (0..shape.iter().product::<usize>()).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    });
+    of_numbers(name, dtype, shape, numbers)
+}
+
+pub fn of_numbers(name: &str, dtype: Dtype, shape: &[usize], numbers: impl IntoIterator<Item = f32>) -> Made {
+    let mut bytes = vec![];
+    for x in numbers {
+        match dtype {
+            Dtype::F32 => bytes.extend(x.to_le_bytes()),
+            Dtype::F64 => bytes.extend(f64::from(x).to_le_bytes()),
+            Dtype::F16 => bytes.extend(half::f16::from_f32(x).to_le_bytes()),
+            Dtype::BF16 => bytes.extend(half::bf16::from_f32(x).to_le_bytes()),
+            Dtype::I64 => bytes.extend((x * 100.0).floor().to_bits().to_le_bytes().repeat(2)),
+            Dtype::U8 | Dtype::I8 => bytes.push((x * 100.0) as i8 as u8),
+            other => panic!("{other:?} is not made here"),
+        }
+    }
+    Made { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes }
+}
+
+/// By the `safetensors` crate.
+pub fn write(path: &Path, tensors: &[Made], metadata: &[(&str, &str)]) {
+    let views: Vec<(String, TensorView<'_>)> = tensors
+        .iter()
+        .map(|t| (t.name.clone(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()))
+        .collect();
+    let metadata: HashMap<String, String> = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    safetensors::serialize_to_file(views, (!metadata.is_empty()).then_some(metadata), path).unwrap();
+}
+
+/// By hand: any header in front of any data.
+pub fn write_raw(path: &Path, header: &str, data: &[u8]) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The layers of a small vocoder: a convolution, a transposed one, one normed over its taps, one normed as a whole, a linear
+/// layer with a bias and an LSTM's weight; beside them tensors of other types.
+pub fn vocoder(spelling: weightnorm::checkpoint::Spelling, dtype: Dtype) -> Vec<Made> {
+    let pair = |name: &str, shape: &[usize], g_shape: &[usize], seed| {
+        [made(&spelling.g(name), dtype, g_shape, seed), made(&spelling.v(name), dtype, shape, seed + 1)]
+    };
+    let mut tensors = vec![made("conv_pre.bias", dtype, &[16], 1)];
+    tensors.extend(pair("conv_pre.weight", &[16, 8, 7], &[16, 1, 1], 2));
+    tensors.extend(pair("ups.0.weight", &[16, 8, 4], &[16, 1, 1], 4)); // a transposed convolution
+    tensors.extend(pair("encoder.pos_conv.weight", &[24, 6, 16], &[1, 1, 16], 6));
+    tensors.extend(pair("gain.weight", &[9, 20, 3], &[], 8));
+    tensors.extend(pair("proj.weight", &[33, 57], &[33, 1], 10));
+    tensors.extend(pair("proj.bias", &[33], &[33], 12));
+    tensors.extend(pair("lstm.weight_hh_l0", &[40, 10], &[40, 1], 14));
+    tensors.push(made("steps", Dtype::I64, &[1], 16));
+    tensors.push(made("table", Dtype::U8, &[3, 5], 17));
+    tensors.push(made("pos_bias_v", Dtype::F32, &[4, 8], 18));
+    tensors.push(made("empty", Dtype::F32, &[0, 8], 19));
+    tensors
+}
