@@ -182,7 +182,9 @@ impl fmt::Display for Problem {
                 write!(f, "g {g:?} fits the axes {axes:?} of v {v:?}: name the axis for it")
             }
             Problem::NoSuchAxis { axis, rank } => write!(f, "kept axis {axis} of a tensor of rank {rank}"),
-            Problem::NotComputable { tensor, dtype } => write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64"),
+            Problem::NotComputable { tensor, dtype } => {
+                write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
+            }
             Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
             Problem::NonFinite { count } => write!(f, "{count} elements are NaN or infinite"),
             Problem::Narrowed => write!(f, "f64 is computed and written as f32"),

@@ -105,11 +105,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 
 impl Temporary {
     /// Makes it with `make`, which fails if it is there.
-    fn new<T>(
-        target: &Path,
-        is_folder: bool,
-        make: impl Fn(&Path) -> io::Result<T>,
-    ) -> Result<(Temporary, T), Error> {
+    fn new<T>(target: &Path, is_folder: bool, make: impl Fn(&Path) -> io::Result<T>) -> Result<(Temporary, T), Error> {
         let Some(name) = target.file_name() else {
             let reason = "an output needs a name of its own";
             return Err(Error::Occupied { path: target.to_owned(), reason });

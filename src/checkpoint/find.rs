@@ -79,7 +79,8 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules) -> Found {
             strangers.entry(name).or_insert(&tensor.name);
         }
     }
-    let pairs: HashSet<_> = halves.iter().filter(|(_, pair)| pair.g.is_some() && pair.v.is_some()).map(|(k, _)| k).collect();
+    let pairs: HashSet<_> =
+        halves.iter().filter(|(_, pair)| pair.g.is_some() && pair.v.is_some()).map(|(k, _)| k).collect();
     let mut found = Found::default();
     let mut both = HashSet::new();
     for key in &order {

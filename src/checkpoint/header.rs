@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use crate::DType;
 
@@ -167,8 +167,8 @@ impl Header {
     /// Of the bytes of a header, in front of `data_size` bytes of tensors.
     pub fn parse(bytes: &[u8], data_size: u64) -> Result<Header, Flaw> {
         let text = std::str::from_utf8(bytes).map_err(|e| Flaw::of_file(format!("the header is not UTF-8: {e}")))?;
-        let Entries(entries) =
-            serde_json::from_str(text).map_err(|e| Flaw::of_file(format!("the header is not what it should be: {e}")))?;
+        let Entries(entries) = serde_json::from_str(text)
+            .map_err(|e| Flaw::of_file(format!("the header is not what it should be: {e}")))?;
         let mut header = Header { metadata: None, metadata_at: 0, tensors: vec![] };
         for entry in entries {
             match entry {

@@ -69,7 +69,9 @@ impl Index {
                 matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == *file)
             };
             let Some(file) = file.as_str().filter(plain) else {
-                return Err(wrong(format!("tensor {tensor:?} is in {file}, which is no name of a file in this folder")));
+                return Err(wrong(format!(
+                    "tensor {tensor:?} is in {file}, which is no name of a file in this folder"
+                )));
             };
             if !shard_of.contains_key(file) {
                 shards.push(Source::open(&path.with_file_name(file))?);

@@ -68,8 +68,11 @@ pub fn inspect(
     let found = checkpoint.weights(rules);
     let total = found.weights.iter().map(|weight| checkpoint.at(weight.v).bytes()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let mut inspection =
-        Inspection { rows: vec![], findings: found.findings, others: checkpoint.tensors().count() - 2 * found.weights.len() };
+    let mut inspection = Inspection {
+        rows: vec![],
+        findings: found.findings,
+        others: checkpoint.tensors().count() - 2 * found.weights.len(),
+    };
     for weight in found.weights {
         let row = row(checkpoint, weight, rules, &mut meter)?;
         for (count, problem) in [

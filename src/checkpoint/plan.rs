@@ -5,7 +5,9 @@ use std::path::Path;
 use super::file::{self, Sink};
 use super::find::At;
 use super::header::{self, Header};
-use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo};
+use super::{
+    Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
+};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,8 +53,13 @@ pub(super) struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// The checkpoint with some tensors replaced, each by any number of others: none where it goes. `names`: of the weights.
-    pub fn new(checkpoint: &'a Checkpoint, replaced: &HashMap<At, Vec<New>>, names: &[&str]) -> Result<Plan<'a>, Error> {
-        let mut plan = Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        replaced: &HashMap<At, Vec<New>>,
+        names: &[&str],
+    ) -> Result<Plan<'a>, Error> {
+        let mut plan =
+            Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
         let mut taken: HashSet<&str> = HashSet::new();
         let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
         taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));

@@ -163,9 +163,9 @@ impl Listed {
             }
         });
         let matrices = adapter.cooperative_matrix_properties();
-        let matrices = matrices.iter().map(|p| {
-            format!("{}x{}x{} {:?}→{:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type).to_lowercase()
-        });
+        let matrices = matrices
+            .iter()
+            .map(|p| format!("{}x{}x{} {:?}→{:?}", p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type).to_lowercase());
         let (features, limits) = (adapter.features(), adapter.limits());
         Listed { matrices: matrices.collect(), info, features, limits, uses }
     }

@@ -1,5 +1,6 @@
 //! `weightnorm`: weight-normalized checkpoints and the devices that compute them, from the command line.
 mod device;
+mod files;
 mod output;
 mod profile;
 mod progress;
@@ -43,10 +44,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Inspect(files::Inspect),
+    Convert(files::Convert),
     Devices(device::Devices),
     Profile(profile::Profile),
     /// Prints the completions for a shell, for its startup file
-    Completions { shell: Shell },
+    Completions {
+        shell: Shell,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let (name, result) = match &cli.command {
+        Command::Inspect(command) => ("inspect", command.run()),
+        Command::Convert(command) => ("convert", command.run()),
         Command::Devices(command) => ("devices", command.run()),
         Command::Profile(command) => ("profile", command.run()),
         Command::Completions { shell } => ("completions", completions(*shell)),

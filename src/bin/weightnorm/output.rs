@@ -74,7 +74,7 @@ pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> E
             let status = if report.problems { "problems" } else { "done" };
             print(&document(Some(command), status, &report.json))
         }
-        Ok(report) => print(&report.text),
+        Ok(report) => print(&printable(&report.text)),
         Err(failure) => {
             complain(&failure.message);
             if json { print_error(Some(command), failure.kind, &failure.message) } else { Ok(()) }
@@ -89,7 +89,13 @@ pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> E
 
 /// Nobody can be told where stderr is closed.
 fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "weightnorm: {message}");
+    let _ = writeln!(io::stderr(), "weightnorm: {}", printable(message));
+}
+
+/// Without control characters: names come from files of strangers, and a terminal would obey them.
+fn printable(text: &str) -> String {
+    let plain = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if plain(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 /// The document of an error. Without a command if it is that of the arguments.

@@ -1,16 +1,17 @@
 //! How fast the operators run, beside the most that the adapter can do.
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use half::{bf16, f16};
 use serde_json::{Value, json};
+use weightnorm::checkpoint::{Checkpoint, FoundWeight, Rules};
 use weightnorm::{
     Axis, Clock, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roof, Tensor, WeightNorm, Work, Write,
 };
 
 use crate::device::{DeviceArguments, device_json, device_text};
-use crate::output::{Failure, Report, Table, axis_json, axis_text, dtype_name, seconds_text, shape_text};
+use crate::output::{Failure, Kind, Report, Table, axis_json, axis_text, dtype_name, seconds_text, shape_text};
 use crate::progress::Progress;
 use crate::rules::parse_axis;
 
@@ -117,7 +118,7 @@ impl Profile {
             return Err(Failure::usage(message));
         }
         let gpu = self.device.open()?;
-        let progress = Progress::new("measuring", cases.len() as u64);
+        let progress = Progress::steps("measuring", cases.len() as u64);
         let roof = gpu.roof()?;
         let mut results = vec![];
         for (operator, weight, batch) in cases {
@@ -141,10 +142,37 @@ impl Profile {
                     let dtype = self.dtype.map_or(DType::F32, DTypeArgument::dtype);
                     weights.push(Weight { shape, axis: self.axis, dtype, names: vec![] });
                 }
-                None => return Err(Failure::usage("files: not yet")),
+                None => self.weights_of_file(what, &mut weights)?,
             }
         }
         Ok(weights)
+    }
+
+    /// Those of one shape, axis and type together.
+    fn weights_of_file(&self, path: &Path, weights: &mut Vec<Weight>) -> Result<(), Failure> {
+        let found = match Checkpoint::open(path) {
+            Ok(checkpoint) => checkpoint.weights(&Rules::default()),
+            Err(error) if path.symlink_metadata().is_err() => {
+                let message = format!("{error}. Shapes are written as 1024x512");
+                return Err(Failure { message, ..error.into() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if found.weights.is_empty() {
+            let message = format!("{}: there is no weight-normalized weight in it", path.display());
+            return Err(Failure { kind: Kind::Input, message });
+        }
+        let start = weights.len();
+        for FoundWeight { name, shape, axis, dtype, .. } in found.weights {
+            let computed = dtype.computed().unwrap_or(DType::F32);
+            let dtype = self.dtype.map_or(computed, DTypeArgument::dtype);
+            let same = |w: &&mut Weight| w.shape == shape && w.axis == axis && w.dtype == dtype;
+            match weights[start..].iter_mut().find(same) {
+                Some(weight) => weight.names.push(name),
+                None => weights.push(Weight { shape, axis, dtype, names: vec![name] }),
+            }
+        }
+        Ok(())
     }
 
     fn measure(
@@ -162,7 +190,10 @@ impl Profile {
         calls.sort_by(|a, b| a.seconds().total_cmp(&b.seconds()));
         let (Some(first), Some(median)) = (calls.first(), calls.get(calls.len() / 2)) else {
             let shape = shape_text(&weight.shape);
-            return Err(Failure::usage(format!("{} of {shape} takes no dispatch: nothing to measure", operator.name())));
+            return Err(Failure::usage(format!(
+                "{} of {shape} takes no dispatch: nothing to measure",
+                operator.name()
+            )));
         };
         Ok(Measured {
             operator,
@@ -336,7 +367,8 @@ fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measu
         roof.multiply_add * 1e-9,
         if clock == "wall" { "the wall clock" } else { "timestamps" },
     );
-    let headers = ["operator", "weight", "axis", "type", " batch", " disp", " time", " GB/s", " GFLOP/s", " roof", "of"];
+    let headers =
+        ["operator", "weight", "axis", "type", " batch", " disp", " time", " GB/s", " GFLOP/s", " roof", "of"];
     let mut table = Table::new(&headers);
     for result in results {
         table.row(result.cells(&weights[result.weight], &roof));

@@ -1,0 +1,290 @@
+//! Checkpoints: looked at, and written anew in another form.
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling};
+
+use crate::output::{Failure, Kind, Report, Table, axis_json, axis_text, shape_text};
+use crate::progress::Progress;
+use crate::rules::{RulesArguments, names};
+
+/// Shows the weight-normalized weights of a checkpoint: shape, kept axis, norms, and what is odd about them.
+///
+/// One line for each weight: shape of v, kept axis, storage type of v, the range of the norms of v's rows, the range of
+/// g/‖v‖ (1 where nothing was trained since the weight was split), rows of zeros, elements that are NaN or infinite, name.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm inspect vocoder.safetensors
+  weightnorm inspect sharded_model/ --include 'generator.*' --json
+
+Exit code 1: some weight cannot be computed, has rows of zeros, or numbers that are NaN or infinite.")]
+pub struct Inspect {
+    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    rules: RulesArguments,
+}
+
+impl Inspect {
+    pub fn run(&self) -> Result<Report, Failure> {
+        let checkpoint = Checkpoint::open(&self.checkpoint)?;
+        let progress = Progress::bytes("reading");
+        let inspection = checkpoint::inspect(&checkpoint, &self.rules.rules(), &mut |p| progress.show(p))?;
+        drop(progress);
+        let idle = self.rules.idle(names(&checkpoint).iter().map(String::as_str));
+
+        let headers = ["shape", "axis", "type", " norms", " g/norm", " zero rows", " NaN, inf", "weight"];
+        let mut table = Table::new(&headers);
+        for row in &inspection.rows {
+            let FoundWeight { name, shape, axis, dtype, .. } = &row.weight;
+            table.row(vec![
+                shape_text(shape),
+                axis_text(*axis),
+                dtype.name().to_lowercase(),
+                range_text(row.norm),
+                range_text(row.ratio),
+                row.zero_rows.to_string(),
+                row.non_finite.to_string(),
+                name.clone(),
+            ]);
+        }
+        let mut text = if inspection.rows.is_empty() { String::new() } else { table.to_string() };
+        let _ = writeln!(text, "{} weight-normalized, {} other tensors", inspection.rows.len(), inspection.others);
+        write_findings(&mut text, &inspection.findings, &idle);
+
+        let weights = inspection.rows.iter().map(|row| {
+            let mut json = weight_json(&row.weight);
+            json["norm"] = range_json(row.norm);
+            json["g_over_norm"] = range_json(row.ratio);
+            json["zero_rows"] = row.zero_rows.into();
+            json["non_finite"] = row.non_finite.into();
+            json
+        });
+        let metadata: Map<String, Value> = checkpoint.metadata().map(|(k, v)| (k.to_owned(), v.into())).collect();
+        let json = json!({
+            "path": lossy(checkpoint.path()),
+            "files": checkpoint.files().map(lossy).collect::<Vec<_>>(),
+            "metadata": metadata,
+            "weights": weights.collect::<Vec<_>>(),
+            "other_tensors": inspection.others,
+            "findings": inspection.findings.iter().map(finding_json).collect::<Vec<_>>(),
+            "notes": idle,
+        });
+        let problems = inspection.findings.iter().any(|finding| finding.problem != Problem::Narrowed);
+        Ok(Report { problems, text, json })
+    }
+}
+
+/// Where a command writes to.
+#[derive(Args)]
+pub struct Target {
+    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    input: PathBuf,
+    /// The file to write; for a sharded checkpoint a folder, which must not be there. May be the input, with --force
+    output: PathBuf,
+    /// Replaces the output if it is there. It is written beside it and renamed, so that at any time the old file is there
+    /// or the whole new one
+    #[arg(long)]
+    force: bool,
+}
+
+impl Target {
+    /// Opens the input, having seen that the output may be written.
+    fn open(&self) -> Result<Checkpoint, Failure> {
+        let checkpoint = Checkpoint::open(&self.input)?;
+        if !self.force && self.output.symlink_metadata().is_ok() {
+            let advice = if checkpoint.is_sharded() { "name a new folder" } else { "--force replaces it" };
+            let message = format!("{}: it is there already; {advice}", self.output.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
+        Ok(checkpoint)
+    }
+
+    /// What came of writing it.
+    fn report(
+        &self,
+        done: &str,
+        result: Result<checkpoint::Report, Error>,
+        idle: Vec<String>,
+    ) -> Result<Report, Failure> {
+        let output = lossy(&self.output);
+        let written = match result {
+            Ok(written) => written,
+            Err(Error::Findings { findings }) => {
+                let mut text = "nothing was written\n".to_owned();
+                write_findings(&mut text, &findings, &idle);
+                let json = json!({
+                    "output": output,
+                    "written": false,
+                    "findings": findings.iter().map(finding_json).collect::<Vec<_>>(),
+                    "notes": idle,
+                });
+                return Ok(Report { problems: true, text, json });
+            }
+            Err(other) => return Err(other.into()),
+        };
+        let mut text = String::new();
+        let megabytes = written.bytes as f64 * 1e-6;
+        let (count, copied) = (written.weights.len(), written.copied);
+        let _ = writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied, {megabytes:.1} MB");
+        write_findings(&mut text, &written.warnings, &idle);
+        let json = json!({
+            "output": output,
+            "written": true,
+            "weights": written.weights.iter().map(weight_json).collect::<Vec<_>>(),
+            "copied_tensors": copied,
+            "bytes": written.bytes,
+            "submissions": written.submissions,
+            "findings": written.warnings.iter().map(finding_json).collect::<Vec<_>>(),
+            "notes": idle,
+        });
+        Ok(Report { problems: false, text, json })
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SpellingArgument {
+    /// NAME_g and NAME_v, of torch.nn.utils.weight_norm
+    GV,
+    /// parametrizations.NAME.original0 and .original1, of torch.nn.utils.parametrizations.weight_norm
+    Parametrizations,
+}
+
+impl SpellingArgument {
+    fn spelling(self) -> Spelling {
+        match self {
+            SpellingArgument::GV => Spelling::Suffixes,
+            SpellingArgument::Parametrizations => Spelling::Parametrizations,
+        }
+    }
+}
+
+fn spelling_name(spelling: Spelling) -> &'static str {
+    match spelling {
+        Spelling::Suffixes => "g-v",
+        Spelling::Parametrizations => "parametrizations",
+    }
+}
+
+/// Writes a checkpoint whose weights are spelled the other way. No number is touched.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm convert old.safetensors new.safetensors --spelling parametrizations
+  weightnorm convert model.safetensors model.safetensors --force --spelling g-v
+
+Converting back gives the bytes of the input, where the safetensors library or this program wrote it.
+Exit code 1: some weight cannot be converted; nothing was written.")]
+pub struct Convert {
+    #[command(flatten)]
+    target: Target,
+    /// How g and v are called in the output
+    #[arg(long)]
+    spelling: SpellingArgument,
+    #[command(flatten)]
+    rules: RulesArguments,
+}
+
+impl Convert {
+    pub fn run(&self) -> Result<Report, Failure> {
+        let checkpoint = self.target.open()?;
+        let idle = self.rules.idle(names(&checkpoint).iter().map(String::as_str));
+        let progress = Progress::bytes("writing");
+        let (spelling, rules) = (self.spelling.spelling(), self.rules.rules());
+        let result = checkpoint::convert(&checkpoint, &self.target.output, spelling, &rules, &mut |p| progress.show(p));
+        drop(progress);
+        self.target.report("converted", result, idle)
+    }
+}
+
+fn lossy(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn weight_json(weight: &FoundWeight) -> Value {
+    json!({
+        "name": weight.name,
+        "spelling": spelling_name(weight.spelling),
+        "shape": weight.shape,
+        "g_shape": weight.g_shape,
+        "axis": axis_json(weight.axis),
+        "dtype": weight.dtype.name().to_lowercase(),
+        "g_dtype": weight.g_dtype.name().to_lowercase(),
+    })
+}
+
+fn range_json(range: Option<Range>) -> Value {
+    range.map_or(Value::Null, |range| json!({ "min": range.min, "max": range.max }))
+}
+
+/// Two numbers in three digits, or one where they do not differ.
+fn range_text(range: Option<Range>) -> String {
+    let number = |x: f64| match x.abs() {
+        0.0 => "0".to_owned(),
+        1e-2..1e4 => format!("{x:.3}"),
+        _ => format!("{x:.1e}"),
+    };
+    match range.map(|range| [range.min, range.max].map(number)) {
+        None => "-".to_owned(),
+        Some([min, max]) if min == max => min,
+        Some([min, max]) => format!("{min} to {max}"),
+    }
+}
+
+fn finding_json(finding: &Finding) -> Value {
+    let kind = match finding.problem {
+        Problem::MissingPartner { .. } => "missing_partner",
+        Problem::BothSpellings => "both_spellings",
+        Problem::NameTaken { .. } => "name_taken",
+        Problem::OtherParametrization { .. } => "other_parametrization",
+        Problem::Shape { .. } => "shape",
+        Problem::AmbiguousAxis { .. } => "ambiguous_axis",
+        Problem::NoSuchAxis { .. } => "no_such_axis",
+        Problem::NotComputable { .. } => "not_computable",
+        Problem::ZeroRows { .. } => "zero_rows",
+        Problem::NonFinite { .. } => "non_finite",
+        Problem::Narrowed => "narrowed",
+        _ => "other",
+    };
+    json!({ "weight": finding.weight, "kind": kind, "message": finding.problem.to_string() })
+}
+
+/// Lists what was found, with a word on what to do.
+fn write_findings(text: &mut String, findings: &[Finding], idle: &[String]) {
+    for finding in findings {
+        let what = if finding.problem.is_warning() { "warning" } else { "problem" };
+        let _ = writeln!(text, "{what}: {finding}");
+    }
+    for note in idle {
+        let _ = writeln!(text, "note: {note}");
+    }
+    let any = |test: fn(&Problem) -> bool| findings.iter().any(|finding| test(&finding.problem));
+    if any(|p| matches!(p, Problem::AmbiguousAxis { .. } | Problem::NoSuchAxis { .. } | Problem::Shape { .. })) {
+        let _ = writeln!(text, "--axis 'NAME=AXIS' says which axis a weight keeps");
+    }
+    if any(|p| matches!(p, Problem::ZeroRows { .. })) {
+        let _ = writeln!(text, "--allow-zero-rows computes weights with rows of zeros as --eps says");
+    }
+    if any(|p| !p.is_warning()) {
+        let _ = writeln!(text, "--exclude 'NAME' leaves a weight as it is");
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let kind = match &error {
+            Error::Io { doing: "opening" | "reading", .. } => Kind::Input,
+            Error::Io { .. } | Error::Occupied { .. } => Kind::Output,
+            Error::Gpu { .. } => Kind::Device,
+            _ => Kind::Input,
+        };
+        let message = match &error {
+            Error::NothingChosen { .. } => format!("{error}. `weightnorm inspect` lists what is there"),
+            _ => error.to_string(),
+        };
+        Failure { kind, message }
+    }
+}
