@@ -50,9 +50,11 @@
 //! which at most four are there at a time, on the host; likewise on the device. A weight larger than that is
 //! computed in windows of whole rows where these lie together (axis 0), else read twice, once for the norms, which
 //! takes 8 bytes more for each row.
+mod compute;
 mod error;
 mod file;
 mod find;
+mod fold;
 mod header;
 mod index;
 mod inspect;
@@ -64,10 +66,11 @@ use std::path::{Path, PathBuf};
 use file::Source;
 use index::Index;
 
-use crate::{Axis, Eps};
+use crate::{Axis, DType, Eps};
 
 pub use error::{Error, Finding, Problem};
 pub use find::{Found, FoundWeight};
+pub use fold::{Check, CheckedWeight, check, fold, split};
 pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
@@ -144,6 +147,8 @@ pub struct Rules {
     pub include: Vec<Pattern>,
     /// Names to leave as they are.
     pub exclude: Vec<Pattern>,
+    /// The storage type of g where weights are split, that of w if none.
+    pub gain: Option<DType>,
     /// Whether zero rows are only warned of.
     pub zero_rows: bool,
     /// Bytes of a window: see [the memory](self#memory).
@@ -153,7 +158,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Rules {
         let (axes, include, exclude) = Default::default();
-        Rules { axes, eps: Eps::default(), include, exclude, zero_rows: false, window: 64 << 20 }
+        Rules { axes, eps: Eps::default(), include, exclude, gain: None, zero_rows: false, window: 64 << 20 }
     }
 }
 
@@ -179,6 +184,12 @@ impl Rules {
     /// No weight whose name fits this pattern: its tensors are copied.
     pub fn exclude(mut self, pattern: impl Into<Pattern>) -> Self {
         self.exclude.push(pattern.into());
+        self
+    }
+
+    /// [`split`] stores g in that type.
+    pub fn gain(mut self, dtype: DType) -> Self {
+        self.gain = Some(dtype);
         self
     }
 

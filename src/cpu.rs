@@ -191,7 +191,7 @@ pub fn activate(y: f64, activation: Activation) -> f64 {
 }
 
 /// n̂ from n².
-fn effective_norm(square: f64, eps: Eps) -> f64 {
+pub(crate) fn effective_norm(square: f64, eps: Eps) -> f64 {
     let n = square.sqrt();
     match eps {
         Eps::None => n,

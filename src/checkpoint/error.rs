@@ -146,6 +146,13 @@ pub enum Problem {
         /// How many.
         count: u64,
     },
+    /// Norms that are beyond the storage type of g: see [`Rules::gain`](crate::checkpoint::Rules::gain).
+    GainOverflow {
+        /// How many.
+        count: u64,
+        /// The storage type.
+        dtype: &'static str,
+    },
     /// Elements that are NaN or infinite: of v and g where the input is looked at, of the result where it is written.
     NonFinite {
         /// How many.
@@ -186,6 +193,7 @@ impl fmt::Display for Problem {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
             }
             Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
+            Problem::GainOverflow { count, dtype } => write!(f, "{count} norms are beyond {dtype}: keep g in f32"),
             Problem::NonFinite { count } => write!(f, "{count} elements are NaN or infinite"),
             Problem::Narrowed => write!(f, "f64 is computed and written as f32"),
         }

@@ -1,6 +1,7 @@
 //! A look at the numbers of weights, in f64 on the CPU.
 use half::{bf16, f16};
 
+use super::compute::Input;
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 use crate::contract::Layout;
 
@@ -89,7 +90,8 @@ pub fn inspect(
 }
 
 fn row(checkpoint: &Checkpoint, weight: FoundWeight, rules: &Rules, meter: &mut Meter<'_>) -> Result<Row, Error> {
-    let sums = Sums::read(checkpoint, &weight, rules, meter)?;
+    let name = weight.name.clone();
+    let sums = Sums::read(checkpoint, &Input::of(&weight, None), rules, &mut |bytes| meter.add(&name, bytes))?;
     let g = read_gain(checkpoint, &weight)?;
     let norms = || sums.squares.iter().map(|square| square.sqrt());
     Ok(Row {
@@ -102,7 +104,7 @@ fn row(checkpoint: &Checkpoint, weight: FoundWeight, rules: &Rules, meter: &mut 
 }
 
 /// All of g, widened.
-pub(super) fn read_gain(checkpoint: &Checkpoint, weight: &FoundWeight) -> Result<Vec<f64>, Error> {
+fn read_gain(checkpoint: &Checkpoint, weight: &FoundWeight) -> Result<Vec<f64>, Error> {
     let info = checkpoint.at(weight.g);
     let mut bytes = vec![0; info.bytes() as usize];
     checkpoint.shards[weight.g.0].read(info.begin, &mut bytes)?;
@@ -124,14 +126,12 @@ impl Sums {
     /// In one pass, window by window.
     pub fn read(
         checkpoint: &Checkpoint,
-        weight: &FoundWeight,
+        weight: &Input,
         rules: &Rules,
-        meter: &mut Meter<'_>,
+        progress: &mut dyn FnMut(u64),
     ) -> Result<Sums, Error> {
         let info = checkpoint.at(weight.v);
-        let Ok(Layout { kept, inner, .. }) = Layout::new(&weight.shape, weight.axis) else {
-            return Ok(Sums { squares: vec![], non_zero: vec![], non_finite: 0 });
-        };
+        let Layout { kept, inner, .. } = weight.layout;
         let mut sums = Sums { squares: vec![0.0; kept], non_zero: vec![info.bytes() == 0; kept], non_finite: 0 };
         let size = info.dtype.bits() / 8;
         let window = rules.window_bytes().min(4 << 20) / size * size;
@@ -149,7 +149,7 @@ impl Sums {
                 at = end;
             }
             done += count;
-            meter.add(&weight.name, count);
+            progress(count);
         }
         Ok(sums)
     }

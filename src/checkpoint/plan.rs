@@ -211,18 +211,23 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
     Ok(end)
 }
 
-/// The weights that the rules choose, or what keeps them from being worked on.
+pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
+
+/// The weights that the rules choose with warnings, or what keeps them from being worked on.
 pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
-    let found = checkpoint.weights(rules);
-    let (findings, warnings): (Vec<_>, Vec<_>) = found.findings.into_iter().partition(|f| rules.refuses(f));
-    if !findings.is_empty() {
-        return Err(Error::Findings { findings });
-    }
+    let (found, mut warnings) = (checkpoint.weights(rules), vec![]);
+    sort_out(found.findings, rules, &mut warnings)?;
     if found.weights.is_empty() {
-        let what = "no weight-normalized parameter is there, or is chosen";
-        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what });
+        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
     }
     Ok((found.weights, warnings))
+}
+
+/// Warnings are kept, anything else is an error.
+pub(super) fn sort_out(findings: Vec<Finding>, rules: &Rules, warnings: &mut Vec<Finding>) -> Result<(), Error> {
+    let (findings, more): (Vec<_>, Vec<_>) = findings.into_iter().partition(|finding| rules.refuses(finding));
+    warnings.extend(more);
+    if findings.is_empty() { Ok(()) } else { Err(Error::Findings { findings }) }
 }
 
 /// Writes the checkpoint with its weights called by another spelling, those that are not called so already. No number

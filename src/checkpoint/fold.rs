@@ -1,0 +1,339 @@
+//! Weights made of g and v, and taken apart again, on the GPU.
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::compute::{self, Input, computed};
+use super::file::Sink;
+use super::find::At;
+use super::inspect::widen;
+use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
+use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
+use crate::contract::{Layout, norms_shape};
+use crate::{Axis, DType, Gpu, cpu};
+
+/// Writes the checkpoint with every weight that the rules choose folded: w in place of g and v.
+///
+/// ```text
+/// w = g·(v/n̂)
+/// ```
+///
+/// w has the name of the parameter, the shape and the storage type of v (f32 for f64), and v's place in the file.
+///
+/// # Errors
+/// [`Error::Findings`] if there is anything odd about a chosen weight, zero rows too unless
+/// [`Rules::allow_zero_rows`]; [`Error::NothingChosen`], [`Error::Io`], [`Error::Occupied`]; [`Error::Gpu`].
+pub fn fold(
+    gpu: &Gpu,
+    checkpoint: &Checkpoint,
+    output: &Path,
+    rules: &Rules,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, Error> {
+    check_rules(rules)?;
+    let (weights, mut warnings) = chosen(checkpoint, rules)?;
+    let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
+    for (i, weight) in weights.iter().enumerate() {
+        let (name, shape) = (weight.name.clone(), weight.shape.clone());
+        let dtype = computed(weight.dtype).into();
+        replaced.insert(weight.v, vec![New { weight: i, name, dtype, shape, copy: None }]);
+        replaced.insert(weight.g, vec![]);
+    }
+    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    plan.check_target(output)?;
+
+    let inputs: Vec<Input> = weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
+    let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
+    plan.write(output, rules, progress, |sinks, meter| {
+        let found;
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+            let input = &inputs[done.input];
+            let dtype = computed(input.dtype);
+            widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
+            let (file, begin) = plan.places[&(input.v, 0)];
+            sinks[file].write(begin + done.window.first * dtype.size(), done.result)
+        })?;
+        sort_out(found, rules, &mut warnings)
+    })?;
+    for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
+        warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
+    }
+    Ok(plan.report(weights, warnings, submissions))
+}
+
+/// Writes the checkpoint with ordinary weights taken apart, those whose names the rules *include*:
+///
+/// ```text
+/// v = w        g_j = n̂_j(w)
+/// ```
+///
+/// They keep the axis that the rules say, 0 if they say none. g stands in front of v, with ones as PyTorch has it
+/// (a scalar for [`Axis::Whole`]), and has the storage type of w or that of [`Rules::gain`]; f64 becomes f32 in both. Folding gives w
+/// again, up to one rounding of g and those of [`fold`].
+///
+/// # Errors
+/// As [`fold`]; [`Problem::GainOverflow`] among the findings where a norm is beyond the type of g.
+pub fn split(
+    gpu: &Gpu,
+    checkpoint: &Checkpoint,
+    output: &Path,
+    spelling: Spelling,
+    rules: &Rules,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, Error> {
+    check_rules(rules)?;
+    let (weights, mut warnings) = plain(checkpoint, spelling, rules)?;
+    let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
+    for (i, weight) in weights.iter().enumerate() {
+        let dtype: FileDType = computed(weight.dtype).into();
+        let new = |name, dtype, shape: &[usize], copy| New { weight: i, name, dtype, shape: shape.to_vec(), copy };
+        let g = new(spelling.g(&weight.name), weight.g_dtype, &weight.g_shape, None);
+        let v = new(spelling.v(&weight.name), dtype, &weight.shape, (dtype == weight.dtype).then_some(weight.v));
+        replaced.insert(weight.v, vec![g, v]);
+    }
+    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
+    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    plan.check_target(output)?;
+
+    let inputs: Vec<Input> = weights.iter().map(|weight| Input::of(weight, None)).collect();
+    let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
+    plan.write(output, rules, progress, |sinks, meter| {
+        let found;
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+            let (at, to) = (inputs[done.input].v, computed(weights[done.input].g_dtype));
+            let (mut norms, mut finite) = (vec![], vec![]);
+            widen(FileDType::F32, done.result, |norm| norms.push(norm));
+            let mut bytes = vec![0; norms.len() * to.size() as usize];
+            compute::narrow(&norms, to, &mut bytes);
+            widen(to.into(), &bytes, |g| finite.push(g.is_finite()));
+            non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
+            overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
+            let (file, begin) = plan.places[&(at, 0)];
+            sinks[file].write(begin + done.window.rows.start as u64 * to.size(), &bytes)
+        })?;
+        let overflow = |(weight, &count): (&FoundWeight, &usize)| {
+            let problem = Problem::GainOverflow { count: count as u64, dtype: weight.g_dtype.name() };
+            (count > 0).then(|| Finding { weight: weight.name.clone(), problem })
+        };
+        let overflows = weights.iter().zip(&overflows).filter_map(overflow);
+        sort_out(found.into_iter().chain(overflows).collect(), rules, &mut warnings)?;
+        copy_narrowed(checkpoint, &weights, &plan, sinks)
+    })?;
+    for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
+        warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
+    }
+    Ok(plan.report(weights, warnings, submissions))
+}
+
+/// v of f64 weights.
+fn copy_narrowed(
+    checkpoint: &Checkpoint,
+    weights: &[FoundWeight],
+    plan: &Plan<'_>,
+    sinks: &[Sink],
+) -> Result<(), Error> {
+    const STEP: u64 = 1 << 18;
+    let mut bytes = vec![0; 4 * STEP as usize];
+    for weight in weights {
+        let Some(&(file, begin)) = plan.places.get(&(weight.v, 1)) else { continue };
+        let elements = checkpoint.at(weight.v).elements();
+        for first in (0..elements).step_by(STEP as usize) {
+            let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
+            compute::read_as(checkpoint, weight.v, first, DType::F32, part)?;
+            sinks[file].write(begin + 4 * first, part)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ordinary weights that are to be taken apart, with the g that they will have.
+fn plain(
+    checkpoint: &Checkpoint,
+    spelling: Spelling,
+    rules: &Rules,
+) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
+    let nothing = |what| Error::NothingChosen { path: checkpoint.path.clone(), what };
+    if rules.include.is_empty() {
+        return Err(nothing("no pattern says which weights to take apart"));
+    }
+    let everything = Rules::default();
+    let halves: Vec<At> = checkpoint.weights(&everything).weights.iter().flat_map(|w| [w.g, w.v]).collect();
+    let (mut weights, mut findings) = (vec![], vec![]);
+    for (at, tensor) in checkpoint.places() {
+        if !rules.chooses(&tensor.name) || halves.contains(&at) {
+            continue;
+        }
+        let mut report = |problem| findings.push(Finding { weight: tensor.name.clone(), problem });
+        let axis = rules.axis_of(&tensor.name).unwrap_or(Axis::Kept(0));
+        let rank = tensor.shape.len();
+        match (tensor.dtype.computed(), axis) {
+            (None, _) => {
+                let problem = Problem::NotComputable { tensor: tensor.name.clone(), dtype: tensor.dtype.name() };
+                report(problem);
+            }
+            (_, Axis::Kept(axis)) if axis >= rank => report(Problem::NoSuchAxis { axis, rank }),
+            (Some(dtype), _) => {
+                if tensor.dtype == FileDType::F64 {
+                    report(Problem::Narrowed);
+                }
+                weights.push(FoundWeight {
+                    name: tensor.name.clone(),
+                    spelling,
+                    shape: tensor.shape.clone(),
+                    g_shape: if axis == Axis::Whole { vec![] } else { norms_shape(&tensor.shape, axis) },
+                    axis,
+                    dtype: tensor.dtype,
+                    g_dtype: rules.gain.unwrap_or(dtype).into(),
+                    v: at,
+                    g: at,
+                });
+            }
+        }
+    }
+    let mut warnings = vec![];
+    sort_out(findings, rules, &mut warnings)?;
+    if weights.is_empty() {
+        return Err(nothing("the patterns choose no tensor"));
+    }
+    Ok((weights, warnings))
+}
+
+/// What [`check`] found.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Check {
+    /// One for each weight that can be computed.
+    pub weights: Vec<CheckedWeight>,
+    /// What is odd, warnings included.
+    pub findings: Vec<Finding>,
+    /// Submissions to the GPU.
+    pub submissions: u64,
+}
+
+/// How far the GPU is off for one weight.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct CheckedWeight {
+    /// The weight.
+    pub weight: FoundWeight,
+    /// The largest |w − ŵ|, w of the GPU and ŵ of the CPU in f64; infinite where one of them alone is NaN or infinite.
+    pub error: f64,
+    /// The bound of the element with the largest error beside its bound.
+    pub bound: f64,
+    /// The largest error beside the bound of its element: up to 1 is right.
+    pub part: f64,
+}
+
+impl CheckedWeight {
+    /// Whether every element is within its bound.
+    pub fn is_right(&self) -> bool {
+        self.part <= 1.0
+    }
+}
+
+/// Folds every weight that the rules choose on the GPU and, in f64, on the CPU, and compares. Writes nothing.
+///
+/// The bound of an element counts the roundings to f32 on the longest way to it, with row length K and u = 2⁻²⁴: a norm
+/// that is off by (K/6 + 44)·u of itself, division and product 6u (8), and the storage type's own rounding; and subnormal
+/// elements of v may count as zero.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Gpu`], [`Error::NothingChosen`]. Weights that cannot be computed are findings.
+pub fn check(
+    gpu: &Gpu,
+    checkpoint: &Checkpoint,
+    rules: &Rules,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Check, Error> {
+    check_rules(rules)?;
+    let found = checkpoint.weights(rules);
+    if found.weights.is_empty() && found.findings.is_empty() {
+        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
+    }
+    let inputs: Vec<Input> = found.weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
+    let fresh = |weight| CheckedWeight { weight, error: 0.0, bound: 0.0, part: 0.0 };
+    let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
+    let total = inputs.iter().map(|input| checkpoint.at(input.v).bytes()).sum();
+    let mut meter = Meter { report: progress, done: 0, total };
+    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut meter, &mut |done| {
+        compare(&inputs[done.input], rules, &done, &mut checked[done.input]);
+        Ok(())
+    })?;
+    let mut findings = found.findings;
+    findings.extend(zero_rows);
+    Ok(Check { weights: checked, findings, submissions })
+}
+
+fn compare(input: &Input, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
+    let dtype = computed(input.dtype);
+    let (mut v, mut got) = (vec![], vec![]);
+    widen(dtype.into(), done.v, |x| v.push(x));
+    widen(dtype.into(), done.result, |w| got.push(w));
+    let shape = done.window.shape();
+    let norms = match done.norms {
+        Some(norms) => norms.to_vec(),
+        // The shape holds the elements and has that axis, so this does not fail.
+        None => cpu::row_norms(&v, &shape, Axis::Kept(1), rules.eps).unwrap_or_default(),
+    };
+    let length = input.layout.len() as u64 / input.layout.kept.max(1) as u64;
+    for (i, (&v, &got)) in v.iter().zip(&got).enumerate() {
+        let j = i / shape[2] % shape[1];
+        let (g, norm) = (f64::from(done.g[j]), norms[j]);
+        let expected = g * (v / norm);
+        let bound = bound(dtype, length, g, norm, expected);
+        let error = difference(dtype, got, expected, bound);
+        checked.error = checked.error.max(error);
+        let part = if error == 0.0 { 0.0 } else { error / bound };
+        // Also where it is no number: an infinite error beside an infinite bound is one.
+        if !(part <= checked.part) {
+            (checked.part, checked.bound) = (if part.is_nan() { f64::INFINITY } else { part }, bound);
+        }
+    }
+}
+
+/// |got − expected|, 0 where both are NaN or the same infinity, or where rounding to the type may overflow.
+fn difference(dtype: DType, got: f64, expected: f64, bound: f64) -> f64 {
+    // Half a step above the largest finite number.
+    let overflow = match dtype {
+        DType::F32 => (2.0 - 2f64.powi(-24)) * 2f64.powi(127),
+        DType::F16 => 65520.0,
+        DType::Bf16 => (2.0 - 2f64.powi(-8)) * 2f64.powi(127),
+    };
+    let same = got == expected || (got.is_nan() && expected.is_nan());
+    let overflows = got.is_infinite() && expected.abs() + bound >= overflow && got.signum() == expected.signum();
+    match (got - expected).abs() {
+        _ if same || overflows => 0.0,
+        error if error.is_nan() => f64::INFINITY,
+        error => error,
+    }
+}
+
+/// As [`check`] says, for an element of a row of `length`.
+fn bound(dtype: DType, length: u64, g: f64, norm: f64, w: f64) -> f64 {
+    let u = 2f64.powi(-24);
+    // Four sums run side by side everywhere.
+    let chain = length.min(length / 3 + 64) as f64;
+    let roundings = (chain / 2.0 + 12.0 + 8.0) * u;
+    let relative = if roundings < 1.0 { roundings / (1.0 - roundings) } else { f64::INFINITY };
+    let flushed = 2f64.powi(-126) / norm * (g.abs() + (length as f64).sqrt() * w.abs());
+    let error = relative * w.abs() + flushed;
+    let (step, least) = match dtype {
+        DType::F32 => (-24, -126),
+        DType::F16 => (-11, -25),
+        DType::Bf16 => (-8, -126),
+    };
+    error + ((w.abs() + error) * 2f64.powi(step)).max(2f64.powi(least))
+}
+
+impl Input {
+    pub(super) fn of(weight: &FoundWeight, g: Option<At>) -> Input {
+        // The axis was found to be there.
+        let none = Layout { outer: 0, kept: 0, inner: 0 };
+        let layout = Layout::new(&weight.shape, weight.axis).unwrap_or(none);
+        Input { name: weight.name.clone(), v: weight.v, g, layout, dtype: weight.dtype }
+    }
+}
+
+fn check_rules(rules: &Rules) -> Result<(), Error> {
+    rules.eps.check().map_err(|source| Error::Gpu { tensor: "the rules".to_owned(), source })
+}
