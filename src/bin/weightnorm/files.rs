@@ -1,14 +1,17 @@
 //! Checkpoints: looked at, and written anew in another form.
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling};
 
-use crate::output::{Failure, Kind, Report, Table, axis_json, axis_text, shape_text};
+use crate::device::{DeviceArguments, device_json, device_text};
+use crate::output::{DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, shape_text};
 use crate::progress::Progress;
-use crate::rules::{RulesArguments, names};
+use crate::rules::{EpsArguments, RulesArguments, names};
 
 /// Shows the weight-normalized weights of a checkpoint: shape, kept axis, norms, and what is odd about them.
 ///
@@ -34,7 +37,7 @@ impl Inspect {
         let progress = Progress::bytes("reading");
         let inspection = checkpoint::inspect(&checkpoint, &self.rules.rules(), &mut |p| progress.show(p))?;
         drop(progress);
-        let idle = self.rules.idle(names(&checkpoint).iter().map(String::as_str));
+        let idle = self.rules.idle(&names(&checkpoint));
 
         let headers = ["shape", "axis", "type", " norms", " g/norm", " zero rows", " NaN, inf", "weight"];
         let mut table = Table::new(&headers);
@@ -145,6 +148,166 @@ impl Target {
     }
 }
 
+/// Writes a checkpoint with its weights folded: w = g·v/n̂ in place of g and v, other tensors and metadata byte for byte.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm fold vocoder.safetensors folded.safetensors
+  weightnorm fold model.safetensors model.safetensors --force
+  weightnorm fold old.safetensors new.safetensors --axis 'encoder.*=2' --exclude 'discriminator.*'
+  weightnorm fold sharded_model/ folded_model/ --eps none
+
+w has the storage type of v; f64 becomes f32.
+Exit code 1: some weight cannot be folded, or has rows of zeros; nothing was written.")]
+pub struct Fold {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    rules: RulesArguments,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Fold {
+    pub fn run(&self) -> Result<Report, Failure> {
+        let checkpoint = self.target.open()?;
+        let idle = self.rules.idle(&names(&checkpoint));
+        let (rules, gpu) = (self.eps.apply(self.rules.rules()), self.device.open()?);
+        let progress = Progress::bytes("folding");
+        let result = checkpoint::fold(&gpu, &checkpoint, &self.target.output, &rules, &mut |p| progress.show(p));
+        drop(progress);
+        self.target.report("folded", result, idle)
+    }
+}
+
+/// Writes a checkpoint with ordinary weights split: v = w and g = n̂ in place of w.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm split folded.safetensors trainable.safetensors --include '*.weight' --spelling parametrizations
+  weightnorm split in.safetensors out.safetensors --include 'encoder.*.weight' --axis 'encoder.pos_conv.*=2' \\
+      --exclude '*norm*' --spelling g-v
+
+Weights keep axis 0 unless --axis says otherwise. --include has to name those to split, since what is weight-normalized is
+for you to say. Exit code 1: some weight cannot be split, or has rows of zeros; nothing was written.")]
+pub struct Split {
+    #[command(flatten)]
+    target: Target,
+    /// How g and v are called in the output
+    #[arg(long)]
+    spelling: SpellingArgument,
+    #[command(flatten)]
+    rules: RulesArguments,
+    /// The storage type of g [default: that of w]
+    #[arg(long, value_name = "TYPE", help_heading = "Weights")]
+    gain: Option<DTypeArgument>,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Split {
+    pub fn run(&self) -> Result<Report, Failure> {
+        if !self.rules.includes_some() {
+            let message = "--include PATTERN has to say which weights to split, such as --include '*.weight'";
+            return Err(Failure::usage(message));
+        }
+        let checkpoint = self.target.open()?;
+        let tensors: Vec<String> = checkpoint.tensors().map(|tensor| tensor.name.clone()).collect();
+        let mut notes = self.rules.idle(&tensors);
+        let mut rules = self.eps.apply(self.rules.rules());
+        rules.gain = self.gain.map(DTypeArgument::dtype);
+        let gpu = self.device.open()?;
+        let (spelling, output) = (self.spelling.spelling(), &self.target.output);
+        let progress = Progress::bytes("splitting");
+        let result = checkpoint::split(&gpu, &checkpoint, output, spelling, &rules, &mut |p| progress.show(p));
+        drop(progress);
+        let vectors = result.iter().flat_map(|r| &r.weights).filter(|w| w.shape.len() < 2);
+        notes.extend(vectors.map(|w| {
+            let shape = shape_text(&w.shape);
+            format!("{} ({shape}) is no matrix: each element has a norm of its own. Was it meant?", w.name)
+        }));
+        self.target.report("split", result, notes)
+    }
+}
+
+/// Folds the weights of a checkpoint on the GPU and, in f64, on the CPU, and compares. Writes nothing.
+///
+/// One line for each weight: the largest error, the bound that follows from the arithmetic for that element, and the
+/// largest error in parts of the bound of its element.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm check vocoder.safetensors
+  weightnorm check vocoder.safetensors --device 1 --json
+
+Exit code 1: some element is beyond its bound, some weight cannot be computed, or has rows of zeros.")]
+pub struct Check {
+    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    rules: RulesArguments,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Check {
+    pub fn run(&self) -> Result<Report, Failure> {
+        let checkpoint = Checkpoint::open(&self.checkpoint)?;
+        let idle = self.rules.idle(&names(&checkpoint));
+        let rules = self.eps.apply(self.rules.rules());
+        let gpu = self.device.open()?;
+        let info = gpu.report().info;
+        let progress = Progress::bytes("checking");
+        let check = checkpoint::check(&gpu, &checkpoint, &rules, &mut |p| progress.show(p))?;
+        drop(progress);
+
+        let mut text = device_text(&info) + "\n\n";
+        let headers = ["shape", "axis", "type", " error", " bound", " of bound", "", "weight"];
+        let mut table = Table::new(&headers);
+        for checked in &check.weights {
+            let FoundWeight { name, shape, axis, dtype, .. } = &checked.weight;
+            table.row(vec![
+                shape_text(shape),
+                axis_text(*axis),
+                dtype.name().to_lowercase(),
+                format!("{:.1e}", checked.error),
+                format!("{:.1e}", checked.bound),
+                format!("{:.2}", checked.part),
+                if checked.is_right() { "ok" } else { "WRONG" }.to_owned(),
+                name.clone(),
+            ]);
+        }
+        let wrong = check.weights.iter().filter(|checked| !checked.is_right()).count();
+        let _ = writeln!(text, "{table}{} weights, {wrong} wrong", check.weights.len());
+        write_findings(&mut text, &check.findings, &idle);
+        let weights = check.weights.iter().map(|checked| {
+            let mut json = weight_json(&checked.weight);
+            json["error"] = checked.error.into();
+            json["bound"] = checked.bound.into();
+            json["of_bound"] = checked.part.into();
+            json["right"] = checked.is_right().into();
+            json
+        });
+        let json = json!({
+            "path": lossy(checkpoint.path()),
+            "device": device_json(&info),
+            "weights": weights.collect::<Vec<_>>(),
+            "wrong": wrong,
+            "submissions": check.submissions,
+            "findings": check.findings.iter().map(finding_json).collect::<Vec<_>>(),
+            "notes": idle,
+        });
+        let problems = wrong > 0 || check.findings.iter().any(|finding| finding.problem != Problem::Narrowed);
+        Ok(Report { problems, text, json })
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub enum SpellingArgument {
     /// NAME_g and NAME_v, of torch.nn.utils.weight_norm
@@ -191,7 +354,7 @@ pub struct Convert {
 impl Convert {
     pub fn run(&self) -> Result<Report, Failure> {
         let checkpoint = self.target.open()?;
-        let idle = self.rules.idle(names(&checkpoint).iter().map(String::as_str));
+        let idle = self.rules.idle(&names(&checkpoint));
         let progress = Progress::bytes("writing");
         let (spelling, rules) = (self.spelling.spelling(), self.rules.rules());
         let result = checkpoint::convert(&checkpoint, &self.target.output, spelling, &rules, &mut |p| progress.show(p));
@@ -246,6 +409,7 @@ fn finding_json(finding: &Finding) -> Value {
         Problem::NotComputable { .. } => "not_computable",
         Problem::ZeroRows { .. } => "zero_rows",
         Problem::NonFinite { .. } => "non_finite",
+        Problem::GainOverflow { .. } => "gain_overflow",
         Problem::Narrowed => "narrowed",
         _ => "other",
     };
@@ -282,9 +446,20 @@ impl From<Error> for Failure {
             _ => Kind::Input,
         };
         let message = match &error {
+            Error::Header { path, .. } if is_zip(path) => format!(
+                "{error}. It looks like a file of PyTorch's own; in Python: \
+                 safetensors.torch.save_file(torch.load(..), \"model.safetensors\")"
+            ),
             Error::NothingChosen { .. } => format!("{error}. `weightnorm inspect` lists what is there"),
             _ => error.to_string(),
         };
         Failure { kind, message }
     }
+}
+
+/// As files of `torch.save` are.
+fn is_zip(path: &Path) -> bool {
+    let mut first = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first == *b"PK\x03\x04"
 }

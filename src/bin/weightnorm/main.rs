@@ -45,7 +45,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Inspect(files::Inspect),
+    Fold(files::Fold),
+    Split(files::Split),
     Convert(files::Convert),
+    Check(files::Check),
     Devices(device::Devices),
     Profile(profile::Profile),
     /// Prints the completions for a shell, for its startup file
@@ -61,6 +64,9 @@ fn main() -> ExitCode {
     };
     let (name, result) = match &cli.command {
         Command::Inspect(command) => ("inspect", command.run()),
+        Command::Fold(command) => ("fold", command.run()),
+        Command::Split(command) => ("split", command.run()),
+        Command::Check(command) => ("check", command.run()),
         Command::Convert(command) => ("convert", command.run()),
         Command::Devices(command) => ("devices", command.run()),
         Command::Profile(command) => ("profile", command.run()),

@@ -3,6 +3,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use weightnorm::{Axis, DType};
 
@@ -192,6 +193,24 @@ pub fn axis_json(axis: Axis) -> Value {
     match axis {
         Axis::Kept(axis) => axis.into(),
         Axis::Whole => "whole".into(),
+    }
+}
+
+/// A storage type as an argument.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DTypeArgument {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl DTypeArgument {
+    pub fn dtype(self) -> DType {
+        match self {
+            DTypeArgument::F32 => DType::F32,
+            DTypeArgument::F16 => DType::F16,
+            DTypeArgument::Bf16 => DType::Bf16,
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use weightnorm::{
 };
 
 use crate::device::{DeviceArguments, device_json, device_text};
-use crate::output::{Failure, Kind, Report, Table, axis_json, axis_text, dtype_name, seconds_text, shape_text};
+use crate::output::{
+    DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, dtype_name, seconds_text, shape_text,
+};
 use crate::progress::Progress;
 use crate::rules::parse_axis;
 
@@ -57,13 +59,6 @@ enum Operator {
     LinearSaved,
     /// dx, dv, dg and dbias
     LinearBackward,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DTypeArgument {
-    F32,
-    F16,
-    Bf16,
 }
 
 fn parse_batch(text: &str) -> Result<usize, String> {
@@ -229,16 +224,6 @@ fn cases(weights: &[Weight], operators: &[Operator], batches: &[usize]) -> Vec<(
     cases
 }
 
-impl DTypeArgument {
-    fn dtype(self) -> DType {
-        match self {
-            DTypeArgument::F32 => DType::F32,
-            DTypeArgument::F16 => DType::F16,
-            DTypeArgument::Bf16 => DType::Bf16,
-        }
-    }
-}
-
 /// The tensors of a call.
 struct Call {
     operator: Operator,
@@ -393,8 +378,8 @@ impl Measured {
             self.batch.map_or_else(String::new, |batch| batch.to_string()),
             self.dispatches.len().to_string(),
             seconds_text(self.seconds),
-            format!("{:.1}", bytes * 1e-9),
-            format!("{:.1}", operations * 1e-9),
+            rate_text(bytes),
+            rate_text(operations),
             format!("{:.0} %", 100.0 * part),
             match weight.names.as_slice() {
                 [] => String::new(),
@@ -423,5 +408,13 @@ impl Measured {
             "of_roof": part,
             "dispatches": dispatches.collect::<Vec<_>>(),
         })
+    }
+}
+
+/// In billions.
+fn rate_text(rate: f64) -> String {
+    match rate * 1e-9 {
+        small if small < 9.995 => format!("{small:.2}"),
+        large => format!("{large:.1}"),
     }
 }

@@ -39,15 +39,19 @@ impl RulesArguments {
         rules
     }
 
+    pub fn includes_some(&self) -> bool {
+        !self.include.is_empty()
+    }
+
     /// Patterns that fit none of these names, which are all there are: mistyped, in all likelihood.
-    pub fn idle<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    pub fn idle(&self, names: &[String]) -> Vec<String> {
         let all = [
             ("axis", self.axis.iter().map(|(pattern, _)| pattern).collect::<Vec<_>>()),
             ("include", self.include.iter().collect()),
             ("exclude", self.exclude.iter().collect()),
         ];
         let patterns = all.into_iter().flat_map(|(option, patterns)| patterns.into_iter().map(move |p| (option, p)));
-        let idle = patterns.filter(|(_, pattern)| !names.clone().any(|name| Pattern::new(*pattern).matches(name)));
+        let idle = patterns.filter(|(_, pattern)| !names.iter().any(|name| Pattern::new(*pattern).matches(name)));
         idle.map(|(option, pattern)| format!("--{option}: {pattern} fits no weight")).collect()
     }
 }
