@@ -108,6 +108,10 @@ fn kind(kind: wgpu::DeviceType) -> &'static str {
 
 /// Lists the adapters of this machine, and what would be used of each.
 #[derive(Args)]
+#[command(after_long_help = "\
+The first one that can run the kernels is what every command uses unless --device says otherwise.
+
+Exit codes: 0 done, 1 no adapter can run the kernels, 2 usage error.")]
 pub struct Devices {
     #[command(flatten)]
     backend: BackendArgument,

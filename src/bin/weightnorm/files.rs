@@ -23,7 +23,8 @@ Examples:
   weightnorm inspect vocoder.safetensors
   weightnorm inspect sharded_model/ --include 'generator.*' --json
 
-Exit code 1: some weight cannot be computed, has rows of zeros, or numbers that are NaN or infinite.")]
+Exit codes: 0 done, 1 some weight cannot be computed, has rows of zeros, or numbers that are NaN or
+infinite, 2 usage or input error.")]
 pub struct Inspect {
     /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
     checkpoint: PathBuf,
@@ -132,7 +133,8 @@ impl Target {
         let mut text = String::new();
         let megabytes = written.bytes as f64 * 1e-6;
         let (count, copied) = (written.weights.len(), written.copied);
-        let _ = writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied, {megabytes:.1} MB");
+        let _ =
+            writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied unchanged, {megabytes:.1} MB");
         write_findings(&mut text, &written.warnings, &idle);
         let json = json!({
             "output": output,
@@ -158,7 +160,8 @@ Examples:
   weightnorm fold sharded_model/ folded_model/ --eps none
 
 w has the storage type of v; f64 becomes f32.
-Exit code 1: some weight cannot be folded, or has rows of zeros; nothing was written.")]
+Exit codes: 0 done, 1 some weight cannot be folded or has rows of zeros, and nothing was written,
+2 usage, input, output or device error.")]
 pub struct Fold {
     #[command(flatten)]
     target: Target,
@@ -186,12 +189,14 @@ impl Fold {
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
-  weightnorm split folded.safetensors trainable.safetensors --include '*.weight' --spelling parametrizations
-  weightnorm split in.safetensors out.safetensors --include 'encoder.*.weight' --axis 'encoder.pos_conv.*=2' \\
-      --exclude '*norm*' --spelling g-v
+  weightnorm split folded.safetensors trainable.safetensors --include '*.weight' \\
+      --spelling parametrizations
+  weightnorm split in.safetensors out.safetensors --include 'encoder.*.weight' --exclude '*norm*' \\
+      --axis 'encoder.pos_conv.*=2' --spelling g-v
 
-Weights keep axis 0 unless --axis says otherwise. --include has to name those to split, since what is weight-normalized is
-for you to say. Exit code 1: some weight cannot be split, or has rows of zeros; nothing was written.")]
+Weights keep axis 0 unless --axis says otherwise. --include has to name those to split.
+Exit codes: 0 done, 1 some weight cannot be split or has rows of zeros, and nothing was written,
+2 usage, input, output or device error.")]
 pub struct Split {
     #[command(flatten)]
     target: Target,
@@ -225,26 +230,29 @@ impl Split {
         let progress = Progress::bytes("splitting");
         let result = checkpoint::split(&gpu, &checkpoint, output, spelling, &rules, &mut |p| progress.show(p));
         drop(progress);
-        let vectors = result.iter().flat_map(|r| &r.weights).filter(|w| w.shape.len() < 2);
-        notes.extend(vectors.map(|w| {
-            let shape = shape_text(&w.shape);
-            format!("{} ({shape}) is no matrix: each element has a norm of its own. Was it meant?", w.name)
-        }));
+        let mut vectors = result.iter().flat_map(|r| &r.weights).filter(|w| w.shape.len() < 2);
+        if let Some(first) = vectors.next() {
+            let (count, name) = (1 + vectors.count(), &first.name);
+            notes.push(format!(
+                "{count} of one axis, such as {name}: each element is a row by itself. Were they meant?"
+            ));
+        }
         self.target.report("split", result, notes)
     }
 }
 
 /// Folds the weights of a checkpoint on the GPU and, in f64, on the CPU, and compares. Writes nothing.
 ///
-/// One line for each weight: the largest error, the bound that follows from the arithmetic for that element, and the
-/// largest error in parts of the bound of its element.
+/// One line for each weight: the largest error, and the largest error in parts of the bound that follows from the arithmetic
+/// for its element: up to 1 is right.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   weightnorm check vocoder.safetensors
   weightnorm check vocoder.safetensors --device 1 --json
 
-Exit code 1: some element is beyond its bound, some weight cannot be computed, or has rows of zeros.")]
+Exit codes: 0 done, 1 some element is beyond its bound, or some weight cannot be computed or has rows of
+zeros, 2 usage, input or device error.")]
 pub struct Check {
     /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
     checkpoint: PathBuf,
@@ -268,7 +276,7 @@ impl Check {
         drop(progress);
 
         let mut text = device_text(&info) + "\n\n";
-        let headers = ["shape", "axis", "type", " error", " bound", " of bound", "", "weight"];
+        let headers = ["shape", "axis", "type", " error", " of bound", "", "weight"];
         let mut table = Table::new(&headers);
         for checked in &check.weights {
             let FoundWeight { name, shape, axis, dtype, .. } = &checked.weight;
@@ -277,7 +285,6 @@ impl Check {
                 axis_text(*axis),
                 dtype.name().to_lowercase(),
                 format!("{:.1e}", checked.error),
-                format!("{:.1e}", checked.bound),
                 format!("{:.2}", checked.part),
                 if checked.is_right() { "ok" } else { "WRONG" }.to_owned(),
                 name.clone(),
@@ -289,7 +296,6 @@ impl Check {
         let weights = check.weights.iter().map(|checked| {
             let mut json = weight_json(&checked.weight);
             json["error"] = checked.error.into();
-            json["bound"] = checked.bound.into();
             json["of_bound"] = checked.part.into();
             json["right"] = checked.is_right().into();
             json
@@ -311,6 +317,7 @@ impl Check {
 #[derive(Clone, Copy, ValueEnum)]
 pub enum SpellingArgument {
     /// NAME_g and NAME_v, of torch.nn.utils.weight_norm
+    #[value(name = "g-v")]
     GV,
     /// parametrizations.NAME.original0 and .original1, of torch.nn.utils.parametrizations.weight_norm
     Parametrizations,
@@ -340,7 +347,8 @@ Examples:
   weightnorm convert model.safetensors model.safetensors --force --spelling g-v
 
 Converting back gives the bytes of the input, where the safetensors library or this program wrote it.
-Exit code 1: some weight cannot be converted; nothing was written.")]
+Exit codes: 0 done, 1 some weight cannot be converted, and nothing was written, 2 usage, input or
+output error.")]
 pub struct Convert {
     #[command(flatten)]
     target: Target,

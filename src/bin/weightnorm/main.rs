@@ -22,9 +22,10 @@ Exit codes:
   2  the arguments, an input, an output or the device would not do
 
 Output:
-  Results go to stdout, errors and progress to stderr. With --json stdout holds exactly one JSON document in any case:
-  an object whose \"status\" is \"done\", \"problems\" or \"error\" (exit codes 0, 1, 2); after an error \"error\" has a
-  \"kind\" (usage, input, output, device) and a \"message\". Numbers that are NaN or infinite are null.
+  Results go to stdout, errors and progress to stderr. With --json stdout holds exactly one JSON
+  document in any case: an object with \"command\" and \"status\", which is \"done\", \"problems\" or
+  \"error\" (exit codes 0, 1, 2); after an error \"error\" has a \"kind\" (usage, input, output, device)
+  and a \"message\". Numbers that are NaN or infinite are null. The README of the crate lists the keys.
 
 Environment:
   WGPU_BACKEND       vulkan, metal, dx12 or gl, where --backend is not given
@@ -33,7 +34,7 @@ Environment:
 /// Weight-normalized checkpoints, and the devices that compute them.
 #[derive(Parser)]
 #[command(name = "weightnorm", version, after_long_help = CONVENTIONS, after_help = "Examples and exit codes: --help")]
-#[command(propagate_version = true, max_term_width = 100)]
+#[command(max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -18,7 +18,17 @@ use crate::progress::Progress;
 use crate::rules::parse_axis;
 
 /// Measures the throughput of the operators, beside the roof of the adapter.
+///
+/// GB/s and GFLOP/s count the least that an operator has to move and to do; the roof is what kernels reach that only copy,
+/// only read, or only multiply and add; `roof` in a line is the part of it that the operator reaches.
 #[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm profile 1024x1024 --batch 1,64,1024
+  weightnorm profile 512x256x7 --op row_norms,normalize --dtype f16
+  weightnorm profile vocoder.safetensors --json
+
+Exit codes: 0 done, 2 usage, input or device error.")]
 pub struct Profile {
     /// Shapes of weights such as 1024x512 (out x in) or 512x256x7, or checkpoints whose weights give the shapes
     #[arg(required = true, value_name = "SHAPE|FILE")]

@@ -21,8 +21,8 @@ pub struct RulesArguments {
 /// What keeps a zero row finite.
 #[derive(Args)]
 pub struct EpsArguments {
-    /// How the norm n is guarded: `none`, as PyTorch's weight_norm; `clamp:E`, max(n, E), which is PyTorch's result wherever
-    /// that is a number; `inside:E`, sqrt(n² + E), as Flax; `after:E`, n + E
+    /// How the norm n is guarded: `clamp:E`, max(n, E), which gives what PyTorch gives, but for rows of zeros; `none`, as
+    /// PyTorch's weight_norm; `inside:E`, sqrt(n² + E), as Flax; `after:E`, n + E
     #[arg(long, value_name = "POLICY", value_parser = parse_eps, default_value = "clamp:1e-12", help_heading = "Weights")]
     eps: Eps,
     /// Computes weights with rows of zeros too: w = 0 there, under --eps none NaN
@@ -52,7 +52,7 @@ impl RulesArguments {
         ];
         let patterns = all.into_iter().flat_map(|(option, patterns)| patterns.into_iter().map(move |p| (option, p)));
         let idle = patterns.filter(|(_, pattern)| !names.iter().any(|name| Pattern::new(*pattern).matches(name)));
-        idle.map(|(option, pattern)| format!("--{option}: {pattern} fits no weight")).collect()
+        idle.map(|(option, pattern)| format!("--{option} {pattern} fits no weight")).collect()
     }
 }
 
