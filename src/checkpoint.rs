@@ -131,7 +131,7 @@ impl Checkpoint {
     /// The weight-normalized parameters that the rules choose, and what is odd about them. Reads nothing: zero rows
     /// and numbers that are not finite are for [`inspect`].
     pub fn weights(&self, rules: &Rules) -> Found {
-        find::find(self, rules)
+        find::find(self, rules, find::Wanted::Numbers)
     }
 }
 
@@ -233,9 +233,9 @@ impl Rules {
 pub struct Progress<'a> {
     /// The tensor at work.
     pub tensor: &'a str,
-    /// Bytes of tensors done.
+    /// Bytes of the output done; where nothing is written, of v.
     pub done: u64,
-    /// Bytes of tensors in all.
+    /// Bytes in all.
     pub total: u64,
 }
 

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 mod batch;
-#[cfg(feature = "checkpoint")]
+#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
 pub mod checkpoint;
 mod contract;
 pub mod cpu;

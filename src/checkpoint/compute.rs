@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::find::At;
 use super::inspect::{Sums, widen};
-use super::{Checkpoint, Error, FileDType, Finding, Meter, Problem, Rules};
+use super::{Checkpoint, Error, FileDType, Finding, Problem, Rules};
 use crate::contract::Layout;
 use crate::cpu::effective_norm;
 use crate::{Axis, DType, Gpu, Tensor, WeightNorm};
@@ -71,8 +71,7 @@ impl Cut {
 
     /// Whether every window holds all of its rows.
     fn whole_rows(&self) -> bool {
-        self.outer >= self.layout.outer && self.inner >= self.layout.inner
-            || self.layout.outer <= 1 && self.inner >= self.layout.inner
+        self.inner >= self.layout.inner && self.outer >= self.layout.outer
     }
 
     fn windows(&self) -> impl Iterator<Item = Window> {
@@ -142,7 +141,6 @@ pub(super) fn run(
     checkpoint: &Checkpoint,
     inputs: &[Input],
     rules: &Rules,
-    meter: &mut Meter<'_>,
     deliver: &mut dyn FnMut(Done<'_>) -> Result<(), Error>,
 ) -> Result<(Vec<Finding>, u64), Error> {
     let capacity = rules.window_bytes().min(gpu.limits().max_buffer_size).min(MAX_WINDOW);
@@ -150,9 +148,9 @@ pub(super) fn run(
     let batch = Batch::default();
     let mut engine = Engine { gpu, checkpoint, inputs, rules, deliver, capacity, batch, zero_rows, submissions: 0 };
     for input in 0..inputs.len() {
-        engine.add(input, meter)?;
+        engine.add(input)?;
     }
-    engine.flush(meter)?;
+    engine.flush()?;
     let counts = engine.zero_rows.iter().zip(inputs).filter(|&(&count, _)| count > 0);
     let zero_row =
         |(&count, input): (&u64, &Input)| Finding { weight: input.name.clone(), problem: Problem::ZeroRows { count } };
@@ -160,10 +158,11 @@ pub(super) fn run(
 }
 
 impl Engine<'_> {
-    fn add(&mut self, number: usize, meter: &mut Meter<'_>) -> Result<(), Error> {
+    fn add(&mut self, number: usize) -> Result<(), Error> {
         let input = &self.inputs[number];
         let cut = Cut::new(input.layout, input.dtype.bits() / 8, self.capacity);
-        let norms = if cut.whole_rows() {
+        // Rows without elements have norms too, but no window.
+        let norms = if cut.whole_rows() && input.layout.len() > 0 {
             None
         } else {
             let sums = Sums::read(self.checkpoint, input, self.rules, &mut |_| ())?;
@@ -175,23 +174,16 @@ impl Engine<'_> {
             let window = Window { first: 0, outer: 1, rows: 0..norms.len(), inner: 0 };
             let result = bytemuck::cast_slice(&result);
             (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
-            meter.add(&input.name, self.checkpoint.at(input.v).bytes());
             return Ok(());
         }
         for window in cut.windows() {
             let norms = norms.as_ref().map(|norms| norms[window.rows.clone()].to_vec());
-            self.add_window(number, window, norms, meter)?;
+            self.add_window(number, window, norms)?;
         }
         Ok(())
     }
 
-    fn add_window(
-        &mut self,
-        number: usize,
-        window: Window,
-        norms: Option<Vec<f64>>,
-        meter: &mut Meter<'_>,
-    ) -> Result<(), Error> {
+    fn add_window(&mut self, number: usize, window: Window, norms: Option<Vec<f64>>) -> Result<(), Error> {
         let input = &self.inputs[number];
         let dtype = computed(input.dtype);
         let v_words = (window.len() * dtype.size() as usize).div_ceil(4).next_multiple_of(ALIGNMENT);
@@ -199,7 +191,7 @@ impl Engine<'_> {
         let result_words = if input.g.is_some() { v_words } else { g_words };
         let words = self.batch.v.len() + 2 * self.batch.g.len();
         if !self.batch.jobs.is_empty() && ((words + v_words + 2 * g_words) * 4) as u64 > self.capacity {
-            self.flush(meter)?;
+            self.flush()?;
         }
         let batch = &mut self.batch;
         let (v, g, result) = (batch.v.len(), batch.g.len(), batch.results);
@@ -220,7 +212,7 @@ impl Engine<'_> {
     }
 
     /// One submission for all that is there.
-    fn flush(&mut self, meter: &mut Meter<'_>) -> Result<(), Error> {
+    fn flush(&mut self) -> Result<(), Error> {
         let batch = std::mem::take(&mut self.batch);
         let Some(first) = batch.jobs.first() else { return Ok(()) };
         let name = &self.inputs[first.input].name;
@@ -239,7 +231,6 @@ impl Engine<'_> {
             }
             let norms = job.norms.as_deref();
             (self.deliver)(Done { input: job.input, window: &job.window, v, g, norms, result })?;
-            meter.add(&input.name, job.window.len() as u64 * input.dtype.bits() / 8);
         }
         Ok(())
     }

@@ -217,10 +217,8 @@ pub(super) fn write_file(
 ) -> Result<(), Error> {
     check_file_target(target)?;
     let (temporary, file) = Temporary::new(target, false, Sink::create)?;
-    if let Ok(status) = fs::symlink_metadata(target) {
-        if status.is_file() {
-            file.set_permissions(status.permissions()).map_err(failed("setting the permissions", &temporary.path))?;
-        }
+    if let Some(status) = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file) {
+        file.set_permissions(status.permissions()).map_err(failed("setting the permissions", &temporary.path))?;
     }
     let sink = Sink::begin(file, temporary.path.clone(), header)?;
     write(std::slice::from_ref(&sink))?;

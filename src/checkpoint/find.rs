@@ -61,7 +61,16 @@ struct Halves {
     v: Option<At>,
 }
 
-pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules) -> Found {
+/// What is asked of a weight.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Wanted {
+    /// That it can be computed.
+    Numbers,
+    /// That it can be renamed: it need not be said which of several axes it keeps, and any storage type will do.
+    Names,
+}
+
+pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Found {
     let mut halves: HashMap<(String, Spelling), Halves> = HashMap::new();
     let mut order = vec![];
     let mut strangers: HashMap<String, &str> = HashMap::new();
@@ -107,9 +116,9 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules) -> Found {
             report(Problem::OtherParametrization { tensor: tensor.to_string() });
             continue;
         }
-        match weight(checkpoint, rules, name, *spelling, g, v) {
+        match weight(checkpoint, rules, wanted, name, *spelling, (g, v)) {
             Ok(weight) => {
-                if [weight.dtype, weight.g_dtype].contains(&FileDType::F64) {
+                if wanted == Wanted::Numbers && [weight.dtype, weight.g_dtype].contains(&FileDType::F64) {
                     report(Problem::Narrowed);
                 }
                 found.weights.push(weight);
@@ -124,18 +133,21 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules) -> Found {
 fn weight(
     checkpoint: &Checkpoint,
     rules: &Rules,
+    wanted: Wanted,
     name: &str,
     spelling: Spelling,
-    g: At,
-    v: At,
+    (g, v): (At, At),
 ) -> Result<FoundWeight, Problem> {
     let (g_info, v_info) = (checkpoint.at(g), checkpoint.at(v));
     for info in [g_info, v_info] {
-        if info.dtype.computed().is_none() {
+        if wanted == Wanted::Numbers && info.dtype.computed().is_none() {
             return Err(Problem::NotComputable { tensor: info.name.clone(), dtype: info.dtype.name() });
         }
     }
-    let axis = kept_axis(&v_info.shape, &g_info.shape, rules.axis_of(name))?;
+    let axis = match kept_axis(&v_info.shape, &g_info.shape, rules.axis_of(name)) {
+        Err(Problem::AmbiguousAxis { axes, .. }) if wanted == Wanted::Names => Axis::Kept(axes[0]),
+        other => other?,
+    };
     Ok(FoundWeight {
         name: name.to_owned(),
         spelling,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::compute::{self, Input, computed};
 use super::file::Sink;
-use super::find::At;
+use super::find::{At, Wanted};
 use super::inspect::widen;
 use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
@@ -30,7 +30,7 @@ pub fn fold(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = chosen(checkpoint, rules)?;
+    let (weights, mut warnings) = chosen(checkpoint, rules, Wanted::Numbers)?;
     let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
     for (i, weight) in weights.iter().enumerate() {
         let (name, shape) = (weight.name.clone(), weight.shape.clone());
@@ -46,11 +46,12 @@ pub fn fold(
     let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
             let input = &inputs[done.input];
             let dtype = computed(input.dtype);
             widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
             let (file, begin) = plan.places[&(input.v, 0)];
+            meter.add(&input.name, done.result.len() as u64);
             sinks[file].write(begin + done.window.first * dtype.size(), done.result)
         })?;
         sort_out(found, rules, &mut warnings)
@@ -99,7 +100,7 @@ pub fn split(
     let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, meter, &mut |done| {
+        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
             let (at, to) = (inputs[done.input].v, computed(weights[done.input].g_dtype));
             let (mut norms, mut finite) = (vec![], vec![]);
             widen(FileDType::F32, done.result, |norm| norms.push(norm));
@@ -109,6 +110,7 @@ pub fn split(
             non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
             overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
             let (file, begin) = plan.places[&(at, 0)];
+            meter.add(&inputs[done.input].name, bytes.len() as u64);
             sinks[file].write(begin + done.window.rows.start as u64 * to.size(), &bytes)
         })?;
         let overflow = |(weight, &count): (&FoundWeight, &usize)| {
@@ -117,7 +119,7 @@ pub fn split(
         };
         let overflows = weights.iter().zip(&overflows).filter_map(overflow);
         sort_out(found.into_iter().chain(overflows).collect(), rules, &mut warnings)?;
-        copy_narrowed(checkpoint, &weights, &plan, sinks)
+        copy_narrowed(checkpoint, &weights, &plan, sinks, meter)
     })?;
     for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
         warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
@@ -131,6 +133,7 @@ fn copy_narrowed(
     weights: &[FoundWeight],
     plan: &Plan<'_>,
     sinks: &[Sink],
+    meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
     const STEP: u64 = 1 << 18;
     let mut bytes = vec![0; 4 * STEP as usize];
@@ -141,6 +144,7 @@ fn copy_narrowed(
             let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
             compute::read_as(checkpoint, weight.v, first, DType::F32, part)?;
             sinks[file].write(begin + 4 * first, part)?;
+            meter.add(&weight.name, part.len() as u64);
         }
     }
     Ok(())
@@ -253,10 +257,11 @@ pub fn check(
     let inputs: Vec<Input> = found.weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
     let fresh = |weight| CheckedWeight { weight, error: 0.0, bound: 0.0, part: 0.0 };
     let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
-    let total = inputs.iter().map(|input| checkpoint.at(input.v).bytes()).sum();
+    let total = inputs.iter().map(|input| checkpoint.at(input.v).elements() * computed(input.dtype).size()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut meter, &mut |done| {
-        compare(&inputs[done.input], rules, &done, &mut checked[done.input]);
+    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
+        meter.add(&inputs[done.input].name, done.result.len() as u64);
+        compare(computed(inputs[done.input].dtype), rules, &done, &mut checked[done.input]);
         Ok(())
     })?;
     let mut findings = found.findings;
@@ -264,8 +269,7 @@ pub fn check(
     Ok(Check { weights: checked, findings, submissions })
 }
 
-fn compare(input: &Input, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
-    let dtype = computed(input.dtype);
+fn compare(dtype: DType, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
     let (mut v, mut got) = (vec![], vec![]);
     widen(dtype.into(), done.v, |x| v.push(x));
     widen(dtype.into(), done.result, |w| got.push(w));
@@ -275,18 +279,23 @@ fn compare(input: &Input, rules: &Rules, done: &compute::Done<'_>, checked: &mut
         // The shape holds the elements and has that axis, so this does not fail.
         None => cpu::row_norms(&v, &shape, Axis::Kept(1), rules.eps).unwrap_or_default(),
     };
-    let length = input.layout.len() as u64 / input.layout.kept.max(1) as u64;
+    // Four sums run side by side everywhere. Norms of a row that is in no window as a whole are those of the reference.
+    let length = (shape[0] * shape[2]) as f64;
+    let chain = if done.norms.is_some() { 0.0 } else { length.min(length / 3.0 + 64.0) };
     for (i, (&v, &got)) in v.iter().zip(&got).enumerate() {
         let j = i / shape[2] % shape[1];
         let (g, norm) = (f64::from(done.g[j]), norms[j]);
         let expected = g * (v / norm);
-        let bound = bound(dtype, length, g, norm, expected);
+        let bound = bound(dtype, chain, g, norm, expected);
         let error = difference(dtype, got, expected, bound);
         checked.error = checked.error.max(error);
-        let part = if error == 0.0 { 0.0 } else { error / bound };
-        // Also where it is no number: an infinite error beside an infinite bound is one.
-        if !(part <= checked.part) {
-            (checked.part, checked.bound) = (if part.is_nan() { f64::INFINITY } else { part }, bound);
+        let part = match error / bound {
+            _ if error == 0.0 => 0.0,
+            part if part.is_nan() => f64::INFINITY,
+            part => part,
+        };
+        if part > checked.part {
+            (checked.part, checked.bound) = (part, bound);
         }
     }
 }
@@ -308,14 +317,12 @@ fn difference(dtype: DType, got: f64, expected: f64, bound: f64) -> f64 {
     }
 }
 
-/// As [`check`] says, for an element of a row of `length`.
-fn bound(dtype: DType, length: u64, g: f64, norm: f64, w: f64) -> f64 {
+/// As [`check`] says, where a square passes through `chain` additions on its way into the norm.
+fn bound(dtype: DType, chain: f64, g: f64, norm: f64, w: f64) -> f64 {
     let u = 2f64.powi(-24);
-    // Four sums run side by side everywhere.
-    let chain = length.min(length / 3 + 64) as f64;
     let roundings = (chain / 2.0 + 12.0 + 8.0) * u;
     let relative = if roundings < 1.0 { roundings / (1.0 - roundings) } else { f64::INFINITY };
-    let flushed = 2f64.powi(-126) / norm * (g.abs() + (length as f64).sqrt() * w.abs());
+    let flushed = 2f64.powi(-126) / norm * (g.abs() + (3.0 * chain).sqrt() * w.abs());
     let error = relative * w.abs() + flushed;
     let (step, least) = match dtype {
         DType::F32 => (-24, -126),
@@ -336,4 +343,27 @@ impl Input {
 
 fn check_rules(rules: &Rules) -> Result<(), Error> {
     rules.eps.check().map_err(|source| Error::Gpu { tensor: "the rules".to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The controls of a comparison: what is off by more than its bound, or is no number alone, does not pass.
+    #[test]
+    fn check_catches_a_wrong_value() {
+        let part = |expected: f64, got: f64| {
+            let bound = bound(DType::F32, 100.0, 1.0, 1.0, expected);
+            difference(DType::F32, got, expected, bound) / bound
+        };
+        assert!(part(0.5, 0.5 + 2f64.powi(-25)) <= 1.0);
+        assert!(part(0.5, 0.5 + 1e-5) > 1.0);
+        assert!(part(0.0, 1e-30) > 1.0);
+        assert!(part(f64::MAX, f64::INFINITY) == 0.0 && part(1.0, f64::INFINITY) > 1.0);
+        assert!(difference(DType::F16, f64::NAN, 1.0, 1.0).is_infinite());
+        assert!(difference(DType::F16, 1.0, f64::NAN, f64::NAN).is_infinite());
+        assert_eq!(difference(DType::F16, f64::NAN, f64::NAN, f64::NAN), 0.0);
+        assert_eq!(difference(DType::F16, f64::INFINITY, 65520.0, 1.0), 0.0);
+        assert!(difference(DType::F16, f64::NEG_INFINITY, 65520.0, 1.0).is_infinite());
+    }
 }

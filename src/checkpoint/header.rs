@@ -4,7 +4,7 @@
 //! and the bytes of the tensors, one behind the other without holes. The header has an entry
 //! `"NAME":{"dtype":"F32","shape":[2,3],"data_offsets":[BEGIN,END]}` for each tensor, offsets from the end of the header
 //! on, and maybe `"__metadata__"`, an object of strings.
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -328,13 +328,13 @@ impl<'de> Deserialize<'de> for Metadata {
 
 /// Names that were there already.
 #[derive(Default)]
-struct Names(HashMap<String, ()>);
+struct Names(HashSet<String>);
 
 impl Names {
     fn add<E: serde::de::Error>(&mut self, name: &str) -> Result<(), E> {
-        match self.0.insert(name.to_owned(), ()) {
-            Some(()) => Err(E::custom(format_args!("{name:?} is there twice"))),
-            None => Ok(()),
+        if !self.0.insert(name.to_owned()) {
+            return Err(E::custom(format_args!("{name:?} is there twice")));
         }
+        Ok(())
     }
 }

@@ -119,10 +119,8 @@ impl Index {
             }
         }
         let total = value.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size"));
-        if let Some(total) = total {
-            if let Some(size) = total.as_u64() {
-                *total = Value::from(u64::try_from(i128::from(size) + grown).unwrap_or(0));
-            }
+        if let Some((total, size)) = total.and_then(|total| total.as_u64().map(|size| (total, size))) {
+            *total = Value::from(u64::try_from(i128::from(size) + grown).unwrap_or(0));
         }
         format!("{:#}\n", Value::Object(value))
     }

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::file::{self, Sink};
-use super::find::At;
+use super::find::{At, Wanted, find};
 use super::header::{self, Header};
 use super::{
     Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
@@ -214,8 +214,12 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
 pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
 
 /// The weights that the rules choose with warnings, or what keeps them from being worked on.
-pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
-    let (found, mut warnings) = (checkpoint.weights(rules), vec![]);
+pub(super) fn chosen(
+    checkpoint: &Checkpoint,
+    rules: &Rules,
+    wanted: Wanted,
+) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
+    let (found, mut warnings) = (find(checkpoint, rules, wanted), vec![]);
     sort_out(found.findings, rules, &mut warnings)?;
     if found.weights.is_empty() {
         return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
@@ -234,8 +238,8 @@ pub(super) fn sort_out(findings: Vec<Finding>, rules: &Rules, warnings: &mut Vec
 /// is touched, and converting back gives the bytes of the input where the `safetensors` crate or this one wrote it.
 ///
 /// # Errors
-/// [`Error::Findings`], but not for an ambiguous axis, zero rows and types: names do not depend on them;
-/// [`Error::NothingChosen`] if there is no weight at all; [`Error::Io`], [`Error::Occupied`].
+/// [`Error::Findings`], but not for an ambiguous axis (of which [`Report`] has the first), zero rows and types: names do
+/// not depend on them; [`Error::NothingChosen`] if there is no weight at all; [`Error::Io`], [`Error::Occupied`].
 pub fn convert(
     checkpoint: &Checkpoint,
     output: &Path,
@@ -243,7 +247,7 @@ pub fn convert(
     rules: &Rules,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
-    let (mut weights, _) = chosen(checkpoint, rules)?;
+    let (mut weights, _) = chosen(checkpoint, rules, Wanted::Names)?;
     weights.retain(|weight| weight.spelling != spelling);
     let mut replaced = HashMap::new();
     for (i, weight) in weights.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! What every test binary needs: files of reference cases, error bounds from arithmetic, and a comparer.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
+pub mod files;
 pub mod misuse;
 
 use std::collections::{BTreeMap, HashMap};

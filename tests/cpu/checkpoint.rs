@@ -1,3 +1,7 @@
 //! Checkpoints, as far as they need no GPU.
 mod convert;
-mod files;
+mod damaged;
+mod find;
+mod inspect;
+mod killed;
+mod targets;

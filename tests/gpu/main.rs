@@ -8,6 +8,7 @@ mod common;
 
 mod backward;
 mod batch;
+mod checkpoint;
 mod coop;
 mod data;
 mod device;
@@ -113,5 +114,6 @@ fn main() -> ExitCode {
     profile::register(&mut suite);
     train::register(&mut suite);
     tune::register(&mut suite);
+    checkpoint::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }

@@ -1,4 +1,4 @@
-//! Files for the tests, made by the `safetensors` crate or by hand.
+//! Checkpoints for the tests, made by the `safetensors` crate or by hand.
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,8 +66,8 @@ pub fn of_numbers(name: &str, dtype: Dtype, shape: &[usize], numbers: impl IntoI
             Dtype::F64 => bytes.extend(f64::from(x).to_le_bytes()),
             Dtype::F16 => bytes.extend(half::f16::from_f32(x).to_le_bytes()),
             Dtype::BF16 => bytes.extend(half::bf16::from_f32(x).to_le_bytes()),
-            Dtype::I64 => bytes.extend((x * 100.0).floor().to_bits().to_le_bytes().repeat(2)),
-            Dtype::U8 | Dtype::I8 => bytes.push((x * 100.0) as i8 as u8),
+            Dtype::I64 => bytes.extend(((x * 100.0) as i64).to_le_bytes()),
+            Dtype::U8 => bytes.push((x.abs() * 100.0) as u8),
             other => panic!("{other:?} is not made here"),
         }
     }
@@ -85,11 +85,50 @@ pub fn write(path: &Path, tensors: &[Made], metadata: &[(&str, &str)]) {
 }
 
 /// By hand: any header in front of any data.
-pub fn write_raw(path: &Path, header: &str, data: &[u8]) {
+pub fn raw(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     bytes.extend(data);
-    std::fs::write(path, bytes).unwrap();
+    bytes
+}
+
+/// By hand, in the order given, which the `safetensors` crate would change.
+pub fn in_order(tensors: &[Made], metadata: &[(&str, &str)]) -> Vec<u8> {
+    let mut entries = vec![];
+    if !metadata.is_empty() {
+        let pairs: Vec<String> = metadata.iter().map(|(k, v)| format!("{k:?}:{v:?}")).collect();
+        entries.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
+    }
+    let mut data = vec![];
+    for Made { name, dtype, shape, bytes } in tensors {
+        let begin = data.len();
+        data.extend(bytes);
+        let shape = format!("{shape:?}").replace(' ', "");
+        let place = format!("\"shape\":{shape},\"data_offsets\":[{begin},{}]", data.len());
+        entries.push(format!("{name:?}:{{\"dtype\":\"{dtype:?}\",{place}}}"));
+    }
+    let mut header = format!("{{{}}}", entries.join(","));
+    header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
+    raw(&header, &data)
+}
+
+/// A sharded checkpoint in a new folder; `shards`: names of files and what is in them. Returns the path of its index.
+pub fn write_sharded(folder: &Path, shards: &[(&str, Vec<Made>)]) -> PathBuf {
+    std::fs::create_dir_all(folder).unwrap();
+    let (mut entries, mut total) = (vec![], 0);
+    for (file, tensors) in shards {
+        write(&folder.join(file), tensors, &[("format", "pt")]);
+        for tensor in tensors {
+            entries.push(format!("    {:?}: {file:?}", tensor.name));
+            total += tensor.bytes.len();
+        }
+    }
+    entries.sort();
+    let map = format!("  \"weight_map\": {{\n{}\n  }}\n", entries.join(",\n"));
+    let text = format!("{{\n  \"metadata\": {{\n    \"total_size\": {total}\n  }},\n{map}}}\n");
+    let path = folder.join("model.safetensors.index.json");
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
 /// The layers of a small vocoder: a convolution, a transposed one, one normed over its taps, one normed as a whole, a linear

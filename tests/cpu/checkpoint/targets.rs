@@ -1,0 +1,83 @@
+//! Where an output may go.
+use std::fs;
+use std::path::Path;
+
+use safetensors::Dtype;
+use weightnorm::checkpoint::{Checkpoint, Error, Rules, Spelling, convert};
+
+use crate::common::files::{Folder, vocoder, write};
+
+/// Converts to `output`; the input is a file beside it.
+fn to(folder: &Folder, output: &Path) -> Result<(), Error> {
+    let from = folder.join("from.safetensors");
+    write(&from, &vocoder(Spelling::Suffixes, Dtype::F16), &[]);
+    let checkpoint = Checkpoint::open(&from)?;
+    convert(&checkpoint, output, Spelling::Parametrizations, &Rules::default(), &mut |_| ()).map(drop)
+}
+
+#[test]
+fn targets_that_are_refused_stay_as_they_are() {
+    let folder = Folder::new("targets");
+    fs::create_dir(folder.join("folder")).unwrap();
+    assert!(matches!(to(&folder, &folder.join("folder")), Err(Error::Occupied { .. })));
+    assert!(matches!(to(&folder, &folder.join("missing/x.safetensors")), Err(Error::Io { doing: "creating", .. })));
+    assert!(to(&folder, Path::new("/")).is_err());
+    assert!(to(&folder, Path::new("")).is_err());
+    assert!(to(&folder, &folder.join("folder/..")).is_err());
+    assert!(to(&folder, &folder.join("from.safetensors/x")).is_err());
+
+    let kept = folder.join("kept.safetensors");
+    fs::write(&kept, "kept").unwrap();
+    let mut permissions = fs::metadata(&kept).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&kept, permissions).unwrap();
+    assert!(matches!(to(&folder, &kept), Err(Error::Occupied { .. })));
+    assert_eq!(fs::read(&kept).unwrap(), b"kept");
+    assert_eq!(folder.names(), ["folder", "from.safetensors", "kept.safetensors"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn targets_that_are_links_are_replaced() {
+    let folder = Folder::new("links");
+    let (blob, link) = (folder.join("blob"), folder.join("link.safetensors"));
+    fs::write(&blob, "blob").unwrap();
+    std::os::unix::fs::symlink(&blob, &link).unwrap();
+    to(&folder, &link).unwrap();
+    assert_eq!(fs::read(&blob).unwrap(), b"blob");
+    assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+    Checkpoint::open(&link).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn targets_keep_their_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("mode");
+    let output = folder.join("out.safetensors");
+    fs::write(&output, "old").unwrap();
+    fs::set_permissions(&output, fs::Permissions::from_mode(0o640)).unwrap();
+    to(&folder, &output).unwrap();
+    assert_eq!(fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+/// A folder without write permission, and a file without permission to read. For root there are none: not checked then.
+#[cfg(unix)]
+#[test]
+fn targets_and_sources_without_permission() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("permission");
+    let sealed = folder.join("sealed");
+    fs::create_dir(&sealed).unwrap();
+    fs::set_permissions(&sealed, fs::Permissions::from_mode(0o555)).unwrap();
+    let is_root = fs::write(sealed.join("probe"), "").is_ok();
+    let written = to(&folder, &sealed.join("out.safetensors"));
+    fs::set_permissions(&sealed, fs::Permissions::from_mode(0o755)).unwrap();
+    let secret = folder.join("secret.safetensors");
+    fs::write(&secret, "").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    if !is_root {
+        assert!(matches!(written, Err(Error::Io { doing: "creating", .. })));
+        assert!(matches!(Checkpoint::open(&secret), Err(Error::Io { doing: "opening", .. })));
+    }
+}
