@@ -40,7 +40,7 @@ impl Inspect {
         drop(progress);
         let idle = self.rules.idle(&names(&checkpoint));
 
-        let headers = ["shape", "axis", "type", " norms", " g/norm", " zero rows", " NaN, inf", "weight"];
+        let headers = ["shape", "axis", "type", " norms", " g/norm", " zeros", " NaN/inf", "weight"];
         let mut table = Table::new(&headers);
         for row in &inspection.rows {
             let FoundWeight { name, shape, axis, dtype, .. } = &row.weight;
@@ -102,6 +102,11 @@ impl Target {
         if !self.force && self.output.symlink_metadata().is_ok() {
             let advice = if checkpoint.is_sharded() { "name a new folder" } else { "--force replaces it" };
             let message = format!("{}: it is there already; {advice}", self.output.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
+        let folder = self.output.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            let message = format!("{}: there is no folder {}", self.output.display(), folder.display());
             return Err(Failure { kind: Kind::Output, message });
         }
         Ok(checkpoint)
@@ -401,7 +406,7 @@ fn range_text(range: Option<Range>) -> String {
     match range.map(|range| [range.min, range.max].map(number)) {
         None => "-".to_owned(),
         Some([min, max]) if min == max => min,
-        Some([min, max]) => format!("{min} to {max}"),
+        Some([min, max]) => format!("{min}..{max}"),
     }
 }
 
