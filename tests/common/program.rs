@@ -55,3 +55,18 @@ pub fn run_json(command: Command, arguments: impl IntoIterator<Item = impl AsRef
 pub fn keys(value: &Value) -> Vec<&str> {
     value.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default()
 }
+
+/// The README names every key of a document.
+pub fn documented(value: &Value) {
+    let readme = include_str!("../../README.md");
+    if let Some(list) = value.as_array() {
+        list.iter().for_each(documented);
+    }
+    for (key, value) in value.as_object().into_iter().flatten() {
+        assert!(readme.contains(&format!("`{key}`")), "{key} is not in the README");
+        // What stands in the metadata is the file's own.
+        if key != "metadata" {
+            documented(value);
+        }
+    }
+}

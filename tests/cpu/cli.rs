@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weightnorm::checkpoint::Spelling;
 
 use crate::common::files::{Folder, Made, made, of_numbers, raw, vocoder, write, write_sharded};
-use crate::common::program::{Ran, command, keys, run, run_json, without_gpu};
+use crate::common::program::{Ran, documented, keys, run, run_json, without_gpu};
 
 const COMMANDS: [&str; 8] = ["inspect", "fold", "split", "convert", "check", "devices", "profile", "completions"];
 
@@ -269,7 +269,6 @@ fn cli_errors() {
         (words("profile 4x4 --runs 0"), "usage", "1..=1000"),
         (words("profile 4x4 --axis 2"), "usage", "no such axis"),
         (words("profile 4x4x4 --op linear"), "usage", "nothing to measure"),
-        (words("profile 4x4 --axis 5 --json"), "usage", "--json"), // once is enough
         (words("profile 4y4"), "input", "1024x512"),
         (words("profile 0x4"), "input", "1024x512"),
         (vec!["profile".to_owned(), plain.clone()], "input", "no weight-normalized weight"),
@@ -296,10 +295,6 @@ fn cli_errors() {
     ];
     let before = folder.names();
     for (arguments, kind, word) in &cases {
-        if arguments.iter().any(|a| a == "--json") {
-            assert_eq!(run(without_gpu(), arguments).code, Some(2));
-            continue;
-        }
         let (code, document) = run_json(without_gpu(), arguments);
         let error = &document["error"];
         assert_eq!((code, keys(error)), (2, vec!["kind", "message"]), "{arguments:?}: {document}");
@@ -379,23 +374,15 @@ fn cli_paths_need_not_be_utf8() {
     assert_eq!(run(without_gpu(), &["inspect".into(), input, path(b"--axis=\xff")]).code, Some(2));
 }
 
-/// The README names every key of every document.
+/// Of the commands that need no adapter; the other ones are in the tests that have one.
 #[test]
 fn cli_keys_are_documented() {
-    let readme = include_str!("../../README.md");
     let folder = Folder::new("keys");
     let path = good(&folder);
     let output = folder.join("out");
-    let documents = [
-        run_json(without_gpu(), ["inspect", &path]).1,
-        run_json(without_gpu(), ["convert", &path, text(&output), "--spelling", "parametrizations"]).1,
-        run_json(without_gpu(), ["devices"]).1,
-        run_json(without_gpu(), ["inspect", "/nonexistent"]).1,
-        run_json(command(), ["completions", "fish"]).1,
-    ];
-    for document in documents {
-        for key in keys(&document).into_iter().chain(keys(&document["weights"][0])) {
-            assert!(readme.contains(&format!("`{key}`")), "{key} of {}", document["command"]);
-        }
-    }
+    documented(&run_json(without_gpu(), ["inspect", &path]).1);
+    documented(&run_json(without_gpu(), ["convert", &path, text(&output), "--spelling", "parametrizations"]).1);
+    documented(&run_json(without_gpu(), ["devices"]).1);
+    documented(&run_json(without_gpu(), ["inspect", "/nonexistent"]).1);
+    documented(&run_json(without_gpu(), ["completions", "fish"]).1);
 }

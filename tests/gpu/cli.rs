@@ -8,7 +8,7 @@ use weightnorm::checkpoint::Spelling;
 use weightnorm::{Clock, DType, Eps, Gpu, Tile};
 
 use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write};
-use crate::common::program::{command, keys, run, run_json};
+use crate::common::program::{command, documented, keys, run, run_json};
 use crate::common::{self, File, Golden, compare, norm_bound, row_of, weight_bound};
 use crate::{Failed, Needs, Outcome, Suite};
 
@@ -38,6 +38,7 @@ fn done(arguments: &[&str]) -> Result<Value, Failed> {
 /// What it says would be used is what is used.
 fn devices(gpu: &Gpu) -> Outcome {
     let document = done(&["devices"])?;
+    documented(&document);
     let listed = document["devices"].as_array().ok_or("no list")?;
     let report = gpu.report();
     // The first is the one that `Gpu::new` takes, unless WGPU_ADAPTER_NAME asks for another one.
@@ -264,6 +265,7 @@ fn check(_: &Gpu) -> Outcome {
     let document = done(&["check", text(&path)])?;
     let expected = "command status path device weights wrong submissions findings notes";
     assert_eq!(keys(&document).join(" "), expected);
+    documented(&document);
     let weights = document["weights"].as_array().ok_or("no list")?;
     assert_eq!((weights.len(), &document["wrong"]), (7, &json!(0)));
     for weight in weights {
@@ -294,6 +296,7 @@ fn profile(gpu: &Gpu) -> Outcome {
     let document = done(&arguments)?;
     assert_eq!(keys(&document), ["command", "status", "device", "clock", "runs", "roof", "results"]);
     assert_eq!(document["clock"] == "timestamps", gpu.clock() == Clock::Timestamps);
+    documented(&document);
     let roof = &document["roof"];
     for key in ["copy_bytes_per_second", "read_bytes_per_second", "operations_per_second"] {
         assert!(roof[key].as_f64().is_some_and(|rate| rate > 0.0), "{roof}");
@@ -321,9 +324,9 @@ fn profile(gpu: &Gpu) -> Outcome {
     assert_eq!((&norms["weights"], &norms["dtype"]), (&json!(["a.weight", "b.weight"]), &json!("f16")));
     assert_eq!(norms["bytes"], 16 * 24 * 2 + 16 * 4);
 
-    for options in [["--axis", "1"], ["--axis", "whole"], ["--dtype", "bf16"]] {
+    for options in [&["--axis", "1"][..], &["--axis", "whole", "--dtype", "bf16"]] {
         let arguments = ["profile", "9x7", "--batch", "3,1", "--runs", "1", "--op", "linear_saved,linear_backward"];
-        assert_eq!(done(&[&arguments[..], &options].concat())?["results"].as_array().map(Vec::len), Some(4));
+        assert_eq!(done(&[&arguments[..], options].concat())?["results"].as_array().map(Vec::len), Some(4));
     }
     let (code, document) = run_json(command(), ["profile", "99999999999x99999999999"]);
     assert_eq!((code, &document["error"]["kind"]), (2, &json!("device")), "{document}");

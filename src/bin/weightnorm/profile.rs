@@ -124,12 +124,12 @@ impl Profile {
         }
         let gpu = self.device.open()?;
         let progress = Progress::steps("measuring", cases.len() as u64);
-        let roof = gpu.roof()?;
         let mut results = vec![];
         for (operator, weight, batch) in cases {
             results.push(self.measure(&gpu, operator, weight, &weights[weight], batch)?);
             progress.step();
         }
+        let roof = gpu.roof()?; // known from the profiles
         Ok(report(&gpu, &weights, self.runs, roof, &results))
     }
 
