@@ -50,13 +50,9 @@ override LANES: u32 = 64u; // invocations for one stretch or norm, a power of tw
 // their reads, fewer where each had better walk through memory.
 override RUN: u32 = 64u;
 
-const THREADS = 64u;
 const OUT_NORMS = 0u;
 const OUT_SCALES = 1u;
 const OUT_WIDE = 2u;
-
-var<workgroup> sums: array<f32, THREADS>;
-var<workgroup> exponents: array<i32, THREADS>;
 
 fn write_norm(j: u32, norm: Wide) {
     if p.has_norms_too != 0u {
@@ -145,28 +141,6 @@ fn finish(j: u32, sum: Wide) {
     let part = scale_of(share);
     norms[at + 2u] = part.t;
     norms[at + 3u] = part.m;
-}
-
-// Adds up the sums of the LANES invocations that work together; the result is right in their lane 0.
-fn combine_lanes(own: Wide, t: u32) -> Wide {
-    var total = own;
-    let lane = t % LANES;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) { // at most 6 iterations
-        // Nobody may overwrite what a slower lane still reads.
-        workgroupBarrier();
-        sums[t] = total.m;
-        exponents[t] = total.e;
-        workgroupBarrier();
-        if lane < step {
-            total = sum_of(total, Wide(sums[t + step], exponents[t + step]));
-        }
-    }
-    return total;
-}
-
-// Dot products outside of 2^-60 .. 2^60 are formed again with exponents of their own.
-fn is_safe(s: f32) -> bool {
-    return magnitude(s) - 0x21800000u < 0x5d800000u - 0x21800000u;
 }
 
 fn wide_product_at(e: u32, f: u32) -> Wide {
@@ -312,7 +286,7 @@ fn row_sums(
             sum = Wide(s, -2 * up);
         }
     }
-    sum = combine_lanes(sum, t);
+    sum = combine_lanes(sum, t, LANES);
     if task < p.count && t % LANES == 0u {
         if DIRECT {
             finish(task, sum);
@@ -338,7 +312,7 @@ fn finish_sums(
             sum = sum_of(sum, Wide(bitcast<f32>(part[at].x), bitcast<i32>(part[at].y)));
         }
     }
-    sum = combine_lanes(sum, t);
+    sum = combine_lanes(sum, t, LANES);
     if j < p.count && t % LANES == 0u {
         finish(j, sum);
     }

@@ -281,3 +281,8 @@ fn plain_norm(sum: f32, policy: u32, eps: f32) -> f32 {
 fn is_normal(x: f32) -> bool {
     return magnitude(x) - SMALLEST < INFINITY - SMALLEST;
 }
+
+// Dot products outside of 2^-60 .. 2^60 are formed again with exponents of their own.
+fn is_safe(s: f32) -> bool {
+    return magnitude(s) - 0x21800000u < 0x5d800000u - 0x21800000u;
+}

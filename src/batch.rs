@@ -258,7 +258,7 @@ impl Recorder<'_, '_> {
             .input("v", v)
             .output("g", g)
             .output("bias", bias)
-            .operations(2 * (x.len() * features + v.len()) as u64 + 3 * rows * features as u64)
+            .operations(2 * (x.products(features) + v.len() as u64) + 3 * rows * features as u64)
             .begin(self)?;
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.gpu().scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;

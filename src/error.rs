@@ -76,6 +76,20 @@ pub enum Error {
         /// The argument.
         arg: &'static str,
     },
+    /// A member of a set is wrong.
+    #[error("member {index} of the set: {error}")]
+    Member {
+        /// The number of the member, from 0.
+        index: usize,
+        /// What is wrong with it.
+        error: Box<Error>,
+    },
+    /// A set of weights computes norms, and takes none that are known.
+    #[error("{op}: norms are computed, known ones are not taken")]
+    KnownNorms {
+        /// The operator.
+        op: &'static str,
+    },
     /// An optimizer step has number 0: the first is 1.
     #[error("{op}: steps count from 1")]
     Step {

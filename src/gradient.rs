@@ -435,7 +435,7 @@ impl Recorder<'_, '_> {
             .output_onto(onto, "dv", dv)
             .output_onto(onto, "dg", dg)
             .output_onto(onto, "dbias", dbias)
-            .operations(products * 2 * (x.len() * v.shape()[0]) as u64 + sums + norms)
+            .operations(products * 2 * x.products(v.shape()[0]) + sums + norms)
             .begin(self)?;
         let cooperative = (dv.is_none() || are_halves([dy, x]))
             && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));

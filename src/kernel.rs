@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::trusted;
+use crate::{Error, Gpu, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
 pub(crate) const MAX_ITERATIONS: u64 = 60_000;
@@ -35,6 +35,8 @@ pub enum Module {
     BatchQuads,
     Optimizer,
     OptimizerQuads,
+    SetWords,
+    SetQuads,
     Probe,
 }
 
@@ -96,6 +98,8 @@ impl Module {
             Module::BatchQuads,
             Module::Optimizer,
             Module::OptimizerQuads,
+            Module::SetWords,
+            Module::SetQuads,
             Module::Probe,
         ];
         for ends in [Ends::Linear, Ends::Gradient] {
@@ -123,6 +127,7 @@ impl Module {
             Module::BatchWords | Module::BatchQuads => "batch",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
+            Module::SetWords | Module::SetQuads => "set",
             Module::Probe => "probe",
         }
     }
@@ -131,8 +136,8 @@ impl Module {
     pub fn name(self) -> String {
         let (family, reads, writes) = match self {
             Module::Product { family, reads, writes, .. } => (family, reads, writes),
-            Module::NormsWords | Module::BatchWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads | Module::BatchQuads => return format!("{}_quads", self.stem()),
+            Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
+            Module::NormsQuads | Module::BatchQuads | Module::SetQuads => return format!("{}_quads", self.stem()),
             _ => return self.stem().to_owned(),
         };
         let family = match family {
@@ -163,8 +168,8 @@ impl Module {
         };
         let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
-            Module::NormsWords => files.extend([shader!("norms_words"), shader!("norms")]),
-            Module::NormsQuads => files.extend([shader!("norms_quads"), shader!("norms")]),
+            Module::NormsWords => files.extend([shader!("combine"), shader!("norms_words"), shader!("norms")]),
+            Module::NormsQuads => files.extend([shader!("combine"), shader!("norms_quads"), shader!("norms")]),
             Module::Normalize => files.push(shader!("normalize")),
             Module::NormalizeQuads => files.push(shader!("normalize_quads")),
             Module::NormalizeRows => files.push(shader!("normalize_rows")),
@@ -195,6 +200,8 @@ impl Module {
                     Ends::Gradient => shader!("gradient"),
                 },
             ]),
+            Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
+            Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
             Module::Probe => files.push(shader!("probe")),
         }
         files.join("\n")
@@ -291,6 +298,18 @@ const STEP: &[(u32, Access)] =
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
 pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
 
+pub static SET_ROWS: Kernel = Kernel {
+    entry: "set_rows",
+    stem: "set",
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
+};
+pub static SET_COLUMNS: Kernel =
+    Kernel { entry: "set_columns", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (4, Write)] };
+pub static SET_FINISH: Kernel =
+    Kernel { entry: "set_finish", stem: "set", bindings: &[(0, Read), (3, Read), (4, Write), (5, Write), (6, Write)] };
+pub static SET_RESCALE: Kernel =
+    Kernel { entry: "set_rescale", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (5, Read), (7, Write)] };
+
 pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
 pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
 pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
@@ -298,7 +317,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 26] = [
+pub static KERNELS: [&Kernel; 30] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -322,6 +341,10 @@ pub static KERNELS: [&Kernel; 26] = [
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
     &OPTIMIZER_QUADS,
+    &SET_ROWS,
+    &SET_COLUMNS,
+    &SET_FINISH,
+    &SET_RESCALE,
     &PROBE_COPY,
     &PROBE_READ,
     &PROBE_MULTIPLY_ADD,
@@ -338,40 +361,51 @@ pub(crate) struct Pipeline {
     pub label: String,
 }
 
+/// A pipeline, once it is built. Locked while it is: whoever wants the same one waits instead of building it too.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
 /// Pipelines, built once per variant and kept.
 pub(crate) struct Pipelines {
     /// The caller's.
     cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
-    built: Mutex<HashMap<Key, Arc<Pipeline>>>,
+    slots: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Pipelines {
     pub fn new(cache: Option<wgpu::PipelineCache>) -> Self {
-        Pipelines { cache, modules: Mutex::default(), built: Mutex::default() }
+        Pipelines { cache, modules: Mutex::default(), slots: Mutex::default() }
     }
 
+    /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,
-        device: &wgpu::Device,
-        immediates: bool,
+        gpu: &Gpu,
         kernel: &'static Kernel,
         module: Module,
         constants: &Constants,
-    ) -> Arc<Pipeline> {
+    ) -> Result<Arc<Pipeline>, Error> {
         let key = (kernel.entry, module, constants.clone());
-        if let Some(found) = self.built.lock().expect("no panic while held").get(&key) {
-            return found.clone();
+        let slot = self.slots.lock().expect("no panic while held").entry(key).or_default().clone();
+        let mut built = slot.lock().expect("no panic while held");
+        if let Some(pipeline) = &*built {
+            return Ok(pipeline.clone());
         }
-        // Built outside of the lock: another thread may build the same one meanwhile, which does no harm.
-        let shader = self.module(device, immediates, module);
-        let pipeline = Arc::new(build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref()));
-        self.built.lock().expect("no panic while held").entry(key).or_insert(pipeline).clone()
+        let (device, immediates) = (gpu.device(), gpu.immediates());
+        let made = gpu.guarded("a pipeline", 0, || {
+            let shader = self.module(device, immediates, module);
+            build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref())
+        });
+        if made.is_err() {
+            self.modules.lock().expect("no panic while held").remove(&module);
+        }
+        Ok(built.insert(Arc::new(made?)).clone())
     }
 
     /// Pipelines built so far.
     pub fn count(&self) -> usize {
-        self.built.lock().expect("no panic while held").len()
+        let slots: Vec<Slot> = self.slots.lock().expect("no panic while held").values().cloned().collect();
+        slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
     fn module(&self, device: &wgpu::Device, immediates: bool, module: Module) -> wgpu::ShaderModule {

@@ -308,7 +308,7 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .output("norms", options.norms)
             .output("u", options.u)
-            .operations(2 * (x.len() * v.shape()[0]) as u64 + normalized.map_or(0, |w| w.norms_operations()))
+            .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
             .begin(self)?;
         let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
         options.forced().check(OP, self.gpu(), are_halves([x, v]) && !scaled)

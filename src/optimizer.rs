@@ -195,7 +195,7 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::sgd_step`].
     ///
     /// One dispatch. With [`Trainable::project`] it does the projection too where the rows are contiguous (kept axis 0),
-    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word. Else, and on a CPU where
+    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word or is longer than a binding. Else, and on a CPU where
     /// that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a binding or a dispatch.
     ///
     /// # Errors
@@ -262,7 +262,7 @@ impl Recorder<'_, '_> {
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
             Some((axis, eps)) if Walk::of(self.gpu()).projects_at_once(v.len() as u64) || !step.in_quads() => {
-                step.rows(Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
+                step.rows(self.gpu(), Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
             }
             _ => None,
         };
@@ -403,11 +403,12 @@ impl Step<'_> {
     }
 
     /// The length of the rows, where one workgroup can step and project each: they are contiguous, not too long, and
-    /// share no word.
-    fn rows(&self, layout: Layout<u64>) -> Option<u64> {
+    /// share no word, and a binding holds one of them in f32, as the state has it.
+    fn rows(&self, gpu: &Gpu, layout: Layout<u64>) -> Option<u64> {
         let Layout { outer, inner, .. } = layout;
         let per_word = self.v.value.dtype().per_word();
-        let fits = outer == 1 && inner > 0 && inner.is_multiple_of(per_word) && inner / per_word <= MAX_ROW_WORDS;
-        fits.then_some(inner)
+        let whole = outer == 1 && inner > 0 && inner.is_multiple_of(per_word);
+        let in_binding = gpu.binding_capacity() / DType::F32.size();
+        (whole && inner / per_word <= MAX_ROW_WORDS && inner <= in_binding).then_some(inner)
     }
 }

@@ -662,10 +662,12 @@ impl<'a> Product<'a> {
         let (rows, columns) = self.fitting(gpu, self.depth);
         // Where k lies along the columns, windows of k keep the rows whole: the other way round they would be many.
         let cut = |operand: &Operand<'_>, fitting: u64, all: u64| fitting == 0 || (!operand.along_k && fitting < all);
-        let whole = (forced.split_length.is_none() || self.depth == 0)
-            && self.depth <= tile.max_length().min(end_steps)
-            && !cut(&self.a, rows, self.rows)
-            && !cut(&self.b, columns, self.columns);
+        // A sum of nothing, as over an empty batch, has no pieces, however large the result is.
+        let whole = self.depth == 0
+            || (forced.split_length.is_none()
+                && self.depth <= tile.max_length().min(end_steps)
+                && !cut(&self.a, rows, self.rows)
+                && !cut(&self.b, columns, self.columns));
         let (splits, mut plan) = if whole {
             (1, Plan { tile, rows, columns, split_length: None, split_step: 1 })
         } else {

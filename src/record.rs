@@ -139,18 +139,17 @@ impl<'p, 'e> Recorder<'p, 'e> {
         debug_assert_eq!(buffers.len(), kernel.bindings.len(), "{}", kernel.entry);
         let params = bytemuck::bytes_of(params);
         debug_assert!(params.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
-        let (pipeline, bind_group) = gpu.guarded("a pipeline or bind group", 0, || {
-            let pipeline = gpu.pipelines().get(gpu.device(), gpu.immediates(), kernel, *module, constants);
+        let pipeline = gpu.pipelines().get(gpu, kernel, *module, constants)?;
+        let bind_group = gpu.guarded("a bind group", 0, || {
             let uniform = if gpu.immediates() { Ok(None) } else { uniform_buffer(gpu, params).map(Some) };
             uniform.map(|uniform| {
                 let mut entries: Vec<_> = zip_bindings(gpu, kernel, buffers);
                 entries.extend(uniform.as_ref().map(kernel::uniform_entry));
-                let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
                     label: Some(&pipeline.label),
                     layout: &pipeline.layout,
                     entries: &entries,
-                });
-                (pipeline, bind_group)
+                })
             })
         })??;
         let [x, y, z] = kernel::grid(*groups, gpu.limits().max_compute_workgroups_per_dimension);
@@ -255,7 +254,12 @@ fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>
     zipped.map(entry).collect()
 }
 
-impl Span<'_> {
+impl<'a> Span<'a> {
+    /// Bytes that the device can bind.
+    pub fn new(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> Span<'a> {
+        Span { buffer: Cow::Borrowed(buffer), offset, size }
+    }
+
     fn binding(&self) -> wgpu::BufferBinding<'_> {
         wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size: wgpu::BufferSize::new(self.size) }
     }
@@ -322,12 +326,13 @@ impl<'a> Arguments<'a> {
 
     /// Device, usage and aliasing of all of them. The operator begins, for a profile.
     pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        self.check(ops.gpu())?;
-        ops.begin(self.op, self.work);
+        let work = self.check(ops.gpu())?;
+        ops.begin(self.op, work);
         Ok(())
     }
 
-    fn check(&self, gpu: &Gpu) -> Result<(), Error> {
+    /// The same without a beginning. Returns the work it takes.
+    pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
         gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
@@ -350,7 +355,7 @@ impl<'a> Arguments<'a> {
                 return Err(Error::Overlap { op, first, second: output });
             }
         }
-        Ok(())
+        Ok(self.work)
     }
 }
 

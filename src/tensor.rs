@@ -6,6 +6,9 @@ use crate::{DType, Element, Error, Gpu};
 /// The largest number of elements: positions are u32 in the shaders.
 const MAX_ELEMENTS: u64 = u32::MAX as u64;
 
+const TENSOR_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
 /// A row-major tensor in (a part of) a [`wgpu::Buffer`]. Cheap to clone; a clone is the same memory.
 #[derive(Debug, Clone)]
 pub struct Tensor {
@@ -55,9 +58,27 @@ impl Tensor {
     fn allocate(gpu: &Gpu, shape: &[usize], dtype: DType, mapped: bool) -> Result<Tensor, Error> {
         gpu.check()?;
         let bytes = element_count(shape)? * dtype.size();
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let buffer = gpu.create_buffer("tensor", bytes.next_multiple_of(16).max(16), usage, mapped)?;
+        let buffer = gpu.create_buffer("tensor", bytes.next_multiple_of(16).max(16), TENSOR_USAGE, mapped)?;
         Ok(Tensor { gpu: gpu.clone(), buffer, offset: 0, shape: shape.to_vec(), dtype })
+    }
+
+    /// Several in one buffer.
+    pub(crate) fn zeros_together(gpu: &Gpu, tensors: &[(&[usize], DType)]) -> Result<Vec<Tensor>, Error> {
+        gpu.check()?;
+        let mut bytes = 0u64;
+        let mut places = vec![];
+        for &(shape, dtype) in tensors {
+            places.push(bytes);
+            bytes += (element_count(shape)? * dtype.size()).next_multiple_of(16);
+        }
+        let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE, false)?;
+        let placed = tensors.iter().zip(places);
+        Ok(placed
+            .map(|(&(shape, dtype), offset)| {
+                let (gpu, buffer) = (gpu.clone(), buffer.clone());
+                Tensor { gpu, buffer, offset, shape: shape.to_vec(), dtype }
+            })
+            .collect())
     }
 
     pub(crate) fn adopt(
@@ -191,6 +212,12 @@ impl Tensor {
     /// Bytes of its elements.
     pub(crate) fn bytes(&self) -> u64 {
         self.len() as u64 * self.dtype.size()
+    }
+
+    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In u64:
+    /// usize has 32 bits in a browser.
+    pub(crate) fn products(&self, outs: usize) -> u64 {
+        self.len() as u64 * outs as u64
     }
 
     /// Bytes from the start of the buffer to the end of the last word.

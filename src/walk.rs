@@ -101,6 +101,24 @@ impl Walk {
         Some(HeldRows { lanes, held, each: 1 << each.ilog2() })
     }
 
+    /// Elements of a work item, where `all` of them are shared out: as few as keep the device busy, and enough to make up
+    /// for what is done once.
+    pub(crate) fn elements_of_an_item(self, all: u64) -> u64 {
+        match self {
+            Walk::Gpu => (all / (4 * self.enough_groups())).clamp(2048, 16_384),
+            Walk::Cpu => (all / (8 * self.enough_groups())).clamp(8192, 65_536),
+        }
+    }
+
+    /// Invocations that share one of `rows` rows of `octets` octets each, which a work item has.
+    pub(crate) fn lanes_of_a_set(self, rows: u64, octets: u64) -> u64 {
+        match self {
+            Walk::Gpu => octets.div_ceil(2).next_power_of_two().clamp(1, THREADS),
+            // The fewer, the less there is to add up between them.
+            Walk::Cpu => (THREADS / rows.clamp(1, THREADS)).next_power_of_two().min(octets.next_power_of_two()).max(1),
+        }
+    }
+
     /// Whether an optimizer's step does the projection of `elements` too, which reads all of them twice.
     pub(crate) fn projects_at_once(self, elements: u64) -> bool {
         self == Walk::Gpu || elements <= 16_384

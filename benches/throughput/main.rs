@@ -13,6 +13,7 @@
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
 mod problem;
 mod ratio;
+mod set;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
 
 use problem::{Failure, Form, Op, Prepared, Problem};
+use set::{Network, SetForm, SetOp};
 
 #[derive(Parser)]
 #[command(about = "Times the operators and holds them against the roof of the adapter")]
@@ -113,6 +115,7 @@ fn main() -> Result<(), Failure> {
     let mut bench = Bench { gpu, roof, args, lines: vec![] };
     bench.rates()?;
     bench.ratios()?;
+    bench.sets()?;
     bench.sizes()?;
     let quiet = bench.quiet()?;
     if bench.lines.is_empty() {
@@ -250,6 +253,55 @@ impl Bench {
         let [a, b] = times.map(|t| 1e3 * t);
         println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
         self.lines.push(Line { name, ms: a, work: Work::default(), percent: 0.0, ratio: Some([median, low, high]) });
+        Ok(())
+    }
+
+    /// Sets of layers against one call for each, and against one weight of as many elements.
+    fn sets(&mut self) -> Result<(), Failure> {
+        println!("\n{:>8} {:>17} {:>10} {:>10}  dispatches", "ratio", "95 %", "ms", "ms");
+        let (generator, hundred) = (Network::generator(), Network::hundred());
+        let mut networks = vec![generator.clone()];
+        if !self.args.quick {
+            networks.extend([Network::discriminators(), hundred.clone()]);
+        }
+        let mut pairs = vec![];
+        for network in &networks {
+            for op in SetOp::ALL {
+                pairs.push((op, DType::F32, network.clone(), network.clone(), SetForm::OneByOne));
+            }
+        }
+        for op in SetOp::ALL {
+            for dtype in [DType::F32, DType::F16] {
+                if !self.args.quick {
+                    pairs.push((op, dtype, hundred.clone(), hundred.as_one(), SetForm::OneByOne));
+                }
+            }
+        }
+        for (op, dtype, first, second, form) in pairs {
+            let other = if first.name == second.name { "one_by_one" } else { second.name };
+            let name = format!("ratio set {} {dtype:?} {} / {other}", op.name(), first.name).to_lowercase();
+            if !self.wants(&name) {
+                continue;
+            }
+            let set = set::Prepared::new(&self.gpu, &first, dtype, op, SetForm::Set)?;
+            let second = set::Prepared::new(&self.gpu, &second, dtype, op, form)?;
+            let dispatches = [set.record_and_check()?, second.record_and_check()?];
+            let target = self.args.ms * 1e-3;
+            let calls = (target / set.wall(1)?.max(second.wall(1)?)).clamp(1.0, 64.0) as usize;
+            let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
+            let ratio::Ratio { median, low, high, times } =
+                ratio::interleaved(pairs, || set.wall(calls), || second.wall(calls))?;
+            let [a, b] = times.map(|t| 1e3 * t);
+            let [few, many] = dispatches;
+            println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {few:>3} {many:>3}  {name}");
+            self.lines.push(Line {
+                name,
+                ms: a,
+                work: Work::default(),
+                percent: 0.0,
+                ratio: Some([median, low, high]),
+            });
+        }
         Ok(())
     }
 

@@ -105,7 +105,7 @@ impl Problem {
 }
 
 /// Numbers from -1 to 1, by a linear congruential generator.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
+pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -150,7 +150,7 @@ impl Input {
     }
 }
 
-fn read(tensor: &Tensor) -> Result<Vec<f64>, Error> {
+pub fn read(tensor: &Tensor) -> Result<Vec<f64>, Error> {
     Ok(match tensor.dtype() {
         DType::F32 => cpu::widen(&tensor.read::<f32>()?),
         DType::F16 => cpu::widen(&tensor.read::<f16>()?),
@@ -343,22 +343,8 @@ impl Prepared {
         Ok(())
     }
 
-    /// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are off
-    /// by depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
     fn compare(&self, what: &str, depth: usize, got: &[f64], expected: &[f64]) -> Result<(), Failure> {
-        let storage = match self.problem.dtype {
-            DType::F32 => 0.0,
-            DType::F16 => 2f64.powi(-10),
-            DType::Bf16 => 2f64.powi(-7),
-        };
-        let bound = (depth as f64 + 16.0) * 2f64.powi(-24) + storage;
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|a| a * a).sum::<f64>();
-        let difference = square(&mut got.iter().zip(expected).map(|(a, b)| a - b));
-        let error = (difference / square(&mut expected.iter().copied())).sqrt();
-        if got.len() == expected.len() && error <= bound {
-            return Ok(());
-        }
-        Err(format!("{}: {what} is off by {error:.1e}, {bound:.1e} is allowed", self.problem.name()).into())
+        relative_error(&|| self.problem.name(), what, self.problem.dtype, depth, got, expected)
     }
 
     /// Seconds of one of `count` calls, with the recording and until the last is done.
@@ -372,7 +358,32 @@ impl Prepared {
 }
 
 /// Up to `most` of `count` indices, at least two (if there are as many), spread over all of them.
-fn sample(count: usize, most: usize) -> Vec<usize> {
+pub fn sample(count: usize, most: usize) -> Vec<usize> {
     let taken = most.max(2).min(count);
     (0..taken).map(|i| if taken == 1 { 0 } else { i * (count - 1) / (taken - 1) }).collect()
+}
+
+/// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are off by
+/// depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
+pub fn relative_error(
+    name: &dyn Fn() -> String,
+    what: &str,
+    dtype: DType,
+    depth: usize,
+    got: &[f64],
+    expected: &[f64],
+) -> Result<(), Failure> {
+    let storage = match dtype {
+        DType::F32 => 0.0,
+        DType::F16 => 2f64.powi(-10),
+        DType::Bf16 => 2f64.powi(-7),
+    };
+    let bound = (depth as f64 + 16.0) * 2f64.powi(-24) + storage;
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|a| a * a).sum::<f64>();
+    let difference = square(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+    let error = (difference / square(&mut expected.iter().copied())).sqrt();
+    if got.len() == expected.len() && error <= bound {
+        return Ok(());
+    }
+    Err(format!("{}: {what} is off by {error:.1e}, {bound:.1e} is allowed", name()).into())
 }

@@ -71,6 +71,7 @@ pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) ->
     let op = "mean_only_batch_norm";
     let [batch, features] = matrix(op, "t", t, shape)?;
     check_batch(op, "t", shape, batch)?;
+    check_features(op, "bias", bias, features)?;
     let mean = column_sums(t, features).into_iter().map(|sum| sum / batch as f64).collect::<Vec<_>>();
     let y = mean_only_batch_norm_eval(t, shape, &mean, bias)?;
     Ok((y, mean))
@@ -94,7 +95,7 @@ pub fn mean_only_batch_norm_eval(
     running: &[f64],
     bias: Option<&[f64]>,
 ) -> Result<Vec<f64>, Error> {
-    let op = "mean_only_batch_norm";
+    let op = "mean_only_batch_norm_eval";
     let [_, features] = matrix(op, "t", t, shape)?;
     check_features(op, "running", Some(running), features)?;
     check_features(op, "bias", bias, features)?;

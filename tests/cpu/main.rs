@@ -2,6 +2,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod api;
 mod backward;
 mod batch;
 mod bounds;
@@ -14,6 +15,7 @@ mod model;
 mod non_finite;
 mod noop;
 mod optimizer;
+mod policy;
 mod rows;
 mod shaders;
 mod tune;

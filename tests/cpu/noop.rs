@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{
-    Activation, Axis, DType, Eps, Error, Gpu, LinearOptions, Options, Parameters, Recorder, Tensor, Tile, WeightNorm,
+    Activation, Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameters, Recorder,
+    RunningMean, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
 };
 
 use crate::common::misuse;
@@ -236,8 +237,30 @@ fn noop_dispatch_counts_of_windows() {
     assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
 }
 
+/// Work that no binding holds a row of: the gradients of an empty batch, and rows that are projected.
+#[test]
+fn noop_long_rows() {
+    let gpu = &*TINY;
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let (v, dv) = (zeros(&[5, 6000]), zeros(&[5, 6000]));
+    for (x, y) in [([0, 6000], [0, 5]), ([3, 6000], [3, 5])] {
+        let (x, y, g) = (zeros(&x), zeros(&y), zeros(&[5]));
+        for axis in AXES {
+            let weight = WeightNorm::unit(&v).axis(axis);
+            let (_, saved) = gpu.linear_saved(&x, weight, None).unwrap();
+            gpu.linear_backward(&x, weight, &y, &saved).unwrap();
+        }
+        gpu.linear(&x, WeightNorm::new(&v, &g), None).unwrap();
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
+        let state = gpu.adam_state(&v, None).unwrap();
+        with_walk(walk, || gpu.adam_step(trainable, &state, 1, &Adam::new(0.1))).unwrap();
+    }
+}
+
 fn sizes() -> impl Strategy<Value = Vec<usize>> {
-    let size = prop_oneof![8 => 0usize..40, 1 => Just(257), 1 => Just(1031), 1 => Just(usize::MAX), 1 => Just(1 << 31)];
+    let size = prop_oneof![8 => 0usize..40, 1 => Just(257), 1 => Just(1031), 1 => Just(6000), 1 => Just(usize::MAX), 1 => Just(1 << 31)];
     prop::collection::vec(size, 0..6)
 }
 
@@ -311,6 +334,72 @@ proptest! {
             v.reshape(&x_shape).map(drop),
         ];
         for result in results {
+            let foreseen = !matches!(
+                result,
+                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+            );
+            prop_assert!(foreseen, "{:?}", result);
+        }
+    }
+
+    /// The same of what training takes, on either kind of walk through memory.
+    #[test]
+    fn noop_training_never_panics(
+        shapes in prop::array::uniform4(sizes()),
+        (axis, eps) in (axis(), eps()),
+        (dtype, dv_dtype) in (prop::sample::select(DTYPES.to_vec()), prop::sample::select(DTYPES.to_vec())),
+        split in prop::option::of(any::<u32>()),
+        tile in prop::option::of(prop::sample::select(Tile::ALL.to_vec())),
+        (fit, walk) in (any::<bool>(), prop::sample::select(vec![Walk::Gpu, Walk::Cpu])),
+        (step, momentum) in (0u64..3, prop::sample::select(vec![0.0, 0.9])),
+    ) {
+        let gpu = &*TINY;
+        let [v_shape, mut x_shape, mut g_shape, mut dy_shape] = shapes;
+        if fit {
+            if let (Some(x), &[outs, ins]) = (x_shape.last_mut(), &v_shape[..]) {
+                *x = ins;
+                dy_shape = x_shape.clone();
+                dy_shape[x_shape.len() - 1] = outs;
+            }
+            if let Axis::Kept(k) = axis {
+                g_shape = v_shape.get(k).map_or(vec![], |&d| vec![d]);
+            }
+        }
+        let made = [(&v_shape, dtype), (&v_shape, dv_dtype), (&x_shape, dtype), (&g_shape, DType::F32)];
+        let [Some(v), Some(dv), Some(x), Some(g)] = made.map(|(shape, dtype)| tensor(gpu, shape, dtype)) else {
+            return Ok(());
+        };
+        let made = [(&g_shape, DType::F32), (&dy_shape, dtype), (&dy_shape, DType::F32), (&x_shape, dv_dtype)];
+        let [Some(dg), Some(dy), Some(u), Some(dx)] = made.map(|(shape, dtype)| tensor(gpu, shape, dtype)) else {
+            return Ok(());
+        };
+        let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
+        let mut gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).write(Write::Add);
+        gradients.split_length = split;
+        gradients.tile = tile;
+        let mut plain = gradients;
+        plain.dg = None;
+        let (sgd_state, adam_state) = (gpu.sgd_state(&v, Some(&g)), gpu.adam_state(&v, Some(&g)));
+        let (Ok(sgd_state), Ok(adam_state)) = (sgd_state, adam_state) else { return Ok(()) };
+        let sgd = Sgd { momentum, ..Sgd::new(0.1) };
+        let trainable = Trainable::new(&v, &dv);
+        let saved = gpu.linear_saved(&x, weight, None);
+        let results = with_walk(walk, || [
+            gpu.normalize_backward(&dv, weight).map(drop),
+            gpu.normalize_backward(&dv, weight.norms(&g)).map(drop),
+            saved.as_ref().map_or(Ok(()), |(_, saved)| gpu.linear_backward(&x, weight, &dy, saved).map(drop)),
+            dispatches(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, Some(&u), &gradients)).map(drop),
+            dispatches(gpu, |ops| ops.linear_backward_into(&x, &v, &dy, None, &plain)).map(drop),
+            gpu.data_dependent_init(&x, &v, eps).map(drop),
+            gpu.mean_only_batch_norm(&x, Some(&g), Some(RunningMean { mean: &dg, momentum: 0.1 })).map(drop),
+            gpu.mean_only_batch_norm_eval(&x, &g, None).map(drop),
+            gpu.mean_only_batch_norm_backward(&x).map(drop),
+            gpu.sgd_step(trainable.gain(&g, &dg), &sgd_state, step, &sgd),
+            gpu.sgd_step(trainable.project(axis, eps), &sgd_state, step, &sgd),
+            gpu.adam_step(trainable.gain(&g, &dg).project(axis, eps), &adam_state, step, &Adam::new(0.1)),
+            gpu.adam_step(trainable, &adam_state, step, &Adam::adamw(0.1, 0.1)),
+        ]);
+        for result in results.into_iter().chain([saved.map(drop)]) {
             let foreseen = !matches!(
                 result,
                 Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })

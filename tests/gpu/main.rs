@@ -26,6 +26,8 @@ mod problem;
 mod profile;
 mod properties;
 mod recording;
+mod set;
+mod threads;
 mod train;
 mod tune;
 
@@ -45,6 +47,8 @@ enum Needs {
     NotGl,
     /// Minutes: behind `--ignored`.
     Time,
+    /// Both.
+    NotGlAndTime,
 }
 
 /// Collects tests that share one device.
@@ -58,8 +62,14 @@ impl Suite {
         let skip = |reason: &'static str| Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)));
         let trial = match self.gpu.clone() {
             None => skip("no GPU"),
-            Some(gpu) if needs == Needs::NotGl && gpu.report().info.backend == wgpu::Backend::Gl => skip("not on GL"),
-            Some(gpu) => Trial::test(name, move || test(&gpu)).with_ignored_flag(needs == Needs::Time),
+            Some(gpu)
+                if matches!(needs, Needs::NotGl | Needs::NotGlAndTime)
+                    && gpu.report().info.backend == wgpu::Backend::Gl =>
+            {
+                skip("not on GL")
+            }
+            Some(gpu) => Trial::test(name, move || test(&gpu))
+                .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime)),
         };
         self.trials.push(trial);
     }
@@ -112,7 +122,9 @@ fn main() -> ExitCode {
     limits::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
+    set::register(&mut suite);
     profile::register(&mut suite);
+    threads::register(&mut suite);
     train::register(&mut suite);
     tune::register(&mut suite);
     checkpoint::register(&mut suite);
