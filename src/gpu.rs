@@ -190,13 +190,46 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here; [`Error::Variant`]
     /// for choices that the device cannot run.
-    pub async fn new_async(mut options: Options) -> Result<Gpu, Error> {
+    pub async fn new_async(options: Options) -> Result<Gpu, Error> {
+        Gpu::on_adapter(&pick_adapter().await?, options).await
+    }
+
+    /// Every adapter behind these backends, in the order in which [`Gpu::new`] prefers them; those that cannot run the
+    /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no part.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+        descriptor.backends = backends;
+        let mut adapters = wgpu::Instance::new(descriptor).enumerate_adapters(backends).await;
+        let rank = |adapter: &wgpu::Adapter| {
+            let info = adapter.get_info();
+            let kind = match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => 0,
+                wgpu::DeviceType::IntegratedGpu => 1,
+                wgpu::DeviceType::VirtualGpu => 2,
+                wgpu::DeviceType::Other => 3,
+                wgpu::DeviceType::Cpu => 4,
+            };
+            // GL may not know that it runs on a CPU.
+            let software = info.name.to_lowercase().contains("llvmpipe");
+            (!runs_compute(adapter), software, kind, info.backend == wgpu::Backend::Gl)
+        };
+        adapters.sort_by_key(rank);
+        adapters
+    }
+
+    /// Makes a device on this adapter, with what [`Gpu::wanted`] says.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]; [`Error::Unsupported`] if the adapter has less than the kernels need, as in
+    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`Error::Variant`] for choices that
+    /// the device cannot run.
+    pub async fn on_adapter(adapter: &wgpu::Adapter, mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
             return Err(Error::Unsupported { what: what.to_owned() });
         }
-        let adapter = pick_adapter().await?;
-        let mut wanted = Gpu::wanted(&adapter);
+        let mut wanted = Gpu::wanted(adapter);
         options.cooperative_matrices = adapter.cooperative_matrix_properties();
         if options.experimental.is_enabled() && adapter.features().contains(COOPERATIVE) {
             wanted.features |= COOPERATIVE;
@@ -612,37 +645,22 @@ fn from_wgpu_error(error: wgpu::Error, what: &'static str, bytes: u64) -> Error 
 }
 
 #[cfg(not(target_arch = "wasm32"))]
+fn runs_compute(adapter: &wgpu::Adapter) -> bool {
+    let flags = adapter.get_downlevel_capabilities().flags;
+    flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) && adapter.limits().max_storage_buffers_per_shader_stage >= 8
+}
+
+#[cfg(not(target_arch = "wasm32"))]
 async fn pick_adapter() -> Result<wgpu::Adapter, Error> {
     let backends = wgpu::Backends::from_env().unwrap_or_else(wgpu::Backends::all);
     let name = std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default().to_lowercase();
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    descriptor.backends = backends;
-    let mut adapters = wgpu::Instance::new(descriptor).enumerate_adapters(backends).await;
-    let rank = |adapter: &wgpu::Adapter| {
-        let info = adapter.get_info();
-        let kind = match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => 0,
-            wgpu::DeviceType::IntegratedGpu => 1,
-            wgpu::DeviceType::VirtualGpu => 2,
-            wgpu::DeviceType::Other => 3,
-            wgpu::DeviceType::Cpu => 4,
-        };
-        // GL may not know that it runs on a CPU.
-        let software = info.name.to_lowercase().contains("llvmpipe");
-        (software, kind, info.backend == wgpu::Backend::Gl)
-    };
-    let runs_compute = |adapter: &wgpu::Adapter| {
-        let flags = adapter.get_downlevel_capabilities().flags;
-        flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
-            && adapter.limits().max_storage_buffers_per_shader_stage >= 8
-    };
-    adapters.retain(|a| runs_compute(a) && a.get_info().name.to_lowercase().contains(&name));
-    adapters.sort_by_key(rank);
+    let adapters = Gpu::adapters(backends).await;
     let tried = || match name.as_str() {
         "" => format!("backends {backends:?}"),
         name => format!("backends {backends:?}, adapters whose name contains {name:?}"),
     };
-    adapters.into_iter().next().ok_or_else(|| Error::NoAdapter { tried: tried() })
+    let fits = |a: &wgpu::Adapter| runs_compute(a) && a.get_info().name.to_lowercase().contains(&name);
+    adapters.into_iter().find(fits).ok_or_else(|| Error::NoAdapter { tried: tried() })
 }
 
 #[cfg(target_arch = "wasm32")]

@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod misuse;
+pub mod program;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

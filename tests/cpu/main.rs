@@ -7,6 +7,7 @@ mod backward;
 mod batch;
 mod bounds;
 mod checkpoint;
+mod cli;
 mod errors;
 mod golden;
 mod linear;

@@ -9,6 +9,7 @@ mod common;
 mod backward;
 mod batch;
 mod checkpoint;
+mod cli;
 mod coop;
 mod data;
 mod device;
@@ -127,5 +128,6 @@ fn main() -> ExitCode {
     train::register(&mut suite);
     tune::register(&mut suite);
     checkpoint::register(&mut suite);
+    cli::register(&mut suite);
     libtest_mimic::run(&arguments, suite.trials).exit_code()
 }
