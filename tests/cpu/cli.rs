@@ -198,7 +198,7 @@ fn cli_convert_writes_nothing_where_there_are_problems() {
 fn cli_sharded_checkpoints() {
     let folder = Folder::new("sharded");
     let (first, second): (Vec<Made>, Vec<Made>) =
-        vocoder(Spelling::Suffixes, Dtype::BF16).into_iter().partition(|tensor| tensor.name < "g".to_owned());
+        vocoder(Spelling::Suffixes, Dtype::BF16).into_iter().partition(|tensor| tensor.name.as_str() < "g");
     write_sharded(&folder.join("model"), &[("a.safetensors", first), ("b.safetensors", second)]);
     let (input, output) = (folder.join("model"), folder.join("new"));
     let (code, document) = run_json(without_gpu(), ["inspect", text(&input)]);
@@ -334,6 +334,21 @@ fn cli_prints_no_control_characters() {
     // A program gets the name as it is.
     let document = run_json(without_gpu(), ["inspect", text(&path)]).1;
     assert_eq!(document["weights"][0]["name"], "\u{1b}[2Ja.weight");
+}
+
+/// What is to be split is found by looking at all there is.
+#[test]
+fn cli_inspect_all() {
+    let folder = Folder::new("all");
+    let path = good(&folder);
+    let (code, document) = run_json(without_gpu(), ["inspect", &path, "--all"]);
+    documented(&document);
+    let all = document["tensors"].as_array().unwrap();
+    assert_eq!((code, all.len()), (0, 7 * 2 + 5));
+    assert!(all.contains(&json!({ "name": "table", "shape": [3, 5], "dtype": "u8" })), "{document}");
+    let shown = quiet(&["inspect", &path, "--all"]).stdout;
+    let words: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(words.contains(&vec!["3x5", "u8", "table"]) && !shown.contains("proj.weight_v"), "{shown}");
 }
 
 /// A reader that leaves early, like `head`, is no error, and a full disk one that is told.
