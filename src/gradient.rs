@@ -163,7 +163,8 @@ impl Gpu {
     /// dx = q ⊙ a        dg_k = Σ_b x[b,k]·q[b,k]/n̂_k        dv_jk = a_k·((dyᵀx)_jk - dg_k·(v_jk/d_k))
     /// ```
     ///
-    /// No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. dg has to be representable for dv to be right.
+    /// No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. For dv to be right dg need not be representable,
+    /// but u has to be, with kept axis 1 q/n̂.
     ///
     /// `dy`: y's shape, any storage type.
     ///

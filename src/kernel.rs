@@ -55,6 +55,8 @@ pub enum Ends {
 pub enum Family {
     /// From workgroup memory.
     Tile,
+    /// From registers, for few rows of A.
+    Stream,
     /// By the lanes of a subgroup.
     Lanes,
     /// In cooperative matrices of 8 by 8.
@@ -105,9 +107,9 @@ impl Module {
             Module::Probe,
         ];
         for ends in [Ends::Linear, Ends::Gradient] {
-            for family in [Family::Tile, Family::Lanes, Family::Coop8, Family::Coop16] {
+            for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
                 // Cooperative matrices are for f16 alone.
-                let f32_too = matches!(family, Family::Tile | Family::Lanes);
+                let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
                 for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
                     let writes = [Writes::Words, Writes::Halves, Writes::Quads];
                     all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
@@ -145,6 +147,7 @@ impl Module {
         };
         let family = match family {
             Family::Tile => "tile",
+            Family::Stream => "stream",
             Family::Lanes => "lanes",
             Family::Coop8 => "coop8",
             Family::Coop16 => "coop16",
@@ -194,9 +197,10 @@ impl Module {
                 },
                 shader!("product"),
                 match family {
-                    Family::Tile => shader!("tile"),
+                    Family::Tile => concat!(shader!("workgroup"), "\n", shader!("tile")),
+                    Family::Stream => concat!(shader!("workgroup"), "\n", shader!("stream")),
                     Family::Lanes => shader!("lanes"),
-                    Family::Coop8 | Family::Coop16 => shader!("coop"),
+                    Family::Coop8 | Family::Coop16 => concat!(shader!("workgroup"), "\n", shader!("coop")),
                 },
                 shader!("parts"),
                 match ends {

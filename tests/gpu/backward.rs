@@ -43,6 +43,7 @@ pub fn register(suite: &mut Suite) {
     test("scaled_rows", scaled_rows);
     test("scaled_gains", scaled_gains);
     test("dw_out_of_range", dw_out_of_range);
+    test("dg_out_of_range", dg_out_of_range);
     test("zero_rows", zero_rows);
     test("clamp_and_after", clamp_and_after);
     test("not_finite", not_finite);
@@ -296,7 +297,8 @@ impl Case {
                 dy.iter().enumerate().for_each(|(at, dy)| factors[of_output(at)] += dy.abs());
             }
             flushed[2] = factors.iter().map(|f| f * SUBNORMAL).collect();
-            let scale = |j: usize| (g.as_ref().map_or(1.0, |g| g[j].abs()) / norms[j]) * factors[j];
+            // dg itself has an exponent of its own.
+            let scale = |j: usize| (g.as_ref().map_or(1.0, |g| g[j].abs()) / norms[j]) * (factors[j] - 1.0);
             flushed[1] = (0..v.len()).map(|at| 2.0 * SUBNORMAL * scale(of(at))).collect();
         }
         let dy_of_row = |b: usize| dy[b * outs..(b + 1) * outs].iter().map(|dy| 1.0 + dy.abs()).sum::<f64>();
@@ -857,6 +859,46 @@ fn dw_out_of_range(gpu: &Gpu) -> Outcome {
         cases.push(Case { write: Write::Add, ..case.clone() });
         cases.push(Case { split_length: Some(16), ..case.clone() });
         cases.push(case);
+    }
+    all(cases, |case| case.check(gpu))
+}
+
+/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way round,
+/// every third norm an ordinary one. Features of x that are zero leave the correction alone.
+fn dg_out_of_range(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for (size, axis) in [
+        ([7, 9, 39], OUT),
+        ([7, 9, 39], IN),
+        ([7, 9, 39], WHOLE),
+        ([300, 9, 39], OUT),
+        ([300, 64, 12], OUT),
+        ([300, 12, 64], IN),
+    ] {
+        let [batch, outs, ins] = size;
+        let base = Case::of(axis, size);
+        let ordinary = move |j: usize| axis != WHOLE && j % 3 == 1;
+        // Of an element of x, dy: whether its norm is ordinary.
+        let of_x = move |i: usize| axis == IN && ordinary(i % ins);
+        let of_dy = move |i: usize| axis == OUT && ordinary(i % outs);
+        for (x, dy, g) in [(1e10, 1e30, 1e-20), (1e-12, 1e-30, 1e25), (1e25, 1e25, 1e-30), (1e-25, 1e-25, 1e30)] {
+            let (x_scale, dy_scale) = if axis == IN { (x, dy) } else { (dy, x) };
+            let case = Case {
+                x: Some(scaled(56, batch * ins, DType::F32, |i| {
+                    let kept = if i % ins % 5 == 4 { 0.0 } else { 1.0 };
+                    kept * if of_x(i) { 1.0 } else { x_scale }
+                })),
+                dy: Some(scaled(57, batch * outs, DType::F32, |i| if of_dy(i) { 1.0 } else { dy_scale })),
+                g: Some(scaled(58, base.norm_count(), DType::F32, |j| if ordinary(j) { 1.0 } else { g })),
+                wanted: [false, true, true, true],
+                ..base.clone()
+            };
+            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { split_length: Some(16), ..case.clone() });
+            let dy = case.dy().into_iter().map(|dy| rounded(dy, DType::Bf16)).collect();
+            cases.push(Case { dtypes: [DType::F32, DType::F32, DType::Bf16], dy: Some(dy), ..case.clone() });
+            cases.push(case);
+        }
     }
     all(cases, |case| case.check(gpu))
 }

@@ -25,6 +25,10 @@ pub fn register(suite: &mut Suite) {
     suite.test("checkpoint::check", Needs::Nothing, check);
     suite.test("checkpoint::device_destroyed", Needs::Nothing, device_destroyed);
     suite.test_if_able("checkpoint::disk_full", disk_full);
+    suite.test_if_able("checkpoint::pytorch", pytorch);
+    // Importing it takes seconds.
+    let last = suite.trials.pop();
+    suite.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
     suite.test("checkpoint::larger_than_the_window", Needs::Time, larger_than_the_window);
     suite.test(CHILD, Needs::Time, child);
 }
@@ -498,6 +502,46 @@ fn device_destroyed(_: &Gpu) -> Outcome {
     assert_eq!(std::fs::read(&output)?, b"the old file");
     assert_eq!(folder.names(), ["a.safetensors", "b.safetensors"]);
     Ok(())
+}
+
+/// Modules of PyTorch in both spellings, folded by it in f64 and by us. `WEIGHTNORM_PYTHON`: a Python that has it.
+fn pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
+    let folder = Folder::new("pytorch");
+    let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/pytorch.py");
+    match std::process::Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output() {
+        Ok(output) if output.status.success() => {}
+        _ => return Ok(Completion::ignored_with("no Python with torch and safetensors: WEIGHTNORM_PYTHON names one")),
+    }
+    let output = std::process::Command::new(&python).arg(script).arg(&folder.0).output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    for spelling in ["suffixes", "parametrizations"] {
+        for (name, dtype) in
+            [("float32", Dtype::F32), ("float16", Dtype::F16), ("bfloat16", Dtype::BF16), ("float64", Dtype::F64)]
+        {
+            let [from, theirs, ours] =
+                ["", ".expected", ".ours"].map(|kind| folder.join(&format!("{spelling}-{name}{kind}.safetensors")));
+            let report = fold_to(gpu, &from, &ours, &Rules::default())?;
+            assert_eq!(report.weights.len(), 9);
+            let (ours, theirs) = (std::fs::read(ours)?, std::fs::read(theirs)?);
+            let (ours, theirs) = (SafeTensors::deserialize(&ours)?, SafeTensors::deserialize(&theirs)?);
+            assert_eq!(ours.len(), theirs.len());
+            let (storage, stored) = computed(dtype);
+            for weight in &report.weights {
+                let (got, expected) = (ours.tensor(&weight.name)?, theirs.tensor(&weight.name)?);
+                assert_eq!(got.shape(), expected.shape());
+                let expected = numbers(Dtype::F64, expected.data());
+                let chain = norm_chain(expected.len());
+                compare(&numbers(stored, got.data()), &expected, Some(storage), |i| {
+                    weight_bound(chain, expected[i], storage)
+                })
+                .map_err(|e| format!("{spelling} {name} {}: {e}", weight.name))?;
+            }
+        }
+    }
+    Ok(Completion::Completed)
 }
 
 /// A file system of 1 MiB in a mount namespace of its own, where the system grants one.
