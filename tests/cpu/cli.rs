@@ -336,6 +336,21 @@ fn cli_prints_no_control_characters() {
     assert_eq!(document["weights"][0]["name"], "\u{1b}[2Ja.weight");
 }
 
+/// What is to be split is found by looking at all there is.
+#[test]
+fn cli_inspect_all() {
+    let folder = Folder::new("all");
+    let path = good(&folder);
+    let (code, document) = run_json(without_gpu(), ["inspect", &path, "--all"]);
+    documented(&document);
+    let all = document["tensors"].as_array().unwrap();
+    assert_eq!((code, all.len()), (0, 7 * 2 + 5));
+    assert!(all.contains(&json!({ "name": "table", "shape": [3, 5], "dtype": "u8" })), "{document}");
+    let shown = quiet(&["inspect", &path, "--all"]).stdout;
+    let words: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(words.contains(&vec!["3x5", "u8", "table"]) && !shown.contains("proj.weight_v"), "{shown}");
+}
+
 /// A reader that leaves early, like `head`, is no error, and a full disk one that is told.
 #[test]
 #[cfg(unix)]

@@ -1,4 +1,5 @@
 //! Checkpoints: looked at, and written anew in another form.
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
-use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling};
+use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling, TensorInfo};
 
 use crate::device::{DeviceArguments, device_json, device_text};
 use crate::output::{DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, shape_text};
@@ -21,6 +22,7 @@ use crate::rules::{EpsArguments, RulesArguments, names};
 #[command(after_long_help = "\
 Examples:
   weightnorm inspect vocoder.safetensors
+  weightnorm inspect folded.safetensors --all
   weightnorm inspect sharded_model/ --include 'generator.*' --json
 
 Exit codes: 0 done, 1 some weight cannot be computed, has rows of zeros, or numbers that are NaN or
@@ -28,6 +30,9 @@ infinite, 2 usage or input error.")]
 pub struct Inspect {
     /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
     checkpoint: PathBuf,
+    /// Lists the other tensors too
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     rules: RulesArguments,
 }
@@ -56,6 +61,14 @@ impl Inspect {
             ]);
         }
         let mut text = if inspection.rows.is_empty() { String::new() } else { table.to_string() };
+        if self.all {
+            let parts: HashSet<String> = inspection.rows.iter().flat_map(|row| parts(&row.weight)).collect();
+            let mut others = Table::new(&["shape", "type", "other tensor"]);
+            for TensorInfo { name, dtype, shape, .. } in checkpoint.tensors().filter(|t| !parts.contains(&t.name)) {
+                others.row(vec![shape_text(shape), dtype.name().to_lowercase(), name.clone()]);
+            }
+            let _ = writeln!(text, "{}{others}", if text.is_empty() { "" } else { "\n" });
+        }
         let _ = writeln!(text, "{} weight-normalized, {} other tensors", inspection.rows.len(), inspection.others);
         write_findings(&mut text, &inspection.findings, &idle);
 
@@ -68,7 +81,7 @@ impl Inspect {
             json
         });
         let metadata: Map<String, Value> = checkpoint.metadata().map(|(k, v)| (k.to_owned(), v.into())).collect();
-        let json = json!({
+        let mut json = json!({
             "path": lossy(checkpoint.path()),
             "files": checkpoint.files().map(lossy).collect::<Vec<_>>(),
             "metadata": metadata,
@@ -77,6 +90,12 @@ impl Inspect {
             "findings": inspection.findings.iter().map(finding_json).collect::<Vec<_>>(),
             "notes": idle,
         });
+        if self.all {
+            let tensors = checkpoint.tensors().map(|TensorInfo { name, dtype, shape, .. }| {
+                json!({ "name": name, "shape": shape, "dtype": dtype.name().to_lowercase() })
+            });
+            json["tensors"] = tensors.collect();
+        }
         let problems = inspection.findings.iter().any(|finding| finding.problem != Problem::Narrowed);
         Ok(Report { problems, text, json })
     }
@@ -374,6 +393,11 @@ impl Convert {
         drop(progress);
         self.target.report("converted", result, idle)
     }
+}
+
+/// The names of its two tensors.
+fn parts(weight: &FoundWeight) -> [String; 2] {
+    [weight.spelling.g(&weight.name), weight.spelling.v(&weight.name)]
 }
 
 fn lossy(path: &Path) -> String {
