@@ -140,16 +140,15 @@ fn main() -> Result<(), Failure> {
         roof.multiply_add * 1e-9
     );
     let mut bench = Bench { gpu, roof, args, lines: vec![] };
-    let sections: [(_, fn(&mut Bench) -> Result<(), Failure>); 4] = [
-        (Section::Rates, Bench::rates),
-        (Section::Ratios, Bench::ratios),
-        (Section::Sets, Bench::sets),
-        (Section::Sizes, Bench::sizes),
-    ];
-    for (section, run) in sections {
-        if bench.args.only.is_empty() || bench.args.only.contains(&section) {
+    for section in Section::value_variants() {
+        if bench.args.only.is_empty() || bench.args.only.contains(section) {
             let start = Instant::now();
-            run(&mut bench)?;
+            match section {
+                Section::Rates => bench.rates()?,
+                Section::Ratios => bench.ratios()?,
+                Section::Sets => bench.sets()?,
+                Section::Sizes => bench.sizes()?,
+            }
             println!("{:.0} s", start.elapsed().as_secs_f64());
         }
     }
