@@ -12,6 +12,8 @@ use crate::{Axis, DType, Gpu, SetMember, Tensor, WeightNorm};
 
 /// Windows are no larger than that, so that sizes stay far from every limit of the crate.
 const MAX_WINDOW: u64 = 1 << 30;
+/// Weights that share a submission, since a set of them is checked each beside each.
+const MAX_JOBS: usize = 1024;
 /// Tensors of a batch lie at multiples of 256 bytes, which every device can bind at and wide loads like.
 const ALIGNMENT: usize = 64;
 
@@ -161,8 +163,10 @@ impl Engine<'_> {
     fn add(&mut self, number: usize) -> Result<(), Error> {
         let input = &self.inputs[number];
         let cut = Cut::new(input.layout, input.dtype.bits() / 8, self.capacity);
-        // Rows without elements have norms too, but no window.
-        let norms = if cut.whole_rows() && input.layout.len() > 0 {
+        if input.layout.len() == 0 {
+            return self.add_empty(number);
+        }
+        let norms = if cut.whole_rows() {
             None
         } else {
             let sums = Sums::read(self.checkpoint, input, self.rules, &mut |_| ())?;
@@ -183,6 +187,24 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// Rows without elements have norms too, but no window; and a shape may name more of them than there is memory.
+    fn add_empty(&mut self, number: usize) -> Result<(), Error> {
+        let input = &self.inputs[number];
+        if input.g.is_some() {
+            return Ok(());
+        }
+        let (all, at_once) = (input.layout.kept, (self.capacity / 8) as usize);
+        let norms = vec![effective_norm(0.0, self.rules.eps); all.min(at_once)];
+        let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
+        for first in (0..all).step_by(at_once) {
+            let rows = first..all.min(first + at_once);
+            let (norms, result) = (&norms[..rows.len()], bytemuck::cast_slice(&result[..rows.len()]));
+            let window = Window { first: 0, outer: 1, rows, inner: 0 };
+            (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
+        }
+        Ok(())
+    }
+
     fn add_window(&mut self, number: usize, window: Window, norms: Option<Vec<f64>>) -> Result<(), Error> {
         let input = &self.inputs[number];
         let dtype = computed(input.dtype);
@@ -190,7 +212,8 @@ impl Engine<'_> {
         let g_words = window.rows.len().next_multiple_of(ALIGNMENT);
         let result_words = if input.g.is_some() { v_words } else { g_words };
         let words = self.batch.v.len() + 2 * self.batch.g.len();
-        if !self.batch.jobs.is_empty() && ((words + v_words + 2 * g_words) * 4) as u64 > self.capacity {
+        let full = ((words + v_words + 2 * g_words) * 4) as u64 > self.capacity || self.batch.jobs.len() == MAX_JOBS;
+        if !self.batch.jobs.is_empty() && full {
             self.flush()?;
         }
         let batch = &mut self.batch;

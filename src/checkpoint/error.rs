@@ -180,7 +180,7 @@ impl fmt::Display for Problem {
         match self {
             Problem::MissingPartner { found, missing } => write!(f, "{found} is there, {missing} is missing"),
             Problem::BothSpellings => write!(f, "it is there in both spellings"),
-            Problem::NameTaken { name } => write!(f, "the name {name} is taken by another tensor"),
+            Problem::NameTaken { name } => write!(f, "the name {name} is taken"),
             Problem::OtherParametrization { tensor } => {
                 write!(f, "{tensor} belongs to another parametrization of the same tensor")
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
-use super::header::{self, Flaw, Header, LENGTH_BYTES};
+use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
 
 pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing, path: path.to_owned(), source }
@@ -23,11 +23,15 @@ pub(super) struct Source {
 
 impl Source {
     pub fn open(path: &Path) -> Result<Source, Error> {
+        let no_file = || Err(Error::Header { path: path.to_owned(), reason: "it is not a file".to_owned() });
+        // Before it is opened, since that waits for a writer where it is a pipe.
+        if !fs::metadata(path).map_err(failed("opening", path))?.is_file() {
+            return no_file();
+        }
         let file = File::open(path).map_err(failed("opening", path))?;
         let status = file.metadata().map_err(failed("opening", path))?;
-        // A folder opens, and a pipe has no positions.
         if !status.is_file() {
-            return Err(Error::Header { path: path.to_owned(), reason: "it is not a file".to_owned() });
+            return no_file();
         }
         let size = status.len();
         let flaw = |Flaw { tensor, reason }: Flaw| match tensor {
@@ -175,6 +179,10 @@ impl Sink {
     /// Writes the header.
     fn begin(file: File, path: PathBuf, header: &Header) -> Result<Sink, Error> {
         let bytes = header.to_bytes();
+        if bytes.len() as u64 - LENGTH_BYTES > MAX_HEADER {
+            let reason = format!("its header would be longer than the limit of {MAX_HEADER} bytes");
+            return Err(Error::Header { path, reason });
+        }
         write_at(&file, &bytes, 0).map_err(failed("writing", &path))?;
         Ok(Sink { file, path, data_start: bytes.len() as u64 })
     }
@@ -197,6 +205,9 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
         Ok(status) if status.is_file() && status.permissions().readonly() => {
             occupied("a file without write permission is there")
         }
+        // To rename something to a device or a pipe, or to a link to one, takes its place.
+        Ok(_) if fs::metadata(target).is_ok_and(|status| !status.is_file()) => occupied("what is there is not a file"),
+        _ if target.as_os_str().as_encoded_bytes().ends_with(b"/") => occupied("that is the name of a folder"),
         _ => Ok(()),
     }
 }

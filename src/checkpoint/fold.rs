@@ -1,5 +1,5 @@
 //! Weights made of g and v, and taken apart again, on the GPU.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::compute::{self, Input, computed};
@@ -161,7 +161,7 @@ fn plain(
         return Err(nothing("no pattern says which weights to take apart"));
     }
     let everything = Rules::default();
-    let halves: Vec<At> = checkpoint.weights(&everything).weights.iter().flat_map(|w| [w.g, w.v]).collect();
+    let halves: HashSet<At> = checkpoint.weights(&everything).weights.iter().flat_map(|w| [w.g, w.v]).collect();
     let (mut weights, mut findings) = (vec![], vec![]);
     for (at, tensor) in checkpoint.places() {
         if !rules.chooses(&tensor.name) || halves.contains(&at) {
@@ -180,11 +180,17 @@ fn plain(
                 if tensor.dtype == FileDType::F64 {
                     report(Problem::Narrowed);
                 }
+                let g_shape = if axis == Axis::Whole { vec![] } else { norms_shape(&tensor.shape, axis) };
+                let rows = g_shape.iter().map(|&n| n as u64).product();
+                // Of a tensor of no bytes there may be more rows than any disk holds norms.
+                if rows > 0 && tensor.elements() == 0 {
+                    report(Problem::ZeroRows { count: rows });
+                }
                 weights.push(FoundWeight {
                     name: tensor.name.clone(),
                     spelling,
                     shape: tensor.shape.clone(),
-                    g_shape: if axis == Axis::Whole { vec![] } else { norms_shape(&tensor.shape, axis) },
+                    g_shape,
                     axis,
                     dtype: tensor.dtype,
                     g_dtype: rules.gain.unwrap_or(dtype).into(),

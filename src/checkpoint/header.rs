@@ -16,7 +16,7 @@ use crate::DType;
 pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// Of the length in front of the header.
 pub(super) const LENGTH_BYTES: u64 = 8;
-const METADATA: &str = "__metadata__";
+pub(super) const METADATA: &str = "__metadata__";
 
 macro_rules! dtypes {
     ($($variant:ident $name:literal $bits:literal $doc:literal,)*) => {

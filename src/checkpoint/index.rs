@@ -1,5 +1,5 @@
 //! The index of a sharded checkpoint: `{"metadata":{"total_size":..},"weight_map":{"NAME":"FILE",..}}`.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -50,7 +50,12 @@ pub(super) fn in_folder(path: &Path) -> Result<PathBuf, Error> {
 impl Index {
     pub fn open(path: &Path) -> Result<(Index, Vec<Source>), Error> {
         let wrong = |reason: String| Error::Index { path: path.to_owned(), reason };
-        let size = fs::metadata(path).map_err(failed("opening", path))?.len();
+        let status = fs::metadata(path).map_err(failed("opening", path))?;
+        // A pipe would be waited for, and a device may have no end.
+        if !status.is_file() {
+            return Err(wrong("it is not a file".to_owned()));
+        }
+        let size = status.len();
         if size > MAX_HEADER {
             return Err(wrong(format!("it is {size} bytes long, the limit is {MAX_HEADER}")));
         }
@@ -93,11 +98,10 @@ impl Index {
             }
         }
         if count != weight_map.len() {
-            let there = |(name, file): &(&String, &Value)| {
-                let shard = file.as_str().and_then(|file| shard_of.get(file));
-                shard.is_some_and(|&shard| shards[shard].header.tensors.iter().any(|tensor| tensor.name == **name))
-            };
-            let missing = weight_map.iter().find(|entry| !there(entry));
+            // All that is there is where the index says.
+            let names = shards.iter().flat_map(|shard| &shard.header.tensors).map(|tensor| &tensor.name);
+            let there: HashSet<&String> = names.collect();
+            let missing = weight_map.iter().find(|(name, _)| !there.contains(name));
             let (name, file) = missing.map_or(("", &Value::Null), |(name, file)| (name.as_str(), file));
             return Err(wrong(format!("tensor {name:?} is not in {file}")));
         }

@@ -60,7 +60,7 @@ impl<'a> Plan<'a> {
     ) -> Result<Plan<'a>, Error> {
         let mut plan =
             Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
-        let mut taken: HashSet<&str> = HashSet::new();
+        let mut taken: HashSet<&str> = HashSet::from([header::METADATA]);
         let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
         taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));
         let mut findings = vec![];

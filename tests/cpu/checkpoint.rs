@@ -1,5 +1,6 @@
 //! Checkpoints, as far as they need no GPU.
 mod convert;
+mod corpus;
 mod damaged;
 mod find;
 mod inspect;

@@ -320,6 +320,15 @@ fn fold_refuses(gpu: &Gpu) -> Outcome {
     }
     let bad = Rules::default().eps(Eps::Clamp(0.0));
     assert!(matches!(fold_to(gpu, &from, &output, &bad), Err(Error::Gpu { .. })));
+    // The name of what is no tensor: a file with one would be no file any more.
+    let pair = [made("__metadata___g", Dtype::F32, &[2, 1], 1), made("__metadata___v", Dtype::F32, &[2, 3], 2)];
+    write(&from, &pair, &[]);
+    match fold_to(gpu, &from, &output, &Rules::default()) {
+        Err(Error::Findings { findings }) => {
+            assert_eq!(findings[0].problem, Problem::NameTaken { name: "__metadata__".into() });
+        }
+        other => return Err(format!("{other:?}").into()),
+    }
     assert_eq!(std::fs::read(&output)?, b"the old file");
     assert_eq!(folder.names(), ["a.safetensors", "b.safetensors", "c.safetensors"]);
     Ok(())
@@ -434,13 +443,16 @@ fn split_refuses(gpu: &Gpu) -> Outcome {
     assert_eq!(problems(split(&zero, &all))?, [Problem::ZeroRows { count: 1 }]);
     let scalar = [made("m.weight", Dtype::F32, &[], 1), made("n.weight", Dtype::I64, &[2], 1)];
     assert_eq!(problems(split(&scalar, &all))?.len(), 2);
-    // Rows without an element have norms as well.
-    let empty = [made("m.weight", Dtype::F32, &[3, 0], 1)];
-    split(&empty, &all)?;
+    // Rows without an element have norms as well; there may be more of them than there is memory, or room on any disk.
+    let huge = [made("m.weight", Dtype::F32, &[1 << 57, 0], 1)];
+    assert_eq!(problems(split(&huge, &all))?, [Problem::ZeroRows { count: 1 << 57 }]);
+    let empty = [made("m.weight", Dtype::F32, &[3000, 0], 1)];
+    assert_eq!(problems(split(&empty, &all))?, [Problem::ZeroRows { count: 3000 }]);
+    split(&empty, &all.clone().allow_zero_rows().window(4096))?;
     let parted = std::fs::read(&output)?;
     assert_eq!(
         numbers(Dtype::F32, SafeTensors::deserialize(&parted)?.tensor("m.weight_g")?.data()),
-        [f64::from(1e-12f32); 3]
+        [f64::from(1e-12f32); 3000]
     );
     std::fs::remove_file(&output)?;
     let taken = [made("m.weight", Dtype::F32, &[2, 2], 1), made("m.weight_g", Dtype::F32, &[2, 2], 1)];

@@ -97,7 +97,18 @@ fn damaged_things_that_are_no_files() {
     std::fs::create_dir(folder.join("x.json")).unwrap();
     assert!(matches!(open(&folder.join("x.safetensors")), Error::Index { .. }));
     #[cfg(unix)]
-    assert!(matches!(open(Path::new("/dev/zero")), Error::Header { .. }));
+    {
+        assert!(matches!(open(Path::new("/dev/zero")), Error::Header { .. }));
+        // Nobody writes to it: to open it would take for ever.
+        for name in ["pipe.safetensors", "pipe.json"] {
+            let made = std::process::Command::new("mkfifo").arg(folder.join(name)).status();
+            assert!(made.is_ok_and(|status| status.success()));
+        }
+        assert!(matches!(open(&folder.join("pipe.safetensors")), Error::Header { .. }));
+        assert!(matches!(open(&folder.join("pipe.json")), Error::Index { .. }));
+        std::os::unix::fs::symlink("/dev/zero", folder.join("zero.json")).unwrap();
+        assert!(matches!(open(&folder.join("zero.json")), Error::Index { .. }));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use weightnorm::checkpoint::{Checkpoint, Error, Rules, Spelling, convert};
 
-use crate::common::files::{Folder, vocoder, write};
+use crate::common::files::{Folder, raw, vocoder, write};
 
 /// Converts to `output`; the input is a file beside it.
 fn to(folder: &Folder, output: &Path) -> Result<(), Error> {
@@ -25,6 +25,7 @@ fn targets_that_are_refused_stay_as_they_are() {
     assert!(to(&folder, Path::new("")).is_err());
     assert!(to(&folder, &folder.join("folder/..")).is_err());
     assert!(to(&folder, &folder.join("from.safetensors/x")).is_err());
+    assert!(matches!(to(&folder, &folder.join("new/")), Err(Error::Occupied { .. })));
 
     let kept = folder.join("kept.safetensors");
     fs::write(&kept, "kept").unwrap();
@@ -47,6 +48,48 @@ fn targets_that_are_links_are_replaced() {
     assert_eq!(fs::read(&blob).unwrap(), b"blob");
     assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
     Checkpoint::open(&link).unwrap();
+}
+
+/// Whoever writes to `/dev/stdout` or a pipe does not want it replaced by a file.
+#[cfg(unix)]
+#[test]
+fn targets_that_are_no_files() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = Folder::new("devices");
+    let (pipe, device, inside) = (folder.join("pipe"), folder.join("device"), folder.join("inside"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()));
+    symlink("/dev/null", &device).unwrap();
+    symlink(".", &inside).unwrap();
+    for target in [&pipe, &device, &inside] {
+        assert!(matches!(to(&folder, target), Err(Error::Occupied { .. })), "{}", target.display());
+    }
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert_eq!(fs::read_link(&device).unwrap(), Path::new("/dev/null"));
+    assert_eq!(folder.names(), ["device", "from.safetensors", "inside", "pipe"]);
+    // A link that leads nowhere is in nobody's way.
+    symlink("nowhere", folder.join("dangling")).unwrap();
+    to(&folder, &folder.join("dangling")).unwrap();
+    Checkpoint::open(&folder.join("dangling")).unwrap();
+}
+
+/// A header that the longer names make too long for every reader.
+#[test]
+fn targets_of_too_long_a_header() {
+    let folder = Folder::new("long");
+    let (from, output) = (folder.join("from.safetensors"), folder.join("output.safetensors"));
+    let entry =
+        |half: &str, place: &str| format!(r#""w_{half}":{{"dtype":"F32","shape":[1],"data_offsets":[{place}]}}"#);
+    let tensors = format!("{},{}", entry("g", "0,4"), entry("v", "4,8"));
+    let rest = 100_000_000 - tensors.len() - r#"{"__metadata__":{"":""},}"#.len();
+    let header = format!(r#"{{"__metadata__":{{"":"{}"}},{tensors}}}"#, "x".repeat(rest));
+    fs::write(&from, raw(&header, &[1; 8])).unwrap();
+    let to = |spelling| {
+        convert(&Checkpoint::open(&from).unwrap(), &output, spelling, &Rules::default(), &mut |_| ()).map(drop)
+    };
+    assert!(to(Spelling::Parametrizations).unwrap_err().to_string().contains("longer than the limit"));
+    assert_eq!(folder.names(), ["from.safetensors"]);
+    to(Spelling::Suffixes).unwrap();
+    Checkpoint::open(&output).unwrap();
 }
 
 #[cfg(unix)]
