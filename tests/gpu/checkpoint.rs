@@ -18,6 +18,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("checkpoint::fold_beyond_f32", Needs::Nothing, fold_beyond_f32);
     suite.test("checkpoint::fold_sharded", Needs::Nothing, fold_sharded);
     suite.test("checkpoint::fold_keeps_alignment", Needs::Nothing, fold_keeps_alignment);
+    suite.test("checkpoint::fold_many", Needs::Nothing, fold_many);
     suite.test("checkpoint::fold_refuses", Needs::Nothing, fold_refuses);
     suite.test("checkpoint::fold_a_trained_network", Needs::Nothing, fold_a_trained_network);
     suite.test("checkpoint::split_and_fold", Needs::Nothing, split_and_fold);
@@ -269,6 +270,21 @@ fn fold_keeps_alignment(gpu: &Gpu) -> Outcome {
     assert_eq!(names, ["m.weight", "wide", "half"]);
     assert!(folded.tensors().all(|tensor| tensor.begin.is_multiple_of(tensor.dtype.bits() / 8)));
     Ok(())
+}
+
+/// More weights than share a submission.
+fn fold_many(gpu: &Gpu) -> Outcome {
+    let folder = Folder::new("many");
+    let (from, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    let pair = |i: u64| {
+        let name = |half| format!("layers.{i}.weight_{half}");
+        [made(&name("g"), Dtype::F32, &[2, 1], i), made(&name("v"), Dtype::F32, &[2, 3], i + 9000)]
+    };
+    let tensors: Vec<Made> = (0..1500).flat_map(pair).collect();
+    write(&from, &tensors, &[]);
+    let report = fold_to(gpu, &from, &output, &Rules::default())?;
+    assert_eq!((report.weights.len(), report.submissions), (1500, 2));
+    is_folded(&std::fs::read(&output)?, &tensors, axis_of, Eps::default())
 }
 
 /// Zero rows, found only while the numbers go by, and a folded weight whose name is taken: nothing is written.
