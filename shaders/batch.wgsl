@@ -7,7 +7,9 @@
 //   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
 //   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the Scale
 //                 dg / d, four f32 from means[4j] on. d is n̂, but n under EPS_AFTER, where norms holds n. Where the clamp
-//                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0
+//                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0. dg has an exponent
+//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0 the
+//                 t of the second Scale is negative, which its square does not show
 //   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
 //                 from means[j])
 //   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
@@ -37,7 +39,7 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(2) var<storage, read_write> part: array<vec2<f32>>; // (splits, columns)
+@group(0) @binding(2) var<storage, read_write> part: array<Part>; // (splits, columns)
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
 @group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
@@ -54,6 +56,7 @@ override DIRECT: bool = true; // batch_sums: one split is all there is: write th
 override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
 
 override CY: u32 = THREADS / CX; // invocations that share a column of a split
+override WIDE: bool = END == END_FACTORS; // whether sum a * u has an exponent of its own
 
 const THREADS = 64u;
 const WORDS = 4u * THREADS;
@@ -68,11 +71,18 @@ const HAS_SECOND = 2u;
 const ACCUMULATE = 4u;
 const HAS_GAIN = 8u;
 
-// Of `n` rows: KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays
-// in the range of f32 however many rows there are.
+// KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in the range of
+// f32 however many rows there are.
 struct Stat {
     s: vec2<f32>,
-    n: f32,
+    n: f32, // KIND_MOMENTS: of so many rows; WIDE: sum a * u is s.y * 2^n
+}
+
+// A Stat in memory, (s.x, s.y, n of WIDE).
+struct Part {
+    x: f32,
+    y: f32,
+    e: f32,
 }
 
 var<workgroup> stats: array<vec2<f32>, THREADS>;
@@ -82,9 +92,22 @@ fn has(flag: u32) -> bool {
     return (p.flags & flag) != 0u;
 }
 
+fn dot_of(stat: Stat) -> Wide {
+    return Wide(stat.s.y, i32(stat.n));
+}
+
+// sum + x * u
+fn add_term(sum: Wide, x: f32, u: f32) -> Wide {
+    return sum_of(sum, product_of(Wide(x, 0), Wide(u, 0)));
+}
+
 fn merge(x: Stat, y: Stat) -> Stat {
+    if KIND == KIND_DOTS && WIDE {
+        let sum = sum_of(dot_of(x), dot_of(y));
+        return Stat(vec2<f32>(x.s.x + y.s.x, sum.m), f32(sum.e));
+    }
     if KIND == KIND_DOTS {
-        return Stat(x.s + y.s, x.n + y.n);
+        return Stat(x.s + y.s, 0.0);
     }
     if y.n == 0.0 {
         return x;
@@ -114,7 +137,7 @@ fn combine_lanes(own: Stat, t: u32) -> Stat {
     return total;
 }
 
-fn write_factors(column: u32, dg: f32) {
+fn write_factors(column: u32, dg: Wide) {
     let n = norms[extractBits(p.more_firsts, 16u, 8u) + column];
     let size = magnitude(n);
     var gain = 1.0;
@@ -125,7 +148,11 @@ fn write_factors(column: u32, dg: f32) {
     let scale = scale_of(quotient(wide(gain), wide(norm)));
     var share = Scale(1.0, 0.0);
     if !((p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST)) {
-        share = scale_of(quotient(wide(dg), wide(n)));
+        share = scale_of(quotient(dg, wide(n)));
+    }
+    let size_of_dg = wide(dg.m).e + dg.e;
+    if magnitude(dg.m) != 0u && abs(size_of_dg) >= 60 {
+        share.t = -share.t;
     }
     let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;
     means[at] = scale.t;
@@ -155,13 +182,16 @@ fn write_end(column: u32, stat: Stat) {
     if END == END_SUMS || END == END_FACTORS {
         if has(HAS_SECOND) {
             var sum = stat.s.y;
+            if WIDE {
+                sum = narrow(dot_of(stat));
+            }
             if has(ACCUMULATE) {
                 sum += second[at_second];
             }
             second[at_second] = sum;
         }
         if END == END_FACTORS {
-            write_factors(column, stat.s.y);
+            write_factors(column, dot_of(stat));
         }
         return;
     }
@@ -185,8 +215,9 @@ fn batch_finish(
     var stat = Stat(vec2<f32>(), 0.0);
     if column < p.count {
         for (var split = t / CX; split < p.splits; split += CY) { // bounded by the host
-            let rows = min(p.split_length, p.rows - split * p.split_length);
-            stat = merge(stat, Stat(part[split * p.count + column], f32(rows)));
+            let own = part[split * p.count + column];
+            let rows = f32(min(p.split_length, p.rows - split * p.split_length));
+            stat = merge(stat, Stat(vec2<f32>(own.x, own.y), select(rows, own.e, KIND == KIND_DOTS)));
         }
     }
     stat = combine_lanes(stat, t);

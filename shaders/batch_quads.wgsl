@@ -43,6 +43,7 @@ fn batch_sums(
     var high = Sums();
     var low_dots = Sums();
     var high_dots = Sums();
+    var seen = array<vec4<u32>, MAX_COLUMN_QUADS>(); // all bits of a in these columns
     for (var row = begin; row < end; row += BLOCK) { // split_length / BLOCK iterations
         var block_low = Sums();
         var block_high = Sums();
@@ -53,6 +54,9 @@ fn batch_sums(
                 let offset = i * step + min(k * RUN, last);
                 let words = a[at + offset];
                 let x = quad_low(words, A_DTYPE);
+                if WIDE {
+                    seen[k] |= words;
+                }
                 block_low[k] += x;
                 if A_DTYPE == F32 {
                     if HAS_U {
@@ -78,6 +82,7 @@ fn batch_sums(
         }
     }
 
+    var again = 0u; // a bit for each column whose sum of a * u left the safe range; a sum of zeros did not
     for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
         if k * RUN > last {
             break;
@@ -92,9 +97,29 @@ fn batch_sums(
             if DIRECT {
                 write_end(column, Stat(s, f32(p.rows)));
             } else {
-                part[p.part_first + split * p.count + column] = s;
+                part[p.part_first + split * p.count + column] = Part(s.x, s.y, 0.0);
+            }
+            if WIDE && HAS_U {
+                let bits = unpack(seen[k][select(i / 2u, i % 4u, A_DTYPE == F32)], i, A_DTYPE);
+                again |= select(0u, 1u << (k * QUAD + i), lift(s.y) != 0 && magnitude(bits) != 0u);
             }
         }
+    }
+    // Once more, term by term. Factors are never DIRECT here.
+    while again != 0u { // at most COLUMN_QUADS * QUAD iterations
+        let at_bit = countTrailingZeros(again);
+        again &= again - 1u;
+        let k = at_bit / QUAD;
+        let i = at_bit % QUAD;
+        var dot = Wide(0.0, NOTHING);
+        for (var row = begin; row < end; row += 1u) { // split_length iterations
+            let offset = row * step + k * RUN;
+            let word = a[at + offset][select(i / 2u, i % 4u, A_DTYPE == F32)];
+            dot = add_term(dot, unpack(word, i, A_DTYPE), u[at_u + offset * PARTS + i / 4u][i % 4u]);
+        }
+        let column = (unit + k * RUN) * QUAD + i;
+        part[p.part_first + split * p.count + column].y = dot.m;
+        part[p.part_first + split * p.count + column].e = f32(dot.e);
     }
 }
 

@@ -5,32 +5,43 @@
 @group(0) @binding(1) var<storage, read> u: array<f32>; // (rows, columns)
 @group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
 
-// Element e of a, with its partner.
-fn term(row: u32, column: u32) -> vec2<f32> {
+// An element of a, with its partner.
+fn pair(row: u32, column: u32) -> vec2<f32> {
     let e = row * p.stride + column;
     let at = extractBits(p.firsts, 0u, 8u) + e;
     let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE);
     if KIND == KIND_DOTS && HAS_U {
-        return vec2<f32>(x, x * u[extractBits(p.firsts, 8u, 8u) + e]);
+        return vec2<f32>(x, u[extractBits(p.firsts, 8u, 8u) + e]);
     }
     return vec2<f32>(x, 0.0);
+}
+
+// What is added up of it.
+fn term(pair: vec2<f32>) -> vec2<f32> {
+    return vec2<f32>(pair.x, pair.x * pair.y);
+}
+
+fn bits_of(pair: vec2<f32>) -> u32 {
+    return bitcast<u32>(pair.x);
 }
 
 // Rows begin, begin + CY, .. below end of a column, four at a time.
 fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
     var total = Stat(vec2<f32>(), 0.0);
     var lanes = array<vec2<f32>, 4>();
+    var seen = 0u; // all bits of a in this column
     var row = begin;
     for (; row + 3u * CY < end; row += 4u * CY) { // (end - begin) / (4 CY) iterations
-        let x = term(row, column);
-        let y = term(row + CY, column);
-        let z = term(row + 2u * CY, column);
-        let w = term(row + 3u * CY, column);
+        let x = pair(row, column);
+        let y = pair(row + CY, column);
+        let z = pair(row + 2u * CY, column);
+        let w = pair(row + 3u * CY, column);
         if KIND == KIND_DOTS {
-            lanes[0] += x;
-            lanes[1] += y;
-            lanes[2] += z;
-            lanes[3] += w;
+            lanes[0] += term(x);
+            lanes[1] += term(y);
+            lanes[2] += term(z);
+            lanes[3] += term(w);
+            seen |= (bits_of(x) | bits_of(y)) | (bits_of(z) | bits_of(w));
         } else {
             let four = vec4<f32>(x.x, y.x, z.x, w.x);
             // Relative to the first one, so that a mean far from 0 costs no digits.
@@ -44,7 +55,25 @@ fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
         total.s = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
     }
     for (; row < end; row += CY) { // at most 3 iterations
-        total = merge(total, Stat(term(row, column), 1.0));
+        let x = pair(row, column);
+        if KIND == KIND_DOTS {
+            total.s += term(x);
+            seen |= bits_of(x);
+        } else {
+            total = merge(total, Stat(x, 1.0));
+        }
+    }
+    if KIND == KIND_DOTS && WIDE && HAS_U {
+        // Once more, term by term, where the sum left the safe range; a sum of zeros did not.
+        let again = lift(total.s.y) != 0 && (seen & MAGNITUDE) != 0u;
+        var dot = Wide(0.0, NOTHING);
+        for (row = select(end, begin, again); row < end; row += CY) { // (end - begin) / CY iterations
+            let x = pair(row, column);
+            dot = add_term(dot, x.x, x.y);
+        }
+        if again {
+            total = Stat(vec2<f32>(total.s.x, dot.m), f32(dot.e));
+        }
     }
     return total;
 }
@@ -71,7 +100,7 @@ fn batch_sums(
         if DIRECT {
             write_end(column, stat);
         } else {
-            part[p.part_first + split * p.count + column] = stat.s;
+            part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
         }
     }
 }

@@ -1,5 +1,5 @@
 // The matrix product in cooperative matrices, whose elements are spread over a subgroup as the device likes: A and B are
-// f16, C is f32. Joined behind coop8.wgsl or coop16.wgsl, which say how large they are, and product.wgsl.
+// f16, C is f32. Joined behind coop8.wgsl or coop16.wgsl, which say how large they are, product.wgsl and workgroup.wgsl.
 //
 // A workgroup has the tile in 2 by 2 parts of 2 by 2 matrices of SIDE by SIDE. A subgroup multiplies one part; one that
 // has twice the LANES of the device's smallest multiplies the two parts beside each other; one of four times as many those
@@ -39,12 +39,6 @@ var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged
 var<private> acc: array<vec4<f32>, 32>; // the invocation's own elements of C, by rows
 
 const STEP = 4u;
-const ROWS_SHARED = false; // see lanes.wgsl
-
-fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
-    return own;
-}
-
 fn own_column(t: u32) -> u32 {
     return t % WX * TN;
 }
@@ -228,28 +222,7 @@ fn take_block(block: u32) {
     }
 }
 
-// Norms of the columns of the tile: see tile.wgsl.
-override NORMS: u32 = BN;
-override SHARE: u32 = THREADS;
-var<workgroup> norm_m: array<f32, NORMS>;
-var<workgroup> norm_e: array<i32, NORMS>;
 var<workgroup> column_squares: array<f32, NORMS>;
-
-fn first_norm(t: u32) -> u32 {
-    return t;
-}
-
-fn norms_column(column0: u32, t: u32) -> u32 {
-    return column0;
-}
-
-fn own_norms(t: u32) -> u32 {
-    return own_column(t);
-}
-
-fn share_norms() {
-    workgroupBarrier();
-}
 
 // The squares of each column, before C takes their place in workgroup memory.
 fn add_up_squares(t: u32) {

@@ -57,7 +57,8 @@ fn put_one(row: u32, column: u32, value: f32) {
     }
 }
 
-// Of four elements of a row: t and m of their a, t and m of their dg / d.
+// Of four elements of a row: t and m of their a, t and m of their dg / d. share_t is negative where dg is out of the
+// safe range: the correction with it, and each element takes exponents of its own then.
 struct Factors {
     t: vec4<f32>,
     m: vec4<f32>,
@@ -67,6 +68,18 @@ struct Factors {
 
 // Those of the invocation's columns, for END_COLUMNS and END_WHOLE.
 var<private> own_factors: array<Factors, 2>;
+// END_ROWS: the least share_t of the invocation's rows.
+var<private> least_share: f32;
+
+// The elements of a block that lie in rows whose share_t is negative, bits as in `unsafe_bits`.
+fn wild_rows(first_row: u32) -> u32 {
+    var wild = 0u;
+    let count = select(0u, min(left_of(first_row, p.rows, true), BLOCK), least_share < 0.0);
+    for (var i = 0u; i < count; i += 1u) { // BLOCK iterations
+        wild |= select(0u, 0xfu << (4u * i), factors[extractBits(p.more_firsts, 0u, 8u) + first_row + i].z < 0.0);
+    }
+    return wild;
+}
 
 fn factors_of_columns(column: u32) -> Factors {
     let last = p.columns - 1u;
@@ -110,6 +123,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                     of_row = factors_of(min(m, p.rows - 1u), 0u);
                 }
                 f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
+                least_share = min(least_share, of_row.z);
             }
             if END != END_PLAIN {
                 look_at(block, i, q);
@@ -122,7 +136,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                 if ADD {
                     let skipped = unsafe_bits[QUADS * block + q] >> (4u * i);
                     for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
-                        if ((skipped >> c) & 1u) == 0u {
+                        if ((skipped >> c) & 1u) == 0u && (END == END_PLAIN || f.share_t[c] >= 0.0) {
                             put_one(m, n + c, values[c]);
                         }
                     }
@@ -151,9 +165,12 @@ fn gradient(
 
     let row = row0 + t / WX * TM;
     let column = column0 + own_column(t);
+    var wild_columns = 0u;
     if END == END_COLUMNS || END == END_WHOLE {
         for (var q = 0u; q < QUADS; q += 1u) {
             own_factors[q] = factors_of_columns(column + STEP * q);
+            let wild = own_factors[q].share_t < vec4<f32>();
+            wild_columns |= any_bits(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), wild)) << (4u * q);
         }
     }
     put_block(0u, row, column, t);
@@ -173,14 +190,21 @@ fn gradient(
     if END == END_PLAIN {
         return;
     }
-    for (var block = first_block(0u); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        let redo = elements_to_redo(block, row, column, 0u, 0u, p.depth);
+    let any_wild = wild_columns | select(0u, 1u, least_share < 0.0);
+    for (var block = first_block(any_wild); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        let there = elements_there(block, row, column);
+        var of_rows = Elements(0u, 0u);
+        if END == END_ROWS {
+            let wild = wild_rows(row + block * BLOCK);
+            of_rows = Elements(there.first & wild, select(0u, there.second & wild, QUADS == 2u));
+        }
+        var redo = elements_to_redo(block, row, column, wild_columns, 0u, p.depth);
+        redo = Elements(redo.first | of_rows.first, redo.second | of_rows.second);
         var left = redo;
         if ADD {
             // Zero sums were left out too.
-            let there = elements_there(block, row, column);
-            let found = elements_unsafe(block, 0u);
-            left = Elements(there.first & found.first, there.second & found.second);
+            let found = elements_unsafe(block, wild_columns);
+            left = Elements(of_rows.first | (there.first & found.first), of_rows.second | (there.second & found.second));
         }
         while any_of(left) { // at most BLOCK * TN iterations
             let at = lowest(left);

@@ -43,7 +43,9 @@ override W_DTYPE: u32 = F32;
 override DOT: bool = false;
 override OUT: u32 = OUT_NORMS;
 override DIRECT: bool = true; // row_sums: one stretch is one norm: write it out
-override ROWS: u32 = 1u; // row_sums: rows of an invocation, where LANES is 1 and DIRECT
+override ROWS: u32 = 1u; // row_sums: rows of an invocation, where LANES is 1 and DIRECT; 1 or a multiple of 4
+override GROUP: u32 = min(ROWS, 4u); // of them at once
+override NORMS_TOO: bool = false; // there: p.has_norms_too is not 0
 override UNITS: u32 = 0u; // row_sums: units of a row where LANES is 1 and DIRECT and these are few and whole; 0: any
 override LANES: u32 = 64u; // invocations for one stretch or norm, a power of two up to THREADS
 // Neighbouring invocations that read neighbouring units, a power of two up to LANES: LANES of them where a device joins
@@ -78,34 +80,39 @@ fn write_norm(j: u32, norm: Wide) {
     norms[at + 1u] = scale.m;
 }
 
-// write_norm of a sum of squares, where neither it nor what is made of it is near the ends of f32's range. False where
-// that is not so; then nothing was written.
-fn write_plain_norm(j: u32, sum: f32) -> bool {
-    let norm = plain_norm(sum, p.policy, p.eps);
-    var scale = 1.0;
+// write_norm of sums of squares, one for each row from j to last, GROUP of them: right where neither they nor what is
+// made of them is near the ends of f32's range. Whether that is so.
+fn write_plain_norms(j: u32, last: u32, sum: vec4<f32>) -> bool {
+    let norm = plain_norms(sum, p.policy, p.eps);
+    var scale = vec4<f32>(1.0);
     if OUT == OUT_SCALES {
         if p.has_gain != 0u {
-            scale = g[extractBits(p.firsts, 8u, 8u) + j];
+            for (var k = 0u; k < GROUP; k += 1u) { // GROUP iterations
+                scale[k] = g[extractBits(p.firsts, 8u, 8u) + min(j + k, last)];
+            }
         }
         scale /= norm;
     }
-    if norm == 0.0 || !is_normal(scale) {
-        return false;
-    }
-    if p.has_norms_too != 0u {
-        norms_too[extractBits(p.firsts, 24u, 8u) + j] = norm;
-    }
     let first = extractBits(p.firsts, 16u, 8u);
-    if OUT == OUT_NORMS {
-        norms[first + j] = norm;
-    } else if OUT == OUT_WIDE {
-        norms[first + 2u * j] = norm;
-        norms[first + 2u * j + 1u] = bitcast<f32>(0u);
-    } else {
-        norms[first + 2u * j] = 1.0;
-        norms[first + 2u * j + 1u] = scale;
+    var plain = true;
+    for (var k = 0u; k < GROUP; k += 1u) { // GROUP iterations
+        let row = min(j + k, last);
+        plain &= norm[k] != 0.0 && is_normal(scale[k]);
+        // In a constant, since a driver may run what a parameter excludes.
+        if NORMS_TOO {
+            norms_too[extractBits(p.firsts, 24u, 8u) + row] = norm[k];
+        }
+        if OUT == OUT_NORMS {
+            norms[first + row] = norm[k];
+        } else if OUT == OUT_WIDE {
+            norms[first + 2u * row] = norm[k];
+            norms[first + 2u * row + 1u] = bitcast<f32>(0u);
+        } else {
+            norms[first + 2u * row] = 1.0;
+            norms[first + 2u * row + 1u] = scale[k];
+        }
     }
-    return true;
+    return plain;
 }
 
 // What becomes of the sum that belongs to j.
@@ -233,15 +240,19 @@ fn row_squares(j: u32, scale: f32) -> f32 {
     return total_of(sum);
 }
 
-// Norms task, task + THREADS, .., ROWS of them.
-fn whole_rows(task: u32) {
-    let end = min(task + ROWS * THREADS, p.count);
+// Norms begin .. begin + ROWS - 1 by one invocation.
+fn whole_rows(begin: u32) {
+    let end = min(begin + ROWS, p.count);
     var plain = true;
-    for (var j = task; j < end; j += THREADS) { // ROWS iterations
-        plain &= write_plain_norm(j, row_squares(j, 1.0));
+    for (var j = begin; j < end; j += GROUP) { // ROWS / GROUP iterations
+        var sum = vec4<f32>(1.0);
+        for (var k = 0u; k < GROUP; k += 1u) { // GROUP iterations
+            sum[k] = row_squares(min(j + k, end - 1u), 1.0);
+        }
+        plain &= write_plain_norms(j, end - 1u, sum);
     }
     // Rarely. A loop of its own, since some drivers run all code between the braces of an `if`, and throw it away.
-    for (var j = select(task, end, plain); j < end; j += THREADS) { // ROWS iterations
+    for (var j = select(begin, end, plain); j < end; j += 1u) { // ROWS iterations
         var s = row_squares(j, 1.0);
         let up = lift(s);
         if up != 0 {
@@ -262,7 +273,7 @@ fn row_sums(
     @builtin(local_invocation_index) t: u32,
 ) {
     if LANES == 1u && DIRECT && !DOT {
-        whole_rows(flat(group, groups) * ROWS * THREADS + t);
+        whole_rows((flat(group, groups) * THREADS + t) * ROWS);
         return;
     }
     let task = flat(group, groups) * (THREADS / LANES) + t / LANES;

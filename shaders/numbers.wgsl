@@ -270,12 +270,21 @@ fn effective_norm(sum: Wide, policy: u32, eps: f32) -> Wide {
     return settled(norm);
 }
 
-// The effective norm where neither it nor `sum` is near the ends of f32's range, in a fraction of the time; 0 elsewhere.
-fn plain_norm(sum: f32, policy: u32, eps: f32) -> f32 {
+// The effective norms where neither they nor `sum` are near the ends of f32's range, in a fraction of the time; 0 elsewhere.
+fn plain_norms(sum: vec4<f32>, policy: u32, eps: f32) -> vec4<f32> {
     var norm = sqrt(select(sum, sum + eps, policy == EPS_INSIDE_SQRT));
     norm = select(norm, norm + eps, policy == EPS_AFTER);
-    norm = select(norm, eps, policy == EPS_CLAMP && norm < eps);
-    return select(0.0, norm, lift(sum) == 0 && lift(norm) == 0);
+    if policy == EPS_CLAMP {
+        norm = select(norm, vec4<f32>(eps), norm < vec4<f32>(eps));
+    }
+    let sums = (bitcast<vec4<u32>>(sum) & vec4<u32>(MAGNITUDE)) - SUM_LOW;
+    let norms = (bitcast<vec4<u32>>(norm) & vec4<u32>(MAGNITUDE)) - SUM_LOW;
+    let width = vec4<u32>(SUM_HIGH - SUM_LOW);
+    return select(vec4<f32>(), norm, (sums < width) & (norms < width));
+}
+
+fn plain_norm(sum: f32, policy: u32, eps: f32) -> f32 {
+    return plain_norms(vec4<f32>(sum), policy, eps).x;
 }
 
 fn is_normal(x: f32) -> bool {

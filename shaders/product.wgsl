@@ -267,7 +267,7 @@ struct Elements {
 // Those of the block that lie within C; the invocation's first element is at (row, column).
 fn elements_there(block: u32, row: u32, column: u32) -> Elements {
     let first_row = row + block * BLOCK;
-    let rows = min(left_of(first_row, p.rows, true), 8u);
+    let rows = min(left_of(first_row, p.rows, true), BLOCK);
     let of_rows = select((1u << (4u * rows)) - 1u, 0xffffffffu, rows == 8u);
     let first = (1u << min(left_of(column, p.columns, true), 4u)) - 1u;
     let second = (1u << min(left_of(column + STEP, p.columns, true), 4u)) - 1u;

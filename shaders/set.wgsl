@@ -57,7 +57,7 @@ struct Rows {
     turns: u32,    // in each, THREADS / lanes rows are summed up side by side; up to 32
     lane_bits: u32, // log2 of the lanes of a row
     run_bits: u32,  // log2 of the neighbouring lanes that read neighbouring octets, see norms.wgsl
-    unused: u32,
+    end: u32,       // element behind the last row, which may be shorter
 }
 
 // `rows` rows of some neighbouring columns, in stretches of split_length rows. Stretch s of column c goes to partial sum
@@ -119,6 +119,7 @@ override DOT: bool = false;
 override OUT: u32 = OUT_NORMS;
 override IN_PLACE: bool = false;
 override ADD: bool = false; // add to what dg and dv hold
+override ONE_LANE: bool = false; // set_rows: no item has rows of more than one lane
 
 override PARTS: u32 = select(1u, 2u, DOT); // sums of a partial sum
 const OUT_NORMS = 0u;
@@ -160,20 +161,29 @@ fn octet_of_packed(words: vec4<u32>, dtype: u32) -> Octet {
     return Octet(quad_low(words, dtype), quad_high(words, dtype));
 }
 
-fn v_octet(m: Member, o: u32) -> Octet {
+// Octet o of v, where of f32 no quad behind `last` is read.
+fn v_octet_up_to(m: Member, o: u32, last: u32) -> Octet {
     let dtype = v_type(m);
     if dtype == F32 {
-        return octet_of_f32(v_quad(m.v, 2u * o), v_quad(m.v, 2u * o + 1u));
+        return octet_of_f32(v_quad(m.v, 2u * o), v_quad(m.v, min(2u * o + 1u, last)));
     }
     return octet_of_packed(v_quad(m.v, o), dtype);
 }
 
-fn dw_octet(m: Member, o: u32) -> Octet {
+fn dw_octet_up_to(m: Member, o: u32, last: u32) -> Octet {
     let dtype = dw_type(m);
     if dtype == F32 {
-        return octet_of_f32(dw_quad(m.dw, 2u * o), dw_quad(m.dw, 2u * o + 1u));
+        return octet_of_f32(dw_quad(m.dw, 2u * o), dw_quad(m.dw, min(2u * o + 1u, last)));
     }
     return octet_of_packed(dw_quad(m.dw, o), dtype);
+}
+
+fn v_octet(m: Member, o: u32) -> Octet {
+    return v_octet_up_to(m, o, 2u * o + 1u);
+}
+
+fn dw_octet(m: Member, o: u32) -> Octet {
+    return dw_octet_up_to(m, o, 2u * o + 1u);
 }
 
 fn w_octet(m: Member, o: u32) -> Octet {
@@ -215,29 +225,7 @@ fn w_at(m: Member, e: u32) -> f32 {
     return unpack(w_word(m.w, word_of(e, dtype)), e, dtype);
 }
 
-// What octet o holds of the elements first .. end - 1, and zeros. Nothing behind the last of them is read.
-fn v_within(m: Member, o: u32, first: u32, end: u32) -> Octet {
-    let dtype = v_type(m);
-    var x: Octet;
-    if dtype == F32 {
-        x = octet_of_f32(v_quad(m.v, 2u * o), v_quad(m.v, min(2u * o + 1u, (end - 1u) / 4u)));
-    } else {
-        x = octet_of_packed(v_quad(m.v, o), dtype);
-    }
-    return masked(x, o, first, end);
-}
-
-fn dw_within(m: Member, o: u32, first: u32, end: u32) -> Octet {
-    let dtype = dw_type(m);
-    var x: Octet;
-    if dtype == F32 {
-        x = octet_of_f32(dw_quad(m.dw, 2u * o), dw_quad(m.dw, min(2u * o + 1u, (end - 1u) / 4u)));
-    } else {
-        x = octet_of_packed(dw_quad(m.dw, o), dtype);
-    }
-    return masked(x, o, first, end);
-}
-
+// What octet o holds of the elements first .. end - 1, and zeros.
 fn masked(x: Octet, o: u32, first: u32, end: u32) -> Octet {
     // What lies before the first wraps around.
     let low = vec4<u32>(8u * o - first) + vec4<u32>(0u, 2u, 4u, 6u);
@@ -349,7 +337,7 @@ fn dw_beside(m: Member, o: u32) -> Octet {
 // A lane's part of the sums over the elements first .. first + length - 1.
 fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
     let m = item.member;
-    let end = first + item.length;
+    let end = min(first + item.length, item.end);
     let begin = (first + 7u) / 8u;
     let stop = max(end / 8u, begin);
     let run = 1u << item.run_bits;
@@ -376,9 +364,9 @@ fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
             let edge = select(first, end, k == 1u) / 8u;
             var y = Octet();
             if DOT {
-                y = dw_within(m, edge, first, end);
+                y = masked(dw_octet_up_to(m, edge, (end - 1u) / 4u), edge, first, end);
             }
-            add(&b, v_within(m, edge, first, end), y);
+            add(&b, masked(v_octet_up_to(m, edge, (end - 1u) / 4u), edge, first, end), y);
         }
     }
     var total = total_of(a, b);
@@ -392,9 +380,10 @@ fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
 
 // The same of v² with v scaled, element by element.
 fn squares_of_row(item: Rows, first: u32, lane: u32, scale: f32) -> f32 {
+    let end = min(first + item.length, item.end);
     var sum = vec4<f32>();
     var n = 0u;
-    for (var e = first + lane; e < first + item.length; e += 1u << item.lane_bits) { // length / lanes iterations
+    for (var e = first + lane; e < end; e += 1u << item.lane_bits) { // length / lanes iterations
         let a = v_at(item.member, e) * scale;
         sum[n] += a * a;
         n = (n + 1u) % 4u;
@@ -404,8 +393,9 @@ fn squares_of_row(item: Rows, first: u32, lane: u32, scale: f32) -> f32 {
 
 // The same of dw * v, whatever the exponents.
 fn wide_part_of_row(item: Rows, first: u32, lane: u32) -> Wide {
+    let end = min(first + item.length, item.end);
     var sum = Wide(0.0, NOTHING);
-    for (var e = first + lane; e < first + item.length; e += 1u << item.lane_bits) { // length / lanes iterations
+    for (var e = first + lane; e < end; e += 1u << item.lane_bits) { // length / lanes iterations
         sum = sum_of(sum, product_of(wide(v_at(item.member, e)), wide(dw_at(item.member, e))));
     }
     return sum;
@@ -429,6 +419,49 @@ fn sum_of_lanes(own: Sums, t: u32, lanes: u32) -> Sums {
     return total;
 }
 
+// What becomes of the sums of row r.
+fn put_sums(item: Rows, r: u32, squares: Wide, products: Wide) {
+    if has(item.member, DIRECT) {
+        finish(item.member, r, squares, products);
+    } else {
+        put_part(item.member.part + r, squares, products);
+    }
+}
+
+// The same of sums that f32 holds safely. False where it does not; then the row has to be summed up again.
+fn put_plain(item: Rows, r: u32, sum: Sums) -> bool {
+    if !DOT && has(item.member, DIRECT) {
+        return finish_plain(item.member, r, sum.squares);
+    }
+    let plain = lift(sum.squares) == 0;
+    if plain {
+        put_sums(item, r, Wide(sum.squares, 0), Wide(sum.products, 0));
+    }
+    return plain;
+}
+
+// Rows t, t + THREADS, .. of an item, without a barrier: drivers on CPUs have none at all then.
+fn rows_of_a_lane(item: Rows, t: u32) {
+    var again = 0u;
+    for (var r = t; r < item.count; r += THREADS) { // at most 32 iterations
+        let fine = put_plain(item, r, part_of_row(item, item.first + r * item.stride, 0u));
+        again |= select(1u << (r / THREADS), 0u, fine);
+    }
+    // Rarely: the ends of f32's range.
+    for (var r = select(t, item.count, again == 0u); r < item.count; r += THREADS) { // at most 32 iterations
+        if ((again >> (r / THREADS)) & 1u) == 1u {
+            let first = item.first + r * item.stride;
+            let up = lift(squares_of_row(item, first, 0u, 1.0));
+            let squares = squares_of_row(item, first, 0u, exp2i(up));
+            var products = Wide(0.0, NOTHING);
+            if DOT {
+                products = wide_part_of_row(item, first, 0u);
+            }
+            put_sums(item, r, Wide(squares, -2 * up), products);
+        }
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn set_rows(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -440,6 +473,10 @@ fn set_rows(
         return;
     }
     let item = rows[p.first + id];
+    if ONE_LANE {
+        rows_of_a_lane(item, t);
+        return;
+    }
     let lanes = 1u << item.lane_bits;
     let lane = t & (lanes - 1u);
     let side_by_side = THREADS >> item.lane_bits;
@@ -449,16 +486,8 @@ fn set_rows(
         let exists = r < item.count;
         let own = part_of_row(item, item.first + min(r, item.count - 1u) * item.stride, lane);
         let sum = sum_of_lanes(own, t, lanes);
-        var plain = lift(sum.squares) == 0;
         if lane == 0u && exists {
-            if !has(item.member, DIRECT) {
-                put_part(item.member.part + r, Wide(sum.squares, 0), Wide(sum.products, 0));
-            } else if !DOT {
-                plain = finish_plain(item.member, r, sum.squares);
-            } else if plain {
-                finish(item.member, r, Wide(sum.squares, 0), Wide(sum.products, 0));
-            }
-            mine_left |= select(1u << turn, 0u, plain);
+            mine_left |= select(1u << turn, 0u, put_plain(item, r, sum));
         }
     }
 
@@ -496,12 +525,7 @@ fn set_rows(
             products = combine_lanes(wide_part_of_row(item, first, lane), t, lanes);
         }
         if lane == 0u && ((mine_left >> turn) & 1u) == 1u {
-            let squares = Wide(lifted.squares, -2 * up);
-            if has(item.member, DIRECT) {
-                finish(item.member, r, squares, products);
-            } else {
-                put_part(item.member.part + r, squares, products);
-            }
+            put_sums(item, r, Wide(lifted.squares, -2 * up), products);
         }
     }
 }
@@ -684,6 +708,22 @@ fn scaled_at(m: Member, e: u32, f: Factors) -> f32 {
     return scaled(v_at(m, e), Scale(f.t, f.m));
 }
 
+// An element within its norm, and the norm.
+struct Position {
+    i: u32,
+    j: u32,
+}
+
+// Further on by fewer than `inner` elements and `kept` norms, without a division; or by one element.
+fn moved(start: Position, item: Rescale, i: u32, j: u32) -> Position {
+    let to = start.i + i;
+    let norm = start.j + j + select(0u, 1u, to >= item.inner);
+    return Position(
+        to - select(0u, item.inner, to >= item.inner),
+        norm - select(0u, item.kept, norm >= item.kept),
+    );
+}
+
 @compute @workgroup_size(THREADS)
 fn set_rescale(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -702,11 +742,10 @@ fn set_rescale(
     let begin = (t >> item.run_bits) * piece;
     let end = item.first + min(begin + piece, item.octets);
     let own = item.first + begin + (t & (run - 1u));
-    var i = own * 8u % item.inner;
-    var j = own * 8u / item.inner % item.kept;
+    var at = Position(own * 8u % item.inner, own * 8u / item.inner % item.kept);
     let one = has(m, OCTETS);
     for (var o = select(end, own, one); o < end; o += run) { // octets / THREADS iterations
-        let f = factors_of(m, j);
+        let f = factors_of(m, at.j);
         let t4 = vec4<f32>(f.t);
         let m4 = vec4<f32>(f.m);
         var x = octet_to_scale(m, o);
@@ -716,37 +755,27 @@ fn set_rescale(
             x.high -= four_scaled(y.high, vec4<f32>(f.share_t), vec4<f32>(f.share_m));
         }
         put_sum(m, o, Octet(four_scaled(x.low, t4, m4), four_scaled(x.high, t4, m4)));
-        i += item.step_i;
-        j += item.step_j + select(0u, 1u, i >= item.inner);
-        i -= select(0u, item.inner, i >= item.inner);
-        j -= select(0u, item.kept, j >= item.kept);
+        at = moved(at, item, item.step_i, item.step_j);
     }
     for (var o = select(own, end, one); o < end; o += run) { // octets / THREADS iterations
-        var place = i;
-        var norm = j;
+        var element = at;
         var own_t = Octet();
         var own_m = Octet();
         var share_t = Octet();
         var share_m = Octet();
         for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
-            var f = factors_of(m, norm);
+            var f = factors_of(m, element.j);
             own_t.low[n] = f.t;
             own_m.low[n] = f.m;
             share_t.low[n] = f.share_t;
             share_m.low[n] = f.share_m;
-            place += 1u;
-            norm += select(0u, 1u, place == item.inner);
-            place = select(place, 0u, place == item.inner);
-            norm = select(norm, 0u, norm == item.kept);
-            f = factors_of(m, norm);
+            element = moved(element, item, 1u, 0u);
+            f = factors_of(m, element.j);
             own_t.high[n] = f.t;
             own_m.high[n] = f.m;
             share_t.high[n] = f.share_t;
             share_m.high[n] = f.share_m;
-            place += 1u;
-            norm += select(0u, 1u, place == item.inner);
-            place = select(place, 0u, place == item.inner);
-            norm = select(norm, 0u, norm == item.kept);
+            element = moved(element, item, 1u, 0u);
         }
         var x = octet_to_scale(m, o);
         if DOT {
@@ -755,10 +784,7 @@ fn set_rescale(
             x.high -= four_scaled(y.high, share_t.high, share_m.high);
         }
         put_sum(m, o, Octet(four_scaled(x.low, own_t.low, own_m.low), four_scaled(x.high, own_t.high, own_m.high)));
-        i += item.step_i;
-        j += item.step_j + select(0u, 1u, i >= item.inner);
-        i -= select(0u, item.inner, i >= item.inner);
-        j -= select(0u, item.kept, j >= item.kept);
+        at = moved(at, item, item.step_i, item.step_j);
     }
     // Behind the last whole octet of a member, a word each; the half behind the last element stays.
     let dtype = w_type(m);

@@ -1,5 +1,5 @@
 // The matrix product in register tiles, from workgroup memory: for GPUs, and for CPUs without subgroups.
-// Joined behind product.wgsl.
+// Joined behind product.wgsl and workgroup.wgsl.
 //
 // BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step of an
 // invocation's 8 by 8 elements takes four wide reads.
@@ -29,25 +29,6 @@ override STEP: u32 = 4u * WX; // neighbouring invocations read neighbouring quad
 
 fn own_column(t: u32) -> u32 {
     return t % WX * 4u;
-}
-
-// Fetches the scale of one step of k, or of four.
-fn prepare_b(k: u32, left: u32) {
-    if !SCALED_B {
-        return;
-    }
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        if i < left {
-            step_t[i] = step_scale(k + i, 0u);
-            step_m[i] = step_scale(k + i, 1u);
-        }
-    }
-}
-
-const ROWS_SHARED = false; // see lanes.wgsl
-
-fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
-    return own;
 }
 
 // All of the invocation's rows are one block.
@@ -118,20 +99,11 @@ fn multiply(k: u32, m: u32, n: u32) {
     for (var q = 0u; q < QUADS; q += 1u) {
         b[q] = staged_bs[k * BN4 + q * WX + n];
     }
-    if TM == 2u {
-        let four = staged_as[k * BM4 + m / 2u];
-        let a = select(four.xy, four.zw, m % 2u == 1u);
-        for (var q = 0u; q < QUADS; q += 1u) {
-            acc[q] += a.x * b[q];
-            acc[QUADS + q] += a.y * b[q];
-        }
-    } else {
-        for (var i = 0u; i < TM; i += 4u) {
-            let a = staged_as[k * BM4 + m * (TM / 4u) + i / 4u];
-            for (var r = 0u; r < 4u; r += 1u) {
-                for (var q = 0u; q < QUADS; q += 1u) {
-                    acc[(i + r) * QUADS + q] += a[r] * b[q];
-                }
+    for (var i = 0u; i < TM; i += 4u) {
+        let a = staged_as[k * BM4 + m * (TM / 4u) + i / 4u];
+        for (var r = 0u; r < 4u; r += 1u) {
+            for (var q = 0u; q < QUADS; q += 1u) {
+                acc[(i + r) * QUADS + q] += a[r] * b[q];
             }
         }
     }
@@ -177,29 +149,6 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         // The next step overwrites what slower invocations still read.
         workgroupBarrier();
     }
-}
-
-// Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those from
-// first_norm on, SHARE apart, of NORMS. The first of them all belongs to norms_column; own_norms is the invocation's first.
-override NORMS: u32 = BN;
-override SHARE: u32 = THREADS;
-var<workgroup> norm_m: array<f32, NORMS>;
-var<workgroup> norm_e: array<i32, NORMS>;
-
-fn first_norm(t: u32) -> u32 {
-    return t;
-}
-
-fn norms_column(column0: u32, t: u32) -> u32 {
-    return column0;
-}
-
-fn own_norms(t: u32) -> u32 {
-    return own_column(t);
-}
-
-fn share_norms() {
-    workgroupBarrier();
 }
 
 // Puts the squares of each invocation where column_square finds them.

@@ -28,8 +28,11 @@ struct Params {
 
 /// Invocations in a workgroup of `batch.wgsl`.
 const THREADS: u64 = 64;
-/// The most columns of a workgroup.
+/// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
 const MAX_COLUMNS: u64 = 32;
+const FEW_ROWS: u64 = 8;
+/// `Part` of `batch.wgsl`.
+const PART_BYTES: u64 = 12;
 /// The fewest rows worth a split of their own: up to so many need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
 
@@ -491,7 +494,7 @@ impl Recorder<'_, '_> {
         let plan = Plan::new(&gpu, job)?;
         let direct = plan.splits == 1;
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
-        let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * 8)?, 8);
+        let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
         let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32), ("CX", plan.cx as u32)];
         let mut constants = ends.clone();
         let module = match &plan.quads {
@@ -644,7 +647,9 @@ impl Plan {
         let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
         let capacity = gpu.binding_capacity();
         let groups = gpu.group_capacity();
-        let cx = columns.next_power_of_two().min(MAX_COLUMNS);
+        // A few rows are added up sooner by one invocation than put together from several.
+        let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };
+        let cx = columns.next_power_of_two().min(most);
         let cy = THREADS / cx;
         // An output has to fit its binding as well.
         let out = if job.factors.is_some() { 16 } else { DType::F32.size() };
@@ -655,14 +660,15 @@ impl Plan {
         let (enough, longest) = match &quads {
             Some(quads) => (
                 (Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
-                MAX_ITERATIONS / (2 + quads.quads),
+                // Columns whose sum has to be formed again go through the rows one by one.
+                MAX_ITERATIONS / (2 + quads.quads * (1 + walk::quad(job.dtype))),
             ),
             None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
         };
         let useful = rows.div_ceil(SHORTEST_SPLIT).min(enough);
         let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
         let splits = rows.div_ceil(split_length).max(1);
-        let parts_in_binding = capacity / 8;
+        let parts_in_binding = capacity / PART_BYTES;
         let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
         let quads = quads.filter(|_| column_step == columns);
         if column_step == 0 || splits.div_ceil(cy) > MAX_ITERATIONS / 2 {
@@ -684,7 +690,8 @@ impl Plan {
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * walk::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(walk::quad(job.dtype)) && job.end != End::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
-        // The factors of a single split would be made column by column: the other kernel does that side by side.
+        // The factors of a single split would be made column by column: the other kernel does that side by side. (With more
+        // rows there are always two splits.)
         let at_once = job.factors.is_some() && job.rows <= SHORTEST_SPLIT;
         let pays = walk.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
         (can && pays).then(|| ColumnQuads::new(walk, units))

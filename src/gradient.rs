@@ -2,6 +2,7 @@
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
 use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
+use crate::few::Few;
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
@@ -162,7 +163,8 @@ impl Gpu {
     /// dx = q ⊙ a        dg_k = Σ_b x[b,k]·q[b,k]/n̂_k        dv_jk = a_k·((dyᵀx)_jk - dg_k·(v_jk/d_k))
     /// ```
     ///
-    /// No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. dg has to be representable for dv to be right.
+    /// No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. For dv to be right dg need not be representable,
+    /// but u has to be, with kept axis 1 q/n̂.
     ///
     /// `dy`: y's shape, any storage type.
     ///
@@ -293,7 +295,9 @@ impl Recorder<'_, '_> {
     /// [`Eps::After`], whose d is not among them.
     ///
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
+    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. Where a CPU
+    /// computes, dx and dv of a batch of up to 8 come out of one dispatch, with more than 1024 outputs out of two: f32 that
+    /// is replaced, rows of whole quads, tensors that start at multiples of 16 bytes, kept axis 0 or a plain weight. A product
     /// whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The whole tensor takes
     /// one or two more for dbias, kept axis 1 the product q besides.
     ///
@@ -314,6 +318,9 @@ impl Recorder<'_, '_> {
         let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
         let Some(norm) = weight.normalized() else {
             self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
+            if self.few_rows(x, weight.v(), dy, gradients, None)? {
+                return Ok(());
+            }
             let end = GradientEnd::plain(write);
             if let Some(dv) = dv {
                 self.weight_product(x, dy, &sizes, gradients, &GradientEnd { out: Some(dv), ..end.clone() })?;
@@ -356,6 +363,9 @@ impl Recorder<'_, '_> {
                 None
             }
         };
+        if norm.axis == Axis::Kept(0) && self.few_rows(x, norm.v, dy, gradients, end.factors.clone())? {
+            return Ok(());
+        }
         if let Some(dv) = dv {
             let of = match norm.axis {
                 Axis::Kept(0) => Of::Rows,
@@ -440,6 +450,26 @@ impl Recorder<'_, '_> {
         let cooperative = (dv.is_none() || are_halves([dy, x]))
             && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
         gradients.forced().check(OP, self.gpu(), cooperative)
+    }
+
+    /// Both products at once, if both are wanted and that can be done: whether they were recorded.
+    fn few_rows(
+        &mut self,
+        x: &Tensor,
+        v: &Tensor,
+        dy: &Tensor,
+        gradients: &Gradients<'_>,
+        factors: Option<View<'_>>,
+    ) -> Result<bool, Error> {
+        let &Gradients { dx: Some(dx), dv: Some(dv), write: Write::Replace, tile: None, split_length: None, .. } =
+            gradients
+        else {
+            return Ok(false);
+        };
+        if x.is_empty() || v.is_empty() {
+            return Ok(false);
+        }
+        self.few(&Few { x, v, dy, dx, dv, factors })
     }
 
     /// dyᵀ x with an end.

@@ -33,6 +33,7 @@ pub enum Module {
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
     BatchQuads,
+    Few,
     Optimizer,
     OptimizerQuads,
     SetWords,
@@ -54,6 +55,8 @@ pub enum Ends {
 pub enum Family {
     /// From workgroup memory.
     Tile,
+    /// From registers, for few rows of A.
+    Stream,
     /// By the lanes of a subgroup.
     Lanes,
     /// In cooperative matrices of 8 by 8.
@@ -96,6 +99,7 @@ impl Module {
             Module::NormalizeRows,
             Module::BatchWords,
             Module::BatchQuads,
+            Module::Few,
             Module::Optimizer,
             Module::OptimizerQuads,
             Module::SetWords,
@@ -103,9 +107,9 @@ impl Module {
             Module::Probe,
         ];
         for ends in [Ends::Linear, Ends::Gradient] {
-            for family in [Family::Tile, Family::Lanes, Family::Coop8, Family::Coop16] {
+            for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
                 // Cooperative matrices are for f16 alone.
-                let f32_too = matches!(family, Family::Tile | Family::Lanes);
+                let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
                 for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
                     let writes = [Writes::Words, Writes::Halves, Writes::Quads];
                     all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
@@ -125,6 +129,7 @@ impl Module {
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::BatchWords | Module::BatchQuads => "batch",
+            Module::Few => "few",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
             Module::SetWords | Module::SetQuads => "set",
@@ -142,6 +147,7 @@ impl Module {
         };
         let family = match family {
             Family::Tile => "tile",
+            Family::Stream => "stream",
             Family::Lanes => "lanes",
             Family::Coop8 => "coop8",
             Family::Coop16 => "coop16",
@@ -175,6 +181,7 @@ impl Module {
             Module::NormalizeRows => files.push(shader!("normalize_rows")),
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
             Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
+            Module::Few => files.push(shader!("few")),
             Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
             Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
             Module::Product { ends, family, reads, writes } => files.extend([
@@ -190,9 +197,10 @@ impl Module {
                 },
                 shader!("product"),
                 match family {
-                    Family::Tile => shader!("tile"),
+                    Family::Tile => concat!(shader!("workgroup"), "\n", shader!("tile")),
+                    Family::Stream => concat!(shader!("workgroup"), "\n", shader!("stream")),
                     Family::Lanes => shader!("lanes"),
-                    Family::Coop8 | Family::Coop16 => shader!("coop"),
+                    Family::Coop8 | Family::Coop16 => concat!(shader!("workgroup"), "\n", shader!("coop")),
                 },
                 shader!("parts"),
                 match ends {
@@ -293,6 +301,12 @@ pub static BATCH_FINISH: Kernel = Kernel {
 };
 pub static SUBTRACT_MEANS: Kernel =
     Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
+pub static FEW: Kernel = Kernel {
+    entry: "few",
+    stem: "few",
+    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write)],
+};
+pub static FEW_FINISH: Kernel = Kernel { entry: "few_finish", stem: "few", bindings: &[(4, Write), (6, Write)] };
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
@@ -317,7 +331,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 30] = [
+pub static KERNELS: [&Kernel; 32] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -338,6 +352,8 @@ pub static KERNELS: [&Kernel; 30] = [
     &BATCH_SUMS,
     &BATCH_FINISH,
     &SUBTRACT_MEANS,
+    &FEW,
+    &FEW_FINISH,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
     &OPTIMIZER_QUADS,

@@ -5,6 +5,7 @@ pub mod checkpoint;
 mod contract;
 pub mod cpu;
 mod error;
+mod few;
 mod gpu;
 mod gradient;
 mod kernel;

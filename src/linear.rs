@@ -183,7 +183,7 @@ impl Recorder<'_, '_> {
     ///
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
     /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split (beyond
-    /// some 23,000, 5,000 where a CPU computes in subgroups, or as [`Choices`](crate::Choices) say), one more per window past
+    /// some 23,000, 43,000 with up to 8 rows of x, 5,000 where a CPU computes in subgroups, or as [`Choices`](crate::Choices) say), one more per window past
     /// the limit of a binding or a dispatch.
     ///
     /// # Errors

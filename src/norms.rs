@@ -160,6 +160,7 @@ impl Recorder<'_, '_> {
         constants.push(("RUN", Walk::of(&gpu).run(lanes) as u32));
         if direct {
             constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
+            constants.push(("NORMS_TOO", job.norms_too.is_some().into()));
         }
         constants.extend(job.dot_constants());
         let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
@@ -485,8 +486,8 @@ impl Rows {
         let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
         let units = length.div_ceil(unit);
         let each = if lanes == 1 && job.dot.is_none() { walk.rows_of_a_lane(rows, units) } else { 1 };
-        let whole_units = length.is_multiple_of(unit) && (unit == 1 || module == Module::NormsQuads);
-        let units = if each > 1 && whole_units && units <= 4 { units } else { 0 };
+        let words = units * if module == Module::NormsQuads { walk::QUAD_WORDS } else { 1 };
+        let units = if each > 1 && length.is_multiple_of(unit) && words <= 16 { units } else { 0 };
         Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
 }

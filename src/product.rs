@@ -1,5 +1,5 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
-//! Shaders: `product.wgsl`, the families `tile.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
+//! Shaders: `product.wgsl`, the families `tile.wgsl`, `stream.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
 use std::fmt;
 use std::str::FromStr;
 
@@ -47,10 +47,17 @@ pub enum Tile {
     Large,
     /// From workgroup memory, 32 by 32, 4 by 4 an invocation.
     Medium,
-    /// From workgroup memory, 8 rows by 64 columns, 2 by 4 an invocation: a few rows of x.
-    Wide,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tall,
+    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight comes
+    /// from memory.
+    Stream8,
+    /// 4 rows by as many columns.
+    Stream4,
+    /// 2 rows by as many columns.
+    Stream2,
+    /// 1 row by 4 columns, or by 32.
+    Stream1,
     /// By a subgroup of 8 or 16 lanes, 64 rows by 4 columns a lane. As the others of its name for devices whose subgroups
     /// have one size: those that compute on a CPU.
     Lanes64,
@@ -76,11 +83,14 @@ pub enum Tile {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 13] = [
+    pub const ALL: [Tile; 16] = [
         Tile::Large,
         Tile::Medium,
-        Tile::Wide,
         Tile::Tall,
+        Tile::Stream8,
+        Tile::Stream4,
+        Tile::Stream2,
+        Tile::Stream1,
         Tile::Lanes64,
         Tile::Lanes32,
         Tile::Lanes16,
@@ -94,7 +104,7 @@ impl Tile {
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        self.family() == Family::Tile || self.lanes(gpu).is_some()
+        matches!(self.family(), Family::Tile | Family::Stream) || self.lanes(gpu).is_some()
     }
 
     /// Those that a device can run.
@@ -104,13 +114,15 @@ impl Tile {
 
     /// The longest sum that it forms in one piece, in steps of k.
     pub fn max_length(self, gpu: &Gpu) -> u64 {
-        Shape::new(self, self.lanes(gpu)).max_length()
+        Shape::new(self, self.lanes(gpu), true).max_length()
     }
 
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
     fn lanes(self, gpu: &Gpu) -> Option<u64> {
         match self.family() {
-            Family::Tile | Family::Lanes => gpu.lanes().filter(|&lanes| self != Tile::Lanes64 || lanes >= 8),
+            Family::Tile | Family::Stream | Family::Lanes => {
+                gpu.lanes().filter(|&lanes| self != Tile::Lanes64 || lanes >= 8)
+            }
             Family::Coop8 => gpu.cooperative(8),
             Family::Coop16 => gpu.cooperative(16),
         }
@@ -118,7 +130,8 @@ impl Tile {
 
     pub(crate) fn family(self) -> Family {
         match self {
-            Tile::Large | Tile::Medium | Tile::Wide | Tile::Tall => Family::Tile,
+            Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
+            Tile::Stream8 | Tile::Stream4 | Tile::Stream2 | Tile::Stream1 => Family::Stream,
             Tile::Coop8 => Family::Coop8,
             Tile::Coop16 => Family::Coop16,
             _ => Family::Lanes,
@@ -130,8 +143,8 @@ impl Tile {
     }
 
     /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.
-    pub(crate) fn grid(self, gpu: &Gpu, rows: u64, columns: u64) -> (u64, u64) {
-        let shape = Shape::new(self, self.lanes(gpu));
+    pub(crate) fn grid(self, gpu: &Gpu, b_along_k: bool, rows: u64, columns: u64) -> (u64, u64) {
+        let shape = Shape::new(self, self.lanes(gpu), b_along_k);
         let groups = rows.div_ceil(shape.rows()) * columns.div_ceil(shape.columns());
         (groups, groups * shape.rows() * shape.columns())
     }
@@ -146,10 +159,13 @@ impl Tile {
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
-            (None, ..=8, _) => Tile::Wide,
+            (None, 1, _) => Tile::Stream1,
+            (None, 2, _) => Tile::Stream2,
+            (None, ..=4, _) => Tile::Stream4,
+            (None, ..=8, _) => Tile::Stream8,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
-            (None, _, _) if depth > Shape::new(Tile::Large, None).max_length() => Tile::Medium,
+            (None, _, _) if depth > Shape::new(Tile::Large, None, true).max_length() => Tile::Medium,
             (None, _, _) => Tile::Large,
         }
     }
@@ -169,12 +185,12 @@ impl Tile {
         // With a short sum writing the result is the work, which few rows at a time do faster.
         let most_rows = if depth <= 32 { 16 } else { 64 };
         let time = |&&(tile, rate): &&(Tile, u64)| {
-            let shape = Shape::new(tile, Some(lanes));
+            let shape = Shape::new(tile, Some(lanes), true);
             // A sum that has to be split costs a second dispatch and a pass over the partial sums.
             let split = if depth > shape.max_length() { 5 } else { 4 };
             rows.next_multiple_of(shape.tm) * split * 10_000 / rate
         };
-        let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes)).tm <= most_rows);
+        let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes), true).tm <= most_rows);
         candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
     }
 }
@@ -207,20 +223,26 @@ struct Shape {
     wy: u64,
     tm: u64,
     tn: u64,
+    /// Invocations of a workgroup.
+    threads: u64,
     /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
     /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
     steps: u64,
 }
 
 impl Shape {
-    /// `lanes`: of a subgroup, for the tiles that are computed by one.
-    fn new(tile: Tile, lanes: Option<u64>) -> Shape {
+    /// `lanes`: of a subgroup, for the tiles that are computed by one. `b_along_k`: how B is stored, for those that read it
+    /// straight from memory.
+    fn new(tile: Tile, lanes: Option<u64>, b_along_k: bool) -> Shape {
         let lanes = lanes.unwrap_or(8);
         let [wx, wy, tm, tn] = match tile {
             Tile::Large => [8, 8, 8, 8],
             Tile::Medium => [8, 8, 4, 4],
-            Tile::Wide => [16, 4, 2, 4],
             Tile::Tall => [2, 32, 4, 4],
+            Tile::Stream8 => [if b_along_k { 2 } else { 8 }, 8, 1, 4],
+            Tile::Stream4 => [if b_along_k { 2 } else { 8 }, 4, 1, 4],
+            Tile::Stream2 => [if b_along_k { 2 } else { 8 }, 2, 1, 4],
+            Tile::Stream1 => [if b_along_k { 1 } else { 8 }, 1, 1, 4],
             Tile::Lanes64 => [lanes, 1, 64, 4],
             Tile::Lanes32 => [lanes, 1, 32, 4],
             Tile::Lanes16 => [lanes, 1, 16, 4],
@@ -233,7 +255,12 @@ impl Shape {
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
         let steps = if tile == Tile::Large { 8 } else { 16 };
-        Shape { tile, wx, wy, tm, tn, steps }
+        let threads = match (tile.family(), b_along_k) {
+            (Family::Stream, true) => 64,
+            (Family::Stream, false) => 128,
+            _ => wx * wy,
+        };
+        Shape { tile, wx, wy, tm, tn, threads, steps }
     }
 
     fn rows(self) -> u64 {
@@ -252,7 +279,7 @@ impl Shape {
 
     /// The same where sums are formed again by `redo_steps` of k at a time.
     fn max_length_of(self, redo_steps: u64) -> u64 {
-        let threads = self.wx * self.wy;
+        let threads = self.threads;
         // `product`, for each BK of k.
         let product = match self.tile.family() {
             Family::Tile => {
@@ -260,6 +287,8 @@ impl Shape {
                 // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
                 BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
             }
+            // A team takes 16 quads of k or more at a time, four steps each may be scaled.
+            Family::Stream => 2,
             // Everything within a step of four k is unrolled.
             Family::Lanes => BK / 4,
             // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
@@ -267,6 +296,8 @@ impl Shape {
         };
         // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
+        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
+        let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
         // The loops over elements, stages and columns besides.
         let besides = 1_000;
         (MAX_ITERATIONS - besides) / (product + redo * BK / redo_steps) * BK
@@ -622,7 +653,7 @@ impl<'a> Product<'a> {
         window: &Window,
         length: u64,
     ) -> Constants {
-        let Shape { wx, wy, tm, tn, .. } = shape;
+        let Shape { wx, wy, tm, tn, threads, .. } = shape;
         constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
         if reads != Reads::Quads {
@@ -630,6 +661,7 @@ impl<'a> Product<'a> {
         }
         match shape.tile.family() {
             Family::Tile => constants.push(("BK", shape.steps as u32)),
+            Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),
             Family::Lanes => constants.extend([
                 ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
@@ -644,8 +676,10 @@ impl<'a> Product<'a> {
         let rows = self.a.rows_in(self.a.elements_in_binding(gpu), self.rows, self.depth, steps);
         let columns = self.b.rows_in(self.b.elements_in_binding(gpu), self.columns, self.depth, steps);
         let c = gpu.binding_capacity() / self.c_bytes;
-        let columns = columns.min(c).min(gpu.binding_capacity() / 4);
-        (rows.min(c.saturating_sub(columns) / self.columns + 1).min(gpu.binding_capacity() / 4), columns)
+        // What an end knows of each row or column: factors of the norms take most.
+        let each = gpu.binding_capacity() / 16;
+        let columns = columns.min(c).min(each);
+        (rows.min(c.saturating_sub(columns) / self.columns + 1).min(each), columns)
     }
 
     fn plan(&self, recorder: &Recorder<'_, '_>) -> Result<Plan, Error> {
@@ -656,7 +690,7 @@ impl<'a> Product<'a> {
             forced => forced,
         };
         let tile = forced.tile.unwrap_or_else(|| Tile::choose(gpu, cooperative, self.rows, self.columns, self.depth));
-        let tile = Shape::new(tile, tile.lanes(gpu));
+        let tile = Shape::new(tile, tile.lanes(gpu), self.b.along_k);
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);

@@ -354,6 +354,9 @@ const SLOTS: usize = 6;
 /// `MIXED` of the shader: a storage type of each member's own.
 const MIXED: u32 = 3;
 
+/// Its place among the own words of an item of [`Kind::Rows`].
+const LANE_BITS: usize = 5;
+
 const OF_V: u32 = 0;
 const OF_DW: u32 = 2;
 const OF_W: u32 = 4;
@@ -720,8 +723,9 @@ impl Planner<'_> {
             return Err(Error::TooLarge { what: "a member of a set in elements", size, limit });
         }
         let in_binding = self.capacity / job.widest(false);
-        let most = (2 * self.target).min(in_binding - OCTET);
-        let splits = if inner > most { inner.div_ceil(self.target.min(most)) } else { 1 };
+        let stretch = self.walk.stretch_of_a_set(self.target);
+        let most = (2 * stretch).min(in_binding - OCTET);
+        let splits = if inner > most { inner.div_ceil(stretch.min(most)) } else { 1 };
         let fit = outer * kept * splits * 8 * job.parts() <= self.capacity && fits(outer * splits);
         match outer {
             1 if splits > 1 && !fits(splits) => Err(Error::TooLarge {
@@ -743,29 +747,32 @@ impl Planner<'_> {
         let length = if splits == 1 { inner } else { inner.div_ceil(splits).next_multiple_of(OCTET) };
         let splits = inner.div_ceil(length.max(1)).max(1);
         let in_binding = self.capacity / job.widest(false);
-        let in_item = if splits > 1 { 1 } else { (self.target / length.max(1)).min(in_binding / length.max(1)).max(1) };
-        let lanes = self.walk.lanes_of_a_set(in_item.min(all), length.div_ceil(OCTET));
-        let in_item = in_item.min(MAX_TURNS * (THREADS / lanes)).min(self.capacity / 16);
+        // Rows side by side in an item, or stretches of one row.
+        let fit = (in_binding / length.max(1)).max(1);
+        let most = self.walk.rows_of_a_set(self.target, length).min(fit).min(if splits > 1 { splits } else { all });
+        let lanes = self.walk.lanes_of_a_set(length.div_ceil(OCTET));
+        let most = most.min(MAX_TURNS * (THREADS / lanes)).min(self.capacity / 16).max(1);
         let part_first = self.parts;
         if !direct {
             self.parts += all * splits;
         }
         let run_bits = self.walk.run(lanes).ilog2();
-        for (row, count) in windows(all, in_item) {
-            for split in 0..splits {
-                let first = row * inner + split * length;
-                let own = length.min(inner - split * length);
-                let last = first + (count - 1) * inner + own;
-                let mut places = if direct { self.outputs(job, row, count) } else { Places::default() };
-                places[V] = self.elements(job, Some(job.v), first, last - first);
-                places[DW] = self.elements(job, job.dw, first, last - first);
+        let groups = if splits > 1 { all } else { 1 };
+        for group in 0..groups {
+            let (count, end) = if splits > 1 { (splits, (group + 1) * inner) } else { (all, all * inner) };
+            for (r, rows) in windows(count, most) {
+                let first = group * inner + r * length;
+                let own_end = (first + rows * length).min(end);
+                let mut places = if direct { self.outputs(job, r, rows) } else { Places::default() };
+                places[V] = self.elements(job, Some(job.v), first, own_end - first);
+                places[DW] = self.elements(job, job.dw, first, own_end - first);
                 if !direct {
-                    places[PART] = self.part(job, part_first + row * splits + split, count);
+                    places[PART] = self.part(job, part_first + group * splits + r, rows);
                 }
-                let turns = count.div_ceil(THREADS / lanes);
+                let turns = rows.div_ceil(THREADS / lanes);
                 let flags = if direct { DIRECT } else { 0 };
-                let words = [first, own, inner, count, turns, lanes.ilog2().into(), run_bits.into(), 0];
-                self.push(Kind::Rows, job, flags, places, words, last - first);
+                let words = [first, length, length, rows, turns, lanes.ilog2().into(), run_bits.into(), own_end];
+                self.push(Kind::Rows, job, flags, places, words, own_end - first);
             }
         }
         if !direct {
@@ -971,6 +978,10 @@ fn stage(
     if kind == Kind::Rescale {
         constants.extend([("W_DTYPE", dtype(OF_W)), ("IN_PLACE", (operator == SetOperator::InPlace).into())]);
     } else if kind != Kind::Columns {
+        if kind == Kind::Rows {
+            // The words after the first two are those of the kind.
+            constants.push(("ONE_LANE", drafts.iter().all(|d| d.words[2 + LANE_BITS] == 0).into()));
+        }
         constants.push(("OUT", (operator != SetOperator::RowNorms).into()));
     }
     let first = table.len() as u64;

@@ -299,14 +299,14 @@ fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
     let cooperative = key.dtypes == [DType::F16; 2] && key.along_k != INPUT_GRADIENT;
     let table = Tile::choose(gpu, cooperative, rows, columns, depth);
     let able = || Tile::all_on(gpu).filter(|tile| cooperative || !tile.is_cooperative());
-    let least = able().map(|tile| tile.grid(gpu, rows, columns).1).min().unwrap_or(0);
+    let least = able().map(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1).min().unwrap_or(0);
     let mut tiles: Vec<Tile> =
-        able().filter(|tile| tile.grid(gpu, rows, columns).1 <= 4 * least && *tile != table).collect();
+        able().filter(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1 <= 4 * least && *tile != table).collect();
     tiles.sort_by_key(|tile| tile.family() != table.family());
     tiles.insert(0, table);
     let mut all = vec![];
     for tile in tiles {
-        let (groups, _) = tile.grid(gpu, rows, columns);
+        let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
         all.push(Choice { tile, split_length: None });
         for pieces in PIECES {
             let length = depth.div_ceil(pieces).next_multiple_of(16);

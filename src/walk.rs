@@ -57,11 +57,14 @@ impl Walk {
         }
     }
 
-    /// Rows of `units` terms that one invocation sums up, where it has each for itself: what is done once for all of
-    /// them costs little then.
+    /// Neighbouring rows of `units` terms that one invocation sums up, where it has each for itself: what is done once
+    /// for all of them costs little then. 1, or a multiple of four.
     pub(crate) fn rows_of_a_lane(self, rows: u64, units: u64) -> u64 {
         match self {
-            Walk::Cpu if units <= 16 && rows >= 256 * THREADS => 16,
+            Walk::Cpu if units <= 32 => match rows / (self.enough_groups() * THREADS) {
+                0..4 => 1,
+                each => 1 << each.min(64).ilog2(),
+            },
             _ => 1,
         }
     }
@@ -110,12 +113,28 @@ impl Walk {
         }
     }
 
-    /// Invocations that share one of `rows` rows of `octets` octets each, which a work item has.
-    pub(crate) fn lanes_of_a_set(self, rows: u64, octets: u64) -> u64 {
+    /// Elements of the stretches in which a set sums up long rows; rows of up to twice as many are not split.
+    pub(crate) fn stretch_of_a_set(self, target: u64) -> u64 {
+        match self {
+            Walk::Gpu => target,
+            Walk::Cpu => 8192,
+        }
+    }
+
+    /// Invocations that share a row or stretch of so many octets in a set. On a CPU one: to add up between them takes
+    /// barriers, with which variables live in memory there.
+    pub(crate) fn lanes_of_a_set(self, octets: u64) -> u64 {
         match self {
             Walk::Gpu => octets.div_ceil(2).next_power_of_two().clamp(1, THREADS),
-            // The fewer, the less there is to add up between them.
-            Walk::Cpu => (THREADS / rows.clamp(1, THREADS)).next_power_of_two().min(octets.next_power_of_two()).max(1),
+            Walk::Cpu => 1,
+        }
+    }
+
+    /// Rows or stretches of a work item of `target` elements.
+    pub(crate) fn rows_of_a_set(self, target: u64, length: u64) -> u64 {
+        match self {
+            Walk::Gpu => (target / length.max(1)).max(1),
+            Walk::Cpu => (target / length.max(1)).next_multiple_of(THREADS).max(THREADS),
         }
     }
 

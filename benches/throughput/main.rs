@@ -4,7 +4,9 @@
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
+//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
+//! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for the README
 //! ```
 //!
 //! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.
@@ -14,11 +16,13 @@
 mod problem;
 mod ratio;
 mod set;
+mod table;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
 
@@ -31,6 +35,12 @@ struct Args {
     /// Only the lines whose name has all of these words
     #[arg(long, default_value = "")]
     filter: String,
+    /// Only this section, or these
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Section>,
+    /// Measures nothing: makes a table of a CSV of results, of the lines that --filter leaves
+    #[arg(long, value_name = "FILE")]
+    table: Option<PathBuf>,
     /// Small shapes, few repetitions
     #[arg(long)]
     quick: bool,
@@ -57,8 +67,22 @@ struct Args {
     bench: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Section {
+    /// Each operator by itself
+    Rates,
+    /// Two forms of one operator, in turn
+    Ratios,
+    /// Many layers at once, against a call for each
+    Sets,
+    /// Time over size
+    Sizes,
+}
+
 /// Rows and columns of the row operators; m, k, n of the layers.
 const ROWS: [[usize; 2]; 5] = [[1024, 1024], [4096, 4096], [8, 1 << 20], [1 << 20, 8], [512, 4608]];
+/// Short rows, as those of 3x3 and 3x3x3 convolutions over one channel.
+const SHORT: [[usize; 2]; 5] = [[1 << 20, 4], [1 << 19, 16], [1 << 18, 32], [1 << 18, 9], [1 << 17, 27]];
 const LAYERS: [[usize; 3]; 9] = [
     [1, 1024, 1024],
     [8, 4096, 4096],
@@ -102,6 +126,9 @@ struct Bench {
 
 fn main() -> Result<(), Failure> {
     let args = Args::parse();
+    if let Some(file) = &args.table {
+        return table::print(file, |name| args.wants(name));
+    }
     let gpu = Gpu::new()?;
     println!("{}", gpu.report());
     let roof = gpu.roof()?;
@@ -113,10 +140,18 @@ fn main() -> Result<(), Failure> {
         roof.multiply_add * 1e-9
     );
     let mut bench = Bench { gpu, roof, args, lines: vec![] };
-    bench.rates()?;
-    bench.ratios()?;
-    bench.sets()?;
-    bench.sizes()?;
+    for section in Section::value_variants() {
+        if bench.args.only.is_empty() || bench.args.only.contains(section) {
+            let start = Instant::now();
+            match section {
+                Section::Rates => bench.rates()?,
+                Section::Ratios => bench.ratios()?,
+                Section::Sets => bench.sets()?,
+                Section::Sizes => bench.sizes()?,
+            }
+            println!("{:.0} s", start.elapsed().as_secs_f64());
+        }
+    }
     let quiet = bench.quiet()?;
     if bench.lines.is_empty() {
         return Err(format!("no line has all the words of {:?}", bench.args.filter).into());
@@ -124,16 +159,29 @@ fn main() -> Result<(), Failure> {
     if let Some(file) = &bench.args.json {
         std::fs::write(file, serde_json::to_string_pretty(&bench.json())?)?;
     }
-    let whole = bench.args.filter.is_empty() && !bench.args.quick;
+    let whole = bench.args.filter.is_empty() && bench.args.only.is_empty() && !bench.args.quick;
     if quiet && (whole || bench.args.append) {
         println!("\nappended to {}", bench.append()?.display());
     }
     Ok(())
 }
 
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.split_whitespace().all(|word| name.contains(word))
+    }
+}
+
 impl Bench {
     fn wants(&self, name: &str) -> bool {
-        self.args.filter.split_whitespace().all(|word| name.contains(word))
+        self.args.wants(name)
+    }
+
+    /// Milliseconds that the bytes, and that the operations of some work take at least.
+    fn bounds(&self, work: &Work) -> [f64; 2] {
+        let bytes = Work { operations: 0, ..*work };
+        let operations = Work { operations: work.operations, ..Work::default() };
+        [bytes, operations].map(|work| 1e3 * self.roof.seconds(&work))
     }
 
     /// What of a list is run: with `--quick` what takes little.
@@ -223,7 +271,7 @@ impl Bench {
         for shape in self.layers(&SMALL) {
             pairs.push([f32(Op::Linear, Form::Three, shape), f32(Op::Linear, Form::Fused, shape)]);
         }
-        for shape in self.some(&ROWS, |[n, k]| n * k) {
+        for shape in self.some(&[&ROWS[..], &SHORT].concat(), |[n, k]| n * k) {
             for (op, plain) in [(Op::RowNorms, Op::Read), (Op::Normalize, Op::Copy)] {
                 let of = |op, dtype| Problem::rows(op, dtype, shape);
                 pairs.push([of(op, DType::F32), of(plain, DType::F32)]);
@@ -360,7 +408,8 @@ impl Bench {
         let lines = self.lines.iter().map(|line| {
             json!({
                 "name": line.name, "ms": line.ms, "read": line.work.read, "written": line.work.written,
-                "operations": line.work.operations, "percent_of_roof": line.percent, "ratio": line.ratio,
+                "operations": line.work.operations, "bounds_ms": self.bounds(&line.work),
+                "percent_of_roof": line.percent, "ratio": line.ratio,
             })
         });
         json!({
@@ -372,20 +421,22 @@ impl Bench {
         })
     }
 
-    /// Appends every line to the day's file.
+    /// Appends every line to the day's file, or to another one of the day where that has other columns.
     fn append(&self) -> Result<PathBuf, Failure> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
         std::fs::create_dir_all(&folder)?;
         let date = today();
-        let path = folder.join(format!("{date}.csv"));
+        let has_columns = |path: &Path| match std::fs::read_to_string(path) {
+            Ok(text) => text.lines().next() == Some(table::COLUMNS),
+            Err(_) => true,
+        };
+        let names = std::iter::once(format!("{date}.csv")).chain((2..).map(|n| format!("{date}-{n}.csv")));
+        let path =
+            names.map(|name| folder.join(name)).find(|path| has_columns(path)).expect("there is a number for it");
         let fresh = !path.exists();
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
         if fresh {
-            writeln!(
-                file,
-                "date,version,adapter,backend,driver,copy_gb_s,read_gb_s,multiply_add_gflop_s,name,ms,bytes,operations,\
-                 gb_s,gflop_s,percent_of_roof,ratio,ratio_low,ratio_high"
-            )?;
+            writeln!(file, "{}", table::COLUMNS)?;
         }
         let info = self.gpu.report().info;
         let text = |text: &str| text.replace([',', '"', '\n'], ";");
@@ -404,16 +455,21 @@ impl Bench {
             let Line { name, ms, work, percent, ratio } = line;
             write!(file, "{machine},{name},{ms:.6},")?;
             match ratio {
-                None => writeln!(
-                    file,
-                    "{},{},{:.4},{:.4},{percent:.2},,,",
-                    work.bytes(),
-                    work.operations,
-                    work.bytes() as f64 * 1e-6 / ms,
-                    work.operations as f64 * 1e-6 / ms
-                )?,
-                Some([median, low, high]) if low.is_finite() => writeln!(file, ",,,,,{median:.4},{low:.4},{high:.4}")?,
-                Some([median, ..]) => writeln!(file, ",,,,,{median:.4},,")?,
+                None => {
+                    let [bytes_ms, operations_ms] = self.bounds(work);
+                    writeln!(
+                        file,
+                        "{},{},{:.4},{:.4},{percent:.2},,,,{bytes_ms:.6},{operations_ms:.6}",
+                        work.bytes(),
+                        work.operations,
+                        work.bytes() as f64 * 1e-6 / ms,
+                        work.operations as f64 * 1e-6 / ms
+                    )?
+                }
+                Some([median, low, high]) if low.is_finite() => {
+                    writeln!(file, ",,,,,{median:.4},{low:.4},{high:.4},,")?
+                }
+                Some([median, ..]) => writeln!(file, ",,,,,{median:.4},,,,")?,
             }
         }
         Ok(path)

@@ -8,7 +8,7 @@ use super::inspect::{Sums, widen};
 use super::{Checkpoint, Error, FileDType, Finding, Problem, Rules};
 use crate::contract::Layout;
 use crate::cpu::effective_norm;
-use crate::{Axis, DType, Gpu, Tensor, WeightNorm};
+use crate::{Axis, DType, Gpu, SetMember, Tensor, WeightNorm};
 
 /// Windows are no larger than that, so that sizes stay far from every limit of the crate.
 const MAX_WINDOW: u64 = 1 << 30;
@@ -248,28 +248,41 @@ impl Engine<'_> {
         let norms = if batch.jobs.iter().any(|job| job.norms.is_some()) { Some(upload(&norms)?) } else { None };
         let part =
             |of: &Tensor, word: usize, shape: &[usize], dtype| gpu.tensor(of.buffer(), 4 * word as u64, shape, dtype);
+        let (axis, eps) = (Axis::Kept(1), self.rules.eps);
+        let mut parts = vec![];
+        for job in &batch.jobs {
+            let input = &self.inputs[job.input];
+            let (dtype, shape, rows) = (computed(input.dtype), job.window.shape(), [job.window.rows.len()]);
+            let (to_shape, to) = if input.g.is_some() { (&shape[..], dtype) } else { (&rows[..], DType::F32) };
+            let known = norms.as_ref().filter(|_| job.norms.is_some());
+            parts.push((
+                part(&v, job.v, &shape, dtype)?,
+                part(&g, job.g, &rows, DType::F32)?,
+                part(&results, job.result, to_shape, to)?,
+                known.map(|norms| part(norms, job.g, &rows, DType::F32)).transpose()?,
+            ));
+        }
+        // One table for all whose norms are not known: a few dispatches, however many they are.
+        let is_fold = batch.jobs.iter().any(|job| self.inputs[job.input].g.is_some());
+        let mut members = vec![];
+        for (v, g, result, _) in parts.iter().filter(|(.., known)| known.is_none()) {
+            members.push(match is_fold {
+                true => SetMember::new(WeightNorm::new(v, g).axis(axis).eps(eps)).w(result),
+                false => SetMember::new(WeightNorm::unit(v).axis(axis).eps(eps)).norms(result),
+            });
+        }
+        let set = if members.is_empty() { None } else { Some(gpu.weight_set(&members)?) };
         gpu.run(|ops| {
-            for job in &batch.jobs {
-                let input = &self.inputs[job.input];
-                let (dtype, shape, rows) = (computed(input.dtype), job.window.shape(), [job.window.rows.len()]);
-                let (axis, eps) = (Axis::Kept(1), self.rules.eps);
-                let v = part(&v, job.v, &shape, dtype)?;
-                if input.g.is_none() {
-                    ops.row_norms_into(&v, axis, eps, &part(&results, job.result, &rows, DType::F32)?)?;
-                    continue;
-                }
-                let g = part(&g, job.g, &rows, DType::F32)?;
-                let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
-                let w = part(&results, job.result, &shape, dtype)?;
-                match &norms {
-                    Some(norms) if job.norms.is_some() => {
-                        let norms = part(norms, job.g, &rows, DType::F32)?;
-                        ops.normalize_into(weight.norms(&norms), &w)?;
-                    }
-                    _ => ops.normalize_into(weight, &w)?,
+            for (v, g, w, known) in &parts {
+                if let Some(norms) = known {
+                    ops.normalize_into(WeightNorm::new(v, g).axis(axis).norms(norms), w)?;
                 }
             }
-            Ok(())
+            match &set {
+                Some(set) if is_fold => ops.normalize_set(set),
+                Some(set) => ops.row_norms_set(set),
+                None => Ok(()),
+            }
         })?;
         results.read()
     }

@@ -15,6 +15,8 @@ const POLICIES: [Eps; 7] = [
 ];
 
 /// How a row is made to lie: as it comes, or of a norm of so many e (0: a zero row). Under [`Eps::None`] as it comes.
+/// At n = e a clamp has no derivative, and the differences reach 2h = 0.002 n̂ to either side: a row that comes within
+/// 1 % of there is moved away, which no other policy needs.
 const ROWS: [Option<f64>; 5] = [None, None, Some(0.0), Some(0.3), Some(3.0)];
 
 /// A direction with ordinary, zero and near-zero rows, a gain with zeros and negatives, a policy.
@@ -45,8 +47,10 @@ fn direction(shape: Vec<usize>, axis: usize, policy: usize) -> impl Strategy<Val
             let norms = cpu::row_norms(&v, &shape, axis, Eps::None).unwrap();
             for (at, v) in v.iter_mut().enumerate() {
                 let j = row_of(at, &shape, axis);
-                if let Some(factor) = ROWS[rows[j]] {
-                    *v *= factor * f64::from(eps.value()) / norms[j];
+                let e = f64::from(eps.value());
+                let at_clamp = matches!(eps, Eps::Clamp(_)) && (norms[j] / e - 1.0).abs() < 0.01;
+                if let Some(factor) = ROWS[rows[j]].or(at_clamp.then_some(0.3)) {
+                    *v *= factor * e / norms[j];
                 }
             }
         }
@@ -426,8 +430,10 @@ proptest! {
         };
         let Some(gradient) = gradient else { return Ok(()) };
         let largest = (0..terms.len()).max_by(|&a, &b| terms[a].total_cmp(&terms[b])).unwrap();
+        if terms[largest] == 0.0 {
+            return Ok(());
+        }
         gradient[largest] += 1e-3 * terms[largest];
-        prop_assume!(terms[largest] > 0.0);
         let message = layer.check_differences(&wrong).unwrap_err();
         prop_assert!(message.contains("1 of"), "{}", message);
     }

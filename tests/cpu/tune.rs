@@ -25,7 +25,7 @@ fn tile_names_come_back() {
         assert_eq!(tile.to_string().parse(), Ok(tile));
     }
     assert_eq!(("large".parse(), "lanes16".parse()), (Ok(Tile::Large), Ok(Tile::Lanes16)));
-    assert_eq!(format!("{:>7}|", Tile::Wide), "   wide|");
+    assert_eq!(format!("{:>9}|", Tile::Stream8), "  stream8|");
     for name in ["", "Large", "large ", "lanes128"] {
         match name.parse::<Tile>() {
             Err(Error::UnknownTile { got, expected }) => {
@@ -41,7 +41,7 @@ const TEXT: &str = "\
 weightnorm 9.9.9 | An adapter | driver 1 (a | b) | Vulkan
 forward f32 f32 2 10 3 large
 forward f32 f32 16 10 3 lanes32
-forward f16 f32 2 10 3 wide split 16
+forward f16 f32 2 10 3 stream8 split 16
 input_gradient bf16 bf16 2 10 3 tall
 weight_gradient f16 bf16 512 512 16384 medium split 1024
 ";
@@ -75,7 +75,8 @@ fn choices_of_another_form_are_refused() {
         ("forward  f32 f32 2 10 7 large", "one line for each product"),
     ];
     for (line, beginning) in wrong {
-        let text = format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 wide\n\n{line}\nforward f32 f32 2 10 8 wide");
+        let text =
+            format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 stream8\n\n{line}\nforward f32 f32 2 10 8 stream8");
         match text.parse::<Choices>() {
             Err(Error::Choices { line: 4, got, expected }) if got == line => {
                 assert!(expected.starts_with(beginning), "{line}: {expected}");
@@ -107,7 +108,7 @@ fn choices_belong_to_an_adapter() {
     let no_lanes = with("forward f32 f32 2 10 3 lanes32\n").map(drop);
     assert!(matches!(&no_lanes, Err(Error::Variant { op: "choices", got, .. }) if got == "Lanes32"), "{no_lanes:?}");
     for length in [0, u32::MAX] {
-        let refused = with(&format!("forward f32 f32 2 10 3 wide split {length}\n")).map(drop);
+        let refused = with(&format!("forward f32 f32 2 10 3 stream8 split {length}\n")).map(drop);
         assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
     }
 }
@@ -163,7 +164,7 @@ impl Layer {
 #[test]
 fn choices_choose() {
     let table = Layer::new(with("").unwrap());
-    let tiles = [Tile::Large, Tile::Medium, Tile::Wide, Tile::Tall];
+    let tiles = [Tile::Large, Tile::Medium, Tile::Stream8, Tile::Tall];
     let variants: Vec<_> = tiles.into_iter().flat_map(|tile| [(tile, None), (tile, Some(32))]).collect();
     for first in 0..variants.len() {
         let of = |product: usize| variants[(first + 3 * product) % variants.len()];
@@ -176,7 +177,7 @@ fn choices_choose() {
             let (tile, split_length) = of(product);
             let expected = table.labels(product, Some(tile), split_length);
             assert_eq!(layer.labels(product, None, None), expected, "{}", line(product));
-            for forced in [(Some(Tile::Medium), None), (Some(Tile::Wide), Some(16)), (None, Some(16))] {
+            for forced in [(Some(Tile::Medium), None), (Some(Tile::Stream8), Some(16)), (None, Some(16))] {
                 let expected = table.labels(product, forced.0, forced.1);
                 assert_eq!(layer.labels(product, forced.0, forced.1), expected, "{} and {forced:?}", line(product));
             }
@@ -184,20 +185,20 @@ fn choices_choose() {
     }
     // Nearly these products: those of the table, from which the labels tell another one.
     let near = |name: &&str| [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")];
-    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} wide split 32\n")).collect();
+    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} stream8 split 32\n")).collect();
     let layer = Layer::new(with(&lines.concat()).unwrap());
     for product in 0..3 {
         let by_table = table.labels(product, None, None);
         assert_eq!(layer.labels(product, None, None), by_table);
-        assert!(table.labels(product, Some(Tile::Wide), None) != by_table);
-        assert_eq!(table.labels(product, Some(Tile::Wide), Some(32)).len(), by_table.len() + 1);
+        assert!(table.labels(product, Some(Tile::Stream8), None) != by_table);
+        assert_eq!(table.labels(product, Some(Tile::Stream8), Some(32)).len(), by_table.len() + 1);
     }
 }
 
 /// One line for each product, in use at once; those in use before stay.
 #[test]
 fn tune_names_each_product() {
-    let before = "forward f32 f32 1 2 3 wide split 16\nforward f16 f16 70 90 100 tall\n";
+    let before = "forward f32 f32 1 2 3 stream8 split 16\nforward f16 f16 70 90 100 tall\n";
     let gpu = with(before).unwrap();
     let shape = LinearShape::new(BATCH, INS, OUTS).dtype(DType::F16);
     let empty = LinearShape::new(0, INS, OUTS);
@@ -209,7 +210,7 @@ fn tune_names_each_product() {
         for name in &PRODUCTS[..count - 1] {
             assert!(text.contains(&format!("{name} ")), "{name} is not among\n{text}");
         }
-        assert!(text.contains("forward f32 f32 1 2 3 wide split 16\n"), "{text}");
+        assert!(text.contains("forward f32 f32 1 2 3 stream8 split 16\n"), "{text}");
         assert_eq!(adopt(&text).unwrap().choices(), &choices);
     }
     assert_eq!(gpu.pipeline_count(), 0);

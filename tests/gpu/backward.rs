@@ -43,6 +43,7 @@ pub fn register(suite: &mut Suite) {
     test("scaled_rows", scaled_rows);
     test("scaled_gains", scaled_gains);
     test("dw_out_of_range", dw_out_of_range);
+    test("dg_out_of_range", dg_out_of_range);
     test("zero_rows", zero_rows);
     test("clamp_and_after", clamp_and_after);
     test("not_finite", not_finite);
@@ -50,6 +51,7 @@ pub fn register(suite: &mut Suite) {
     test("sparse", sparse);
     test("dv_is_orthogonal_to_v", dv_is_orthogonal_to_v);
     test("scaled_v_divides_dv", scaled_v_divides_dv);
+    test("few_rows", few_rows);
     test("same_bits", same_bits);
     test("windows", windows);
     test("errors", errors);
@@ -78,9 +80,23 @@ struct Outputs {
 
 impl Outputs {
     fn new(gpu: &Gpu, parts: &[(Vec<usize>, DType)], held: Option<&[Vec<f64>]>, seed: usize) -> Result<Self, Failed> {
+        Outputs::aligned(gpu, parts, held, seed, 4)
+    }
+
+    /// Each of them starts at a multiple of so many bytes.
+    fn aligned(
+        gpu: &Gpu,
+        parts: &[(Vec<usize>, DType)],
+        held: Option<&[Vec<f64>]>,
+        seed: usize,
+        alignment: usize,
+    ) -> Result<Self, Failed> {
         let mut before = POISON.repeat(OFFSETS[seed % OFFSETS.len()] as usize / 4 + 1);
         let mut places = vec![];
         for (i, (shape, dtype)) in parts.iter().enumerate() {
+            while !before.len().is_multiple_of(alignment) {
+                before.extend(POISON);
+            }
             places.push(before.len());
             let count = shape.iter().product::<usize>();
             let bytes = count * dtype.size() as usize;
@@ -151,6 +167,8 @@ struct Case {
     write: Write,
     tile: Option<Tile>,
     split_length: Option<u32>,
+    /// Tensors start at multiples of so many bytes.
+    alignment: usize,
     x: Option<Vec<f64>>,
     v: Option<Vec<f64>>,
     g: Option<Vec<f64>>,
@@ -200,6 +218,7 @@ impl Case {
             write: Write::Replace,
             tile: Some(Tile::Medium),
             split_length: None,
+            alignment: 4,
             x: None,
             v: None,
             g: None,
@@ -278,7 +297,8 @@ impl Case {
                 dy.iter().enumerate().for_each(|(at, dy)| factors[of_output(at)] += dy.abs());
             }
             flushed[2] = factors.iter().map(|f| f * SUBNORMAL).collect();
-            let scale = |j: usize| (g.as_ref().map_or(1.0, |g| g[j].abs()) / norms[j]) * factors[j];
+            // dg itself has an exponent of its own.
+            let scale = |j: usize| (g.as_ref().map_or(1.0, |g| g[j].abs()) / norms[j]) * (factors[j] - 1.0);
             flushed[1] = (0..v.len()).map(|at| 2.0 * SUBNORMAL * scale(of(at))).collect();
         }
         let dy_of_row = |b: usize| dy[b * outs..(b + 1) * outs].iter().map(|dy| 1.0 + dy.abs()).sum::<f64>();
@@ -314,6 +334,10 @@ impl Case {
     fn run(&self, gpu: &Gpu) -> Result<Got, Failed> {
         let [batch, outs, ins] = self.size;
         let seed = batch + outs + 3 * ins;
+        let upload = |gpu: &Gpu, values: &[f64], shape: &[usize], dtype, seed: usize| {
+            let offset = OFFSETS[seed % OFFSETS.len()].next_multiple_of(self.alignment as u64);
+            Ok::<_, Error>(Guarded::holding(gpu, values, shape, dtype, offset)?.tensor)
+        };
         let x = upload(gpu, &self.x(), &[batch, ins], self.dtypes[0], seed)?;
         let v = upload(gpu, &self.v(), &self.v_shape(), self.dtypes[1], seed + 1)?;
         let dy = upload(gpu, &self.dy(), &[batch, outs], self.dtypes[2], seed + 2)?;
@@ -342,7 +366,8 @@ impl Case {
             (vec![outs], DType::F32),
         ];
         let held = self.held();
-        let outputs = Outputs::new(gpu, &parts, (self.write == Write::Add).then_some(&held), seed)?;
+        let held = (self.write == Write::Add).then_some(&held[..]);
+        let outputs = Outputs::aligned(gpu, &parts, held, seed, self.alignment)?;
         let mut wanted = self.wanted;
         wanted[2] &= self.axis.is_some();
         let mut gradients = Gradients::default().write(self.write);
@@ -838,6 +863,46 @@ fn dw_out_of_range(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
+/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way round,
+/// every third norm an ordinary one. Features of x that are zero leave the correction alone.
+fn dg_out_of_range(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for (size, axis) in [
+        ([7, 9, 39], OUT),
+        ([7, 9, 39], IN),
+        ([7, 9, 39], WHOLE),
+        ([300, 9, 39], OUT),
+        ([300, 64, 12], OUT),
+        ([300, 12, 64], IN),
+    ] {
+        let [batch, outs, ins] = size;
+        let base = Case::of(axis, size);
+        let ordinary = move |j: usize| axis != WHOLE && j % 3 == 1;
+        // Of an element of x, dy: whether its norm is ordinary.
+        let of_x = move |i: usize| axis == IN && ordinary(i % ins);
+        let of_dy = move |i: usize| axis == OUT && ordinary(i % outs);
+        for (x, dy, g) in [(1e10, 1e30, 1e-20), (1e-12, 1e-30, 1e25), (1e25, 1e25, 1e-30), (1e-25, 1e-25, 1e30)] {
+            let (x_scale, dy_scale) = if axis == IN { (x, dy) } else { (dy, x) };
+            let case = Case {
+                x: Some(scaled(56, batch * ins, DType::F32, |i| {
+                    let kept = if i % ins % 5 == 4 { 0.0 } else { 1.0 };
+                    kept * if of_x(i) { 1.0 } else { x_scale }
+                })),
+                dy: Some(scaled(57, batch * outs, DType::F32, |i| if of_dy(i) { 1.0 } else { dy_scale })),
+                g: Some(scaled(58, base.norm_count(), DType::F32, |j| if ordinary(j) { 1.0 } else { g })),
+                wanted: [false, true, true, true],
+                ..base.clone()
+            };
+            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { split_length: Some(16), ..case.clone() });
+            let dy = case.dy().into_iter().map(|dy| rounded(dy, DType::Bf16)).collect();
+            cases.push(Case { dtypes: [DType::F32, DType::F32, DType::Bf16], dy: Some(dy), ..case.clone() });
+            cases.push(case);
+        }
+    }
+    all(cases, |case| case.check(gpu))
+}
+
 /// Gradients of zero rows are finite, but under `none`.
 fn zero_rows(gpu: &Gpu) -> Outcome {
     let mut cases = vec![];
@@ -967,6 +1032,80 @@ fn sparse(gpu: &Gpu) -> Outcome {
         cases.push(case);
     }
     all(cases, |case| case.check(gpu))
+}
+
+/// A batch of a few rows whose tensors can be read in quads: where a CPU computes in subgroups, dx and dv come out of one
+/// dispatch, with more than 1024 outputs out of two.
+fn few_rows(gpu: &Gpu) -> Outcome {
+    let few = |case: Case| Case { tile: None, alignment: 16, ..case };
+    let new = |axis, size| few(Case::of(axis, size));
+    let mut cases = vec![];
+    for batch in [1, 2, 3, 4, 5, 8] {
+        for size in [[batch, 1, 4], [batch, 13, 36], [batch, 9, 1100], [batch, 1030, 8]] {
+            cases.extend([OUT, PLAIN].map(|axis| new(axis, size)));
+        }
+    }
+    cases.push(Case { eps: Eps::After(1e-3), gain: false, known: false, ..new(OUT, [3, 1100, 36]) });
+    let lanes = Tile::Lanes4.runs_on(gpu) && gpu.report().info.device_type == wgpu::DeviceType::Cpu;
+    // Not by this kernel: what is added to, one product alone, one row more.
+    cases.push(Case { write: Write::Add, ..new(OUT, [3, 13, 36]) });
+    cases.push(Case { wanted: [true, false, true, true], ..new(OUT, [3, 13, 36]) });
+    cases.push(new(OUT, [9, 13, 36]));
+    all(&cases, |case| {
+        let got = case.check_against(gpu, &case.reference()?)?;
+        let at_once = lanes && case.size[0] <= 8 && case.write == Write::Replace && case.wanted[1];
+        let norms = u64::from(!case.known);
+        let products = if at_once && case.size[1] <= 1024 { 1 } else { 1 + u64::from(case.wanted[1]) };
+        assert_eq!(got.dispatches, norms + 1 + products);
+        Ok(())
+    })?;
+    // The whole range: rows, gains, sums of every size.
+    let gains = [1e-30, 1e-15, 1.0, 0.0, 1e15, 1e30];
+    let pairs: Vec<(f64, f64)> = gains.iter().flat_map(|&g| SCALES.iter().map(move |&v| (g, v))).collect();
+    let outs = pairs.len();
+    let mut cases = vec![];
+    for (batch, eps) in [(1, Eps::None), (7, Eps::None), (4, Eps::Clamp(1e-35)), (2, Eps::After(1e-3))] {
+        let v = Some(scaled(70, SCALES.len() * 36, DType::F32, |i| SCALES[i / 36]));
+        let g = Some(scaled(71, SCALES.len(), DType::F32, |_| 1.0));
+        cases.push(Case { eps, v, g, ..new(OUT, [batch, SCALES.len(), 36]) });
+        let v = Some(scaled(72, outs * 12, DType::F32, |i| pairs[i / 12].1));
+        let g = Some(scaled(73, outs, DType::F32, |j| pairs[j].0));
+        cases.push(Case { eps: Eps::None, v, g, ..new(OUT, [batch, outs, 12]) });
+    }
+    for (x, dy, g) in [(1e30, 1e15, 1e-20), (1e-25, 1e-20, 1e20), (1e25, 1e25, 1e-30), (1e-30, 1e-30, 1e30)] {
+        // As in dw_out_of_range.
+        let wild = |i: usize| i % 4 == 3;
+        let case = new(OUT, [7, 9, 36]);
+        cases.push(Case {
+            x: Some(scaled(74, 7 * 36, DType::F32, |i| if wild(i) { x } else { 1.0 })),
+            dy: Some(scaled(75, 7 * 9, DType::F32, |_| dy)),
+            g: Some(scaled(76, 9, DType::F32, |_| g)),
+            v: Some(scaled(77, 9 * 36, DType::F32, |i| if wild(i) { 0.0 } else { 1.0 })),
+            ..case
+        });
+    }
+    let zeros = |mut values: Vec<f64>, every: usize| {
+        values.iter_mut().step_by(every).for_each(|value| *value = 0.0);
+        Some(values)
+    };
+    let case = new(OUT, [7, 13, 36]);
+    cases.push(Case { dy: zeros(case.dy(), 2), x: zeros(case.x(), 3), ..case.clone() });
+    let mut v = case.v();
+    v[36..72].fill(0.0);
+    cases.push(Case { v: Some(v), ..case.clone() });
+    all(&cases, |case| case.check(gpu))?;
+    let mut cases = vec![];
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let spoil = |mut values: Vec<f64>, at: usize| {
+            values[at] = bad;
+            Some(values)
+        };
+        cases.push((bad, Case { dy: spoil(case.dy(), 2 * 13 + 5), ..case.clone() }));
+        cases.push((bad, Case { x: spoil(case.x(), 3 * 36 + 7), ..case.clone() }));
+        cases.push((bad, Case { v: spoil(case.v(), 4 * 36 + 6), ..case.clone() }));
+        cases.push((bad, Case { g: spoil(case.g().ok_or("no g")?, 0), ..case.clone() }));
+    }
+    all(&cases, |(bad, case)| agrees_where_finite(case, &case.run(gpu)?, &case.reference()?, *bad))
 }
 
 /// Under the policy `none` a step along dv leaves the length of each row as it is, to first order.

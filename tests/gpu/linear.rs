@@ -44,6 +44,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("linear_every_mix_of_dtypes", Needs::Time, |gpu| mixes(gpu, |_| true));
     suite.test("linear_packed_rows_share_words", Needs::Nothing, packed_rows_share_words);
     suite.test("linear_every_tile_and_split", Needs::Nothing, tiles_and_splits);
+    suite.test("linear_few_rows", Needs::Nothing, few_rows);
     suite.test("linear_longest_loops", Needs::Nothing, longest_loops);
     suite.test("linear_long_rows", Needs::Nothing, long_rows);
     suite.test("linear_activations", Needs::Nothing, activations);
@@ -287,7 +288,7 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         (Case { known: true, write_norms: false, split_length: split, ..base.clone() }, 2),
         (Case { axis: IN, split_length: split, ..base.clone() }, 4),
         (Case { axis: WHOLE, split_length: split, ..base.clone() }, 3),
-        (Case { tile: Some(Tile::Wide), ..Case::new([2, 3, 40_000]) }, 2),
+        (Case { tile: Some(Tile::Medium), ..Case::new([2, 3, 40_000]) }, 2),
         // Nothing to multiply: the norms alone, or nothing at all.
         (Case::new([0, 3, 5]), 1),
         (Case { write_norms: false, ..Case::new([0, 3, 5]) }, 0),
@@ -324,10 +325,33 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     }
     for axis in [IN, WHOLE, PLAIN] {
         for split_length in [16, 48] {
-            let tile = Some(Tile::Wide);
+            let tile = Some(Tile::Stream8);
             cases.push(Case { tile, axis, split_length: Some(split_length), ..Case::new([33, 34, 131]) });
         }
     }
+    all(cases, |case| case.check(gpu))
+}
+
+/// Few rows by the tiles for them, at the edges of their quads and teams, in every kind of reading and writing.
+fn few_rows(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for (rows, tile) in
+        [(1, Tile::Stream1), (2, Tile::Stream2), (3, Tile::Stream4), (5, Tile::Stream8), (8, Tile::Stream8)]
+    {
+        for size in [[rows, 1, 1], [rows, 7, 3], [rows, 132, 4], [rows, 130, 257], [rows, 12, 1156]] {
+            cases.push(Case { tile: Some(tile), ..Case::new(size) });
+        }
+    }
+    let of = |size, dtypes| Case { tile: Some(Tile::Stream4), dtypes, ..Case::new(size) };
+    for size in [[3, 7, 257], [4, 12, 1156]] {
+        cases.extend([DType::F16, DType::Bf16].map(|dtype| of(size, [dtype; 3])));
+        cases.push(of(size, [DType::F16, DType::F32, DType::Bf16]));
+        cases.push(of(size, [DType::F32, DType::Bf16, DType::F16]));
+    }
+    let base = of([3, 20, 1156], [DType::F32; 3]);
+    cases.extend([PLAIN, IN, WHOLE].map(|axis| Case { axis, ..base.clone() }));
+    cases.push(Case { known: true, write_norms: false, ..base.clone() });
+    cases.push(Case { split_length: Some(560), ..base });
     all(cases, |case| case.check(gpu))
 }
 
@@ -335,7 +359,7 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
 /// that every sum has to be formed again: no loop may be cut short. lavapipe stops an invocation after 65,535
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu) -> Outcome {
-    let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Wide, 8, 64), (Tile::Tall, 128, 8)];
+    let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Tall, 128, 8), (Tile::Stream8, 8, 8)];
     sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes1, 1, 32)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(sizes, |&(tile, batch, outs)| {
@@ -356,10 +380,10 @@ fn longest_loops(gpu: &Gpu) -> Outcome {
             let scale = 2f64.powi(exponent);
             let v: Vec<f64> = base.v().iter().map(|v| v * scale).collect();
             // Nothing is zero in rows of x that are all alike but for their signs.
-            Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu)?;
+            Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu).map_err(|e| format!("{exponent}: {e:?}"))?;
         }
         // The scales on the contraction are the longest loop while staging, most where the columns are many.
-        if outs < 64 {
+        if outs < 64 && tile != Tile::Stream8 {
             return Ok(());
         }
         Case { axis: IN, eps: Eps::None, v: Some(vec![1.0; outs * ins]), ..base }.check(gpu)
@@ -430,7 +454,7 @@ fn same_bits(gpu: &Gpu) -> Outcome {
     let half = [DType::Bf16; 3];
     let cases = [
         Case::new([65, 129, 259]),
-        Case { split_length: Some(48), tile: Some(Tile::Wide), ..Case::new([33, 34, 259]) },
+        Case { split_length: Some(48), tile: Some(Tile::Stream8), ..Case::new([33, 34, 259]) },
         Case { axis: IN, ..Case::new([7, 33, 1023]) },
         Case { axis: WHOLE, ..Case::new([2, 2000, 257]) },
         Case { dtypes: half, ..Case::new([1001, 3, 5]) },

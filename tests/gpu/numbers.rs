@@ -161,7 +161,7 @@ fn scaled_linear(gpu: &Gpu) -> Outcome {
         let base = Linear { dtypes, x, v, g, ..without_bias(size) };
         cases.extend(policies().map(|eps| Linear { eps, ..base.clone() }));
         cases.push(Linear { biases: None, ..base.clone() });
-        cases.push(Linear { split_length: Some(16), tile: Some(Tile::Wide), ..base.clone() });
+        cases.push(Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base.clone() });
         if dtypes[0] == DType::F32 {
             cases.extend(Tile::all_on(gpu).map(|tile| Linear { tile: Some(tile), ..base.clone() }));
             // Norms that are known, where an f32 holds them.
@@ -182,7 +182,7 @@ fn scaled_whole(gpu: &Gpu) -> Outcome {
         let v = Some(scaled(7, 5 * 13, DType::F32, |_| scale));
         let case = Linear { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13]) };
         case.check(gpu)?;
-        Linear { split_length: Some(16), tile: Some(Tile::Wide), ..case }.check(gpu)
+        Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case }.check(gpu)
     })
 }
 
@@ -195,7 +195,7 @@ fn scaled_columns(gpu: &Gpu) -> Outcome {
     let v = Some(scaled(7, 5 * ins, DType::F32, |i| scales[i % ins]));
     let case = Linear { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins]) };
     case.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Wide), ..case.clone() }.check(gpu)?;
+    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
     let v = Some(scaled(8, 5 * ins, DType::F32, |i| [1.0, 1e-10, 1e7, 1e-5, 1e3][i / ins]));
     Linear { axis: PLAIN, v, ..case }.check(gpu)
 }
@@ -216,7 +216,7 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
     base.check(gpu)?;
     // The policies that divide by e itself.
     Linear { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Wide), ..base }.check(gpu)
+    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base }.check(gpu)
 }
 
 /// Under the policy `none` a zero row is NaN and column j of y with it; under the others w = 0 and y = bias.
@@ -312,7 +312,7 @@ fn not_finite_v(gpu: &Gpu) -> Outcome {
                 Linear { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
                 Linear { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
                 Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Wide), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
                 for axis in [IN, WHOLE, PLAIN] {
                     Linear { axis, ..case.clone() }.check(gpu)?;
                 }
@@ -331,7 +331,7 @@ fn not_finite_x(gpu: &Gpu) -> Outcome {
             case.check(gpu)?;
             if dtype == DType::F32 {
                 Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Wide), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
                 Linear { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
                 Linear { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;
                 Linear { axis: PLAIN, ..case.clone() }.check(gpu)?;

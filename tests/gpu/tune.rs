@@ -49,8 +49,8 @@ fn any_choice(shared: &Gpu) -> Outcome {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
     let origin = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared))?.choices().to_string();
-    for tile in [Tile::Medium, Tile::Wide, Tile::Lanes4].into_iter().filter(|tile| tile.runs_on(shared)) {
-        let split = if tile == Tile::Wide { " split 160" } else { "" };
+    for tile in [Tile::Medium, Tile::Stream8, Tile::Lanes4].into_iter().filter(|tile| tile.runs_on(shared)) {
+        let split = if tile == Tile::Stream8 { " split 160" } else { "" };
         let text = format!("{origin}forward f32 f32 2 3 600 {tile}{split}\nweight_gradient f32 f32 3 600 2 {tile}\n");
         let choices: Choices = text.parse()?;
         let gpu = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared).choices(choices))?;
