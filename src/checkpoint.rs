@@ -37,7 +37,7 @@
 //! temporary name in the folder of the output (`.NAME.PROCESS-COUNT.tmp`), synced and renamed, so that whenever the process
 //! is killed or the machine stops, the output is the old file or the whole new one; a process that is killed leaves the temporary
 //! file. The output may be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without write
-//! permission is not replaced.
+//! permission is not replaced, nor a device or a pipe, nor a link to one.
 //!
 //! Of a sharded checkpoint the result is a new folder with the same files and an index with the same keys, written
 //! likewise; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.

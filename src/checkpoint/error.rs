@@ -58,7 +58,8 @@ pub enum Error {
         /// What was looked for.
         what: &'static str,
     },
-    /// The output is there already, and is not to be replaced: a folder, or a file without write permission.
+    /// The output is there already, and is not to be replaced: a folder, a file without write permission,
+    /// a device or a pipe.
     #[error("{}: {reason}", path.display())]
     Occupied {
         /// The output.
@@ -141,7 +142,7 @@ pub enum Problem {
         /// Its storage type.
         dtype: &'static str,
     },
-    /// Rows of v without a number but zeros: w is not determined by them.
+    /// Rows of v without a number but zeros: w is not determined by them. In a tensor to be split rows without elements too.
     ZeroRows {
         /// How many.
         count: u64,

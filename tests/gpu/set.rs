@@ -393,7 +393,19 @@ fn range(gpu: &Gpu) -> Outcome {
     let mut layers: Vec<_> = layers.collect();
     let bf16 = Layer { dtypes: [DType::Bf16; 3], scales: vec![[1e20, 1.0], [1e-20, 1.0]], ..layers[0].clone() };
     layers.push(bf16);
-    Layers::new(layers).check(gpu)
+    Layers::new(layers).check(gpu)?;
+    // Into narrower types than v, and both ends of f16: what the gradients are there, f16 does not hold.
+    let [f32, f16, bf16] = [DType::F32, DType::F16, DType::Bf16];
+    let narrow =
+        [([f32, f16, f32], [3e25, 3e-25]), ([f32, bf16, f32], [3e25, 3e-25]), ([bf16, f16, f32], [1e30, 1e-30])];
+    let both_ends = [([f16, f16, f16], [6e4, 7e-5]), ([f16, f32, f16], [6e4, 7e-5])];
+    let layer = |(dtypes, scales): ([DType; 3], [f64; 2])| {
+        [(&[6, 301][..], Axis::Kept(0)), (&[301, 6], Axis::Kept(1)), (&[6, 8], Axis::Whole)].map(|(shape, axis)| {
+            let scales = scales.map(|scale| [scale, 1.0]).to_vec();
+            Layer { dtypes, scales, eps: Eps::Clamp(1e-35), ..Layer::new(shape, axis) }
+        })
+    };
+    Layers::new(narrow.into_iter().chain(both_ends).flat_map(layer).collect()).check_forward(gpu)
 }
 
 /// Rows of zeros, rows at which the clamp is active, rows of which it is not.

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use weightnorm::{Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Tensor, Trainable, WeightNorm, Write};
+use weightnorm::{
+    Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, SetMember, Tensor, Trainable, WeightNorm, Write,
+};
 
 use crate::problem::{adopted, encoder, halves, options};
 use crate::{Failed, Needs, Outcome, Suite};
@@ -48,7 +50,7 @@ type Words = Vec<Vec<u32>>;
 struct Submitted(Vec<Tensor>);
 
 impl Case {
-    /// Forward and backward pass, the gradients of the weight alone, both initializations, batch normalization, and a step of
+    /// Forward and backward pass, the gradients of the weight alone, a set, both initializations, batch normalization, and a step of
     /// Adam with the projection of v.
     fn submit(&self, gpu: &Gpu) -> Result<Submitted, Error> {
         let Case { sizes: [batch, ins, outs], axis, eps, dtype } = *self;
@@ -77,6 +79,10 @@ impl Case {
         let (dbias, centered) = (zeros(&[outs], DType::F32)?, zeros(&[batch, outs], dtype)?);
         let (first_g, first_bias) = (zeros(&[outs], DType::F32)?, zeros(&[outs], DType::F32)?);
         let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
+        let (w_of_set, dv_of_set, dg_of_set) =
+            (zeros(&[outs, ins], dtype)?, zeros(&[outs, ins], dtype)?, zeros(&[kept], DType::F32)?);
+        let member = SetMember::new(weight).w(&w_of_set).dw(&dw).dv(&dv_of_set).dg(&dg_of_set);
+        let set = gpu.weight_set(&[member])?;
 
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
@@ -88,6 +94,8 @@ impl Case {
         let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
         ops.linear_backward_into(&x, weight, &dy, Some(&u), &gradients)?;
         ops.normalize_backward_into(&dw, weight, Some(&dv_of_dw), Some(&dg_of_dw), Write::Replace)?;
+        ops.normalize_set(&set)?;
+        ops.normalize_backward_set(&set, Write::Replace)?;
         ops.data_dependent_init_into(&x, &v, eps, &first_g, &first_bias)?;
         ops.mean_only_batch_norm_into(&y, Some(&bias), None, &centered)?;
         ops.adam_step(Trainable::new(&stepped, &dv).project(axis, eps), &moments, 1, &Adam::new(0.01))?;
@@ -102,6 +110,9 @@ impl Case {
             dg,
             dv_of_dw,
             dg_of_dw,
+            w_of_set,
+            dv_of_set,
+            dg_of_set,
             dbias,
             centered,
             first_g,
