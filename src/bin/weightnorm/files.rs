@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling, TensorInfo};
 
 use crate::device::{DeviceArguments, device_json, device_text};
-use crate::output::{DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, shape_text};
+use crate::output::{DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, in_line, shape_text};
 use crate::progress::Progress;
 use crate::rules::{EpsArguments, RulesArguments, names};
 
@@ -462,10 +462,10 @@ fn finding_json(finding: &Finding) -> Value {
 fn write_findings(text: &mut String, findings: &[Finding], idle: &[String]) {
     for finding in findings {
         let what = if finding.problem.is_warning() { "warning" } else { "problem" };
-        let _ = writeln!(text, "{what}: {finding}");
+        let _ = writeln!(text, "{what}: {}", in_line(&finding.to_string()));
     }
     for note in idle {
-        let _ = writeln!(text, "note: {note}");
+        let _ = writeln!(text, "note: {}", in_line(note));
     }
     let any = |test: fn(&Problem) -> bool| findings.iter().any(|finding| test(&finding.problem));
     if any(|p| matches!(p, Problem::AmbiguousAxis { .. } | Problem::NoSuchAxis { .. } | Problem::Shape { .. })) {
@@ -502,6 +502,9 @@ impl From<Error> for Failure {
 /// As files of `torch.save` are.
 fn is_zip(path: &Path) -> bool {
     let mut first = [0; 4];
+    if !path.is_file() {
+        return false; // to open a pipe is to wait for its writer
+    }
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut first));
     read.is_ok() && first == *b"PK\x03\x04"
 }

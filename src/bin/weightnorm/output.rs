@@ -93,10 +93,17 @@ fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "weightnorm: {}", printable(message));
 }
 
-/// Without control characters: names come from files of strangers, and a terminal would obey them.
+/// Without control characters, nor those that turn the direction of writing: names come from files of strangers, and a
+/// terminal would obey them.
 fn printable(text: &str) -> String {
-    let plain = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let plain = |c: char| c == '\n' || !(c.is_control() || turns(c));
     text.chars().map(|c| if plain(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
+/// What holds a name from a file, and is to stay the part of a line that it is.
+pub fn in_line(text: &str) -> String {
+    text.replace('\n', "\u{fffd}")
 }
 
 /// The document of an error. Without a command if it is that of the arguments.
@@ -137,7 +144,7 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| in_line(cell)).collect());
     }
 }
 
