@@ -159,6 +159,7 @@ fn gradient(
     if tile >= tiles_m * ((p.columns + BN - 1u) / BN) {
         return;
     }
+    // Down the rows first: a tile's columns of B, a step of k a row of memory, are still in the cache for the next one.
     let row0 = tile % tiles_m * BM;
     let column0 = tile / tiles_m * BN;
     product(row0, column0, 0u, p.depth, t);
