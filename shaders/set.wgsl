@@ -371,9 +371,10 @@ fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
     }
     var total = total_of(a, b);
     let touched = own + (lane & (run - 1u)) < own_end || (lane < 2u && !whole);
-    // What is to be formed again shows in the sum of squares, which lane 0 sees.
+    // What is to be formed again shows in the sum of squares, which lane 0 sees: as the largest f32, since WGSL knows no
+    // constant that is infinite.
     if DOT && touched && !is_safe(total.products) {
-        total.squares = bitcast<f32>(INFINITY);
+        total.squares = bitcast<f32>(INFINITY - 1u);
     }
     return total;
 }

@@ -232,6 +232,13 @@ pub fn weight_bound(chain: usize, w: f64, dtype: DType) -> f64 {
     stored(dtype, w, gamma(chain as f64 / 2.0 + NORM_ROUNDINGS + 8.0) * w.abs())
 }
 
+/// By how much w = g·(v/n̂) may be off besides on a device that takes subnormal numbers for zero: by all of it where v is one,
+/// or v/n̂ (or would be by a rounding).
+pub fn flush_bound(v: f64, norm: f64, w: f64) -> f64 {
+    let least = f64::from(f32::MIN_POSITIVE) * (1.0 + 2f64.powi(-12));
+    if v.abs().min((v / norm).abs()) < least { w.abs() } else { 0.0 }
+}
+
 /// For y = g·((x·v)/n̂) + bias, `sum_abs` = Σ_k |x_k·w_k| with the normalized, scaled w, and so at least |y − bias|.
 /// The dot product is off by γ(chain) of that sum, n̂ by γ(chain/2 + 12), division and product by 6 (12 allows for
 /// g/n̂ made first and multiplied in), the last addition by u·|y|. A plain product is within it too.

@@ -8,7 +8,7 @@ use weightnorm::checkpoint::{self, Checkpoint, Error, FileDType, Problem, Report
 use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
 use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write, write_sharded};
-use crate::common::{compare, norm_bound, weight_bound};
+use crate::common::{compare, flush_bound, norm_bound, row_of, weight_bound};
 use crate::data::norm_chain;
 use crate::{Failed, Needs, Outcome, Suite};
 
@@ -104,8 +104,12 @@ fn is_folded(bytes: &[u8], from: &[Made], axis_of: impl Fn(&str) -> Axis, eps: E
         let (v, g) = (numbers(tensor.dtype, &tensor.bytes), numbers(g.dtype, &g.bytes));
         let expected = cpu::normalize(&v, &tensor.shape, Some(&g), axis_of(name), eps)?;
         let chain = norm_chain(v.len() / g.len().max(1));
-        compare(&numbers(stored, w.data()), &expected, Some(dtype), |i| weight_bound(chain, expected[i], dtype))
-            .map_err(|e| format!("{name}: {e}"))?;
+        let norms = cpu::row_norms(&v, &tensor.shape, axis_of(name), eps)?;
+        let bound = |i: usize| {
+            let norm = norms[row_of(i, &tensor.shape, axis_of(name))];
+            weight_bound(chain, expected[i], dtype) + flush_bound(v[i], norm, expected[i])
+        };
+        compare(&numbers(stored, w.data()), &expected, Some(dtype), bound).map_err(|e| format!("{name}: {e}"))?;
     }
     assert_eq!(got.len(), count);
     Ok(())

@@ -188,7 +188,8 @@ impl Listed {
                 let family = if uses.lanes { "subgroup lanes" } else { "tiles in workgroup memory" };
                 let profiles = if uses.timestamps { "timestamps of the device" } else { "wall clock" };
                 lines.push(("parameters", parameters.to_owned()));
-                lines.push(("products", format!("{family}; can run {}", uses.tiles.join(" "))));
+                lines.push(("products", family.to_owned()));
+                lines.push(("tiles", uses.tiles.join(" ")));
                 lines.push(("profiles", profiles.to_owned()));
             }
         }

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use indicatif::DecimalBytes;
 use serde_json::{Map, Value, json};
 use weightnorm::checkpoint::{self, Checkpoint, Error, Finding, FoundWeight, Problem, Range, Spelling, TensorInfo};
 
@@ -118,8 +119,13 @@ impl Target {
     /// Opens the input, having seen that the output may be written.
     fn open(&self) -> Result<Checkpoint, Failure> {
         let checkpoint = Checkpoint::open(&self.input)?;
-        if !self.force && self.output.symlink_metadata().is_ok() {
-            let advice = if checkpoint.is_sharded() { "name a new folder" } else { "--force replaces it" };
+        let is_folder = self.output.is_dir();
+        if is_folder || (!self.force && self.output.symlink_metadata().is_ok()) {
+            let advice = match (checkpoint.is_sharded(), is_folder) {
+                (true, _) => "name a new folder",
+                (false, true) => "it is a folder: name a file in it",
+                (false, false) => "--force replaces it",
+            };
             let message = format!("{}: it is there already; {advice}", self.output.display());
             return Err(Failure { kind: Kind::Output, message });
         }
@@ -155,10 +161,9 @@ impl Target {
             Err(other) => return Err(other.into()),
         };
         let mut text = String::new();
-        let megabytes = written.bytes as f64 * 1e-6;
+        let size = DecimalBytes(written.bytes);
         let (count, copied) = (written.weights.len(), written.copied);
-        let _ =
-            writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied unchanged, {megabytes:.1} MB");
+        let _ = writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied unchanged, {size}");
         write_findings(&mut text, &written.warnings, &idle);
         let json = json!({
             "output": output,

@@ -12,7 +12,7 @@ impl Progress {
 
     /// Counts bytes.
     pub fn bytes(what: &'static str) -> Progress {
-        Progress::new(what, 0, "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        Progress::new(what, 0, "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
     }
 
     fn new(what: &'static str, length: u64, template: &str) -> Progress {
