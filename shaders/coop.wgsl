@@ -15,6 +15,7 @@
 
 override LANES: u32 = 32u; // of the smallest subgroup that the device may take; THREADS = 4 LANES
 
+const BIT_WORDS = 8u;
 const BK = 2u * SIDE;
 const BK4 = BK / 4u;
 const PART = 2u * SIDE; // rows and columns of a part

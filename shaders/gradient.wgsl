@@ -155,12 +155,13 @@ fn gradient(
     @builtin(local_invocation_index) t: u32,
 ) {
     let tile = flat(group, groups);
-    let tiles_n = (p.columns + BN - 1u) / BN;
-    if tile >= tiles_n * ((p.rows + BM - 1u) / BM) {
+    let tiles_m = (p.rows + BM - 1u) / BM;
+    if tile >= tiles_m * ((p.columns + BN - 1u) / BN) {
         return;
     }
-    let row0 = tile / tiles_n * BM;
-    let column0 = tile % tiles_n * BN;
+    // Down the rows first: a tile's columns of B, a step of k a row of memory, are still in the cache for the next one.
+    let row0 = tile % tiles_m * BM;
+    let column0 = tile / tiles_m * BN;
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;

@@ -13,7 +13,9 @@ override A_READS: u32 = select(TM, TM / WX, SPREAD);
 override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of four
 
-var<private> acc: array<vec4<f32>, 64>; // [m][quad of n], in registers, since only constants index it
+const BIT_WORDS = 16u;
+
+var<private> acc: array<vec4<f32>, 128>; // [m][quad of n], in registers, since only constants index it
 var<private> squares: array<f32, 8>; // NORM_FUSED: of each own column of B
 
 // Fetches the scales of four steps of k, the lanes together.

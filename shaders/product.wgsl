@@ -224,9 +224,9 @@ var<private> sums: array<vec4<f32>, 8>;
 var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
 
 // Which sums of the invocation are out of the safe range, and which of these are zero: bit 4i + c of block b and quad q,
-// at place QUADS b + q, stands for row i, column 4q + c.
-var<private> unsafe_bits: array<u32, 8>;
-var<private> zero_bits: array<u32, 8>;
+// at place QUADS b + q, stands for row i, column 4q + c. BIT_WORDS of the family: as many as its tiles have at most.
+var<private> unsafe_bits: array<u32, BIT_WORDS>;
+var<private> zero_bits: array<u32, BIT_WORDS>;
 
 fn sum_at(i: u32, q: u32) -> vec4<f32> {
     if q == 0u {
@@ -252,7 +252,7 @@ fn look_at(block: u32, i: u32, q: u32) {
 // all of whose sums have to be.
 fn first_block(bad_columns: u32) -> u32 {
     var any = bad_columns;
-    for (var i = 0u; i < 8u; i += 1u) { // 8 iterations
+    for (var i = 0u; i < BIT_WORDS; i += 1u) { // 8 or 16 iterations
         any |= unsafe_bits[i];
     }
     return select(TM / BLOCK, 0u, any != 0u);

@@ -13,6 +13,7 @@ override WK: u32 = 32u; // a multiple of 8, at least 16; THREADS = WX * WK, whic
 override AHEAD: u32 = select(2u, 4u, WY == 1u); // quads of k that an invocation has on their way at a time: 2 or 4
 override STRIDE: u32 = 4u * WK; // steps of k from one of its quads to the next
 
+const BIT_WORDS = 8u;
 const STEP = 4u;
 const NO_COLUMN = 0x80000000u; // a multiple of BN
 

@@ -4,6 +4,7 @@
 // BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step of an
 // invocation's 8 by 8 elements takes four wide reads.
 
+const BIT_WORDS = 8u;
 override BK: u32 = 16u; // a multiple of 8
 
 override BK4: u32 = BK / 4u;

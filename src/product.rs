@@ -58,10 +58,10 @@ pub enum Tile {
     Stream2,
     /// 1 row by 4 columns, or by 32.
     Stream1,
-    /// By a subgroup of 8 or 16 lanes, 64 rows by 4 columns a lane. As the others of its name for devices whose subgroups
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose subgroups
     /// have one size: those that compute on a CPU.
     Lanes64,
-    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 4 columns a lane.
+    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 8 columns a lane.
     Lanes32,
     /// 16 rows by 4 columns a lane.
     Lanes16,
@@ -158,7 +158,7 @@ impl Tile {
         let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
-            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, depth),
+            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
             (None, 1, _) => Tile::Stream1,
             (None, 2, _) => Tile::Stream2,
             (None, ..=4, _) => Tile::Stream4,
@@ -170,9 +170,9 @@ impl Tile {
         }
     }
 
-    /// That which takes the least time for its rows, the last tile filled up. The rates are GFLOP/s of a product of 512 by
-    /// 512 by 512 on lavapipe with 8 lanes and two cores.
-    fn choose_lanes(lanes: u64, rows: u64, depth: u64) -> Tile {
+    /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
+    /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
+    fn choose_lanes(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
         const RATES: [(Tile, u64); 7] = [
             (Tile::Lanes64, 55),
             (Tile::Lanes32, 48),
@@ -188,7 +188,7 @@ impl Tile {
             let shape = Shape::new(tile, Some(lanes), true);
             // A sum that has to be split costs a second dispatch and a pass over the partial sums.
             let split = if depth > shape.max_length() { 5 } else { 4 };
-            rows.next_multiple_of(shape.tm) * split * 10_000 / rate
+            rows.next_multiple_of(shape.tm) * columns.next_multiple_of(shape.columns()) * split * 1_000 / rate
         };
         let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes), true).tm <= most_rows);
         candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
@@ -243,8 +243,8 @@ impl Shape {
             Tile::Stream4 => [if b_along_k { 2 } else { 8 }, 4, 1, 4],
             Tile::Stream2 => [if b_along_k { 2 } else { 8 }, 2, 1, 4],
             Tile::Stream1 => [if b_along_k { 1 } else { 8 }, 1, 1, 4],
-            Tile::Lanes64 => [lanes, 1, 64, 4],
-            Tile::Lanes32 => [lanes, 1, 32, 4],
+            Tile::Lanes64 => [lanes, 1, 64, 8],
+            Tile::Lanes32 => [lanes, 1, 32, 8],
             Tile::Lanes16 => [lanes, 1, 16, 4],
             Tile::Lanes8 => [lanes, 1, 8, 4],
             Tile::Lanes4 => [lanes, 1, 4, 4],
