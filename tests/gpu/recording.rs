@@ -287,9 +287,9 @@ fn pipelines_are_kept(gpu: &Gpu) -> Outcome {
     let first = run()?;
     assert!(first > 5, "{first} pipelines");
     assert_eq!(run()?, first);
-    // Other sizes are no other variants.
+    // Other sizes are no other variants (of 3 and 4 rows of x, which one tile serves).
     for op in Op::ALL {
-        Problem::new(op, &[35, 41], Axis::Kept(0), 5, DType::F32).run(&gpu)?;
+        Problem::new(op, &[35, 41], Axis::Kept(0), 4, DType::F32).run(&gpu)?;
     }
     assert_eq!(gpu.pipeline_count(), first);
     Ok(())
