@@ -129,6 +129,22 @@ fn past_a_mebibyte(gpu: &Gpu, dtype: DType, problems: &[Problem]) -> Outcome {
     Ok(())
 }
 
+/// Tensors of every rank, larger than 8 KiB.
+pub const SHAPES: [(&[usize], Axis); 12] = [
+    (&[4_001], Axis::Kept(0)),
+    (&[4_001], Axis::Whole),
+    (&[1, 4_001], Axis::Kept(1)),
+    (&[61, 67], Axis::Kept(0)),
+    (&[61, 67], Axis::Kept(1)),
+    (&[61, 64], Axis::Kept(1)),
+    (&[7, 11, 53], Axis::Kept(1)),
+    (&[2, 3, 2_501], Axis::Kept(1)),
+    (&[2_501, 3], Axis::Kept(0)),
+    (&[901, 3, 1], Axis::Kept(2)),
+    (&[5, 7, 3, 11, 3], Axis::Kept(3)),
+    (&[5, 7, 3, 11, 3], Axis::Kept(0)),
+];
+
 /// Bindings of 8 KiB at multiples of 256 bytes, and 27 workgroups a dispatch: windows everywhere, for tensors of every
 /// rank.
 fn tiny(gpu: &Gpu) -> Outcome {
@@ -138,22 +154,7 @@ fn tiny(gpu: &Gpu) -> Outcome {
         limits.max_compute_workgroups_per_dimension = 3;
     })?;
     for dtype in [DType::F32, DType::Bf16] {
-        for (i, (shape, axis)) in [
-            (&[4_001][..], Axis::Kept(0)),
-            (&[4_001], Axis::Whole),
-            (&[1, 4_001], Axis::Kept(1)),
-            (&[61, 67], Axis::Kept(0)),
-            (&[61, 67], Axis::Kept(1)),
-            (&[7, 11, 53], Axis::Kept(1)),
-            (&[2, 3, 2_501], Axis::Kept(1)),
-            (&[2_501, 3], Axis::Kept(0)),
-            (&[901, 3, 1], Axis::Kept(2)),
-            (&[5, 7, 3, 11, 3], Axis::Kept(3)),
-            (&[5, 7, 3, 11, 3], Axis::Kept(0)),
-        ]
-        .into_iter()
-        .enumerate()
-        {
+        for (i, (shape, axis)) in SHAPES.into_iter().enumerate() {
             for op in Op::OF_TENSORS {
                 Problem::new(op, shape, axis, 0, dtype).at(36 * i as u64).run(&tiny)?;
             }

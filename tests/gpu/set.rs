@@ -182,6 +182,22 @@ struct Tensors {
 }
 
 impl Tensors {
+    /// Every operator that writes into tensors of its own.
+    fn run_all(&self, gpu: &Gpu, layers: &[Layer], write: Write) -> Outcome {
+        let set = self.set(gpu, layers)?;
+        recorded(gpu, |ops| {
+            ops.row_norms_set(&set)?;
+            ops.normalize_set(&set)?;
+            ops.normalize_backward_set(&set, write)
+        })?;
+        Ok(())
+    }
+
+    /// norms, w, dv, dg
+    fn outputs(&self) -> [&Shared; 4] {
+        [&self.norms, &self.w, &self.dv, &self.dg]
+    }
+
     fn members<'a>(&'a self, layers: &'a [Layer], v: &'a Shared) -> impl Iterator<Item = SetMember<'a>> {
         layers.iter().enumerate().map(move |(i, layer)| {
             let v = &v.tensors[i];
@@ -436,14 +452,8 @@ fn not_finite(gpu: &Gpu) -> Outcome {
         }
         let layers = Layers::new(dirty);
         let tensors = layers.tensors(gpu, Write::Replace)?;
-        let set = tensors.set(gpu, &layers.layers)?;
-        recorded(gpu, |ops| {
-            ops.row_norms_set(&set)?;
-            ops.normalize_set(&set)?;
-            ops.normalize_backward_set(&set, Write::Replace)
-        })?;
-        let all = [&tensors.norms, &tensors.w, &tensors.dv, &tensors.dg].map(Shared::read);
-        let [norms, w, dv, dg] = all;
+        tensors.run_all(gpu, &layers.layers, Write::Replace)?;
+        let [norms, w, dv, dg] = tensors.outputs().map(Shared::read);
         let (norms, w, dv, dg) = (norms?, w?, dv?, dg?);
         for (i, layer) in layers.layers.iter().enumerate() {
             let of = norm_of(&layer.shape, layer.axis);
@@ -483,26 +493,12 @@ fn past_a_mebibyte() -> Vec<Layer> {
 
 fn tiny_bindings(gpu: &Gpu) -> Outcome {
     let tiny = tiny(gpu)?;
-    let shapes: [(&[usize], Axis); 12] = [
-        (&[4_001], Axis::Kept(0)),
-        (&[4_001], Axis::Whole),
-        (&[1, 4_001], Axis::Kept(1)),
-        (&[61, 67], Axis::Kept(0)),
-        (&[61, 67], Axis::Kept(1)),
-        (&[61, 64], Axis::Kept(1)),
-        (&[7, 11, 53], Axis::Kept(1)),
-        (&[2, 3, 2_501], Axis::Kept(1)),
-        (&[2_501, 3], Axis::Kept(0)),
-        (&[901, 3, 1], Axis::Kept(2)),
-        (&[5, 7, 3, 11, 3], Axis::Kept(3)),
-        (&[5, 7, 3, 11, 3], Axis::Kept(0)),
-    ];
     for align in [16, 4] {
         let layer = |(i, (shape, axis)): (usize, (&[usize], Axis))| Layer {
             dtypes: [DTYPES[i % 3], DTYPES[i / 2 % 3], DTYPES[i / 3 % 3]],
             ..Layer::new(shape, axis)
         };
-        let layers = shapes.into_iter().enumerate().map(layer).collect();
+        let layers = crate::limits::SHAPES.into_iter().enumerate().map(layer).collect();
         Layers { align, ..Layers::new(layers) }.check(&tiny)?;
     }
     // A whole binding of norms that repeat from row to row.
@@ -595,13 +591,8 @@ fn same_bits(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(mixed().into_iter().step_by(5).collect());
     let run = || -> Result<Vec<Vec<u32>>, Failed> {
         let tensors = layers.tensors(gpu, Write::Add)?;
-        let set = tensors.set(gpu, &layers.layers)?;
-        recorded(gpu, |ops| {
-            ops.row_norms_set(&set)?;
-            ops.normalize_set(&set)?;
-            ops.normalize_backward_set(&set, Write::Add)
-        })?;
-        let all = [&tensors.norms, &tensors.w, &tensors.dv, &tensors.dg].map(|s| s.whole.read::<f32>());
+        tensors.run_all(gpu, &layers.layers, Write::Add)?;
+        let all = tensors.outputs().map(|s| s.whole.read::<f32>());
         let bits = |words: Result<Vec<f32>, Error>| Ok(words?.iter().map(|w| w.to_bits()).collect());
         all.into_iter().map(bits).collect()
     };
@@ -703,14 +694,8 @@ fn errors(gpu: &Gpu) -> Outcome {
 fn comparison_can_fail(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(vec![Layer::new(&[33, 65], Axis::Kept(1)), Layer::new(&[7, 40], Axis::Kept(0))]);
     let tensors = layers.tensors(gpu, Write::Replace)?;
-    let set = tensors.set(gpu, &layers.layers)?;
-    recorded(gpu, |ops| {
-        ops.row_norms_set(&set)?;
-        ops.normalize_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Replace)
-    })?;
-    let all = [&tensors.norms, &tensors.w, &tensors.dv, &tensors.dg].map(Shared::read);
-    let [norms, w, dv, dg] = all;
+    tensors.run_all(gpu, &layers.layers, Write::Replace)?;
+    let [norms, w, dv, dg] = tensors.outputs().map(Shared::read);
     let (norms, mut w, mut dv, dg) = (norms?, w?, dv?, dg?);
     let layer = &layers.layers[0];
     layers.compare(layer, &norms[0], &w[0], &w[0])?;
