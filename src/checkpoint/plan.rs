@@ -17,7 +17,7 @@ pub struct Report {
     pub weights: Vec<FoundWeight>,
     /// Warnings of them.
     pub warnings: Vec<Finding>,
-    /// Tensors that were copied as they are.
+    /// The other tensors, copied as they are.
     pub copied: usize,
     /// Bytes of all tensors written.
     pub bytes: u64,
@@ -46,6 +46,8 @@ pub(super) struct Plan<'a> {
     files: Vec<(String, Header)>,
     texts: Vec<(String, String)>,
     copies: Vec<(At, Place)>,
+    /// Tensors that no weight takes part in.
+    others: usize,
     /// Of what is computed: by the old tensor that it takes the place of, and its number there.
     pub places: HashMap<(At, usize), Place>,
     bytes: u64,
@@ -58,8 +60,15 @@ impl<'a> Plan<'a> {
         replaced: &HashMap<At, Vec<New>>,
         names: &[&str],
     ) -> Result<Plan<'a>, Error> {
-        let mut plan =
-            Plan { checkpoint, files: vec![], texts: vec![], copies: vec![], places: HashMap::new(), bytes: 0 };
+        let mut plan = Plan {
+            checkpoint,
+            files: vec![],
+            texts: vec![],
+            copies: vec![],
+            others: 0,
+            places: HashMap::new(),
+            bytes: 0,
+        };
         let mut taken: HashSet<&str> = HashSet::from([header::METADATA]);
         let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
         taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));
@@ -106,6 +115,7 @@ impl<'a> Plan<'a> {
             }
             let at = (shard, position);
             let Some(new) = replaced.get(&at) else {
+                self.others += 1;
                 header.tensors.push(tensor.clone());
                 origins.push((at, 0, Some(at)));
                 continue;
@@ -195,7 +205,7 @@ impl<'a> Plan<'a> {
     }
 
     pub fn report(&self, weights: Vec<FoundWeight>, warnings: Vec<Finding>, submissions: u64) -> Report {
-        Report { weights, warnings, copied: self.copies.len(), bytes: self.bytes, submissions }
+        Report { weights, warnings, copied: self.others, bytes: self.bytes, submissions }
     }
 }
 

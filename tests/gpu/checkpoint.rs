@@ -392,7 +392,7 @@ fn split_and_fold(gpu: &Gpu) -> Outcome {
                 rules = rules.axis(name, axis);
             }
             let report = checkpoint::split(gpu, &open(&from)?, &output, spelling, &rules, &mut |_| ())?;
-            assert_eq!((report.weights.len(), report.copied), (4, if dtype == Dtype::F64 { 2 } else { 6 }));
+            assert_eq!((report.weights.len(), report.copied), (4, 2));
             let bytes = std::fs::read(&output)?;
             let parted = SafeTensors::deserialize(&bytes)?;
             let (storage, stored) = computed(dtype);

@@ -268,8 +268,8 @@ impl Listed {
 
 fn mebibytes(bytes: u64) -> String {
     match bytes {
-        b if b >= 1 << 40 => format!("{} TiB", b >> 40),
-        b if b >= 1 << 30 => format!("{} GiB", b >> 30),
+        b if b >= 1 << 40 => format!("{:.1} TiB", b as f64 / (1u64 << 40) as f64),
+        b if b >= 1 << 30 => format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64),
         b => format!("{} MiB", b >> 20),
     }
 }

@@ -71,7 +71,7 @@ impl Inspect {
             let _ = writeln!(text, "{}{others}", if text.is_empty() { "" } else { "\n" });
         }
         let _ = writeln!(text, "{} weight-normalized, {} other tensors", inspection.rows.len(), inspection.others);
-        write_findings(&mut text, &inspection.findings, &idle);
+        write_findings(&mut text, &inspection.findings, is_problem, &idle);
 
         let weights = inspection.rows.iter().map(|row| {
             let mut json = weight_json(&row.weight);
@@ -97,7 +97,7 @@ impl Inspect {
             });
             json["tensors"] = tensors.collect();
         }
-        let problems = inspection.findings.iter().any(|finding| finding.problem != Problem::Narrowed);
+        let problems = inspection.findings.iter().any(is_problem);
         Ok(Report { problems, text, json })
     }
 }
@@ -149,7 +149,7 @@ impl Target {
             Ok(written) => written,
             Err(Error::Findings { findings }) => {
                 let mut text = "nothing was written\n".to_owned();
-                write_findings(&mut text, &findings, &idle);
+                write_findings(&mut text, &findings, |_| true, &idle);
                 let json = json!({
                     "output": output,
                     "written": false,
@@ -163,8 +163,8 @@ impl Target {
         let mut text = String::new();
         let size = DecimalBytes(written.bytes);
         let (count, copied) = (written.weights.len(), written.copied);
-        let _ = writeln!(text, "{output}: {count} weights {done}, {copied} tensors copied unchanged, {size}");
-        write_findings(&mut text, &written.warnings, &idle);
+        let _ = writeln!(text, "{output}: {count} weights {done}, {copied} other tensors copied, {size}");
+        write_findings(&mut text, &written.warnings, |_| false, &idle);
         let json = json!({
             "output": output,
             "written": true,
@@ -321,7 +321,7 @@ impl Check {
         }
         let wrong = check.weights.iter().filter(|checked| !checked.is_right()).count();
         let _ = writeln!(text, "{table}{} weights, {wrong} wrong", check.weights.len());
-        write_findings(&mut text, &check.findings, &idle);
+        write_findings(&mut text, &check.findings, is_problem, &idle);
         let weights = check.weights.iter().map(|checked| {
             let mut json = weight_json(&checked.weight);
             json["error"] = checked.error.into();
@@ -338,7 +338,7 @@ impl Check {
             "findings": check.findings.iter().map(finding_json).collect::<Vec<_>>(),
             "notes": idle,
         });
-        let problems = wrong > 0 || check.findings.iter().any(|finding| finding.problem != Problem::Narrowed);
+        let problems = wrong > 0 || check.findings.iter().any(is_problem);
         Ok(Report { problems, text, json })
     }
 }
@@ -458,16 +458,21 @@ fn finding_json(finding: &Finding) -> Value {
     json!({ "weight": finding.weight, "kind": kind, "message": finding.problem.to_string() })
 }
 
-/// Lists what was found, with a word on what to do.
-fn write_findings(text: &mut String, findings: &[Finding], idle: &[String]) {
+/// Whether a finding about what a file holds makes the exit code 1.
+fn is_problem(finding: &Finding) -> bool {
+    finding.problem != Problem::Narrowed
+}
+
+/// Lists what was found, with a word on what to do about problems.
+fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Finding) -> bool, idle: &[String]) {
     for finding in findings {
-        let what = if finding.problem.is_warning() { "warning" } else { "problem" };
+        let what = if problems(finding) { "problem" } else { "warning" };
         let _ = writeln!(text, "{what}: {}", in_line(&finding.to_string()));
     }
     for note in idle {
         let _ = writeln!(text, "note: {}", in_line(note));
     }
-    let any = |test: fn(&Problem) -> bool| findings.iter().any(|finding| test(&finding.problem));
+    let any = |test: fn(&Problem) -> bool| findings.iter().any(|f| problems(f) && test(&f.problem));
     if any(|p| matches!(p, Problem::AmbiguousAxis { .. } | Problem::NoSuchAxis { .. } | Problem::Shape { .. })) {
         let _ = writeln!(text, "--axis 'NAME=AXIS' says which axis a weight keeps");
     }
