@@ -556,11 +556,38 @@ impl Gpu {
             return Err(Error::TooLarge { what: "scratch memory in bytes", size: bytes, limit });
         }
         let size = bytes.checked_next_power_of_two().unwrap_or(limit).clamp(4096, limit.max(4096));
-        let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE, false)?;
+        let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE)?;
         Ok(slot.insert(buffer).clone())
     }
 
     pub(crate) fn create_buffer(
+        &self,
+        what: &'static str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, Error> {
+        self.create_buffer_as(what, size, usage, false)
+    }
+
+    /// A new buffer that `write` fills, of bytes that are zero before.
+    pub(crate) fn create_written_buffer(
+        &self,
+        what: &'static str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+        write: impl FnOnce(wgpu::WriteOnly<'_, [u8]>),
+    ) -> Result<wgpu::Buffer, Error> {
+        let buffer = self.create_buffer_as(what, size, usage, true)?;
+        {
+            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
+            let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
+            write(view.slice(..));
+        }
+        self.guarded(what, size, || buffer.unmap())?;
+        Ok(buffer)
+    }
+
+    fn create_buffer_as(
         &self,
         what: &'static str,
         size: u64,
@@ -631,10 +658,24 @@ fn guarded<T>(device: &wgpu::Device, what: &'static str, bytes: u64, make: impl 
     let made = make();
     // Ready at once, except in a browser, which reports to the uncaptured-error handler then.
     let errors = [validation.pop().now_or_never(), internal.pop().now_or_never(), memory.pop().now_or_never()];
-    match errors.into_iter().flatten().flatten().next() {
-        Some(error) => Err(from_wgpu_error(error, what, bytes)),
-        None => Ok(made),
-    }
+    let Some(error) = errors.into_iter().flatten().flatten().next() else { return Ok(made) };
+    Err(match from_wgpu_error(error, what, bytes) {
+        error @ Error::Wgpu { .. } => lost(device).unwrap_or(error),
+        memory => memory,
+    })
+}
+
+/// The error of a lost device, if this one is. A device that another thread destroys takes its buffers along, and wgpu may
+/// find the call wrong for want of one of them before it finds that the device is gone.
+fn lost(device: &wgpu::Device) -> Option<Error> {
+    let usage = wgpu::BufferUsages::COPY_SRC;
+    let descriptor =
+        wgpu::BufferDescriptor { label: Some("weightnorm.probe"), size: 4, usage, mapped_at_creation: true };
+    let _memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let _internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let _validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let error = device.create_buffer(&descriptor).get_mapped_range(..).err()?;
+    Some(Error::DeviceLost { reason: format!("a new buffer could not be mapped: {error}") })
 }
 
 fn from_wgpu_error(error: wgpu::Error, what: &'static str, bytes: u64) -> Error {

@@ -309,7 +309,7 @@ impl Session {
         for (set, queries) in self.queries.iter().enumerate() {
             let count = (self.dispatch_count - set as u32 * DISPATCHES_IN_SET).min(DISPATCHES_IN_SET);
             let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-            let buffer = gpu.create_buffer("timestamps", u64::from(count) * 16, usage, false)?;
+            let buffer = gpu.create_buffer("timestamps", u64::from(count) * 16, usage)?;
             self.encoder.resolve_query_set(queries, 0..2 * count, &buffer, 0);
             resolved.push((buffer, count));
         }
@@ -333,7 +333,7 @@ impl Session {
 fn wall(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f64, Error> {
     let mut encoder = new_encoder(gpu);
     record(&mut encoder.begin_compute_pass(&PASS));
-    let commands = encoder.finish();
+    let commands = gpu.guarded("commands", 0, || encoder.finish())?;
     let start = std::time::Instant::now();
     gpu.guarded("a submission", 0, || gpu.queue().submit([commands]))?;
     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());

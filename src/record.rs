@@ -268,14 +268,9 @@ impl<'a> Span<'a> {
 /// The parameters of one dispatch in a buffer of their own.
 fn uniform_buffer(gpu: &Gpu, params: &[u8]) -> Result<wgpu::Buffer, Error> {
     let size = align_to(params.len() as u64, 16);
-    let buffer = gpu.create_buffer("parameters", size, wgpu::BufferUsages::UNIFORM, true)?;
-    {
-        let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
-        let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
-        view.slice(..params.len()).copy_from_slice(params);
-    }
-    buffer.unmap();
-    Ok(buffer)
+    gpu.create_written_buffer("parameters", size, wgpu::BufferUsages::UNIFORM, |mut all| {
+        all.slice(..params.len()).copy_from_slice(params)
+    })
 }
 
 /// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.

@@ -647,14 +647,10 @@ impl Plan {
         }
         let bytes: &[u8] = bytemuck::cast_slice(&table);
         let size = (bytes.len() as u64).max(16);
-        let buffer = gpu.create_buffer("a table", size, wgpu::BufferUsages::STORAGE, true)?;
-        {
-            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
-            let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
-            view.slice(..bytes.len()).copy_from_slice(bytes);
-        }
-        buffer.unmap();
-        Ok(Plan { table: buffer, sources: planner.sources, stages, sums, scales, work })
+        let table = gpu.create_written_buffer("a table", size, wgpu::BufferUsages::STORAGE, |mut all| {
+            all.slice(..bytes.len()).copy_from_slice(bytes)
+        })?;
+        Ok(Plan { table, sources: planner.sources, stages, sums, scales, work })
     }
 }
 

@@ -41,24 +41,22 @@ impl Tensor {
         dtype: DType,
         write: impl FnOnce(wgpu::WriteOnly<'_, [u8]>),
     ) -> Result<Tensor, Error> {
-        let tensor = Tensor::allocate(gpu, shape, dtype, true)?;
-        {
-            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
-            let mut view = tensor.buffer.get_mapped_range_mut(..).map_err(lost)?;
-            write(view.slice(..));
-        }
-        tensor.buffer.unmap();
-        Ok(tensor)
+        Tensor::made(gpu, shape, dtype, |size| gpu.create_written_buffer("tensor", size, TENSOR_USAGE, write))
     }
 
     pub(crate) fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::allocate(gpu, shape, dtype, false)
+        Tensor::made(gpu, shape, dtype, |size| gpu.create_buffer("tensor", size, TENSOR_USAGE))
     }
 
-    fn allocate(gpu: &Gpu, shape: &[usize], dtype: DType, mapped: bool) -> Result<Tensor, Error> {
+    fn made(
+        gpu: &Gpu,
+        shape: &[usize],
+        dtype: DType,
+        make: impl FnOnce(u64) -> Result<wgpu::Buffer, Error>,
+    ) -> Result<Tensor, Error> {
         gpu.check()?;
         let bytes = element_count(shape)? * dtype.size();
-        let buffer = gpu.create_buffer("tensor", bytes.next_multiple_of(16).max(16), TENSOR_USAGE, mapped)?;
+        let buffer = make(bytes.next_multiple_of(16).max(16))?;
         Ok(Tensor { gpu: gpu.clone(), buffer, offset: 0, shape: shape.to_vec(), dtype })
     }
 
@@ -71,7 +69,7 @@ impl Tensor {
             places.push(bytes);
             bytes += (element_count(shape)? * dtype.size()).next_multiple_of(16);
         }
-        let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE, false)?;
+        let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE)?;
         let placed = tensors.iter().zip(places);
         Ok(placed
             .map(|(&(shape, dtype), offset)| {
@@ -174,7 +172,7 @@ impl Tensor {
         let bytes = self.len() as u64 * self.dtype.size();
         let words = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.gpu.create_buffer("readback", words, usage, false)?;
+        let staging = self.gpu.create_buffer("readback", words, usage)?;
         self.gpu.guarded("a readback", words, || {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&self.buffer, self.offset, &staging, 0, words);
