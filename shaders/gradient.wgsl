@@ -114,6 +114,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
     for (var q = 0u; q < QUADS; q += 1u) {
         let n = column + STEP * q;
         let left = left_of(n, p.columns, true);
+        var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = first_row + i;
             var f = own_factors[q];
@@ -126,7 +127,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                 least_share = min(least_share, of_row.z);
             }
             if END != END_PLAIN {
-                look_at(block, i, q);
+                found |= look_at(i, q);
             }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
@@ -134,7 +135,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                     values = corrected_four(values, v_four(v_place(m, n), left), f);
                 }
                 if ADD {
-                    let skipped = unsafe_bits[QUADS * block + q] >> (4u * i);
+                    let skipped = found >> (4u * i);
                     for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
                         if ((skipped >> c) & 1u) == 0u && (END == END_PLAIN || f.share_t[c] >= 0.0) {
                             put_one(m, n + c, values[c]);
@@ -145,6 +146,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                 }
             }
         }
+        unsafe_bits[QUADS * block + q] = found;
     }
 }
 

@@ -238,10 +238,11 @@ fn put_block(block: u32, row: u32, column: u32) {
     for (var q = 0u; q < QUADS; q += 1u) {
         let c = column + STEP * q;
         let left = left_of(c, p.columns, true);
+        var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = row + block * BLOCK + i;
             if NORMED {
-                look_at(block, i, q);
+                found |= look_at(i, q);
             }
             if m < p.rows && left > 0u {
                 var values = sum_at(i, q);
@@ -257,6 +258,7 @@ fn put_block(block: u32, row: u32, column: u32) {
                 put(m, c, values + biases[q], left);
             }
         }
+        unsafe_bits[QUADS * block + q] = found;
     }
 }
 

@@ -8,9 +8,10 @@ const FINISH_THREADS = 64u;
 fn put_block_parts(block: u32, part_row: u32, row: u32, column: u32) {
     take_block(block);
     for (var q = 0u; q < QUADS; q += 1u) {
+        var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
             let m = row + block * BLOCK + i;
-            look_at(block, i, q);
+            found |= look_at(i, q);
             let four = bitcast<vec4<u32>>(sum_at(i, q));
             for (var c = 0u; c < 4u; c += 1u) {
                 let n = column + STEP * q + c;
@@ -19,6 +20,7 @@ fn put_block_parts(block: u32, part_row: u32, row: u32, column: u32) {
                 }
             }
         }
+        unsafe_bits[QUADS * block + q] = found;
     }
 }
 

@@ -173,47 +173,50 @@ fn add_steps(sum: Wide, m: u32, n: u32, k: u32, k_end: u32) -> Wide {
     return add_terms(sum, a_along_k(m, k, left), b_along_k(n, k, left));
 }
 
-// The smallest magnitude of four numbers, one less and doubled, zeros not counted.
-fn smallest(four: vec4<f32>) -> u32 {
-    let m = (bitcast<vec4<u32>>(four) << vec4<u32>(1u)) - vec4<u32>(1u);
-    return min(min(m.x, m.y), min(m.z, m.w));
+// How far the wildest of four numbers is from 2^-60 .. 2^20, zeros not counted.
+fn wildness(four: vec4<f32>) -> u32 {
+    let distance = unsafe_distance(four);
+    let of_others = select(distance, vec4<u32>(), distance == vec4<u32>(ZERO));
+    return max(max(of_others.x, of_others.y), max(of_others.z, of_others.w));
 }
 
-// Whether every element of A[m] is zero or at least 2^-60: no product of two such numbers underflows, and where they
-// add up to zero (padding, dead units, sparse rows) zero is right.
+// Whether every element of A[m] is zero or within 2^-60 .. 2^20. No product of two such numbers underflows, and where
+// they add up to zero (padding, dead units, sparse rows) zero is right; no sum of 2^20 products reaches 2^60.
 fn a_is_calm(m: u32, k_first: u32, k_end: u32) -> bool {
-    var least = 0xffffffffu;
+    var wildest = 0u;
     for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
-        least = min(least, smallest(a_along_k(m, k, left_of(k, k_end, true))));
+        wildest = max(wildest, wildness(a_along_k(m, k, left_of(k, k_end, true))));
         if REDO_STEPS > 4u {
-            least = min(least, smallest(a_along_k(m, k + 4u, left_of(k + 4u, k_end, true))));
+            wildest = max(wildest, wildness(a_along_k(m, k + 4u, left_of(k + 4u, k_end, true))));
         }
         if REDO_STEPS > 8u {
-            least = min(least, smallest(a_along_k(m, k + 8u, left_of(k + 8u, k_end, true))));
-            least = min(least, smallest(a_along_k(m, k + 12u, left_of(k + 12u, k_end, true))));
+            wildest = max(wildest, wildness(a_along_k(m, k + 8u, left_of(k + 8u, k_end, true))));
+            wildest = max(wildest, wildness(a_along_k(m, k + 12u, left_of(k + 12u, k_end, true))));
         }
     }
-    return least >= 2u * SAFE_LOW - 1u;
+    return wildest < WILD;
 }
 
 fn b_is_calm(n: u32, k_first: u32, k_end: u32) -> bool {
-    var least = 0xffffffffu;
+    var wildest = 0u;
     for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
-        least = min(least, smallest(b_along_k(n, k, left_of(k, k_end, true))));
+        wildest = max(wildest, wildness(b_along_k(n, k, left_of(k, k_end, true))));
         if REDO_STEPS > 4u {
-            least = min(least, smallest(b_along_k(n, k + 4u, left_of(k + 4u, k_end, true))));
+            wildest = max(wildest, wildness(b_along_k(n, k + 4u, left_of(k + 4u, k_end, true))));
         }
         if REDO_STEPS > 8u {
-            least = min(least, smallest(b_along_k(n, k + 8u, left_of(k + 8u, k_end, true))));
-            least = min(least, smallest(b_along_k(n, k + 12u, left_of(k + 12u, k_end, true))));
+            wildest = max(wildest, wildness(b_along_k(n, k + 8u, left_of(k + 8u, k_end, true))));
+            wildest = max(wildest, wildness(b_along_k(n, k + 12u, left_of(k + 12u, k_end, true))));
         }
     }
-    return least >= 2u * SAFE_LOW - 1u;
+    return wildest < WILD;
 }
 
-// Distance of |a| from the safe range: below UNSAFE inside of it, ZERO for zero.
+// Distance of |a| from the safe range: below UNSAFE inside of it, from there on what is too large or no number, then ZERO
+// for zero, and above that what is too small.
 const UNSAFE = (SAFE_HIGH - SAFE_LOW) * 2u;
 const ZERO = 0xffffffffu - 2u * SAFE_LOW + 1u;
+const WILD = (0x49800000u - SAFE_LOW) * 2u; // of 2^20
 
 fn unsafe_distance(a: vec4<f32>) -> vec4<u32> {
     return (bitcast<vec4<u32>>(a) << vec4<u32>(1u)) - vec4<u32>(2u * SAFE_LOW);
@@ -223,10 +226,12 @@ fn unsafe_distance(a: vec4<f32>) -> vec4<u32> {
 var<private> sums: array<vec4<f32>, 8>;
 var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
 
-// Which sums of the invocation are out of the safe range, and which of these are zero: bit 4i + c of block b and quad q,
-// at place QUADS b + q, stands for row i, column 4q + c. BIT_WORDS of the family: as many as its tiles have at most.
+// Which sums of the invocation are out of the safe range: bit 4i + c of block b and quad q, at place QUADS b + q, stands
+// for row i, column 4q + c. BIT_WORDS of the family: as many as its tiles have at most.
 var<private> unsafe_bits: array<u32, BIT_WORDS>;
-var<private> zero_bits: array<u32, BIT_WORDS>;
+// The largest distance of them all. If it is ZERO, every one of these sums is zero, or too large for its row and its
+// column both to be calm.
+var<private> worst: u32;
 
 fn sum_at(i: u32, q: u32) -> vec4<f32> {
     if q == 0u {
@@ -239,13 +244,14 @@ fn any_bits(found: vec4<u32>) -> u32 {
     return (found.x | found.y) | (found.z | found.w);
 }
 
-// Notes whether the sums of row i and quad q of the block are unsafe. Called when they are written, row by row: looked at
-// all together they would need twice the registers.
-fn look_at(block: u32, i: u32, q: u32) {
-    let bits = vec4<u32>(1u, 2u, 4u, 8u) << vec4<u32>(4u * i);
+// Which sums of row i and quad q of the block are unsafe, bits as in `unsafe_bits`. Called when they are written, row by
+// row: looked at all together they would need twice the registers. The callers gather a quad's bits before they store
+// them, since with a store for each row drivers take twice the time to compile.
+fn look_at(i: u32, q: u32) -> u32 {
     let distance = unsafe_distance(sum_at(i, q));
-    unsafe_bits[QUADS * block + q] |= any_bits(select(vec4<u32>(), bits, distance >= vec4<u32>(UNSAFE)));
-    zero_bits[QUADS * block + q] |= any_bits(select(vec4<u32>(), bits, distance == vec4<u32>(ZERO)));
+    worst = max(worst, max(max(distance.x, distance.y), max(distance.z, distance.w)));
+    let bits = vec4<u32>(1u, 2u, 4u, 8u) << vec4<u32>(4u * i);
+    return any_bits(select(vec4<u32>(), bits, distance >= vec4<u32>(UNSAFE)));
 }
 
 // The first block in which to look for sums to form again: none if there are none. `bad_columns`: a bit for each column
@@ -274,19 +280,19 @@ fn elements_there(block: u32, row: u32, column: u32) -> Elements {
     return Elements(of_rows & (0x11111111u * first), of_rows & (0x11111111u * second));
 }
 
-// Those whose sums are zero, unless their column is bad.
-fn elements_zero(block: u32, bad_columns: u32) -> Elements {
-    let zero = Elements(zero_bits[QUADS * block], select(0u, zero_bits[QUADS * block + QUADS - 1u], QUADS == 2u));
-    return Elements(
-        zero.first & ~(0x11111111u * (bad_columns & 0xfu)), zero.second & ~(0x11111111u * (bad_columns >> 4u)),
-    );
-}
-
 fn elements_unsafe(block: u32, bad_columns: u32) -> Elements {
     let second = select(0u, unsafe_bits[QUADS * block + QUADS - 1u], QUADS == 2u);
     return Elements(
         unsafe_bits[QUADS * block] | (0x11111111u * (bad_columns & 0xfu)), second | (0x11111111u * (bad_columns >> 4u)),
     );
+}
+
+// Those whose sums may be zero for good, unless their column is bad.
+fn elements_zero(block: u32, bad_columns: u32) -> Elements {
+    let zero = elements_unsafe(block, 0u);
+    let first = zero.first & ~(0x11111111u * (bad_columns & 0xfu));
+    let second = zero.second & ~(0x11111111u * (bad_columns >> 4u));
+    return Elements(select(0u, first, worst == ZERO), select(0u, second, worst == ZERO));
 }
 
 fn any_of(elements: Elements) -> bool {
@@ -313,8 +319,8 @@ fn holds(elements: Elements, at: vec2<u32>) -> bool {
     return ((bits >> (4u * at.x + at.y % 4u)) & 1u) == 1u;
 }
 
-// Everything in a block that has to be formed again: the unsafe sums, but of those that are zero only where not both the
-// row of A and that of B are calm.
+// Everything in a block that has to be formed again: the unsafe sums, but of those that may be zero only where not both
+// the row of A and that of B are calm.
 fn elements_to_redo(block: u32, row: u32, column: u32, bad_columns: u32, k_first: u32, k_end: u32) -> Elements {
     let there = elements_there(block, row, column);
     let found = elements_unsafe(block, bad_columns);
