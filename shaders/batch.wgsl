@@ -151,7 +151,8 @@ fn write_factors(column: u32, dg: Wide) {
         share = scale_of(quotient(dg, wide(n)));
     }
     let size_of_dg = wide(dg.m).e + dg.e;
-    if magnitude(dg.m) != 0u && abs(size_of_dg) >= 60 {
+    let wild = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
+    if wild || scale.t != 1.0 || share.t != 1.0 {
         share.t = -share.t;
     }
     let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;

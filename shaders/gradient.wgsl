@@ -57,13 +57,12 @@ fn put_one(row: u32, column: u32, value: f32) {
     }
 }
 
-// Of four elements of a row: t and m of their a, t and m of their dg / d. share_t is negative where dg is out of the
-// safe range: the correction with it, and each element takes exponents of its own then.
+// Of four elements of a row: their a, their dg / d, and its t. That is negative where dg is out of the safe range, or one
+// of the factors is no normal number: each element takes exponents of its own then.
 struct Factors {
-    t: vec4<f32>,
-    m: vec4<f32>,
+    a: vec4<f32>,
+    share: vec4<f32>,
     share_t: vec4<f32>,
-    share_m: vec4<f32>,
 }
 
 // Those of the invocation's columns, for END_COLUMNS and END_WHOLE.
@@ -87,13 +86,12 @@ fn factors_of_columns(column: u32) -> Factors {
         factors_of(0u, min(column, last)), factors_of(0u, min(column + 1u, last)),
         factors_of(0u, min(column + 2u, last)), factors_of(0u, min(column + 3u, last)),
     ));
-    return Factors(four[0], four[1], four[2], four[3]);
+    return Factors(four[1], four[3], four[2]);
 }
 
 // a * (c - dg * (v / d)) inside the range of f32.
 fn corrected_four(c: vec4<f32>, v: vec4<f32>, f: Factors) -> vec4<f32> {
-    let correction = ((v * f.share_t) * f.share_m) * f.share_t;
-    return (((c - correction) * f.t) * f.m) * f.t;
+    return (c - v * f.share) * f.a;
 }
 
 // The same, whatever the exponents.
@@ -123,7 +121,7 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                 if !ROWS_SHARED {
                     of_row = factors_of(min(m, p.rows - 1u), 0u);
                 }
-                f = Factors(vec4<f32>(of_row.x), vec4<f32>(of_row.y), vec4<f32>(of_row.z), vec4<f32>(of_row.w));
+                f = Factors(vec4<f32>(of_row.y), vec4<f32>(of_row.w), vec4<f32>(of_row.z));
                 least_share = min(least_share, of_row.z);
             }
             if END != END_PLAIN {

@@ -213,7 +213,9 @@ struct Scale {
 }
 
 fn scale_of(x: Wide) -> Scale {
-    let third = clamp(x.e / 3, -126, 126);
+    // With t = 1, m alone is the factor.
+    let normal = abs(x.e) <= 120 || magnitude(x.m) == 0u;
+    let third = select(clamp(x.e / 3, -126, 126), 0, normal);
     return Scale(exp2i(third), x.m * exp2i(clamp(x.e - 2 * third, -126, 126)));
 }
 

@@ -347,6 +347,12 @@ proptest! {
         }
     }
 
+}
+
+proptest! {
+    // Fewer: nearly every case makes wgpu check pipelines of its own.
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
     /// The same of what training takes, on either kind of walk through memory.
     #[test]
     fn noop_training_never_panics(
