@@ -97,7 +97,8 @@ fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
 
 /// A path beside `target` that is there only until it is renamed to `target`, or dropped.
 ///
-/// The name is `.NAME.PROCESS-COUNT.tmp`. A process that is killed leaves it behind, and `target` as it was.
+/// The name is `.weightnorm-PROCESS-COUNT.tmp`: short, so that it fits wherever that of `target` does. A process that is
+/// killed leaves it behind, and `target` as it was.
 #[derive(Debug)]
 struct Temporary {
     path: PathBuf,
@@ -110,16 +111,13 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 impl Temporary {
     /// Makes it with `make`, which fails if it is there.
     fn new<T>(target: &Path, is_folder: bool, make: impl Fn(&Path) -> io::Result<T>) -> Result<(Temporary, T), Error> {
-        let Some(name) = target.file_name() else {
+        if target.file_name().is_none() {
             let reason = "an output needs a name of its own";
             return Err(Error::Occupied { path: target.to_owned(), reason });
-        };
+        }
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{count}.tmp", std::process::id()));
-            let path = target.with_file_name(hidden);
+            let path = target.with_file_name(format!(".weightnorm-{}-{count}.tmp", std::process::id()));
             match make(&path) {
                 Ok(made) => return Ok((Temporary { path, is_folder, renamed: false }, made)),
                 // Left by a process of the same number that was killed.
@@ -132,7 +130,8 @@ impl Temporary {
     fn rename(mut self, target: &Path) -> Result<(), Error> {
         fs::rename(&self.path, target).map_err(failed("renaming the finished output to it", target))?;
         self.renamed = true;
-        sync_folder(folder_of(target))
+        let folder = folder_of(target);
+        sync_folder(folder).map_err(failed("syncing the folder, the new output being in place", folder))
     }
 }
 
@@ -155,12 +154,8 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Makes names in a folder last. On Windows there is no such thing.
-fn sync_folder(path: &Path) -> Result<(), Error> {
-    if cfg!(unix) {
-        let synced = File::open(path).and_then(|folder| folder.sync_all());
-        synced.map_err(failed("syncing the folder", path))?;
-    }
-    Ok(())
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 /// A file being written.
@@ -208,6 +203,8 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
         // To rename something to a device or a pipe, or to a link to one, takes its place.
         Ok(_) if fs::metadata(target).is_ok_and(|status| !status.is_file()) => occupied("what is there is not a file"),
         _ if target.as_os_str().as_encoded_bytes().ends_with(b"/") => occupied("that is the name of a folder"),
+        // A name that is too long, or a file where a folder would have to be.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
         _ => Ok(()),
     }
 }
@@ -216,6 +213,7 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
 pub(super) fn check_folder_target(target: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(target) {
         Ok(_) => Err(Error::Occupied { path: target.to_owned(), reason: "it is there, and a folder is not replaced" }),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
         Err(_) => Ok(()),
     }
 }
@@ -261,7 +259,7 @@ pub(super) fn write_folder(
         let file = Sink::create(&path).map_err(failed("creating", &path))?;
         write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", &path))?;
     }
-    sync_folder(&temporary.path)?;
+    sync_folder(&temporary.path).map_err(failed("syncing the folder", &temporary.path))?;
     check_folder_target(target)?;
     temporary.rename(target)
 }
