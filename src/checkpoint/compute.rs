@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::file::reserve;
 use super::find::At;
 use super::inspect::{Sums, widen};
 use super::{Checkpoint, Error, FileDType, Finding, Problem, Rules};
@@ -224,6 +225,8 @@ impl Engine<'_> {
         }
         let batch = &mut self.batch;
         let (v, g, result) = (batch.v.len(), batch.g.len(), batch.results);
+        let path = &self.checkpoint.shards[input.v.0].path;
+        reserve(&mut batch.v, v_words, path)?;
         batch.v.resize(v + v_words, 0.0);
         batch.results += result_words;
         let v_bytes = &mut bytemuck::cast_slice_mut(&mut batch.v[v..])[..window.len() * dtype.size() as usize];
@@ -231,6 +234,7 @@ impl Engine<'_> {
         if norms.is_none() {
             self.zero_rows[number] += zero_rows(&window, dtype, v_bytes);
         }
+        reserve(&mut batch.g, g_words, path)?;
         batch.g.resize(g + g_words, 0.0);
         if let Some(at) = input.g {
             let gain = bytemuck::cast_slice_mut(&mut batch.g[g..g + window.rows.len()]);

@@ -11,6 +11,20 @@ pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error)
     move |source| Error::Io { doing, path: path.to_owned(), source }
 }
 
+/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more than
+/// there is, and Rust would end the process.
+pub(super) fn reserve<T>(vec: &mut Vec<T>, count: usize, path: &Path) -> Result<(), Error> {
+    vec.try_reserve(count).map_err(|_| failed("reading", path)(io::ErrorKind::OutOfMemory.into()))
+}
+
+/// So many elements to be overwritten, likewise.
+pub(super) fn buffer<T: Clone + Default>(count: usize, path: &Path) -> Result<Vec<T>, Error> {
+    let mut vec = vec![];
+    reserve(&mut vec, count, path)?;
+    vec.resize(count, T::default());
+    Ok(vec)
+}
+
 /// A file whose header has been read and checked. It stays open, so what is read is of the same file, whatever becomes
 /// of its name; nothing is mapped, so another process that cuts it makes an error and no crash.
 #[derive(Debug)]
@@ -44,7 +58,7 @@ impl Source {
         let mut first = [0; LENGTH_BYTES as usize];
         read_at(&file, &mut first, 0).map_err(failed("reading", path))?;
         let length = header::header_length(first, size).map_err(flaw)?;
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = buffer(length as usize, path)?;
         read_at(&file, &mut bytes, LENGTH_BYTES).map_err(failed("reading", path))?;
         let data_start = LENGTH_BYTES + length;
         let header = Header::parse(&bytes, size - data_start).map_err(flaw)?;

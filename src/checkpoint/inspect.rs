@@ -2,6 +2,7 @@
 use half::{bf16, f16};
 
 use super::compute::{Input, steps};
+use super::file::{buffer, reserve};
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 use crate::contract::Layout;
 
@@ -110,9 +111,10 @@ fn row(checkpoint: &Checkpoint, weight: FoundWeight, rules: &Rules, meter: &mut 
 fn read_gain(checkpoint: &Checkpoint, weight: &FoundWeight, rows: &Rows) -> Result<Vec<f64>, Error> {
     let info = checkpoint.at(weight.g);
     let size = info.dtype.bits() / 8;
-    let mut bytes = vec![0; rows.len() * size as usize];
-    checkpoint.shards[weight.g.0].read(info.begin + rows.start as u64 * size, &mut bytes)?;
-    let mut gain = Vec::with_capacity(rows.len());
+    let (source, mut gain) = (&checkpoint.shards[weight.g.0], vec![]);
+    let mut bytes = buffer(rows.len() * size as usize, &source.path)?;
+    reserve(&mut gain, rows.len(), &source.path)?;
+    source.read(info.begin + rows.start as u64 * size, &mut bytes)?;
     widen(info.dtype, &bytes, |x| gain.push(x));
     Ok(gain)
 }
@@ -138,23 +140,24 @@ impl Sums {
         rules: &Rules,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Sums, Error> {
-        let info = checkpoint.at(weight.v);
+        let (source, info) = (&checkpoint.shards[weight.v.0], checkpoint.at(weight.v));
         let Layout { outer, kept, inner } = weight.layout;
-        let is_empty = info.bytes() == 0;
-        let mut sums = Sums { squares: vec![0.0; rows.len()], non_zero: vec![is_empty; rows.len()], non_finite: 0 };
+        let (squares, non_zero) = (buffer(rows.len(), &source.path)?, buffer(rows.len(), &source.path)?);
+        let mut sums = Sums { squares, non_zero, non_finite: 0 };
+        sums.non_zero.fill(info.bytes() == 0);
         let size = info.dtype.bits() / 8;
         let run = inner as u64 * size;
         // Where they are all the rows, there is nothing between them from one slice to the next.
         let (pieces, length) = if rows.len() == kept { (1, info.bytes()) } else { (outer, rows.len() as u64 * run) };
         let window = rules.window_bytes().min(4 << 20) / size * size;
-        let mut buffer = vec![0; window.min(length) as usize];
+        let mut buffer = buffer(window.min(length) as usize, &source.path)?;
         for piece in 0..pieces as u64 {
             let begin = info.begin + (piece * kept as u64 + rows.start as u64) * run;
             let mut done = 0;
             while done < length {
                 let count = (length - done).min(window);
                 let bytes = &mut buffer[..count as usize];
-                checkpoint.shards[weight.v.0].read(begin + done, bytes)?;
+                source.read(begin + done, bytes)?;
                 let mut at = 0;
                 while at < count {
                     let run_number = (done + at) / run;
