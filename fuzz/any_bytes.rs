@@ -58,30 +58,35 @@ pub fn holds(gpu: &Gpu, folder: &Path, bytes: &[u8]) -> bool {
                 [(weight.spelling.g(name), spelling.g(name)), (weight.spelling.v(name), spelling.v(name))]
             });
             let count = before.is_kept_in(&after, renamed.map(|(old, new)| (old, Some(new))));
-            assert_eq!(after.0.len(), count);
+            assert_eq!(after.all.len(), count);
+            assert!(report.weights.iter().all(|weight| after.weights.contains(&weight.name)));
         }
         if let Some((report, after)) = look(split(gpu, &checkpoint, &output, spelling, &parted, &mut |_| ())) {
             let v = report.weights.iter().map(|weight| {
-                let is_copied = before.0[&weight.name].0 != Dtype::F64;
+                let is_copied = before.all[&weight.name].0 != Dtype::F64;
                 (weight.name.clone(), is_copied.then(|| spelling.v(&weight.name)))
             });
             before.is_kept_in(&after, v);
-            let has = |weight: &str| [spelling.g(weight), spelling.v(weight)].iter().all(|n| after.0.contains_key(n));
-            assert!(report.weights.iter().all(|weight| has(&weight.name)));
-            assert_eq!(after.0.len(), before.0.len() + report.weights.len());
+            let has = |weight: &str| [spelling.g(weight), spelling.v(weight)].iter().all(|n| after.all.contains_key(n));
+            assert!(report.weights.iter().all(|w| has(&w.name) && after.weights.contains(&w.name)));
+            assert_eq!(after.all.len(), before.all.len() + report.weights.len());
         }
     }
     if let Some((report, after)) = look(fold(gpu, &checkpoint, &output, &zeros, &mut |_| ())) {
         let halves = report.weights.iter().flat_map(|w| [w.spelling.g(&w.name), w.spelling.v(&w.name)]);
         before.is_kept_in(&after, halves.map(|half| (half, None)));
-        assert!(report.weights.iter().all(|weight| after.0[&weight.name].1 == weight.shape));
-        assert_eq!(after.0.len(), before.0.len() - report.weights.len());
+        assert!(report.weights.iter().all(|weight| after.all[&weight.name].1 == weight.shape));
+        assert_eq!(after.all.len(), before.all.len() - report.weights.len());
     }
     true
 }
 
-/// Storage type, shape and bytes by name, as the `safetensors` crate reads them.
-struct Tensors(HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>);
+struct Tensors {
+    /// Storage type, shape and bytes by name, as the `safetensors` crate reads them.
+    all: HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    /// What is found to be weight-normalized, or something of the kind.
+    weights: HashSet<String>,
+}
 
 impl Tensors {
     fn of(checkpoint: &Checkpoint) -> Tensors {
@@ -94,15 +99,17 @@ impl Tensors {
             );
         }
         assert_eq!(all.len(), checkpoint.tensors().count());
-        Tensors(all)
+        let found = checkpoint.weights(&Rules::default());
+        let odd = found.findings.into_iter().map(|finding| finding.weight);
+        Tensors { all, weights: found.weights.into_iter().map(|weight| weight.name).chain(odd).collect() }
     }
 
     /// Whether all tensors are there as they were: the `renamed` ones by their new names, or not as they were. Returns how many are.
     fn is_kept_in(&self, after: &Tensors, renamed: impl Iterator<Item = (String, Option<String>)>) -> usize {
         let (mut renamed, mut count): (HashMap<_, _>, _) = (renamed.collect(), 0);
-        for (name, tensor) in &self.0 {
+        for (name, tensor) in &self.all {
             if let Some(name) = renamed.remove(name).unwrap_or_else(|| Some(name.clone())) {
-                assert_eq!(after.0.get(&name), Some(tensor), "{name:?}");
+                assert_eq!(after.all.get(&name), Some(tensor), "{name:?}");
                 count += 1;
             }
         }

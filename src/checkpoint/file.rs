@@ -181,8 +181,16 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    fn create(path: &Path) -> io::Result<File> {
-        OpenOptions::new().write(true).create_new(true).open(path)
+    /// `like`: what it is to replace. Nobody may open the new one, not even for a moment, who may not open that.
+    fn create(path: &Path, like: Option<&fs::Metadata>) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        if let Some(like) = like {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            options.mode(like.permissions().mode() & 0o777);
+        }
+        options.open(path)
     }
 
     /// Writes the header.
@@ -216,7 +224,9 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
         }
         // To rename something to a device or a pipe, or to a link to one, takes its place.
         Ok(_) if fs::metadata(target).is_ok_and(|status| !status.is_file()) => occupied("what is there is not a file"),
-        _ if target.as_os_str().as_encoded_bytes().ends_with(b"/") => occupied("that is the name of a folder"),
+        _ if target.as_os_str().as_encoded_bytes().last().is_some_and(|&b| std::path::is_separator(b.into())) => {
+            occupied("that is the name of a folder")
+        }
         // A name that is too long, or a file where a folder would have to be.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
         _ => Ok(()),
@@ -239,8 +249,9 @@ pub(super) fn write_file(
     write: impl FnOnce(&[Sink]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     check_file_target(target)?;
-    let (temporary, file) = Temporary::new(target, false, Sink::create)?;
-    if let Some(status) = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file) {
+    let old = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file);
+    let (temporary, file) = Temporary::new(target, false, |path| Sink::create(path, old.as_ref()))?;
+    if let Some(status) = old {
         file.set_permissions(status.permissions()).map_err(failed("setting the permissions", &temporary.path))?;
     }
     let sink = Sink::begin(file, temporary.path.clone(), header)?;
@@ -262,7 +273,7 @@ pub(super) fn write_folder(
     let mut sinks = Vec::with_capacity(files.len());
     for (name, header) in files {
         let path = temporary.path.join(name);
-        let file = Sink::create(&path).map_err(failed("creating", &path))?;
+        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
         sinks.push(Sink::begin(file, path, header)?);
     }
     write(&sinks)?;
@@ -270,7 +281,7 @@ pub(super) fn write_folder(
     drop(sinks);
     for (name, text) in texts {
         let path = temporary.path.join(name);
-        let file = Sink::create(&path).map_err(failed("creating", &path))?;
+        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
         write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", &path))?;
     }
     sync_folder(&temporary.path).map_err(failed("syncing the folder", &temporary.path))?;

@@ -84,7 +84,8 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
                 });
                 *(if part == Part::G { &mut pair.g } else { &mut pair.v }) = Some(at);
             }
-        } else if let Some((name, _)) = names::parametrized(&tensor.name) {
+        }
+        for (name, _) in names::parametrized(&tensor.name).filter(|(_, rest)| names::half(rest).is_none()) {
             strangers.entry(name).or_insert(&tensor.name);
         }
     }
