@@ -1,7 +1,6 @@
 //! Killed while it converts.
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use safetensors::Dtype;
 use weightnorm::checkpoint::{Rules, Spelling, convert};
@@ -24,7 +23,7 @@ fn killed_child() {
     }
 }
 
-fn kill(times: usize) -> (usize, usize) {
+fn kill(times: usize) -> usize {
     let folder = Folder::new("killed");
     for (name, spelling) in [("a", Spelling::Suffixes), ("b", Spelling::Parametrizations)] {
         let mut tensors = vocoder(spelling, Dtype::F32);
@@ -35,7 +34,7 @@ fn kill(times: usize) -> (usize, usize) {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["checkpoint::killed::killed_child", "--exact", "--ignored"]).env(FOLDER, &folder.0);
     // What converting the one gives is the other, byte for byte.
-    killed::kill(times, Duration::from_millis(60), &folder, &mut child, ["b", "a"])
+    killed::kill(times, &folder, &mut child, ["b", "a"])
 }
 
 #[test]
@@ -46,9 +45,6 @@ fn killed_at_some_moments() {
 #[test]
 #[ignore = "takes half a minute"]
 fn killed_at_many_moments() {
-    let (unfinished, finished) = kill(150);
-    assert!(
-        unfinished > 30 && finished > 30,
-        "{unfinished} of 150 killed while they wrote, {finished} had written before"
-    );
+    let unfinished = kill(150);
+    assert!(unfinished > 30, "only {unfinished} of 150 were killed while they wrote");
 }
