@@ -1,38 +1,141 @@
 //! What has to hold of any bytes: for the fuzz target, and for the tests of the corpus.
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-use weightnorm::checkpoint::{Checkpoint, Rules, Spelling, convert, inspect};
+use safetensors::{Dtype, SafeTensors};
+use weightnorm::checkpoint::{Checkpoint, Error, Report, Rules, Spelling, check, convert, fold, inspect, split};
+use weightnorm::{Axis, DType, Gpu, Options};
 
 /// A file for the index to name.
 const SHARD: &[u8] = b"\x88\0\0\0\0\0\0\0{\"m.weight_g\":{\"dtype\":\"F16\",\"shape\":[1,1],\"data_offsets\":[0,2]},\
 \"m.weight_v\":{\"dtype\":\"F16\",\"shape\":[1,2],\"data_offsets\":[2,6]}}       \0<\0<\0<";
 
-/// An error, or a checkpoint whose weights can be found, looked at and renamed. The first byte says whether the rest is a
-/// `.safetensors` file or an index, beside which a file of its own lies. Works in `folder`; returns whether it is a checkpoint.
-pub fn check(folder: &Path, bytes: &[u8]) -> bool {
-    let Some((kind, bytes)) = bytes.split_first() else { return false };
-    let sharded = kind % 2 == 1;
-    let (path, output) = match sharded {
-        false => (folder.join("a.safetensors"), folder.join("b.safetensors")),
-        true => (folder.join("shards/a.safetensors.index.json"), folder.join("b")),
+/// On wgpu's `noop` backend: everything but the numbers, which are zeros.
+pub fn noop() -> Gpu {
+    let required_limits = wgpu::Limits { max_immediate_size: 64, ..wgpu::Limits::default() };
+    let required_features = wgpu::Features::IMMEDIATES;
+    let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+    let (device, queue) = wgpu::Device::noop(&descriptor);
+    Gpu::from_wgpu(device, queue, Options::default()).expect("WebGPU's default limits will do")
+}
+
+/// An error, or a checkpoint on which everything ends in findings and nothing written, or in a checkpoint with all the tensors
+/// that it should have. The first byte says whether the rest is a `.safetensors` file or an index, beside which a file
+/// of its own lies, and what the rules are. Works in `folder`; returns whether it is a checkpoint.
+pub fn holds(gpu: &Gpu, folder: &Path, bytes: &[u8]) -> bool {
+    let Some((&kind, bytes)) = bytes.split_first() else { return false };
+    let is = |bit: u8| kind >> bit & 1 == 1;
+    let inputs = folder.join("in");
+    fs::create_dir_all(&inputs).expect("the folder of the input can be made");
+    let (path, output) = match is(0) {
+        false => (inputs.join("a.safetensors"), folder.join("b.safetensors")),
+        true => (inputs.join("a.safetensors.index.json"), folder.join("b")),
     };
-    if sharded {
-        fs::create_dir_all(folder.join("shards")).expect("the folder of the shards can be made");
-        fs::write(folder.join("shards/s.safetensors"), SHARD).expect("the shard can be written");
-    }
+    fs::write(inputs.join("s.safetensors"), SHARD).expect("the shard can be written");
     fs::write(&path, bytes).expect("the input can be written");
     let Ok(checkpoint) = Checkpoint::open(&path) else { return false };
-    let rules = Rules::default();
+
+    let mut rules = Rules::default().window(if is(1) { 4096 } else { 1 << 20 });
+    for (bit, axis) in [(2, Axis::Kept(1)), (3, Axis::Whole)] {
+        rules = if is(bit) { rules.axis("*", axis) } else { rules };
+    }
+    let zeros = if is(4) { rules.clone().allow_zero_rows() } else { rules.clone() };
+    let mut parted = rules.clone().include(if is(5) { "*" } else { "*weight*" });
+    parted.gain = is(6).then_some(DType::F32);
+
     inspect(&checkpoint, &rules, &mut |_| ()).expect("a file that opens can be read");
+    match check(gpu, &checkpoint, &rules, &mut |_| ()) {
+        Ok(_) | Err(Error::NothingChosen { .. }) => {}
+        Err(other) => panic!("{other}"),
+    }
+    let before = Tensors::of(&checkpoint);
+    let look = |result| written(folder, &output, result);
     for spelling in [Spelling::Suffixes, Spelling::Parametrizations] {
-        if convert(&checkpoint, &output, spelling, &rules, &mut |_| ()).is_ok() {
-            let written = Checkpoint::open(&output).expect("what was written can be read");
-            assert_eq!(written.tensors().count(), checkpoint.tensors().count());
-            if sharded {
-                fs::remove_dir_all(&output).expect("the output can be removed");
-            }
+        if let Some((report, after)) = look(convert(&checkpoint, &output, spelling, &rules, &mut |_| ())) {
+            let renamed = report.weights.iter().flat_map(|weight| {
+                let name = &weight.name;
+                [(weight.spelling.g(name), spelling.g(name)), (weight.spelling.v(name), spelling.v(name))]
+            });
+            let count = before.is_kept_in(&after, renamed.map(|(old, new)| (old, Some(new))));
+            assert_eq!(after.all.len(), count);
+            assert!(report.weights.iter().all(|weight| after.weights.contains(&weight.name)));
+        }
+        if let Some((report, after)) = look(split(gpu, &checkpoint, &output, spelling, &parted, &mut |_| ())) {
+            let v = report.weights.iter().map(|weight| {
+                let is_copied = before.all[&weight.name].0 != Dtype::F64;
+                (weight.name.clone(), is_copied.then(|| spelling.v(&weight.name)))
+            });
+            before.is_kept_in(&after, v);
+            let has = |weight: &str| [spelling.g(weight), spelling.v(weight)].iter().all(|n| after.all.contains_key(n));
+            assert!(report.weights.iter().all(|w| has(&w.name) && after.weights.contains(&w.name)));
+            assert_eq!(after.all.len(), before.all.len() + report.weights.len());
         }
     }
+    if let Some((report, after)) = look(fold(gpu, &checkpoint, &output, &zeros, &mut |_| ())) {
+        let halves = report.weights.iter().flat_map(|w| [w.spelling.g(&w.name), w.spelling.v(&w.name)]);
+        before.is_kept_in(&after, halves.map(|half| (half, None)));
+        assert!(report.weights.iter().all(|weight| after.all[&weight.name].1 == weight.shape));
+        assert_eq!(after.all.len(), before.all.len() - report.weights.len());
+    }
     true
+}
+
+struct Tensors {
+    /// Storage type, shape and bytes by name, as the `safetensors` crate reads them.
+    all: HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    /// What is found to be weight-normalized, or something of the kind.
+    weights: HashSet<String>,
+}
+
+impl Tensors {
+    fn of(checkpoint: &Checkpoint) -> Tensors {
+        let mut all = HashMap::new();
+        for file in checkpoint.files() {
+            let bytes = fs::read(file).expect("a file that was read can be read");
+            let theirs = SafeTensors::deserialize(&bytes).expect("what opens here opens there");
+            all.extend(
+                theirs.iter().map(|(name, t)| (name.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec()))),
+            );
+        }
+        assert_eq!(all.len(), checkpoint.tensors().count());
+        let found = checkpoint.weights(&Rules::default());
+        let odd = found.findings.into_iter().map(|finding| finding.weight);
+        Tensors { all, weights: found.weights.into_iter().map(|weight| weight.name).chain(odd).collect() }
+    }
+
+    /// Whether all tensors are there as they were: the `renamed` ones by their new names, or not as they were. Returns how many are.
+    fn is_kept_in(&self, after: &Tensors, renamed: impl Iterator<Item = (String, Option<String>)>) -> usize {
+        let (mut renamed, mut count): (HashMap<_, _>, _) = (renamed.collect(), 0);
+        for (name, tensor) in &self.all {
+            if let Some(name) = renamed.remove(name).unwrap_or_else(|| Some(name.clone())) {
+                assert_eq!(after.all.get(&name), Some(tensor), "{name:?}");
+                count += 1;
+            }
+        }
+        assert!(renamed.is_empty(), "{renamed:?}");
+        count
+    }
+}
+
+/// What an operation wrote, which is removed. It wrote nothing if it failed, for which there are two reasons.
+fn written(folder: &Path, output: &Path, result: Result<Report, Error>) -> Option<(Report, Tensors)> {
+    let names = || fs::read_dir(folder).expect("the folder can be read").map(|e| e.expect("an entry").file_name());
+    let names: HashSet<_> = names().collect();
+    let report = match result {
+        Ok(report) => report,
+        Err(Error::Findings { .. } | Error::NothingChosen { .. }) => {
+            assert!(names.len() == 1, "{names:?}");
+            return None;
+        }
+        Err(other) => panic!("{other}"),
+    };
+    assert!(names.len() == 2, "{names:?}");
+    let checkpoint = Checkpoint::open(output).expect("what was written can be read");
+    assert_eq!(checkpoint.tensors().map(|tensor| tensor.bytes()).sum::<u64>(), report.bytes);
+    let tensors = Tensors::of(&checkpoint);
+    drop(checkpoint);
+    let removed = if output.is_dir() { fs::remove_dir_all(output) } else { fs::remove_file(output) };
+    removed.expect("the output can be removed");
+    Some((report, tensors))
 }

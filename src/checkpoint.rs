@@ -33,23 +33,29 @@
 //!
 //! Tensors that no weight takes part in, metadata, the order of the header and that of the data stay as they are, byte for
 //! byte: w has the place of v, g stands in front of v. (Where a tensor would not start at a multiple of its element size
-//! any more, the data is laid out anew with the largest elements first, as the `safetensors` crate does.) A file is written under a
-//! temporary name in the folder of the output (`.NAME.PROCESS-COUNT.tmp`), synced and renamed, so that whenever the process
-//! is killed or the machine stops, the output is the old file or the whole new one; a process that is killed leaves the temporary
-//! file. The output may be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without write
-//! permission is not replaced, nor a device or a pipe, nor a link to one.
+//! any more, the data is laid out anew with the largest elements first, as the `safetensors` crate does.) The output may
+//! be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without write permission is
+//! not replaced, nor a device or a pipe, nor a link to one.
 //!
 //! Of a sharded checkpoint the result is a new folder with the same files and an index with the same keys, written
 //! likewise; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.
 //!
 //! If there is any [`Finding`] that is not a warning, nothing is written.
 //!
+//! # What an error leaves, and a kill
+//!
+//! An output is written under a temporary name in its folder, `.weightnorm-PROCESS-COUNT.tmp`, synced, renamed, and then the
+//! folder is synced. So whenever the process ends or the machine stops, the output is the old file or the whole new one.
+//! After an error the temporary one is gone. A process that is killed leaves it behind, and it may be removed: by any
+//! signal, also that of a limit on the size of files (`ulimit -f`), unless it is ignored. To have no memory for a header or a
+//! window is an error; for something smaller it ends a Rust program, like a signal. Where only the last step fails, [`Error::Io`] says so: the new output is in place.
+//!
 //! # Memory
 //!
 //! Only headers are held in memory as a whole. Tensors pass in windows of [`Rules::window`] bytes, 64 MiB by default, of
 //! which at most four are there at a time, on the host; likewise on the device. A weight larger than that is
-//! computed in windows of whole rows where these lie together (axis 0), else read twice, once for the norms, which
-//! takes 8 bytes more for each row.
+//! computed in windows of whole rows where these lie together (axis 0), else some rows after the others, each read
+//! twice, once for the norms.
 mod compute;
 mod error;
 mod file;

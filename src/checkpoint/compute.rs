@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::file::reserve;
 use super::find::At;
 use super::inspect::{Sums, widen};
 use super::{Checkpoint, Error, FileDType, Finding, Problem, Rules};
@@ -76,21 +77,28 @@ impl Cut {
         self.inner >= self.layout.inner && self.outer >= self.layout.outer
     }
 
-    fn windows(&self) -> impl Iterator<Item = Window> {
-        let Cut { layout: Layout { outer, kept, inner }, .. } = *self;
-        let steps = |all: usize, step: usize| (0..all).step_by(step).map(move |at| at..all.min(at + step));
+    /// Rows that stand in the same windows.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        steps(self.layout.kept, self.rows)
+    }
+
+    /// All windows of a block.
+    fn windows(&self, rows: &Range<usize>) -> impl Iterator<Item = Window> {
+        let Layout { outer, kept, inner } = self.layout;
         steps(outer, self.outer).flat_map(move |os| {
-            steps(kept, self.rows).flat_map(move |rows| {
-                let os = os.clone();
-                steps(inner, self.inner).map(move |is| Window {
-                    first: (os.start as u64 * kept as u64 + rows.start as u64) * inner as u64 + is.start as u64,
-                    outer: os.len(),
-                    rows: rows.clone(),
-                    inner: is.len(),
-                })
+            steps(inner, self.inner).map(move |is| Window {
+                first: (os.start as u64 * kept as u64 + rows.start as u64) * inner as u64 + is.start as u64,
+                outer: os.len(),
+                rows: rows.clone(),
+                inner: is.len(),
             })
         })
     }
+}
+
+/// 0 to `all` in pieces of `step`, the last one maybe shorter.
+pub(super) fn steps(all: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..all).step_by(step).map(move |at| at..all.min(at.saturating_add(step)))
 }
 
 /// A window with what was read for it.
@@ -166,23 +174,23 @@ impl Engine<'_> {
         if input.layout.len() == 0 {
             return self.add_empty(number);
         }
-        let norms = if cut.whole_rows() {
-            None
-        } else {
-            let sums = Sums::read(self.checkpoint, input, self.rules, &mut |_| ())?;
-            self.zero_rows[number] = sums.zero_rows();
-            Some(sums.squares.iter().map(|&square| effective_norm(square, self.rules.eps)).collect::<Vec<f64>>())
-        };
-        if let (Some(norms), None) = (&norms, input.g) {
-            let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
-            let window = Window { first: 0, outer: 1, rows: 0..norms.len(), inner: 0 };
-            let result = bytemuck::cast_slice(&result);
-            (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
-            return Ok(());
-        }
-        for window in cut.windows() {
-            let norms = norms.as_ref().map(|norms| norms[window.rows.clone()].to_vec());
-            self.add_window(number, window, norms)?;
+        for rows in cut.blocks() {
+            let norms = if cut.whole_rows() {
+                None
+            } else {
+                let sums = Sums::read(self.checkpoint, input, &rows, self.rules, &mut |_| ())?;
+                self.zero_rows[number] += sums.zero_rows();
+                Some(sums.squares.iter().map(|&square| effective_norm(square, self.rules.eps)).collect::<Vec<f64>>())
+            };
+            if let (Some(norms), None) = (&norms, input.g) {
+                let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
+                let (window, result) = (Window { first: 0, outer: 1, rows, inner: 0 }, bytemuck::cast_slice(&result));
+                (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
+                continue;
+            }
+            for window in cut.windows(&rows) {
+                self.add_window(number, window, norms.clone())?;
+            }
         }
         Ok(())
     }
@@ -196,8 +204,7 @@ impl Engine<'_> {
         let (all, at_once) = (input.layout.kept, (self.capacity / 8) as usize);
         let norms = vec![effective_norm(0.0, self.rules.eps); all.min(at_once)];
         let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
-        for first in (0..all).step_by(at_once) {
-            let rows = first..all.min(first + at_once);
+        for rows in steps(all, at_once) {
             let (norms, result) = (&norms[..rows.len()], bytemuck::cast_slice(&result[..rows.len()]));
             let window = Window { first: 0, outer: 1, rows, inner: 0 };
             (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
@@ -218,6 +225,8 @@ impl Engine<'_> {
         }
         let batch = &mut self.batch;
         let (v, g, result) = (batch.v.len(), batch.g.len(), batch.results);
+        let path = &self.checkpoint.shards[input.v.0].path;
+        reserve(&mut batch.v, v_words, path)?;
         batch.v.resize(v + v_words, 0.0);
         batch.results += result_words;
         let v_bytes = &mut bytemuck::cast_slice_mut(&mut batch.v[v..])[..window.len() * dtype.size() as usize];
@@ -225,6 +234,7 @@ impl Engine<'_> {
         if norms.is_none() {
             self.zero_rows[number] += zero_rows(&window, dtype, v_bytes);
         }
+        reserve(&mut batch.g, g_words, path)?;
         batch.g.resize(g + g_words, 0.0);
         if let Some(at) = input.g {
             let gain = bytemuck::cast_slice_mut(&mut batch.g[g..g + window.rows.len()]);

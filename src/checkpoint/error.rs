@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 /// Everything that can go wrong with checkpoints. Whatever it is, no file is left half written: the output is what it was
-/// before, or not there.
+/// before, or not there. With one exception it is whole and new: where the folder cannot be synced after the output was
+/// renamed, which [`Error::Io`] then says. All that is missing is the certainty that it stays so if the machine stops.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

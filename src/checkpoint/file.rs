@@ -11,6 +11,20 @@ pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error)
     move |source| Error::Io { doing, path: path.to_owned(), source }
 }
 
+/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more than
+/// there is, and Rust would end the process.
+pub(super) fn reserve<T>(vec: &mut Vec<T>, count: usize, path: &Path) -> Result<(), Error> {
+    vec.try_reserve(count).map_err(|_| failed("reading", path)(io::ErrorKind::OutOfMemory.into()))
+}
+
+/// So many elements to be overwritten, likewise.
+pub(super) fn buffer<T: Clone + Default>(count: usize, path: &Path) -> Result<Vec<T>, Error> {
+    let mut vec = vec![];
+    reserve(&mut vec, count, path)?;
+    vec.resize(count, T::default());
+    Ok(vec)
+}
+
 /// A file whose header has been read and checked. It stays open, so what is read is of the same file, whatever becomes
 /// of its name; nothing is mapped, so another process that cuts it makes an error and no crash.
 #[derive(Debug)]
@@ -44,7 +58,7 @@ impl Source {
         let mut first = [0; LENGTH_BYTES as usize];
         read_at(&file, &mut first, 0).map_err(failed("reading", path))?;
         let length = header::header_length(first, size).map_err(flaw)?;
-        let mut bytes = vec![0; length as usize];
+        let mut bytes = buffer(length as usize, path)?;
         read_at(&file, &mut bytes, LENGTH_BYTES).map_err(failed("reading", path))?;
         let data_start = LENGTH_BYTES + length;
         let header = Header::parse(&bytes, size - data_start).map_err(flaw)?;
@@ -97,7 +111,8 @@ fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
 
 /// A path beside `target` that is there only until it is renamed to `target`, or dropped.
 ///
-/// The name is `.NAME.PROCESS-COUNT.tmp`. A process that is killed leaves it behind, and `target` as it was.
+/// The name is `.weightnorm-PROCESS-COUNT.tmp`: short, so that it fits wherever that of `target` does. A process that is
+/// killed leaves it behind, and `target` as it was.
 #[derive(Debug)]
 struct Temporary {
     path: PathBuf,
@@ -110,16 +125,13 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 impl Temporary {
     /// Makes it with `make`, which fails if it is there.
     fn new<T>(target: &Path, is_folder: bool, make: impl Fn(&Path) -> io::Result<T>) -> Result<(Temporary, T), Error> {
-        let Some(name) = target.file_name() else {
+        if target.file_name().is_none() {
             let reason = "an output needs a name of its own";
             return Err(Error::Occupied { path: target.to_owned(), reason });
-        };
+        }
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let mut hidden = std::ffi::OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{count}.tmp", std::process::id()));
-            let path = target.with_file_name(hidden);
+            let path = target.with_file_name(format!(".weightnorm-{}-{count}.tmp", std::process::id()));
             match make(&path) {
                 Ok(made) => return Ok((Temporary { path, is_folder, renamed: false }, made)),
                 // Left by a process of the same number that was killed.
@@ -132,7 +144,8 @@ impl Temporary {
     fn rename(mut self, target: &Path) -> Result<(), Error> {
         fs::rename(&self.path, target).map_err(failed("renaming the finished output to it", target))?;
         self.renamed = true;
-        sync_folder(folder_of(target))
+        let folder = folder_of(target);
+        sync_folder(folder).map_err(failed("syncing the folder, the new output being in place", folder))
     }
 }
 
@@ -155,12 +168,8 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Makes names in a folder last. On Windows there is no such thing.
-fn sync_folder(path: &Path) -> Result<(), Error> {
-    if cfg!(unix) {
-        let synced = File::open(path).and_then(|folder| folder.sync_all());
-        synced.map_err(failed("syncing the folder", path))?;
-    }
-    Ok(())
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
 /// A file being written.
@@ -172,8 +181,16 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    fn create(path: &Path) -> io::Result<File> {
-        OpenOptions::new().write(true).create_new(true).open(path)
+    /// `like`: what it is to replace. Nobody may open the new one, not even for a moment, who may not open that.
+    fn create(path: &Path, like: Option<&fs::Metadata>) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        if let Some(like) = like {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            options.mode(like.permissions().mode() & 0o777);
+        }
+        options.open(path)
     }
 
     /// Writes the header.
@@ -207,7 +224,11 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
         }
         // To rename something to a device or a pipe, or to a link to one, takes its place.
         Ok(_) if fs::metadata(target).is_ok_and(|status| !status.is_file()) => occupied("what is there is not a file"),
-        _ if target.as_os_str().as_encoded_bytes().ends_with(b"/") => occupied("that is the name of a folder"),
+        _ if target.as_os_str().as_encoded_bytes().last().is_some_and(|&b| std::path::is_separator(b.into())) => {
+            occupied("that is the name of a folder")
+        }
+        // A name that is too long, or a file where a folder would have to be.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
         _ => Ok(()),
     }
 }
@@ -216,6 +237,7 @@ pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
 pub(super) fn check_folder_target(target: &Path) -> Result<(), Error> {
     match fs::symlink_metadata(target) {
         Ok(_) => Err(Error::Occupied { path: target.to_owned(), reason: "it is there, and a folder is not replaced" }),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
         Err(_) => Ok(()),
     }
 }
@@ -227,8 +249,9 @@ pub(super) fn write_file(
     write: impl FnOnce(&[Sink]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     check_file_target(target)?;
-    let (temporary, file) = Temporary::new(target, false, Sink::create)?;
-    if let Some(status) = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file) {
+    let old = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file);
+    let (temporary, file) = Temporary::new(target, false, |path| Sink::create(path, old.as_ref()))?;
+    if let Some(status) = old {
         file.set_permissions(status.permissions()).map_err(failed("setting the permissions", &temporary.path))?;
     }
     let sink = Sink::begin(file, temporary.path.clone(), header)?;
@@ -250,7 +273,7 @@ pub(super) fn write_folder(
     let mut sinks = Vec::with_capacity(files.len());
     for (name, header) in files {
         let path = temporary.path.join(name);
-        let file = Sink::create(&path).map_err(failed("creating", &path))?;
+        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
         sinks.push(Sink::begin(file, path, header)?);
     }
     write(&sinks)?;
@@ -258,10 +281,10 @@ pub(super) fn write_folder(
     drop(sinks);
     for (name, text) in texts {
         let path = temporary.path.join(name);
-        let file = Sink::create(&path).map_err(failed("creating", &path))?;
+        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
         write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", &path))?;
     }
-    sync_folder(&temporary.path)?;
+    sync_folder(&temporary.path).map_err(failed("syncing the folder", &temporary.path))?;
     check_folder_target(target)?;
     temporary.rename(target)
 }

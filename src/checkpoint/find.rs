@@ -75,16 +75,17 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     let mut order = vec![];
     let mut strangers: HashMap<String, &str> = HashMap::new();
     for (at, tensor) in checkpoint.places() {
-        if let Some((spelling, name, part)) = Spelling::parse(&tensor.name) {
-            if rules.chooses(&name) {
-                let key = (name, spelling);
-                let pair = halves.entry(key.clone()).or_insert_with(|| {
-                    order.push(key);
-                    Halves::default()
-                });
-                *(if part == Part::G { &mut pair.g } else { &mut pair.v }) = Some(at);
-            }
-        } else if let Some((name, _)) = names::parametrized(&tensor.name) {
+        if let Some((spelling, name, part)) = Spelling::parse(&tensor.name)
+            && rules.chooses(&name)
+        {
+            let key = (name, spelling);
+            let pair = halves.entry(key.clone()).or_insert_with(|| {
+                order.push(key);
+                Halves::default()
+            });
+            *(if part == Part::G { &mut pair.g } else { &mut pair.v }) = Some(at);
+        }
+        for (name, _) in names::parametrized(&tensor.name).filter(|(_, rest)| names::half(rest).is_none()) {
             strangers.entry(name).or_insert(&tensor.name);
         }
     }

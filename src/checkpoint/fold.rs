@@ -6,6 +6,7 @@ use super::compute::{self, Input, computed};
 use super::file::Sink;
 use super::find::{At, Wanted};
 use super::inspect::widen;
+use super::names::is_parameter;
 use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
 use crate::contract::{Layout, norms_shape};
@@ -164,7 +165,7 @@ fn plain(
     let halves: HashSet<At> = checkpoint.weights(&everything).weights.iter().flat_map(|w| [w.g, w.v]).collect();
     let (mut weights, mut findings) = (vec![], vec![]);
     for (at, tensor) in checkpoint.places() {
-        if !rules.chooses(&tensor.name) || halves.contains(&at) {
+        if !rules.chooses(&tensor.name) || halves.contains(&at) || !is_parameter(&tensor.name) {
             continue;
         }
         let mut report = |problem| findings.push(Finding { weight: tensor.name.clone(), problem });

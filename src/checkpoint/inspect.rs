@@ -1,7 +1,8 @@
 //! A look at the numbers of weights, in f64 on the CPU.
 use half::{bf16, f16};
 
-use super::compute::Input;
+use super::compute::{Input, steps};
+use super::file::{buffer, reserve};
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 use crate::contract::Layout;
 
@@ -43,13 +44,13 @@ pub struct Range {
 }
 
 impl Range {
-    /// Of the finite ones among them.
-    fn of(numbers: impl Iterator<Item = f64>) -> Option<Range> {
+    /// That has room for the finite ones among them too.
+    fn with(range: Option<Range>, numbers: impl Iterator<Item = f64>) -> Option<Range> {
         let widen = |range: Option<Range>, x: f64| {
             let Range { min, max } = range.unwrap_or(Range { min: x, max: x });
             Some(Range { min: min.min(x), max: max.max(x) })
         };
-        numbers.filter(|x| x.is_finite()).fold(None, widen)
+        numbers.filter(|x| x.is_finite()).fold(range, widen)
     }
 }
 
@@ -90,30 +91,38 @@ pub fn inspect(
 }
 
 fn row(checkpoint: &Checkpoint, weight: FoundWeight, rules: &Rules, meter: &mut Meter<'_>) -> Result<Row, Error> {
-    let name = weight.name.clone();
-    let sums = Sums::read(checkpoint, &Input::of(&weight, None), rules, &mut |bytes| meter.add(&name, bytes))?;
-    let g = read_gain(checkpoint, &weight)?;
-    let norms = || sums.squares.iter().map(|square| square.sqrt());
-    Ok(Row {
-        norm: Range::of(norms()),
-        ratio: Range::of(g.iter().zip(norms()).map(|(g, norm)| g / norm)),
-        zero_rows: sums.zero_rows(),
-        non_finite: sums.non_finite + g.iter().filter(|g| !g.is_finite()).count() as u64,
-        weight,
-    })
+    let (name, input) = (weight.name.clone(), Input::of(&weight, None));
+    let mut row = Row { weight, norm: None, ratio: None, zero_rows: 0, non_finite: 0 };
+    // A row takes 25 bytes here, whatever its length: sums, and g as it is stored and as it is compared.
+    let block = (rules.window_bytes() / 32) as usize;
+    for rows in steps(input.layout.kept, block) {
+        let sums = Sums::read(checkpoint, &input, &rows, rules, &mut |bytes| meter.add(&name, bytes))?;
+        let g = read_gain(checkpoint, &row.weight, &rows)?;
+        let norms = || sums.squares.iter().map(|square| square.sqrt());
+        row.norm = Range::with(row.norm, norms());
+        row.ratio = Range::with(row.ratio, g.iter().zip(norms()).map(|(g, norm)| g / norm));
+        row.zero_rows += sums.zero_rows();
+        row.non_finite += sums.non_finite + g.iter().filter(|g| !g.is_finite()).count() as u64;
+    }
+    Ok(row)
 }
 
-/// All of g, widened.
-fn read_gain(checkpoint: &Checkpoint, weight: &FoundWeight) -> Result<Vec<f64>, Error> {
+/// Some of g, widened.
+fn read_gain(checkpoint: &Checkpoint, weight: &FoundWeight, rows: &Rows) -> Result<Vec<f64>, Error> {
     let info = checkpoint.at(weight.g);
-    let mut bytes = vec![0; info.bytes() as usize];
-    checkpoint.shards[weight.g.0].read(info.begin, &mut bytes)?;
-    let mut gain = vec![];
+    let size = info.dtype.bits() / 8;
+    let (source, mut gain) = (&checkpoint.shards[weight.g.0], vec![]);
+    let mut bytes = buffer(rows.len() * size as usize, &source.path)?;
+    reserve(&mut gain, rows.len(), &source.path)?;
+    source.read(info.begin + rows.start as u64 * size, &mut bytes)?;
     widen(info.dtype, &bytes, |x| gain.push(x));
     Ok(gain)
 }
 
-/// Of the rows of v.
+/// Indices along the kept axis.
+type Rows = std::ops::Range<usize>;
+
+/// Of some rows of v.
 pub(super) struct Sums {
     /// Sums of squares: in f64 they neither overflow nor underflow for numbers in the range of f32.
     pub squares: Vec<f64>,
@@ -123,33 +132,43 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// In one pass, window by window.
+    /// In one pass, window by window: each slice of v has those rows side by side.
     pub fn read(
         checkpoint: &Checkpoint,
         weight: &Input,
+        rows: &Rows,
         rules: &Rules,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Sums, Error> {
-        let info = checkpoint.at(weight.v);
-        let Layout { kept, inner, .. } = weight.layout;
-        let mut sums = Sums { squares: vec![0.0; kept], non_zero: vec![info.bytes() == 0; kept], non_finite: 0 };
+        let (source, info) = (&checkpoint.shards[weight.v.0], checkpoint.at(weight.v));
+        let Layout { outer, kept, inner } = weight.layout;
+        let (squares, non_zero) = (buffer(rows.len(), &source.path)?, buffer(rows.len(), &source.path)?);
+        let mut sums = Sums { squares, non_zero, non_finite: 0 };
+        sums.non_zero.fill(info.bytes() == 0);
         let size = info.dtype.bits() / 8;
+        let run = inner as u64 * size;
+        // Where they are all the rows, there is nothing between them from one slice to the next.
+        let (pieces, length) = if rows.len() == kept { (1, info.bytes()) } else { (outer, rows.len() as u64 * run) };
         let window = rules.window_bytes().min(4 << 20) / size * size;
-        let mut buffer = vec![0; window.min(info.bytes()) as usize];
-        let (mut done, run) = (0, inner as u64 * size);
-        while done < info.bytes() {
-            let count = (info.bytes() - done).min(window);
-            let bytes = &mut buffer[..count as usize];
-            checkpoint.shards[weight.v.0].read(info.begin + done, bytes)?;
-            let mut at = 0;
-            while at < count {
-                let run_number = (done + at) / run;
-                let end = ((run_number + 1) * run - done).min(count);
-                sums.add((run_number % kept as u64) as usize, info.dtype, &bytes[at as usize..end as usize]);
-                at = end;
+        let mut buffer = buffer(window.min(length) as usize, &source.path)?;
+        for piece in 0..pieces as u64 {
+            let begin = info.begin + (piece * kept as u64 + rows.start as u64) * run;
+            let mut done = 0;
+            while done < length {
+                let count = (length - done).min(window);
+                let bytes = &mut buffer[..count as usize];
+                source.read(begin + done, bytes)?;
+                let mut at = 0;
+                while at < count {
+                    let run_number = (done + at) / run;
+                    let end = ((run_number + 1) * run - done).min(count);
+                    let row = (run_number % rows.len() as u64) as usize;
+                    sums.add(row, info.dtype, &bytes[at as usize..end as usize]);
+                    at = end;
+                }
+                done += count;
+                progress(count);
             }
-            done += count;
-            progress(count);
         }
         Ok(sums)
     }

@@ -54,20 +54,15 @@ impl Spelling {
 
     /// Which part of which parameter a tensor of this name would be.
     pub(super) fn parse(name: &str) -> Option<(Spelling, String, Part)> {
-        if let Some((parameter, rest)) = parametrized(name) {
-            let part = match rest {
-                "original0" => Part::G,
-                "original1" => Part::V,
-                _ => return None,
-            };
-            return Some((Spelling::Parametrizations, parameter, part));
+        let half = |(parameter, rest)| Some((Spelling::Parametrizations, parameter, half(rest)?));
+        if let Some(parsed) = parametrized(name).find_map(half) {
+            return Some(parsed);
         }
         let (parameter, part) = match name.strip_suffix("_g") {
             Some(parameter) => (parameter, Part::G),
             None => (name.strip_suffix("_v")?, Part::V),
         };
-        let named = !parameter.is_empty() && !parameter.ends_with('.');
-        named.then(|| (Spelling::Suffixes, parameter.to_owned(), part))
+        is_parameter(parameter).then(|| (Spelling::Suffixes, parameter.to_owned(), part))
     }
 }
 
@@ -80,15 +75,28 @@ impl fmt::Display for Spelling {
     }
 }
 
-/// A name `[MODULE.]parametrizations.NAME.REST` as (`[MODULE.]NAME`, `REST`).
-pub(super) fn parametrized(name: &str) -> Option<(String, &str)> {
-    let at = match name.rfind(".parametrizations.") {
-        Some(dot) => dot + 1,
-        None if name.starts_with(GROUP) => 0,
-        None => return None,
-    };
-    let (parameter, rest) = name[at + GROUP.len()..].split_once('.')?;
-    (!parameter.is_empty()).then(|| (format!("{}{parameter}", &name[..at]), rest))
+/// Whether a parameter may be called so: the names of its two tensors then say what it is called.
+pub(super) fn is_parameter(name: &str) -> bool {
+    !name.is_empty() && !name.ends_with('.')
+}
+
+/// A name `[MODULE.]parametrizations.NAME.REST` as (`[MODULE.]NAME`, `REST`). Parametrizations have modules and these again
+/// parametrizations: the outermost first.
+pub(super) fn parametrized(name: &str) -> impl Iterator<Item = (String, &str)> {
+    let groups = name.match_indices(GROUP).map(|(at, _)| name.split_at(at));
+    groups.filter(|(module, _)| module.is_empty() || module.ends_with('.')).filter_map(|(module, rest)| {
+        let (parameter, rest) = rest[GROUP.len()..].split_once('.')?;
+        (!parameter.is_empty()).then(|| (format!("{module}{parameter}"), rest))
+    })
+}
+
+/// Which half that rest says it is.
+pub(super) fn half(rest: &str) -> Option<Part> {
+    match rest {
+        "original0" => Some(Part::G),
+        "original1" => Some(Part::V),
+        _ => None,
+    }
 }
 
 /// Whether one half of a pair says by its name that the other is missing: `weight_g`, `bias_v`, `weight_hh_l0_g`,

@@ -188,7 +188,7 @@ impl<'a> Plan<'a> {
     }
 
     fn copy(&self, sinks: &[Sink], rules: &Rules, meter: &mut Meter<'_>) -> Result<(), Error> {
-        let mut buffer = vec![0; rules.window_bytes().min(4 << 20) as usize];
+        let mut buffer = file::buffer(rules.window_bytes().min(4 << 20) as usize, &self.checkpoint.path)?;
         for &(from, (file, to)) in &self.copies {
             let (source, tensor) = (&self.checkpoint.shards[from.0], self.checkpoint.at(from));
             let mut done = 0;

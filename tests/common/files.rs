@@ -24,11 +24,16 @@ impl Folder {
 
     /// What lies in it.
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            std::fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into()).collect();
-        names.sort();
-        names
+        names_in(&self.0)
     }
+}
+
+/// What lies in a folder.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into()).collect();
+    names.sort();
+    names
 }
 
 impl Drop for Folder {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
 pub mod files;
+pub mod killed;
 pub mod misuse;
 pub mod program;
 
@@ -412,4 +413,17 @@ pub fn compare(
         None => Ok(worst),
         Some(first) => Err(format!("{offenders} of {} elements are off, the first: {first}", got.len())),
     }
+}
+
+/// The most memory that this process had since [`reset_peak`], in bytes, where Linux tells.
+pub fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// Where Linux can.
+pub fn reset_peak() -> std::io::Result<()> {
+    let file = Path::new("/proc/self/clear_refs");
+    if file.exists() { std::fs::write(file, "5") } else { Ok(()) }
 }

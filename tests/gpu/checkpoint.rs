@@ -8,7 +8,7 @@ use weightnorm::checkpoint::{self, Checkpoint, Error, FileDType, Problem, Report
 use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
 use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write, write_sharded};
-use crate::common::{compare, flush_bound, norm_bound, row_of, weight_bound};
+use crate::common::{compare, flush_bound, killed, norm_bound, peak, reset_peak, row_of, weight_bound};
 use crate::data::norm_chain;
 use crate::{Failed, Needs, Outcome, Suite};
 
@@ -31,6 +31,7 @@ pub fn register(suite: &mut Suite) {
     let last = suite.trials.pop();
     suite.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
     suite.test("checkpoint::larger_than_the_window", Needs::Time, larger_than_the_window);
+    suite.test("checkpoint::killed_at_many_moments", Needs::Time, killed_at_many_moments);
     suite.test(CHILD, Needs::Time, child);
 }
 
@@ -617,6 +618,46 @@ fn child(gpu: &Gpu) -> Outcome {
     if let Some(folder) = std::env::var_os("WEIGHTNORM_TEST_LARGE") {
         return fold_a_large_file(gpu, Path::new(&folder));
     }
+    if let Some(folder) = std::env::var_os("WEIGHTNORM_TEST_ROWS") {
+        return fold_many_rows(gpu, Path::new(&folder));
+    }
+    if let Some(folder) = std::env::var_os("WEIGHTNORM_TEST_KILLED") {
+        killed::write_for_ever(Path::new(&folder), |_, checkpoint, output| {
+            checkpoint::fold(gpu, checkpoint, output, &small_windows(), &mut |_| ()).unwrap();
+        });
+    }
+    Ok(())
+}
+
+fn small_windows() -> Rules {
+    Rules::default().window(64 << 10)
+}
+
+/// Killed while it folds in windows, 120 times.
+fn killed_at_many_moments(gpu: &Gpu) -> Outcome {
+    let folder = Folder::new("killed");
+    for (name, dtype) in [("a", Dtype::F32), ("b", Dtype::BF16)] {
+        let mut tensors = vocoder(Spelling::Suffixes, dtype);
+        tensors.push(made("rows.weight_v", dtype, &[256, 1 << 10], 1));
+        tensors.push(made("rows.weight_g", dtype, &[256, 1], 2));
+        tensors.push(made("columns.weight_v", dtype, &[1 << 10, 256], 3));
+        tensors.push(made("columns.weight_g", dtype, &[1, 256], 4));
+        killed::prepare(&folder.0, name, tensors);
+        let to = format!("{name}-folded");
+        fold_to(
+            gpu,
+            &folder.join(&format!("{name}.safetensors")),
+            &folder.join(&format!("{to}.safetensors")),
+            &small_windows(),
+        )?;
+        let report = fold_to(gpu, &folder.join(name), &folder.join(&to), &small_windows())?;
+        assert!(report.submissions > 16, "{}", report.submissions);
+    }
+    let mut child = std::process::Command::new(std::env::current_exe()?);
+    child.args([CHILD, "--exact", "--ignored"]).env("WEIGHTNORM_TEST_KILLED", &folder.0);
+    let unfinished = killed::kill(120, &folder, &mut child, ["a-folded", "b-folded"]);
+    println!("{unfinished} of 120 killed while they wrote");
+    assert!(unfinished > 30, "only {unfinished} of 120 were killed while they wrote");
     Ok(())
 }
 
@@ -637,18 +678,50 @@ fn on_a_full_disk(gpu: &Gpu, folder: &Path) -> Outcome {
     Ok(())
 }
 
-/// Files of more than the default window, along axis 0 and along axis 1, in bounded memory.
+/// Files of more than the default window, along axis 0 and along axis 1, in bounded memory; and with more rows than fit into it.
 fn larger_than_the_window(_: &Gpu) -> Outcome {
     let folder = Folder::new("large");
-    let me = std::env::current_exe()?;
-    let output = std::process::Command::new(me)
-        .args([CHILD, "--exact", "--ignored"])
-        .env("WEIGHTNORM_TEST_LARGE", &folder.0)
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let passed = output.status.success() && text.contains("1 passed");
-    println!("{}", text.lines().filter(|line| line.contains("MiB")).collect::<Vec<_>>().join("\n"));
-    if passed { Ok(()) } else { Err(format!("{text}\n{}", String::from_utf8_lossy(&output.stderr)).into()) }
+    for test in ["WEIGHTNORM_TEST_LARGE", "WEIGHTNORM_TEST_ROWS"] {
+        let output = std::process::Command::new(std::env::current_exe()?)
+            .args([CHILD, "--exact", "--ignored"])
+            .env(test, &folder.0)
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{}", text.lines().filter(|line| line.contains("peak memory")).collect::<Vec<_>>().join("\n"));
+        if !output.status.success() || !text.contains("1 passed") {
+            return Err(format!("{text}\n{}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+    }
+    Ok(())
+}
+
+/// 4 Mi rows of two elements each, which lie far apart, and of one.
+fn fold_many_rows(gpu: &Gpu, folder: &Path) -> Outcome {
+    let (from, output) = (folder.join("rows.safetensors"), folder.join("folded.safetensors"));
+    let write_rows = |rows| {
+        let tensors = [
+            made("a.weight_v", Dtype::F32, &[2, rows], 1),
+            made("a.weight_g", Dtype::F32, &[1, rows], 2),
+            made("b.weight_v", Dtype::F32, &[rows], 3),
+            made("b.weight_g", Dtype::F32, &[rows], 4),
+        ];
+        write(&from, &tensors, &[]);
+        tensors
+    };
+    let rules = Rules::default().window(1 << 20);
+    // The first time for the kernels.
+    write_rows(1 << 18);
+    fold_to(gpu, &from, &output, &rules)?;
+    let tensors = write_rows(1 << 22);
+    reset_peak()?;
+    let before = peak();
+    fold_to(gpu, &from, &output, &rules)?;
+    if let (Some(before), Some(after)) = (before, peak()) {
+        println!("peak memory: {} KiB more, in windows of 1 MiB", (after - before) >> 10);
+        assert!(after - before < 8 << 20, "{} KiB", (after - before) >> 10);
+    }
+    let axis = |name: &str| Axis::Kept(usize::from(name == "a.weight"));
+    is_folded(&std::fs::read(&output)?, &tensors, axis, Eps::default())
 }
 
 fn fold_a_large_file(gpu: &Gpu, folder: &Path) -> Outcome {
@@ -704,11 +777,4 @@ fn fold_a_large_file(gpu: &Gpu, folder: &Path) -> Outcome {
         compare(&numbers(Dtype::F32, &bytes), &expected, Some(DType::F32), bound)?;
     }
     Ok(())
-}
-
-/// The most memory that this process ever had, in bytes, where Linux tells.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }

@@ -53,6 +53,31 @@ fn names_without_a_module_too() {
     assert_eq!(Spelling::Parametrizations.v("a.b"), "a.parametrizations.b.original1");
 }
 
+/// A parametrization may have modules, and these weights again; and a parameter any name but none.
+#[test]
+fn names_within_parametrizations() {
+    let lora = "conv.parametrizations.weight.1.down.weight";
+    for name in [lora, "m.parametrizations", "parametrizations", "a.parametrizations.b", "parametrizations.original0"] {
+        for spelling in [Spelling::Suffixes, Spelling::Parametrizations] {
+            let of = |name: &str| {
+                [made(&spelling.g(name), Dtype::F32, &[3, 1], 1), made(&spelling.v(name), Dtype::F32, &[3, 2], 2)]
+            };
+            let found = find(&of(name), &Rules::default());
+            assert_eq!((found.weights[0].name.as_str(), found.weights[0].spelling), (name, spelling));
+            assert_eq!((found.weights.len(), found.findings.len()), (1, 0));
+            if name == lora {
+                // It belongs to the outer parameter, which then is not weight-normalized alone.
+                let outer = [Spelling::Parametrizations.g("conv.weight"), Spelling::Parametrizations.v("conv.weight")];
+                let [g, v] = outer.map(|name| if name.ends_with('0') { (name, [3, 1]) } else { (name, [3, 2]) });
+                let outer = [g, v].map(|(name, shape)| made(&name, Dtype::F32, &shape, 3));
+                let found = find(&[outer, of(name)].concat(), &Rules::default());
+                assert_eq!((found.weights.len(), &*found.findings[0].weight), (1, "conv.weight"));
+                assert!(matches!(found.findings[0].problem, Problem::OtherParametrization { .. }));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_axis_follows_from_the_shapes() {
     type Case<'a> = (&'a [usize], &'a [usize], Result<Axis, &'a [usize]>);

@@ -3,7 +3,7 @@ use safetensors::Dtype;
 use weightnorm::checkpoint::{Checkpoint, Inspection, Problem, Range, Rules, Spelling, inspect};
 use weightnorm::cpu;
 
-use crate::common::files::{Folder, Made, of_numbers, vocoder, write};
+use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write};
 use crate::common::*;
 
 fn look(tensors: &[Made], rules: &Rules) -> Inspection {
@@ -23,9 +23,19 @@ fn look(tensors: &[Made], rules: &Rules) -> Inspection {
 #[test]
 fn inspect_equals_the_reference_whatever_the_window() {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
-        let tensors = vocoder(Spelling::Suffixes, dtype);
+        let mut tensors = vocoder(Spelling::Suffixes, dtype);
+        // More rows than are looked at together: one behind the other, and slices apart.
+        let many: [(&str, &[usize], &[usize]); 3] = [
+            ("x.weight", &[1031, 3], &[1031, 1]),
+            ("y.weight", &[7, 1031], &[1, 1031]),
+            ("z.weight", &[3, 257, 2], &[257]),
+        ];
+        for (seed, (name, shape, g_shape)) in (20..).zip(many) {
+            tensors.push(made(&format!("{name}_v"), dtype, shape, seed));
+            tensors.push(made(&format!("{name}_g"), dtype, g_shape, seed + 10));
+        }
         let inspection = look(&tensors, &Rules::default());
-        assert_eq!((inspection.rows.len(), inspection.others), (7, 5));
+        assert_eq!((inspection.rows.len(), inspection.others), (10, 5));
         assert!(inspection.findings.iter().all(|f| f.problem == Problem::Narrowed));
         for row in &inspection.rows {
             let numbers = |name: String| widened(tensors.iter().find(|t| t.name == name).unwrap());
@@ -102,4 +112,42 @@ fn inspect_a_trained_network() {
     let pairs = file.tensors.keys().filter(|name| name.ends_with("original0")).count();
     assert_eq!(inspection.rows.len(), pairs);
     assert!(pairs > 3 && inspection.rows.iter().all(|row| row.norm.unwrap().min > 0.0));
+}
+
+/// 2 Mi rows, of two elements that lie far apart and of one: not in memory all at once.
+#[test]
+fn inspect_many_rows_in_bounded_memory() {
+    let folder = Folder::new("many-rows");
+    let rows = 1 << 21;
+    let tensors = [
+        made("a.weight_v", Dtype::F32, &[2, rows], 1),
+        made("a.weight_g", Dtype::F32, &[1, rows], 2),
+        made("b.weight_v", Dtype::F16, &[rows], 3),
+        made("b.weight_g", Dtype::F16, &[rows], 4),
+    ];
+    write(&folder.join("model.safetensors"), &tensors, &[]);
+    // In a process of its own, since other tests need memory too.
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["checkpoint::inspect::inspect_child", "--exact", "--ignored", "--nocapture"])
+        .env(FOLDER, &folder.0)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+const FOLDER: &str = "WEIGHTNORM_TEST_INSPECT";
+
+/// Started by the test above.
+#[test]
+#[ignore = "does nothing by itself"]
+fn inspect_child() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let checkpoint = Checkpoint::open(&std::path::Path::new(&folder).join("model.safetensors")).unwrap();
+    let before = peak();
+    let inspection = inspect(&checkpoint, &Rules::default().window(1 << 20), &mut |_| ()).unwrap();
+    assert_eq!(inspection.rows.len(), 2);
+    if let (Some(before), Some(after)) = (before, peak()) {
+        println!("peak memory: {} KiB more", (after - before) >> 10);
+        assert!(after - before < 4 << 20, "{} KiB", (after - before) >> 10);
+    }
 }

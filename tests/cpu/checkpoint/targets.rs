@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use weightnorm::checkpoint::{Checkpoint, Error, Rules, Spelling, convert};
 
-use crate::common::files::{Folder, raw, vocoder, write};
+use crate::common::files::{Folder, raw, vocoder, write, write_sharded};
 
 /// Converts to `output`; the input is a file beside it.
 fn to(folder: &Folder, output: &Path) -> Result<(), Error> {
@@ -48,6 +48,26 @@ fn targets_that_are_links_are_replaced() {
     assert_eq!(fs::read(&blob).unwrap(), b"blob");
     assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
     Checkpoint::open(&link).unwrap();
+}
+
+/// As long as names may be, and one byte longer, which is refused before any work.
+#[cfg(unix)]
+#[test]
+fn targets_of_the_longest_names() {
+    let folder = Folder::new("names");
+    let [longest, sharded, too_long] = [("x", 255), ("y", 255), ("x", 256)].map(|(x, n)| folder.join(&x.repeat(n)));
+    to(&folder, &longest).unwrap();
+    to(&folder, &longest).unwrap();
+    Checkpoint::open(&longest).unwrap();
+    assert!(matches!(to(&folder, &too_long), Err(Error::Io { doing: "looking at the output", .. })));
+
+    let index = write_sharded(&folder.join("model"), &[("1.safetensors", vocoder(Spelling::Suffixes, Dtype::F16))]);
+    let checkpoint = Checkpoint::open(&index).unwrap();
+    let to = |output| convert(&checkpoint, output, Spelling::Parametrizations, &Rules::default(), &mut |_| ());
+    to(&sharded).unwrap();
+    Checkpoint::open(&sharded).unwrap();
+    assert!(matches!(to(&too_long), Err(Error::Io { doing: "looking at the output", .. })));
+    assert_eq!(folder.names().len(), 4);
 }
 
 /// Whoever writes to `/dev/stdout` or a pipe does not want it replaced by a file.
