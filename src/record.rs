@@ -333,6 +333,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// The same without a beginning. Returns the work it takes.
+    #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
     pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
         gpu.reported()?;
         let op = self.op;
