@@ -54,7 +54,7 @@ struct Rows {
     length: u32,
     stride: u32,
     count: u32,
-    turns: u32,    // in each, THREADS / lanes rows are summed up side by side; up to 32
+    turns: u32,     // rows that a lane has a part in, up to 32
     lane_bits: u32, // log2 of the lanes of a row
     run_bits: u32,  // log2 of the neighbouring lanes that read neighbouring octets, see norms.wgsl
     end: u32,       // element behind the last row, which may be shorter
@@ -348,6 +348,12 @@ fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
     var a = Sums4();
     var b = Sums4();
     var o = own + (lane & (run - 1u));
+    for (; ONE_LANE && o + 3u * run < own_end; o += 4u * run) { // length / 32 iterations
+        add(&a, v_octet(m, o), dw_beside(m, o));
+        add(&b, v_octet(m, o + run), dw_beside(m, o + run));
+        add(&a, v_octet(m, o + 2u * run), dw_beside(m, o + 2u * run));
+        add(&b, v_octet(m, o + 3u * run), dw_beside(m, o + 3u * run));
+    }
     for (; o + run < own_end; o += 2u * run) { // length / (16 lanes) iterations
         add(&a, v_octet(m, o), dw_beside(m, o));
         add(&b, v_octet(m, o + run), dw_beside(m, o + run));
@@ -436,21 +442,29 @@ fn put_plain(item: Rows, r: u32, sum: Sums) -> bool {
     }
     let plain = lift(sum.squares) == 0;
     if plain {
-        put_sums(item, r, Wide(sum.squares, 0), Wide(sum.products, 0));
+        if DOT {
+            put_sums(item, r, Wide(sum.squares, 0), Wide(sum.products, 0));
+        } else {
+            // All of `finish` would be run for nothing by drivers that run both sides of a branch.
+            put_part(item.member.part + r, Wide(sum.squares, 0), Wide(0.0, 0));
+        }
     }
     return plain;
 }
 
-// Rows t, t + THREADS, .. of an item, without a barrier: drivers on CPUs have none at all then.
+// `turns` neighbouring rows of an item, which lie together in memory, without a barrier: drivers on CPUs have none at all
+// then.
 fn rows_of_a_lane(item: Rows, t: u32) {
+    let begin = t * item.turns;
+    let end = min(begin + item.turns, item.count);
     var again = 0u;
-    for (var r = t; r < item.count; r += THREADS) { // at most 32 iterations
+    for (var r = begin; r < end; r += 1u) { // at most 32 iterations
         let fine = put_plain(item, r, part_of_row(item, item.first + r * item.stride, 0u));
-        again |= select(1u << (r / THREADS), 0u, fine);
+        again |= select(1u << (r - begin), 0u, fine);
     }
     // Rarely: the ends of f32's range.
-    for (var r = select(t, item.count, again == 0u); r < item.count; r += THREADS) { // at most 32 iterations
-        if ((again >> (r / THREADS)) & 1u) == 1u {
+    for (var r = select(begin, end, again == 0u); r < end; r += 1u) { // at most 32 iterations
+        if ((again >> (r - begin)) & 1u) == 1u {
             let first = item.first + r * item.stride;
             let up = lift(squares_of_row(item, first, 0u, 1.0));
             let squares = squares_of_row(item, first, 0u, exp2i(up));

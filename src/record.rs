@@ -1,5 +1,6 @@
 //! Recording: the recorder, the checks every operator makes first, and one dispatch.
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu::util::align_to;
 
@@ -327,6 +328,7 @@ impl<'a> Arguments<'a> {
     }
 
     /// The same without a beginning. Returns the work it takes.
+    #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
     pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
         gpu.reported()?;
         let op = self.op;
@@ -339,16 +341,25 @@ impl<'a> Arguments<'a> {
                 return Err(Error::Usage { op, arg, missing });
             }
         }
+        let mut read: BTreeMap<&wgpu::Buffer, &str> = BTreeMap::new();
+        for &(arg, tensor) in &self.inputs {
+            read.entry(tensor.buffer()).or_insert(arg);
+        }
+        // Begin and end of the outputs so far. They do not overlap, so of those that begin before another one's end the
+        // last reaches furthest.
+        let mut written = BTreeSet::new();
         for (i, &(output, tensor)) in self.outputs.iter().enumerate() {
-            if let Some(&(input, _)) = self.inputs.iter().find(|(_, t)| t.buffer() == tensor.buffer()) {
+            let (buffer, begin, end) = (tensor.buffer(), tensor.offset(), tensor.end());
+            if let Some(&input) = read.get(buffer) {
                 return Err(Error::Alias { op, output, input });
             }
-            let overlaps = |other: &Tensor| {
-                other.buffer() == tensor.buffer() && other.offset() < tensor.end() && tensor.offset() < other.end()
-            };
-            if let Some(&(first, _)) = self.outputs[..i].iter().find(|(_, t)| overlaps(t)) {
+            let before = written.range((buffer, 0, 0)..(buffer, end, 0)).next_back();
+            if before.is_some_and(|&(_, _, its_end)| its_end > begin) {
+                let overlaps = |t: &Tensor| t.buffer() == buffer && t.offset() < end && begin < t.end();
+                let first = self.outputs[..i].iter().find(|(_, t)| overlaps(t)).map_or(output, |&(first, _)| first);
                 return Err(Error::Overlap { op, first, second: output });
             }
+            written.insert((buffer, begin, end));
         }
         Ok(self.work)
     }

@@ -917,7 +917,7 @@ impl Planner<'_> {
                     reach = wider;
                 } else {
                     let all = std::mem::take(&mut open);
-                    stages.push(stage(kind, operator, quads, all, reach, table));
+                    stages.push(stage(kind, operator, quads, self.walk.balanced(all, |d| d.work), reach, table));
                     reach = self.widened(&Default::default(), &draft.places);
                     work = 0;
                 }
@@ -925,7 +925,7 @@ impl Planner<'_> {
                 open.push(draft);
             }
             if !open.is_empty() {
-                stages.push(stage(kind, operator, quads, open, reach, table));
+                stages.push(stage(kind, operator, quads, self.walk.balanced(open, |d| d.work), reach, table));
             }
         }
     }

@@ -17,6 +17,9 @@ const THREADS: u64 = 64;
 /// 32-bit words of a quad, what wide loads and stores take.
 pub(crate) const QUAD_WORDS: u64 = 4;
 
+/// Of 2^32, without its whole part.
+const GOLDEN_RATIO: u32 = 0x9e37_79b9;
+
 thread_local! {
     static FORCED: Cell<Option<Walk>> = const { Cell::new(None) };
 }
@@ -111,6 +114,19 @@ impl Walk {
             Walk::Gpu => (all / (4 * self.enough_groups())).clamp(2048, 16_384),
             Walk::Cpu => (all / (8 * self.enough_groups())).clamp(8192, 65_536),
         }
+    }
+
+    /// Work items in the order of their workgroups. A GPU takes them as they come, and the longest first leave short ones
+    /// for the end. Drivers on CPUs share the workgroups out beforehand, a stretch of them for each thread: in the order of
+    /// multiples of the golden ratio every stretch has long and short ones alike.
+    pub(crate) fn balanced<T>(self, mut items: Vec<T>, work: impl Fn(&T) -> u64) -> Vec<T> {
+        items.sort_by_key(|item| std::cmp::Reverse(work(item)));
+        if self == Walk::Gpu {
+            return items;
+        }
+        let mut spread: Vec<_> = (0u32..).map(|i| i.wrapping_mul(GOLDEN_RATIO)).zip(items).collect();
+        spread.sort_by_key(|&(place, _)| place);
+        spread.into_iter().map(|(_, item)| item).collect()
     }
 
     /// Elements of the stretches in which a set sums up long rows; rows of up to twice as many are not split.

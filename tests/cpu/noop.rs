@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{
     Activation, Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameters, Recorder,
-    RunningMean, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
+    RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
 };
 
 use crate::common::misuse;
@@ -296,6 +296,30 @@ static TINY: LazyLock<Gpu> = LazyLock::new(|| {
     tiny.expect("it can run the kernels")
 });
 
+/// A table of very many members takes no more for each: checks of every tensor against every other one took minutes here.
+#[test]
+fn noop_sets_of_very_many_members_are_made_at_once() {
+    const MEMBERS: usize = 30_000;
+    let gpu = noop();
+    let made = |shape: &[usize]| gpu.tensors(&vec![(shape, DType::F32); MEMBERS]).unwrap();
+    let [v, w, dw, dv] = [(); 4].map(|()| made(&[2, 8]));
+    let [g, norms, dg] = [(); 3].map(|()| made(&[2]));
+    let member = |i: usize| {
+        let member = SetMember::new(WeightNorm::new(&v[i], &g[i])).w(&w[i]).norms(&norms[i]);
+        member.dw(&dw[i]).dv(&dv[i]).dg(&dg[i])
+    };
+    let members: Vec<_> = (0..MEMBERS).map(member).collect();
+    let start = std::time::Instant::now();
+    gpu.weight_set(&members).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(seconds < 20.0, "{seconds} s");
+    // The very last one is looked at as well.
+    let mut twice = members;
+    twice[MEMBERS - 1] = twice[MEMBERS - 1].dg(&dg[0]);
+    let error = gpu.weight_set(&twice).unwrap_err().to_string();
+    assert_eq!(error, "normalize_backward_set: outputs dg and dg overlap");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -417,5 +441,31 @@ proptest! {
             );
             prop_assert!(foreseen, "{:?}", result);
         }
+    }
+
+    /// Outputs of which one overlaps an earlier one, and no others, against a comparison of each with all before it.
+    #[test]
+    fn noop_overlaps_are_found(places in prop::collection::vec((0u64..40, 0usize..6), 1..12)) {
+        let gpu = noop();
+        let [v, dw] = [(); 2].map(|()| gpu.zeros(&[5, 1], DType::F32).unwrap());
+        let words = gpu.zeros(&[64], DType::F32).unwrap();
+        let part = |&(first, len): &(u64, usize)| gpu.tensor(words.buffer(), 4 * first, &[len, 1], DType::F32).unwrap();
+        let outputs: Vec<_> = places.iter().map(part).collect();
+        let weights: Vec<_> = outputs.iter().map(|t| gpu.tensor(v.buffer(), 0, t.shape(), DType::F32).unwrap()).collect();
+        let gradients: Vec<_> = outputs.iter().map(|t| gpu.tensor(dw.buffer(), 0, t.shape(), DType::F32).unwrap()).collect();
+        let member = |i: usize| {
+            let member = SetMember::new(WeightNorm::unit(&weights[i])).dw(&gradients[i]);
+            // Two names, to see that it is the first of the two that is named.
+            if i.is_multiple_of(2) { member.dv(&outputs[i]) } else { member.dg(&outputs[i]) }
+        };
+        let ends = |(first, len): (u64, usize)| (first, first + len as u64);
+        let overlap = |a, b| { let ((a, b), (c, d)) = (ends(a), ends(b)); a < d && c < b };
+        let name = |i: usize| if i.is_multiple_of(2) { "dv" } else { "dg" };
+        let expected = (0..places.len()).find_map(|i| {
+            let first = (0..i).find(|&k| overlap(places[k], places[i]))?;
+            Some(format!("normalize_backward_set: outputs {} and {} overlap", name(first), name(i)))
+        });
+        let got = gpu.weight_set(&(0..places.len()).map(member).collect::<Vec<_>>()).err().map(|e| e.to_string());
+        prop_assert_eq!(got, expected);
     }
 }

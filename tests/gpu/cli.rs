@@ -286,7 +286,8 @@ fn profile(gpu: &Gpu) -> Outcome {
         [named("g", &[outs, 1]), named("v", &[outs, 24])]
     });
     write(&path, tensors.as_flattened(), &[]);
-    let every = "row_norms,normalize,split,normalize_backward,linear,linear_saved,linear_backward";
+    let every = "row_norms,normalize,split,normalize_backward,linear,linear_saved,linear_backward,\
+                 row_norms_set,normalize_set,normalize_backward_set";
     let arguments = ["profile", "24x16", "6x4x5", text(&path), "--batch", "2", "--runs", "3", "--op", every];
     let document = done(&arguments)?;
     assert_eq!(keys(&document), ["command", "status", "device", "clock", "runs", "roof", "results"]);
@@ -297,8 +298,8 @@ fn profile(gpu: &Gpu) -> Outcome {
         assert!(roof[key].as_f64().is_some_and(|rate| rate > 0.0), "{roof}");
     }
     let results = document["results"].as_array().ok_or("no list")?;
-    // Four operators on four weights, three products on the matrices among them.
-    assert_eq!(results.len(), 4 * 4 + 3 * 3);
+    // Four operators on four weights, three products on the matrices among them, three operators on all of them at once.
+    assert_eq!(results.len(), 4 * 4 + 3 * 3 + 3);
     for result in results {
         let expected = "operator shape axis dtype batch weights seconds least_seconds bytes operations \
                         bytes_per_second operations_per_second of_roof dispatches";
@@ -318,7 +319,17 @@ fn profile(gpu: &Gpu) -> Outcome {
     let norms = row("row_norms", json!([16, 24]))?;
     assert_eq!((&norms["weights"], &norms["dtype"]), (&json!(["a.weight", "b.weight"]), &json!("f16")));
     assert_eq!(norms["bytes"], 16 * 24 * 2 + 16 * 4);
+    let set = row("row_norms_set", Value::Null)?;
+    assert_eq!((&set["axis"], &set["dtype"]), (&json!(0), &Value::Null));
+    assert_eq!(set["weights"], json!(["a.weight", "b.weight", "c.weight"]));
+    assert_eq!(set["bytes"], (24 * 16 + 6 * 20) * 4 + (24 + 6) * 4 + 2 * (16 * 24 * 2 + 16 * 4) + 8 * 24 * 2 + 8 * 4);
 
+    // A file's weights are measured at once as well where nothing else is asked for, shapes by themselves are not.
+    for (what, sets) in [(text(&path), 2), ("9x7", 0)] {
+        let document = done(&["profile", what, "--runs", "1", "--batch", "1"])?;
+        let named = |r: &&Value| r["operator"].as_str().is_some_and(|name| name.ends_with("_set"));
+        assert_eq!(document["results"].as_array().map(|all| all.iter().filter(named).count()), Some(sets));
+    }
     for options in [&["--axis", "1"][..], &["--axis", "whole", "--dtype", "bf16"]] {
         let arguments = ["profile", "9x7", "--batch", "3,1", "--runs", "1", "--op", "linear_saved,linear_backward"];
         assert_eq!(done(&[&arguments[..], options].concat())?["results"].as_array().map(Vec::len), Some(4));

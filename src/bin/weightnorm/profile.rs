@@ -1,5 +1,7 @@
 //! How fast the operators run, beside the most that the adapter can do.
 use std::fmt::Write as _;
+use std::iter::repeat_n;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -7,7 +9,8 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use weightnorm::checkpoint::{Checkpoint, FoundWeight, Rules};
 use weightnorm::{
-    Axis, Clock, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roof, Tensor, WeightNorm, Work, Write,
+    Axis, Clock, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roof, SetMember, Tensor, WeightNorm, WeightSet,
+    Work, Write,
 };
 
 use crate::device::{DeviceArguments, device_json, device_text};
@@ -33,7 +36,7 @@ pub struct Profile {
     /// Shapes of weights such as 1024x512 (out x in) or 512x256x7, or checkpoints whose weights give the shapes
     #[arg(required = true, value_name = "SHAPE|FILE")]
     what: Vec<PathBuf>,
-    /// Operators [default: row_norms, normalize, linear, linear_backward]
+    /// Operators [default: row_norms, normalize, linear, linear_backward; files: row_norms_set and normalize_set too]
     #[arg(long = "op", value_name = "OPERATOR", value_delimiter = ',')]
     operators: Vec<Operator>,
     /// Rows of x in products
@@ -63,6 +66,12 @@ enum Operator {
     Split,
     /// dv and dg of a given dw
     NormalizeBackward,
+    /// The norms of all weights at once
+    RowNormsSet,
+    /// w of all weights at once
+    NormalizeSet,
+    /// dv and dg of all weights at once
+    NormalizeBackwardSet,
     /// y = x·wᵀ + bias, w never stored
     Linear,
     /// The same, with what the backward pass wants
@@ -80,6 +89,10 @@ impl Operator {
         matches!(self, Operator::Linear | Operator::LinearSaved | Operator::LinearBackward)
     }
 
+    fn is_of_set(self) -> bool {
+        matches!(self, Operator::RowNormsSet | Operator::NormalizeSet | Operator::NormalizeBackwardSet)
+    }
+
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -93,11 +106,17 @@ struct Weight {
     names: Vec<String>,
 }
 
-/// What was measured of one operator on one weight.
-struct Measured {
+/// What is to be measured.
+struct Case {
     operator: Operator,
-    weight: usize,
+    /// One; of a set all.
+    weights: Range<usize>,
     batch: Option<usize>,
+}
+
+/// What was measured.
+struct Measured {
+    case: Case,
     work: Work,
     /// Of a whole call, the median of all.
     seconds: f64,
@@ -109,11 +128,13 @@ struct Measured {
 impl Profile {
     pub fn run(&self) -> Result<Report, Failure> {
         let weights = self.weights()?;
-        let operators = match self.operators.as_slice() {
-            [] => &[Operator::RowNorms, Operator::Normalize, Operator::Linear, Operator::LinearBackward],
-            some => some,
-        };
-        let cases = cases(&weights, operators, &self.batch);
+        let mut operators = self.operators.clone();
+        if operators.is_empty() {
+            operators = vec![Operator::RowNorms, Operator::Normalize, Operator::Linear, Operator::LinearBackward];
+            let of_files = weights.iter().any(|weight| !weight.names.is_empty());
+            operators.extend(of_files.then_some([Operator::RowNormsSet, Operator::NormalizeSet]).into_iter().flatten());
+        }
+        let cases = cases(&weights, &operators, &self.batch);
         if cases.is_empty() {
             let shapes: Vec<String> = weights.iter().map(|w| shape_text(&w.shape)).collect();
             let message = format!(
@@ -125,8 +146,8 @@ impl Profile {
         let gpu = self.device.open()?;
         let progress = Progress::steps("measuring", cases.len() as u64);
         let mut results = vec![];
-        for (operator, weight, batch) in cases {
-            results.push(self.measure(&gpu, operator, weight, &weights[weight], batch)?);
+        for case in cases {
+            results.push(self.measure(&gpu, case, &weights)?);
             progress.step();
         }
         let roof = gpu.roof()?; // known from the profiles
@@ -180,30 +201,38 @@ impl Profile {
         Ok(())
     }
 
-    fn measure(
+    fn measure(&self, gpu: &Gpu, case: Case, weights: &[Weight]) -> Result<Measured, Failure> {
+        let weights = &weights[case.weights.clone()];
+        let operator = case.operator;
+        if operator.is_of_set() {
+            let set = set(gpu, operator, weights)?;
+            return self.time(gpu, case, weights, |ops| match operator {
+                Operator::RowNormsSet => ops.row_norms_set(&set),
+                Operator::NormalizeSet => ops.normalize_set(&set),
+                _ => ops.normalize_backward_set(&set, Write::Replace),
+            });
+        }
+        let call = Call::new(gpu, operator, &weights[0], case.batch.unwrap_or(0))?;
+        self.time(gpu, case, weights, |ops| call.record(ops))
+    }
+
+    fn time(
         &self,
         gpu: &Gpu,
-        operator: Operator,
-        place: usize,
-        weight: &Weight,
-        batch: Option<usize>,
+        case: Case,
+        weights: &[Weight],
+        record: impl Fn(&mut Recorder<'_, '_>) -> Result<(), weightnorm::Error>,
     ) -> Result<Measured, Failure> {
-        let call = Call::new(gpu, operator, weight, batch.unwrap_or(0))?;
-        gpu.profile(|ops| call.record(ops))?; // builds the pipelines
-        let profile = gpu.profile(|ops| (0..self.runs).try_for_each(|_| call.record(ops)))?;
+        gpu.profile(&record)?; // builds the pipelines
+        let profile = gpu.profile(|ops| (0..self.runs).try_for_each(|_| record(ops)))?;
         let mut calls: Vec<_> = profile.operators.iter().collect();
         calls.sort_by(|a, b| a.seconds().total_cmp(&b.seconds()));
         let (Some(first), Some(median)) = (calls.first(), calls.get(calls.len() / 2)) else {
-            let shape = shape_text(&weight.shape);
-            return Err(Failure::usage(format!(
-                "{} of {shape} takes no dispatch: nothing to measure",
-                operator.name()
-            )));
+            let (name, what) = (case.operator.name(), weights_text(weights));
+            return Err(Failure::usage(format!("{name} of {what} takes no dispatch: nothing to measure")));
         };
         Ok(Measured {
-            operator,
-            weight: place,
-            batch,
+            case,
             work: median.work,
             // A clock that is too coarse shows no time at all.
             seconds: median.seconds().max(1e-9),
@@ -219,19 +248,48 @@ fn parse_shape(text: &str) -> Option<Vec<usize>> {
 }
 
 /// What is to be measured: products for each batch, and only where the weight is a matrix.
-fn cases(weights: &[Weight], operators: &[Operator], batches: &[usize]) -> Vec<(Operator, usize, Option<usize>)> {
+fn cases(weights: &[Weight], operators: &[Operator], batches: &[usize]) -> Vec<Case> {
     let mut cases = vec![];
     for &operator in operators {
+        if operator.is_of_set() {
+            cases.push(Case { operator, weights: 0..weights.len(), batch: None });
+            continue;
+        }
         for (place, weight) in weights.iter().enumerate() {
-            let linear = weight.shape.len() == 2;
+            let case = |batch| Case { operator, weights: place..place + 1, batch };
             match operator.is_product() {
-                true if linear => cases.extend(batches.iter().map(|&batch| (operator, place, Some(batch)))),
+                true if weight.shape.len() == 2 => cases.extend(batches.iter().map(|&batch| case(Some(batch)))),
                 true => {}
-                false => cases.push((operator, place, None)),
+                false => cases.push(case(None)),
             }
         }
     }
     cases
+}
+
+/// All weights, each as often as there is one like it, with the tensors of the operator.
+fn set(gpu: &Gpu, operator: Operator, weights: &[Weight]) -> Result<WeightSet, weightnorm::Error> {
+    let all: Vec<&Weight> = weights.iter().flat_map(|w| repeat_n(w, w.names.len().max(1))).collect();
+    let kept: Vec<Vec<usize>> = all.iter().map(|w| norms_shape(&w.shape, w.axis)).collect();
+    let like_v: Vec<_> = all.iter().map(|w| (&w.shape[..], w.dtype)).collect();
+    let per_norm: Vec<_> = kept.iter().map(|shape| (&shape[..], DType::F32)).collect();
+    let [v, g, dw] = [&like_v, &per_norm, &like_v].map(|shapes| gpu.tensors(shapes));
+    let (v, g, dw) = (v?, g?, dw?);
+    let (out, norms) = (gpu.tensors(&like_v)?, gpu.tensors(&per_norm)?);
+    v.iter().chain(&g).chain(&dw).try_for_each(|tensor| fill(gpu, tensor))?;
+    let member = |i: usize| {
+        let member = SetMember::new(WeightNorm::new(&v[i], &g[i]).axis(all[i].axis));
+        match operator {
+            Operator::RowNormsSet => member.norms(&norms[i]),
+            Operator::NormalizeSet => member.w(&out[i]),
+            _ => member.dw(&dw[i]).dv(&out[i]).dg(&norms[i]),
+        }
+    };
+    gpu.weight_set(&(0..all.len()).map(member).collect::<Vec<_>>())
+}
+
+fn norms_shape(shape: &[usize], axis: Axis) -> Vec<usize> {
+    shape.iter().enumerate().map(|(i, &d)| if axis == Axis::Kept(i) { d } else { 1 }).collect()
 }
 
 /// The tensors of a call.
@@ -262,8 +320,7 @@ struct Sides {
 impl Call {
     fn new(gpu: &Gpu, operator: Operator, weight: &Weight, batch: usize) -> Result<Call, weightnorm::Error> {
         let Weight { shape, axis, dtype, .. } = weight;
-        let kept: Vec<usize> =
-            shape.iter().enumerate().map(|(i, &d)| if *axis == Axis::Kept(i) { d } else { 1 }).collect();
+        let kept = norms_shape(shape, *axis);
         let product = match shape[..] {
             [outs, ins] if operator.is_product() => Some(Sides {
                 x: filled(gpu, &[batch, ins], *dtype)?,
@@ -317,25 +374,31 @@ impl Call {
     }
 }
 
-/// A tensor of ordinary numbers: zeros and subnormal ones would take the rare ways.
+/// A tensor of ordinary numbers.
 fn filled(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor, weightnorm::Error> {
     let tensor = gpu.zeros(shape, dtype)?;
-    let numbers = (0..1u32 << 18).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 + 0.25);
-    let piece: Vec<u8> = match dtype {
+    fill(gpu, &tensor)?;
+    Ok(tensor)
+}
+
+/// Puts ordinary numbers there: zeros and subnormal ones would take the rare ways.
+fn fill(gpu: &Gpu, tensor: &Tensor) -> Result<(), weightnorm::Error> {
+    let count = tensor.len().next_multiple_of(2).min(1 << 18) as u32;
+    let numbers = (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 + 0.25);
+    let piece: Vec<u8> = match tensor.dtype() {
         DType::F32 => numbers.flat_map(f32::to_ne_bytes).collect(),
         DType::F16 => numbers.flat_map(|x| f16::from_f32(x).to_ne_bytes()).collect(),
         DType::Bf16 => numbers.flat_map(|x| bf16::from_f32(x).to_ne_bytes()).collect(),
     };
     // A buffer of the crate's own is as long as whole words want it.
-    let end = (tensor.len() as u64 * dtype.size()).next_multiple_of(4);
-    for start in (0..end).step_by(piece.len()) {
+    let end = (tensor.len() as u64 * tensor.dtype().size()).next_multiple_of(4);
+    for start in (0..end).step_by(piece.len().max(1)) {
         let length = (end - start).min(piece.len() as u64) as usize;
-        gpu.queue().write_buffer(tensor.buffer(), start, &piece[..length]);
+        gpu.queue().write_buffer(tensor.buffer(), tensor.offset() + start, &piece[..length]);
         // What is not submitted stays in memory of the host.
         gpu.queue().submit([]);
     }
-    gpu.check()?;
-    Ok(tensor)
+    gpu.check()
 }
 
 fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measured]) -> Report {
@@ -350,7 +413,7 @@ fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measu
             "read_bytes_per_second": roof.read,
             "operations_per_second": roof.multiply_add,
         },
-        "results": results.iter().map(|r| r.json(&weights[r.weight], &roof)).collect::<Vec<_>>(),
+        "results": results.iter().map(|r| r.json(&weights[r.case.weights.clone()], &roof)).collect::<Vec<_>>(),
     });
     let mut text = String::new();
     let _ = writeln!(text, "{}", device_text(&info));
@@ -366,10 +429,37 @@ fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measu
         ["operator", "weight", "axis", "type", " batch", " disp", " time", " GB/s", " GFLOP/s", " roof", "of"];
     let mut table = Table::new(&headers);
     for result in results {
-        table.row(result.cells(&weights[result.weight], &roof));
+        table.row(result.cells(&weights[result.case.weights.clone()], &roof));
     }
     let _ = write!(text, "{table}");
     Report { problems: false, text, json }
+}
+
+/// What weights have in common.
+struct Alike<'a> {
+    shape: Option<&'a [usize]>,
+    axis: Option<Axis>,
+    dtype: Option<DType>,
+}
+
+fn alike(weights: &[Weight]) -> Alike<'_> {
+    fn one<T: PartialEq>(mut all: impl Iterator<Item = T>) -> Option<T> {
+        let first = all.next()?;
+        all.all(|other| other == first).then_some(first)
+    }
+    Alike {
+        shape: one(weights.iter().map(|w| &w.shape[..])),
+        axis: one(weights.iter().map(|w| w.axis)),
+        dtype: one(weights.iter().map(|w| w.dtype)),
+    }
+}
+
+/// Their shape, or how many they are.
+fn weights_text(weights: &[Weight]) -> String {
+    match weights {
+        [weight] => shape_text(&weight.shape),
+        _ => format!("{} weights", weights.iter().map(|w| w.names.len().max(1)).sum::<usize>()),
+    }
 }
 
 impl Measured {
@@ -378,37 +468,41 @@ impl Measured {
         [work.bytes() as f64 / seconds, work.operations as f64 / seconds, roof.seconds(work) / seconds]
     }
 
-    fn cells(&self, weight: &Weight, roof: &Roof) -> Vec<String> {
+    fn cells(&self, weights: &[Weight], roof: &Roof) -> Vec<String> {
+        let Case { operator, batch, .. } = self.case;
+        let alike = alike(weights);
+        let names: Vec<&String> = weights.iter().flat_map(|w| &w.names).collect();
         let [bytes, operations, part] = self.rates(roof);
         vec![
-            self.operator.name(),
-            shape_text(&weight.shape),
-            axis_text(weight.axis),
-            dtype_name(weight.dtype).to_owned(),
-            self.batch.map_or_else(String::new, |batch| batch.to_string()),
+            operator.name(),
+            weights_text(weights),
+            alike.axis.map_or_else(String::new, axis_text),
+            alike.dtype.map_or_else(String::new, |dtype| dtype_name(dtype).to_owned()),
+            batch.map_or_else(String::new, |batch| batch.to_string()),
             self.dispatches.len().to_string(),
             seconds_text(self.seconds),
             rate_text(bytes),
             rate_text(operations),
             format!("{:.0} %", 100.0 * part),
-            match weight.names.as_slice() {
+            match names.as_slice() {
                 [] => String::new(),
-                [one] => one.clone(),
+                [one] => (*one).clone(),
                 [first, rest @ ..] => format!("{first} and {} more", rest.len()),
             },
         ]
     }
 
-    fn json(&self, weight: &Weight, roof: &Roof) -> Value {
+    fn json(&self, weights: &[Weight], roof: &Roof) -> Value {
+        let alike = alike(weights);
         let [bytes, operations, part] = self.rates(roof);
         let dispatches = self.dispatches.iter().map(|(label, seconds)| json!({ "label": label, "seconds": seconds }));
         json!({
-            "operator": self.operator.name(),
-            "shape": weight.shape,
-            "axis": axis_json(weight.axis),
-            "dtype": dtype_name(weight.dtype),
-            "batch": self.batch,
-            "weights": weight.names,
+            "operator": self.case.operator.name(),
+            "shape": alike.shape,
+            "axis": alike.axis.map(axis_json),
+            "dtype": alike.dtype.map(dtype_name),
+            "batch": self.case.batch,
+            "weights": weights.iter().flat_map(|w| &w.names).collect::<Vec<_>>(),
             "seconds": self.seconds,
             "least_seconds": self.least,
             "bytes": self.work.bytes(),
