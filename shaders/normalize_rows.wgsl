@@ -1,7 +1,7 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 //
-// LANES invocations a row and HELD quads of it each; `each` rows one after the other, THREADS / LANES rows at a time in a
-// workgroup. v and w start with aligned elements and are of one storage type.
+// LANES invocations a row and HELD quads of it each, THREADS / LANES rows in a workgroup. v and w start with aligned
+// elements and are of one storage type.
 
 struct Params {
     count: u32,  // rows
@@ -10,7 +10,6 @@ struct Params {
     policy: u32,
     eps: f32,
     has_gain: u32,
-    each: u32, // rows that LANES invocations take one after the other, up to 32
 }
 
 var<immediate> p: Params;
@@ -31,7 +30,7 @@ const THREADS = 64u;
 const MAX_HELD = 32u;
 
 var<workgroup> sums: array<f32, 2u * THREADS>;
-var<workgroup> left: array<u32, THREADS>; // bit r: the row of that number was not plain
+var<workgroup> left: array<u32, THREADS>; // 1: the row was not plain
 var<workgroup> any_left: u32;
 
 alias Held = array<vec4<u32>, MAX_HELD>;
@@ -90,8 +89,8 @@ struct Part {
     end: u32,
 }
 
-fn part_of(id: u32, r: u32, t: u32) -> Part {
-    let wanted = (id * p.each + r) * (THREADS / LANES) + t / LANES;
+fn part_of(id: u32, t: u32) -> Part {
+    let wanted = id * (THREADS / LANES) + t / LANES;
     let row = min(wanted, p.count - 1u);
     let lane = t % LANES;
     let first = row * p.length + lane / RUN * (RUN * HELD) + lane % RUN;
@@ -130,37 +129,33 @@ fn normalize_rows(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let id = flat(group, groups);
-    var mine_left = 0u;
-    for (var r = 0u; r < p.each; r += 1u) { // each iterations
-        let part = part_of(id, r, t);
-        var held: Held;
-        var sum = vec4<f32>();
+    let part = part_of(flat(group, groups), t);
+    var held: Held;
+    var sum = vec4<f32>();
+    for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
+        let q = part.first + k * RUN;
+        if LANES == 1u {
+            held[k] = quad_at(q);
+            sum += squares(held[k], 1.0);
+        } else {
+            held[k] = quad_at(min(q, part.end - 1u));
+            sum += select(vec4<f32>(), squares(held[k], 1.0), q < part.end);
+        }
+    }
+    let norm = plain_norm(sum_of_lanes(total_of(sum), t, 0u), p.policy, p.eps);
+    let factor = gain_of(part.row) / norm;
+    let is_plain = norm != 0.0 && is_normal(factor);
+    if is_plain && part.exists {
         for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
             let q = part.first + k * RUN;
-            if LANES == 1u {
-                held[k] = quad_at(q);
-                sum += squares(held[k], 1.0);
-            } else {
-                held[k] = quad_at(min(q, part.end - 1u));
-                sum += select(vec4<f32>(), squares(held[k], 1.0), q < part.end);
-            }
-        }
-        let norm = plain_norm(sum_of_lanes(total_of(sum), t, r & 1u), p.policy, p.eps);
-        let factor = gain_of(part.row) / norm;
-        let is_plain = norm != 0.0 && is_normal(factor);
-        mine_left |= select(1u << r, 0u, is_plain || !part.exists);
-        if is_plain && part.exists {
-            for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
-                let q = part.first + k * RUN;
-                if LANES == 1u || q < part.end {
-                    put(q, plainly_scaled_quad(held[k], factor));
-                }
+            if LANES == 1u || q < part.end {
+                put(q, plainly_scaled_quad(held[k], factor));
             }
         }
     }
 
     // Rarely, and for all rows of the workgroup together: the ends of f32's range.
+    let mine_left = select(1u, 0u, is_plain || !part.exists);
     left[t] = mine_left;
     workgroupBarrier();
     if t == 0u {
@@ -170,16 +165,14 @@ fn normalize_rows(
         }
         any_left = found;
     }
-    let again = workgroupUniformLoad(&any_left);
-    for (var r = select(p.each, 0u, again != 0u); r < p.each; r += 1u) { // each iterations
-        let part = part_of(id, r, t);
-        var sum = sum_of_lanes(squares_again(part, 1.0), t, 0u);
-        let up = lift(sum);
-        sum = sum_of_lanes(squares_again(part, exp2i(up)), t, 1u);
-        let scale = scale_of(quotient(wide(gain_of(part.row)), effective_norm(Wide(sum, -2 * up), p.policy, p.eps)));
-        let end = select(0u, part.end, extractBits(mine_left, r, 1u) == 1u);
-        for (var q = part.first; q < min(end, part.first + RUN * HELD); q += RUN) { // HELD iterations
-            put(q, scaled_quad(quad_at(q), scale));
-        }
+    if workgroupUniformLoad(&any_left) == 0u {
+        return;
+    }
+    let up = lift(sum_of_lanes(squares_again(part, 1.0), t, 1u));
+    let again = sum_of_lanes(squares_again(part, exp2i(up)), t, 0u);
+    let scale = scale_of(quotient(wide(gain_of(part.row)), effective_norm(Wide(again, -2 * up), p.policy, p.eps)));
+    let end = select(0u, part.end, mine_left == 1u);
+    for (var q = part.first; q < min(end, part.first + RUN * HELD); q += RUN) { // HELD iterations
+        put(q, scaled_quad(quad_at(q), scale));
     }
 }

@@ -30,6 +30,7 @@ pub enum Module {
     Normalize,
     NormalizeQuads,
     NormalizeRows,
+    NormalizeBlocks,
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
     BatchQuads,
@@ -97,6 +98,7 @@ impl Module {
             Module::Normalize,
             Module::NormalizeQuads,
             Module::NormalizeRows,
+            Module::NormalizeBlocks,
             Module::BatchWords,
             Module::BatchQuads,
             Module::Few,
@@ -126,6 +128,7 @@ impl Module {
             Module::Normalize => "normalize",
             Module::NormalizeQuads => "normalize_quads",
             Module::NormalizeRows => "normalize_rows",
+            Module::NormalizeBlocks => "normalize_blocks",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::BatchWords | Module::BatchQuads => "batch",
@@ -179,6 +182,7 @@ impl Module {
             Module::Normalize => files.push(shader!("normalize")),
             Module::NormalizeQuads => files.push(shader!("normalize_quads")),
             Module::NormalizeRows => files.push(shader!("normalize_rows")),
+            Module::NormalizeBlocks => files.push(shader!("normalize_blocks")),
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
             Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
             Module::Few => files.push(shader!("few")),
@@ -271,6 +275,8 @@ pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
 };
 pub static NORMALIZE_ROWS: Kernel =
     Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
+pub static NORMALIZE_BLOCKS: Kernel =
+    Kernel { entry: "normalize_blocks", stem: "normalize_blocks", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     stem: "linear",
@@ -331,7 +337,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 32] = [
+pub static KERNELS: [&Kernel; 33] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -343,6 +349,7 @@ pub static KERNELS: [&Kernel; 32] = [
     &NORMALIZE_QUADS_IN_PLACE,
     &NORMALIZE_QUADS_BACKWARD,
     &NORMALIZE_ROWS,
+    &NORMALIZE_BLOCKS,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,

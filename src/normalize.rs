@@ -6,7 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
-use crate::walk::{self, HeldRows, Walk};
+use crate::walk::{self, HeldRows, RowBlocks, Walk};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -44,7 +44,16 @@ struct RowParams {
     policy: u32,
     eps: f32,
     has_gain: u32,
-    each: u32,
+}
+
+/// Of `normalize_blocks.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BlockParams {
+    count: u32,
+    firsts: u32,
+    policy: u32,
+    eps: f32,
 }
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
@@ -164,7 +173,8 @@ impl Recorder<'_, '_> {
     ///
     /// One dispatch more than [`Recorder::row_norms_into`], or two with known norms. One in all where a workgroup can
     /// hold its rows: contiguous (kept axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at multiples
-    /// of 16 bytes and have one storage type; on a CPU only short rows or small tensors.
+    /// of 16 bytes and have one storage type. On a CPU only small tensors, and short rows, of which a few, up to 8, have to fill
+    /// whole 16 bytes, and as many have to divide the rows.
     ///
     /// # Errors
     /// As [`Gpu::normalize`]; [`Error::Alias`].
@@ -179,7 +189,7 @@ impl Recorder<'_, '_> {
             .output("w", w)
             .operations(weight.operations())
             .begin(self)?;
-        if self.normalize_rows(weight, Some(weight.v), w)? {
+        if self.normalize_blocks(weight, Some(weight.v), w)? || self.normalize_rows(weight, Some(weight.v), w)? {
             return Ok(());
         }
         let scales = self.scales(weight, Form::Scales, None)?;
@@ -199,7 +209,7 @@ impl Recorder<'_, '_> {
             .output_onto(true, "v", weight.v)
             .operations(weight.operations())
             .begin(self)?;
-        if self.normalize_rows(weight, None, weight.v)? {
+        if self.normalize_blocks(weight, None, weight.v)? || self.normalize_rows(weight, None, weight.v)? {
             return Ok(());
         }
         let scales = self.scales(weight, Form::Scales, None)?;
@@ -247,6 +257,49 @@ impl Recorder<'_, '_> {
         Ok(out)
     }
 
+    /// Norm and rescaling of short rows in one dispatch, if that can be: whether it was recorded. Without v it is w.
+    fn normalize_blocks(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
+        let gpu = self.gpu().clone();
+        let Layout { outer, kept, inner } = Layout::new(w.shape(), weight.axis)?.wide();
+        let whole = outer == 1 && walk::in_quads(v.into_iter().chain([w]), kept * inner);
+        let blocks = Walk::of(&gpu).row_blocks(kept, inner, w.dtype()).filter(|_| whole && weight.norms.is_none());
+        let Some(RowBlocks { rows, quads }) = blocks else { return Ok(false) };
+        let in_binding = gpu.binding_capacity() / (rows * inner * w.dtype().size()).max(4 * rows);
+        let step = in_binding.min(gpu.group_capacity() * THREADS).min(self.work_capacity(rows * inner));
+        if step == 0 {
+            return Ok(false);
+        }
+        let constants: Constants = vec![
+            ("V_DTYPE", w.dtype().code()),
+            ("COLUMNS", inner as u32),
+            ("ROWS", rows as u32),
+            ("HELD", quads as u32),
+            ("HAS_GAIN", weight.g.is_some().into()),
+            ("IN_PLACE", v.is_none().into()),
+        ];
+        for (block, count) in windows(kept / rows, step) {
+            let (row, row_count) = (block * rows, count * rows);
+            let (v_span, v_first) = bind(&gpu, v, row * inner, row_count * inner);
+            let (w_span, w_first) = bind(&gpu, Some(w), row * inner, row_count * inner);
+            let (gain, gain_first) = bind(&gpu, weight.g, row, row_count);
+            self.dispatch(&Dispatch {
+                kernel: &kernel::NORMALIZE_BLOCKS,
+                module: Module::NormalizeBlocks,
+                constants: &constants,
+                buffers: &[v_span, gain, w_span],
+                params: BlockParams {
+                    count: count as u32,
+                    firsts: firsts([v_first, w_first, gain_first, 0]),
+                    policy: weight.eps.code(),
+                    eps: weight.eps.value(),
+                },
+                groups: count.div_ceil(THREADS),
+                work: row_count * inner,
+            })?;
+        }
+        Ok(true)
+    }
+
     /// Norm and rescaling in one dispatch, if that can be: whether it was recorded. Without v it is w.
     fn normalize_rows(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
@@ -255,8 +308,8 @@ impl Recorder<'_, '_> {
         let walk = Walk::of(&gpu);
         let whole = outer == 1 && kept > 0 && walk::in_quads(v.into_iter().chain([w]), inner);
         let held = walk.held_rows(kept, quads).filter(|_| whole && weight.norms.is_none());
-        let Some(HeldRows { lanes, held, each }) = held else { return Ok(false) };
-        let in_group = THREADS / lanes * each;
+        let Some(HeldRows { lanes, held }) = held else { return Ok(false) };
+        let in_group = THREADS / lanes;
         let in_binding = (gpu.binding_capacity() / (inner * w.dtype().size())).min(gpu.binding_capacity() / 4);
         let step = in_binding.min(gpu.group_capacity() * in_group).min(self.work_capacity(inner));
         if step == 0 {
@@ -285,7 +338,6 @@ impl Recorder<'_, '_> {
                     policy: weight.eps.code(),
                     eps: weight.eps.value(),
                     has_gain: weight.g.is_some().into(),
-                    each: each as u32,
                 },
                 groups: count.div_ceil(in_group),
                 work: count * inner,

@@ -13,7 +13,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, immediates: b
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !matches!(module, Module::Product { .. } | Module::Few),
+        bounds_checks: !matches!(module, Module::Product { .. } | Module::Few | Module::NormalizeBlocks),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };
@@ -23,6 +23,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, immediates: b
     // that the bounds of an invocation add up to at most `kernel::MAX_ITERATIONS`.
     // Without `bounds_checks` an index past the end of a buffer or an array is: in the products, and in `few`, every index into a
     // buffer is that of a row, column and step that `left_of`, a comparison or a clamp found to be there, the host binds
-    // what the rows, columns and steps of the parameters take up, and the indices into arrays follow from constants.
+    // what the rows, columns and steps of the parameters take up, and the indices into arrays follow from constants. In
+    // `normalize_blocks` an invocation has a block below `count`, of constants alone, and the host binds so many blocks whole.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }

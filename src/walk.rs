@@ -85,26 +85,39 @@ impl Walk {
     pub(crate) fn held_rows(self, rows: u64, quads: u64) -> Option<HeldRows> {
         let pays = match self {
             Walk::Gpu => true,
-            // Reading anew costs less than holding what does not fit the registers, but for the second dispatch.
-            Walk::Cpu => quads <= 16 || rows * quads <= 4096,
+            // Reading anew costs less than holding what does not fit the registers, but for the second dispatch. (Short
+            // rows: `row_blocks`.)
+            Walk::Cpu => rows * quads <= 4096,
         };
         if quads == 0 || quads > MAX_HELD_QUADS || !pays {
             return None;
         }
         let lanes = match (self, quads) {
             (Walk::Gpu, _) => quads.div_ceil(2).next_power_of_two().min(THREADS),
-            (Walk::Cpu, 0..=16) => 1,
             // Code that holds more than 32 quads outgrows its cache.
             (Walk::Cpu, _) => quads.div_ceil(32).next_power_of_two().max(8),
         };
         let held = quads.div_ceil(lanes);
         // Few variants, but all of the row where one invocation has it.
-        let held = if lanes > 1 { held.next_power_of_two() } else { held };
-        let each = match self {
-            Walk::Gpu => 1,
-            Walk::Cpu => (rows / (self.enough_groups() * (THREADS / lanes))).clamp(1, 8),
-        };
-        Some(HeldRows { lanes, held, each: 1 << each.ilog2() })
+        Some(HeldRows { lanes, held: if lanes > 1 { held.next_power_of_two() } else { held } })
+    }
+
+    /// For `rows` rows of `columns` elements, if they are short and it pays.
+    pub(crate) fn row_blocks(self, rows: u64, columns: u64, dtype: DType) -> Option<RowBlocks> {
+        let quad = quad(dtype);
+        if self == Walk::Gpu || columns == 0 || columns > MAX_BLOCK_QUADS * quad {
+            return None;
+        }
+        // The fewest rows that fill quads, a divisor of those in a quad.
+        let mut each = (0..=quad.ilog2()).map(|n| 1 << n).find(|each| (each * columns).is_multiple_of(quad))?;
+        // What is done once for a block had better be done for many rows; with more quads the code outgrows its cache.
+        while each < 8 && 2 * each * columns <= 8 * quad && rows.is_multiple_of(2 * each) {
+            each *= 2;
+        }
+        let quads = each * columns / quad;
+        // Beyond that an invocation had better share its row.
+        let most = if columns.is_multiple_of(quad) { 16 } else { MAX_BLOCK_QUADS };
+        (rows.is_multiple_of(each) && quads <= most).then_some(RowBlocks { rows: each, quads })
     }
 
     /// Elements of a work item, where `all` of them are shared out: as few as keep the device busy, and enough to make up
@@ -198,12 +211,21 @@ pub(crate) struct HeldRows {
     pub lanes: u64,
     /// Quads that each of them holds.
     pub held: u64,
-    /// Rows that they take one after the other.
-    pub each: u64,
 }
 
 /// The longest row that one workgroup holds, in quads.
 const MAX_HELD_QUADS: u64 = 1024;
+
+/// How `normalize_blocks` takes rows.
+pub(crate) struct RowBlocks {
+    /// Rows of a block.
+    pub rows: u64,
+    /// Quads of a block.
+    pub quads: u64,
+}
+
+/// The quads that an invocation holds of a block at most.
+const MAX_BLOCK_QUADS: u64 = 32;
 
 /// How `normalize_quads` shares out quads.
 pub(crate) struct Pieces {

@@ -62,7 +62,7 @@ pub const SHAPES: &[&[usize]] = &[
     &[2, 1, 4, 1, 37],
 ];
 
-/// Shapes that are read in quads, whole or not in pieces of any width; and long rows that are not.
+/// Shapes that are read in quads, whole or not in pieces of any width, or some rows at once; and long rows that are not.
 pub const QUADS: &[&[usize]] = &[
     &[8],
     &[1024],
@@ -75,6 +75,11 @@ pub const QUADS: &[&[usize]] = &[
     &[600, 72],
     &[16_500, 16],
     &[4_999, 4],
+    &[520, 4],
+    &[528, 9],
+    &[264, 27],
+    &[6, 20],
+    &[72, 31],
     &[3, 5, 8],
     &[40, 3, 8],
     &[37, 8, 5],

@@ -105,7 +105,7 @@ fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outco
     })
 }
 
-/// The same for what is read four words at once: rows, columns and the middle; rows so many and short that an
+/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many and short that an
 /// invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
 fn scaled_quads(gpu: &Gpu) -> Outcome {
     let shapes = [
@@ -116,6 +116,8 @@ fn scaled_quads(gpu: &Gpu) -> Outcome {
         (&[70, 3, 8], Axis::Kept(1)),
         (&[16_411, 8], Axis::Kept(0)),
         (&[16_411, 24], Axis::Kept(0)),
+        (&[264, 9], Axis::Kept(0)),
+        (&[136, 27], Axis::Kept(0)),
     ];
     let cases = DTYPES.iter().flat_map(|&dtype| shapes.map(move |(shape, axis)| (dtype, shape, axis)));
     all(cases, |&(dtype, shape, axis)| {
