@@ -126,9 +126,11 @@ fn pack_four(x: vec4<f32>, dtype: u32) -> vec4<u32> {
     }
     // The constant is 0xfff - 0x38000000. 65520 and above round to infinity, or a larger number.
     let normal = (a + ((a >> vec4<u32>(13u)) & vec4<u32>(1u)) + 0xc8000fffu) >> vec4<u32>(13u);
-    // Subnormal: a multiple of 2^-24, which is what an f32 from 0.5 on is rounded to. In integers that takes three times
-    // as many operations, where they are what bounds a kernel.
-    let subnormal = bitcast<vec4<u32>>(bitcast<vec4<f32>>(a) + 0.5) - 0x3f000000u;
+    // Subnormal: a multiple of 2^-24.
+    let shift = min(126u - (a >> vec4<u32>(23u)), vec4<u32>(31u));
+    let mantissa = (a & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
+    let half = (vec4<u32>(1u) << (shift - 1u)) - 1u + ((mantissa >> shift) & vec4<u32>(1u));
+    let subnormal = (mantissa + half) >> shift;
     var result = select(min(normal, vec4<u32>(0x7c00u)), subnormal, a < vec4<u32>(0x38800000u));
     result = select(result, vec4<u32>(0x7e00u), a > vec4<u32>(INFINITY));
     return result | (upper & vec4<u32>(0x8000u));
