@@ -8,8 +8,8 @@
 //   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the Scale
 //                 dg / d, four f32 from means[4j] on. d is n̂, but n under EPS_AFTER, where norms holds n. Where the clamp
 //                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0. dg has an exponent
-//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0 the
-//                 t of the second Scale is negative, which its square does not show
+//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
+//                 or a t is not 1, the t of the second Scale is negative, which its square does not show
 //   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
 //                 from means[j])
 //   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:

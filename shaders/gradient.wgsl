@@ -80,6 +80,25 @@ fn wild_rows(first_row: u32) -> u32 {
     return wild;
 }
 
+// The elements of a block whose dg * (v / d) may be too small for f32 and yet count when a has multiplied it.
+fn raised(first_row: u32) -> Elements {
+    if END == END_ROWS {
+        var of_rows = 0u;
+        let count = min(left_of(first_row, p.rows, true), BLOCK);
+        for (var i = 0u; i < count; i += 1u) { // BLOCK iterations
+            let of_row = factors[extractBits(p.more_firsts, 0u, 8u) + first_row + i];
+            of_rows |= select(0u, 0xfu << (4u * i), abs(of_row.y) > 1.0 && of_row.w != 0.0);
+        }
+        return Elements(of_rows, of_rows);
+    }
+    return Elements(raised_columns(own_factors[0]), raised_columns(own_factors[1]));
+}
+
+fn raised_columns(f: Factors) -> u32 {
+    let is_raised = (abs(f.a) > vec4<f32>(1.0)) & (f.share != vec4<f32>());
+    return any_bits(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), is_raised)) * 0x11111111u;
+}
+
 fn factors_of_columns(column: u32) -> Factors {
     let last = p.columns - 1u;
     let four = transpose(mat4x4<f32>(
@@ -201,19 +220,23 @@ fn gradient(
         }
         var redo = elements_to_redo(block, row, column, wild_columns, 0u, p.depth);
         redo = Elements(redo.first | of_rows.first, redo.second | of_rows.second);
-        var left = redo;
+        // Of zero sums what is left is the correction.
+        var zero = elements_zero(block, wild_columns);
         if ADD {
-            // Zero sums were left out too.
-            let found = elements_unsafe(block, wild_columns);
-            left = Elements(of_rows.first | (there.first & found.first), of_rows.second | (there.second & found.second));
+            // All that is unsafe was left out.
+            zero = elements_unsafe(block, wild_columns);
+        } else if any_of(zero) {
+            let in_doubt = raised(row + block * BLOCK);
+            zero = Elements(zero.first & in_doubt.first, zero.second & in_doubt.second);
         }
+        var left = Elements(redo.first | (there.first & zero.first), redo.second | (there.second & zero.second));
         while any_of(left) { // at most BLOCK * TN iterations
             let at = lowest(left);
             left = without_lowest(left);
             let m = row + block * BLOCK + at.x;
             let n = column + at.y;
             var sum = Wide(0.0, NOTHING);
-            if !ADD || holds(redo, at) {
+            if holds(redo, at) {
                 sum = redo_dot(m, n, 0u, p.depth);
             }
             put_one(m, n, corrected(sum, v_element(v_place(m, n)), factors_of(m, n)));

@@ -47,8 +47,8 @@
 //! An output is written under a temporary name in its folder, `.weightnorm-PROCESS-COUNT.tmp`, synced, renamed, and then the
 //! folder is synced. So whenever the process ends or the machine stops, the output is the old file or the whole new one.
 //! After an error the temporary one is gone. A process that is killed leaves it behind, and it may be removed: by any
-//! signal, also that of a limit on the size of files (`ulimit -f`), unless it is ignored. To have no memory for a header or a
-//! window is an error; for something smaller it ends a Rust program, like a signal. Where only the last step fails, [`Error::Io`] says so: the new output is in place.
+//! signal, also that of a limit on the size of files (`ulimit -f`), unless it is ignored. To have no memory for a header or for a
+//! window that is read is an error; for anything else it ends a Rust program, like a signal. Where only the last step fails, [`Error::Io`] says so: the new output is in place.
 //!
 //! # Memory
 //!

@@ -3,7 +3,7 @@
 
 use crate::kernel::Module;
 
-/// A shader module without naga's loop counters and, for the matrix products, without its index checks.
+/// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///
 /// naga bounds every loop by a counter, which keeps drivers from unrolling: an 8x8 register tile has 22 %
 /// multiply-adds in its hottest block with the counters and 70 % without, on AMD RDNA3; 79 % without index checks too.

@@ -181,7 +181,7 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// `like`: what it is to replace. Nobody may open the new one, not even for a moment, who may not open that.
+    /// `like`: what it is to replace. The new one never has wider permissions than that, not even for a moment.
     fn create(path: &Path, like: Option<&fs::Metadata>) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);

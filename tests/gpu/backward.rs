@@ -44,6 +44,7 @@ pub fn register(suite: &mut Suite) {
     test("scaled_gains", scaled_gains);
     test("dw_out_of_range", dw_out_of_range);
     test("dg_out_of_range", dg_out_of_range);
+    test("zero_sums", zero_sums);
     test("zero_rows", zero_rows);
     test("clamp_and_after", clamp_and_after);
     test("not_finite", not_finite);
@@ -899,6 +900,27 @@ fn dg_out_of_range(gpu: &Gpu) -> Outcome {
             cases.push(Case { dtypes: [DType::F32, DType::F32, DType::Bf16], dy: Some(dy), ..case.clone() });
             cases.push(case);
         }
+    }
+    all(cases, |case| case.check(gpu))
+}
+
+/// Sums of the product that are zero, where the correction is too small for f32 and the gain brings it back.
+fn zero_sums(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for (batch, axis) in [(7, OUT), (16, OUT), (16, IN), (64, OUT), (64, WHOLE)] {
+        let [outs, ins] = [12, 40];
+        let base = Case::of(axis, [batch, outs, ins]);
+        let silent = move |k: usize| k % 5 == 4;
+        let case = Case {
+            x: Some(scaled(59, batch * ins, DType::F32, |i| if silent(i % ins) { 0.0 } else { 1.0 })),
+            v: Some(scaled(60, outs * ins, DType::F32, |i| if silent(i % ins) && axis != IN { 1e-27 } else { 1.0 })),
+            dy: Some(scaled(61, batch * outs, DType::F32, |_| 1e-17)),
+            g: Some(vec![1e30; base.norm_count()]),
+            wanted: [false, true, true, false],
+            ..base.clone()
+        };
+        cases.push(Case { write: Write::Add, ..case.clone() });
+        cases.push(case);
     }
     all(cases, |case| case.check(gpu))
 }

@@ -89,7 +89,7 @@ pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> E
 }
 
 /// Nobody can be told where stderr is closed.
-fn complain(message: &str) {
+pub fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "weightnorm: {}", printable(message));
 }
 

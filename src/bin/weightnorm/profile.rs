@@ -147,7 +147,14 @@ impl Profile {
         let progress = Progress::steps("measuring", cases.len() as u64);
         let mut results = vec![];
         for case in cases {
-            results.push(self.measure(&gpu, case, &weights)?);
+            // Sets that were not asked for may be larger than a buffer: the rest is worth showing.
+            let unasked = self.operators.is_empty() && case.operator.is_of_set();
+            let name = case.operator.name();
+            match self.measure(&gpu, case, &weights) {
+                Ok(measured) => results.push(measured),
+                Err(failure) if unasked => crate::output::complain(&format!("{name} is left out: {}", failure.message)),
+                Err(failure) => return Err(failure),
+            }
             progress.step();
         }
         let roof = gpu.roof()?; // known from the profiles
