@@ -1,8 +1,8 @@
 // w = g * v / n̂ in one dispatch, for short contiguous rows where an invocation had better walk through memory: v is read
 // once, in whole quads, though a row may end within one.
 //
-// A block is ROWS rows that fill HELD quads. Each invocation has one, and shares no word with another one. v and w start
-// with aligned elements and are of one storage type.
+// Joined behind held.wgsl. v and w are (count, HELD) quads: a block is ROWS rows that fill HELD quads. Each invocation has
+// one, and shares no word with another one.
 
 struct Params {
     count: u32,  // blocks
@@ -13,34 +13,10 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // (count, HELD) quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> g: array<f32>; // (count, ROWS)
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // (count, HELD) quads of V_DTYPE
-
-override V_DTYPE: u32 = F32;
 override COLUMNS: u32 = 9u; // elements of a row
 override ROWS: u32 = 4u; // up to 8
 override HELD: u32 = 9u; // quads of a block, ROWS * COLUMNS / QUAD, up to MAX_HELD
 override HAS_GAIN: bool = false;
-override IN_PLACE: bool = false;
-
-override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
-
-const THREADS = 64u;
-// Loops over held quads run to here: a compiler unrolls them for certain where a loop ends with its array, and what is in
-// registers after that lies in memory before it.
-const MAX_HELD = 32u;
-
-fn quad_at(q: u32) -> vec4<u32> {
-    if IN_PLACE {
-        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
-    }
-    return v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
-}
-
-fn put(q: u32, words: vec4<u32>) {
-    w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = words;
-}
 
 // The row, within its block, of element i of quad_low of quad k, and of quad_high.
 fn low_row(k: u32, i: u32) -> u32 {

@@ -1,7 +1,7 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 //
-// LANES invocations a row and HELD quads of it each, THREADS / LANES rows in a workgroup. v and w start with aligned
-// elements and are of one storage type.
+// Joined behind held.wgsl. v and w are (rows, length) quads: LANES invocations a row and HELD quads of it each,
+// THREADS / LANES rows in a workgroup.
 
 struct Params {
     count: u32,  // rows
@@ -14,20 +14,9 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // (rows, length) quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> g: array<f32>; // (rows)
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // (rows, length) quads of V_DTYPE
-
-override V_DTYPE: u32 = F32;
 override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
 override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
-override IN_PLACE: bool = false;
-
-override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
-
-const THREADS = 64u;
-const MAX_HELD = 32u;
 
 var<workgroup> sums: array<f32, 2u * THREADS>;
 var<workgroup> left: array<u32, THREADS>; // 1: the row was not plain
@@ -102,17 +91,6 @@ fn gain_of(row: u32) -> f32 {
         return 1.0;
     }
     return g[extractBits(p.firsts, 16u, 8u) + row];
-}
-
-fn quad_at(q: u32) -> vec4<u32> {
-    if IN_PLACE {
-        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
-    }
-    return v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
-}
-
-fn put(q: u32, words: vec4<u32>) {
-    w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = words;
 }
 
 fn squares_again(part: Part, scale: f32) -> f32 {

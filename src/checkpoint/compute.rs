@@ -334,13 +334,18 @@ fn fit_f32(norms: &[f64]) -> bool {
 
 /// w = g·(v/n̂) of one window on the CPU.
 fn rescale(window: &Window, dtype: DType, v: &[u8], g: &[f32], norms: &[f64], w: &mut [u8]) {
-    let (mut numbers, mut i) = (Vec::with_capacity(window.len()), 0);
-    widen(dtype.into(), v, |x| {
-        let j = i / window.inner % norms.len();
-        numbers.push(f64::from(g[j]) * (x / norms[j]));
-        i += 1;
-    });
-    narrow(&numbers, dtype, w);
+    // Some at a time: in f64 the window would take up to four times its memory.
+    let step = (1 << 12) * dtype.size() as usize;
+    let (mut numbers, mut i) = (vec![], 0);
+    for (v, w) in v.chunks(step).zip(w.chunks_mut(step)) {
+        numbers.clear();
+        widen(dtype.into(), v, |x| {
+            let j = i / window.inner % norms.len();
+            numbers.push(f64::from(g[j]) * (x / norms[j]));
+            i += 1;
+        });
+        narrow(&numbers, dtype, w);
+    }
 }
 
 /// Numbers in a storage type, rounded to the nearest.

@@ -372,7 +372,6 @@ proptest! {
             prop_assert!(foreseen, "{:?}", result);
         }
     }
-
 }
 
 proptest! {

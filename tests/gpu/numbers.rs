@@ -105,8 +105,8 @@ fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outco
     })
 }
 
-/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many and short that an
-/// invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
+/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many
+/// and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
 fn scaled_quads(gpu: &Gpu) -> Outcome {
     let shapes = [
         (&[27, 40][..], Axis::Kept(0)),

@@ -280,9 +280,10 @@ fn set(gpu: &Gpu, operator: Operator, weights: &[Weight]) -> Result<WeightSet, w
     let kept: Vec<Vec<usize>> = all.iter().map(|w| norms_shape(&w.shape, w.axis)).collect();
     let like_v: Vec<_> = all.iter().map(|w| (&w.shape[..], w.dtype)).collect();
     let per_norm: Vec<_> = kept.iter().map(|shape| (&shape[..], DType::F32)).collect();
-    let [v, g, dw] = [&like_v, &per_norm, &like_v].map(|shapes| gpu.tensors(shapes));
-    let (v, g, dw) = (v?, g?, dw?);
-    let (out, norms) = (gpu.tensors(&like_v)?, gpu.tensors(&per_norm)?);
+    let like_v_if = |wanted: bool| gpu.tensors(if wanted { &like_v } else { &[] });
+    let (v, out) = (gpu.tensors(&like_v)?, like_v_if(operator != Operator::RowNormsSet)?);
+    let dw = like_v_if(operator == Operator::NormalizeBackwardSet)?;
+    let (g, norms) = (gpu.tensors(&per_norm)?, gpu.tensors(&per_norm)?);
     v.iter().chain(&g).chain(&dw).try_for_each(|tensor| fill(gpu, tensor))?;
     let member = |i: usize| {
         let member = SetMember::new(WeightNorm::new(&v[i], &g[i]).axis(all[i].axis));
