@@ -53,6 +53,9 @@ struct Args {
     /// Linear layers with every tile that the device can run, too
     #[arg(long)]
     tiles: bool,
+    /// Asks for cooperative matrices, which are experimental, and measures layers in f16 with them and without
+    #[arg(long)]
+    cooperative: bool,
     /// Shows which dispatches the time of an operator goes to
     #[arg(long)]
     profile: bool,
@@ -129,7 +132,7 @@ fn main() -> Result<(), Failure> {
     if let Some(file) = &args.table {
         return table::print(file, |name| args.wants(name));
     }
-    let gpu = Gpu::new()?;
+    let gpu = pollster::block_on(Gpu::new_async(options(&args)))?;
     println!("{}", gpu.report());
     let roof = gpu.roof()?;
     let clock = if gpu.clock() == Clock::Timestamps { "timestamps" } else { "wall clock" };
@@ -164,6 +167,16 @@ fn main() -> Result<(), Failure> {
         println!("\nappended to {}", bench.append()?.display());
     }
     Ok(())
+}
+
+fn options(args: &Args) -> Options {
+    if !args.cooperative {
+        return Options::default();
+    }
+    #[expect(unsafe_code, reason = "the token of who accepts experimental features, by --cooperative")]
+    // SAFETY: a driver that computes them wrong is found by the check of each result; nothing else depends on this device.
+    let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    Options::default().cooperative_matrices(token, vec![])
 }
 
 impl Args {
@@ -218,6 +231,13 @@ impl Bench {
                     let problem = Problem::layer(op, Form::Fused, DType::F32, shape);
                     problems.extend(Tile::all_on(&self.gpu).map(|tile| Problem { tile: Some(tile), ..problem }));
                 }
+            }
+        }
+        if self.args.cooperative {
+            for shape in self.layers(&LAYERS) {
+                let problem = Problem::layer(Op::Linear, Form::Fused, DType::F16, shape);
+                let tiles = [Tile::Large, Tile::Coop8, Tile::Coop16].into_iter().filter(|tile| tile.runs_on(&self.gpu));
+                problems.extend(tiles.map(|tile| Problem { tile: Some(tile), ..problem }));
             }
         }
         for problem in problems {
