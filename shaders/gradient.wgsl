@@ -132,34 +132,43 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
         let n = column + STEP * q;
         let left = left_of(n, p.columns, true);
         var found = 0u;
-        for (var i = 0u; i < BLOCK; i += 1u) {
-            let m = first_row + i;
-            var f = own_factors[q];
-            if END == END_ROWS {
-                var of_row = of_lane(own_row, i);
-                if !ROWS_SHARED {
-                    of_row = factors_of(min(m, p.rows - 1u), 0u);
-                }
-                f = Factors(vec4<f32>(of_row.y), vec4<f32>(of_row.w), vec4<f32>(of_row.z));
-                least_share = min(least_share, of_row.z);
-            }
-            if END != END_PLAIN {
-                found |= look_at(i, q);
-            }
-            if m < p.rows && left > 0u {
-                var values = sum_at(i, q);
-                if END != END_PLAIN {
-                    values = corrected_four(values, v_four(v_place(m, n), left), f);
-                }
-                if ADD {
-                    let skipped = found >> (4u * i);
-                    for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
-                        if ((skipped >> c) & 1u) == 0u && (END == END_PLAIN || f.share_t[c] >= 0.0) {
-                            put_one(m, n + c, values[c]);
-                        }
+        for (var first = 0u; first < BLOCK; first += 4u) { // 1 or 2 iterations
+            // The reads of some rows together, without branches, so that they do not wait for each other. Past the edge
+            // anything.
+            var some: array<vec4<f32>, 4>;
+            var shares_t: array<vec4<f32>, 4>;
+            for (var i = 0u; i < min(BLOCK, 4u); i += 1u) {
+                let m = min(first_row + first + i, p.rows - 1u);
+                var f = own_factors[q];
+                if END == END_ROWS {
+                    var of_row = of_lane(own_row, first + i);
+                    if !ROWS_SHARED {
+                        of_row = factors_of(m, 0u);
                     }
-                } else {
-                    put_four(c_place(m, n), values, left);
+                    f = Factors(vec4<f32>(of_row.y), vec4<f32>(of_row.w), vec4<f32>(of_row.z));
+                    least_share = min(least_share, of_row.z);
+                }
+                some[i] = sum_at(first + i, q);
+                if END != END_PLAIN {
+                    let v_quad = v_four(v_place(m, min(n, p.columns - WHOLE_C)), max(left, 1u));
+                    some[i] = corrected_four(some[i], v_quad, f);
+                    found |= look_at(first + i, q);
+                }
+                shares_t[i] = f.share_t;
+            }
+            for (var i = 0u; i < min(BLOCK, 4u); i += 1u) {
+                let m = first_row + first + i;
+                if m < p.rows && left > 0u {
+                    if ADD {
+                        let skipped = found >> (4u * (first + i));
+                        for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
+                            if ((skipped >> c) & 1u) == 0u && (END == END_PLAIN || shares_t[i][c] >= 0.0) {
+                                put_one(m, n + c, some[i][c]);
+                            }
+                        }
+                    } else {
+                        put_four(c_place(m, n), some[i], left);
+                    }
                 }
             }
         }
@@ -252,16 +261,15 @@ fn gradient_partial(
     @builtin(local_invocation_index) t: u32,
 ) {
     let tile = flat(group, groups);
-    let tiles_n = (p.columns + BN - 1u) / BN;
-    let tiles = tiles_n * ((p.rows + BM - 1u) / BM);
-    let split = tile / tiles;
+    let split = tile / tile_count();
     let k_first = split * p.split_length;
     if k_first >= p.depth {
         return;
     }
     let k_end = min(k_first + p.split_length, p.depth);
-    let row0 = tile % tiles / tiles_n * BM;
-    let column0 = tile % tiles_n * BN;
+    let origin = tile_origin(tile % tile_count());
+    let row0 = origin.x;
+    let column0 = origin.y;
     product(row0, column0, k_first, k_end, t);
     let row = row0 + t / WX * TM;
     let column = column0 + own_column(t);

@@ -10,16 +10,33 @@ fn a_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    let words = a_pairs[e >> 2u];
-    return vec4<f32>(unpack_pair(words.x, A_DTYPE), unpack_pair(words.y, A_DTYPE));
+    return a_from(a_held(e, left));
 }
 
 fn b_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    let words = b_pairs[e >> 2u];
-    return vec4<f32>(unpack_pair(words.x, B_DTYPE), unpack_pair(words.y, B_DTYPE));
+    return b_from(b_held(e, left));
+}
+
+// Four elements as they are stored, and what they are: see in_quads.wgsl.
+alias Held = vec2<u32>;
+
+fn a_held(e: u32, left: u32) -> Held {
+    return a_pairs[e >> 2u];
+}
+
+fn b_held(e: u32, left: u32) -> Held {
+    return b_pairs[e >> 2u];
+}
+
+fn a_from(held: Held) -> vec4<f32> {
+    return vec4<f32>(unpack_pair(held.x, A_DTYPE), unpack_pair(held.y, A_DTYPE));
+}
+
+fn b_from(held: Held) -> vec4<f32> {
+    return vec4<f32>(unpack_pair(held.x, B_DTYPE), unpack_pair(held.y, B_DTYPE));
 }
 
 fn a_at(e: u32) -> f32 {
@@ -30,11 +47,11 @@ fn b_at(e: u32) -> f32 {
     return unpack(b_pairs[e >> 2u][(e >> 1u) & 1u], e, B_DTYPE);
 }
 
-// Four elements as they are stored, for coop.wgsl.
+// For coop.wgsl.
 fn a_stored(e: u32, left: u32) -> vec2<u32> {
-    return a_pairs[e >> 2u];
+    return a_held(e, left);
 }
 
 fn b_stored(e: u32, left: u32) -> vec2<u32> {
-    return b_pairs[e >> 2u];
+    return b_held(e, left);
 }

@@ -20,6 +20,25 @@ fn b_four(e: u32, left: u32) -> vec4<f32> {
     return b_quads[e >> 2u];
 }
 
+// Four elements as they are read, and what they are: with nothing to be done in between, many reads are on their way at once.
+alias Held = vec4<f32>;
+
+fn a_held(e: u32, left: u32) -> Held {
+    return a_quads[e >> 2u];
+}
+
+fn b_held(e: u32, left: u32) -> Held {
+    return b_quads[e >> 2u];
+}
+
+fn a_from(held: Held) -> vec4<f32> {
+    return held;
+}
+
+fn b_from(held: Held) -> vec4<f32> {
+    return held;
+}
+
 fn a_at(e: u32) -> f32 {
     return a_quads[e >> 2u][e & 3u];
 }

@@ -7,44 +7,56 @@
 // Whether a quad may end within the four elements that are read.
 const QUADS_MAY_END = true;
 
-// Four elements of A from e on, zero from the `left`-th on.
+// Four elements of A from e on, of which `left` are there, at least one; the others may be anything. See in_quads.wgsl.
+alias Held = vec4<f32>;
+
+fn a_held(e: u32, left: u32) -> Held {
+    let last = e + min(left, 4u) - 1u;
+    if A_DTYPE == F32 {
+        return bitcast<vec4<f32>>(vec4<u32>(
+            a_words[e], a_words[min(e + 1u, last)], a_words[min(e + 2u, last)], a_words[min(e + 3u, last)],
+        ));
+    }
+    let w = e >> 1u;
+    let z = last >> 1u;
+    let words = vec3<u32>(a_words[w], a_words[min(w + 1u, z)], a_words[min(w + 2u, z)]);
+    return unpack_quad(words, (e & 1u) == 1u, A_DTYPE);
+}
+
+fn b_held(e: u32, left: u32) -> Held {
+    let last = e + min(left, 4u) - 1u;
+    if B_DTYPE == F32 {
+        return bitcast<vec4<f32>>(vec4<u32>(
+            b_words[e], b_words[min(e + 1u, last)], b_words[min(e + 2u, last)], b_words[min(e + 3u, last)],
+        ));
+    }
+    let w = e >> 1u;
+    let z = last >> 1u;
+    let words = vec3<u32>(b_words[w], b_words[min(w + 1u, z)], b_words[min(w + 2u, z)]);
+    return unpack_quad(words, (e & 1u) == 1u, B_DTYPE);
+}
+
+fn a_from(held: Held) -> vec4<f32> {
+    return held;
+}
+
+fn b_from(held: Held) -> vec4<f32> {
+    return held;
+}
+
+// The same, zero from the `left`-th on.
 fn a_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    let last = e + min(left, 4u) - 1u;
-    var four: vec4<f32>;
-    if A_DTYPE == F32 {
-        four = bitcast<vec4<f32>>(vec4<u32>(
-            a_words[e], a_words[min(e + 1u, last)], a_words[min(e + 2u, last)], a_words[min(e + 3u, last)],
-        ));
-    } else {
-        let w = e >> 1u;
-        let z = last >> 1u;
-        let words = vec3<u32>(a_words[w], a_words[min(w + 1u, z)], a_words[min(w + 2u, z)]);
-        four = unpack_quad(words, (e & 1u) == 1u, A_DTYPE);
-    }
-    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+    return select(vec4<f32>(), a_held(e, left), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
 
-// The same of B.
 fn b_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    let last = e + min(left, 4u) - 1u;
-    var four: vec4<f32>;
-    if B_DTYPE == F32 {
-        four = bitcast<vec4<f32>>(vec4<u32>(
-            b_words[e], b_words[min(e + 1u, last)], b_words[min(e + 2u, last)], b_words[min(e + 3u, last)],
-        ));
-    } else {
-        let w = e >> 1u;
-        let z = last >> 1u;
-        let words = vec3<u32>(b_words[w], b_words[min(w + 1u, z)], b_words[min(w + 2u, z)]);
-        four = unpack_quad(words, (e & 1u) == 1u, B_DTYPE);
-    }
-    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+    return select(vec4<f32>(), b_held(e, left), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
 
 fn a_at(e: u32) -> f32 {

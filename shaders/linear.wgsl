@@ -269,12 +269,12 @@ fn linear(
     @builtin(local_invocation_index) t: u32,
 ) {
     let tile = flat(group, groups);
-    let tiles_n = (p.columns + BN - 1u) / BN;
-    if tile >= tiles_n * ((p.rows + BM - 1u) / BM) {
+    if tile >= tile_count() {
         return;
     }
-    let row0 = tile / tiles_n * BM;
-    let column0 = tile % tiles_n * BN;
+    let origin = tile_origin(tile);
+    let row0 = origin.x;
+    let column0 = origin.y;
     product(row0, column0, 0u, p.depth, t);
 
     let row = row0 + t / WX * TM;
@@ -332,16 +332,15 @@ fn linear_partial(
     @builtin(local_invocation_index) t: u32,
 ) {
     let tile = flat(group, groups);
-    let tiles_n = (p.columns + BN - 1u) / BN;
-    let tiles = tiles_n * ((p.rows + BM - 1u) / BM);
-    let split = tile / tiles;
+    let split = tile / tile_count();
     let k_first = split * p.split_length;
     if k_first >= p.depth {
         return;
     }
     let k_end = min(k_first + p.split_length, p.depth);
-    let row0 = tile % tiles / tiles_n * BM;
-    let column0 = tile % tiles_n * BN;
+    let origin = tile_origin(tile % tile_count());
+    let row0 = origin.x;
+    let column0 = origin.y;
     product(row0, column0, k_first, k_end, t);
 
     if NORM == NORM_FUSED {

@@ -17,6 +17,8 @@ fn old(e: u32) -> f32 {
     return y[e >> 2u][e & 3u];
 }
 
+const WHOLE_C = 4u; // neighbouring elements that are there or not together
+
 fn put_u_element(e: u32, value: f32) {
     u[e >> 2u][e & 3u] = value;
 }

@@ -57,6 +57,20 @@ override REDO_STEPS: u32 = 16u;
 const SAFE_LOW = 0x21800000u;
 const SAFE_HIGH = 0x5d800000u;
 
+// The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they share, rows
+// of the larger operand, is still in the cache.
+fn tile_origin(tile: u32) -> vec2<u32> {
+    let tiles_m = (p.rows + BM - 1u) / BM;
+    let tiles_n = (p.columns + BN - 1u) / BN;
+    let down = vec2<u32>(tile % tiles_m, tile / tiles_m);
+    let along = vec2<u32>(tile / tiles_n, tile % tiles_n);
+    return select(along, down, p.rows < p.columns) * vec2<u32>(BM, BN);
+}
+
+fn tile_count() -> u32 {
+    return ((p.rows + BM - 1u) / BM) * ((p.columns + BN - 1u) / BN);
+}
+
 fn a_place(m: u32, k: u32) -> u32 {
     return extractBits(p.firsts, 0u, 8u) + select(k * p.a_stride + m, m * p.a_stride + k, A_ALONG_K);
 }

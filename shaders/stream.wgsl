@@ -38,7 +38,10 @@ fn take_block(block: u32) {
 // Adds up four steps of k, of which `left` are there.
 fn add_quad(k: u32, left: u32, row0: u32, column: u32) {
     let along = select(4u, left, QUADS_MAY_END);
-    prepare_b(k, left);
+    prepare_b(k, k + left);
+    if QUADS_MAY_END {
+        step_m = select(vec4<f32>(), step_m, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+    }
     var b: mat4x4<f32>; // a column for each step
     if B_ALONG_K {
         let last = p.columns - 1u;

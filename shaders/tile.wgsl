@@ -7,13 +7,16 @@
 const BIT_WORDS = 8u;
 override BK: u32 = 16u; // a multiple of 8
 
+const WHOLE = select(4u, 1u, QUADS_MAY_END); // elements that are there or not together
+
 override BK4: u32 = BK / 4u;
 override BM4: u32 = BM / 4u;
 override BN4: u32 = BN / 4u;
+// What is staged for BK steps of k, in blocks of 4 rows by 4 steps: those of A, then no more of B than there are invocations.
+// STAGES blocks of an invocation, at most 3; at most one is of B.
 override A_BLOCKS: u32 = BM4 * BK4;
-override B_BLOCKS: u32 = BN4 * BK4;
-override A_STAGES: u32 = (A_BLOCKS + THREADS - 1u) / THREADS;
-override B_STAGES: u32 = (B_BLOCKS + THREADS - 1u) / THREADS; // at most 2
+override BLOCKS: u32 = A_BLOCKS + BN4 * BK4;
+override STAGES: u32 = (BLOCKS + THREADS - 1u) / THREADS;
 
 // Sizes of workgroup memory have names, since naga 30 panics where an override is declared behind an array whose size
 // is an expression of overrides.
@@ -24,7 +27,9 @@ var<workgroup> staged_as: array<vec4<f32>, A_STAGED>; // [k][m / 4]
 var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
 
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
-var<private> squares: array<vec4<f32>, 2>; // SQUARES: of the four rows of B in each block that this invocation staged
+alias Block = array<Held, 4>; // of four rows, or of four steps of k, as it is stored
+var<private> ahead: array<Block, 3>; // on their way
+var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
 
 override STEP: u32 = 4u * WX; // neighbouring invocations read neighbouring quads of B, and write those of C
 
@@ -48,50 +53,112 @@ fn block_of(i: u32, quads: u32) -> vec2<u32> {
     return vec2<u32>(i / 2u % quads, i % 2u + i / (2u * quads) * 2u);
 }
 
-// B is staged from the last invocation on, A from the first: where there is less than a block for each, all have work.
-fn b_number(stage: u32, t: u32) -> u32 {
-    return stage * THREADS + (THREADS - 1u - t);
-}
-
-// A[m .. m + 3, k .. k + 3], a column for each step of k, zero from k_end on. Rows past the edge are no matter.
-fn a_block(m: u32, k: u32, k_end: u32) -> mat4x4<f32> {
+// A[m .. m + 3, k .. k + 3]; past the edges anything. Without branches, so that the reads do not wait for each other.
+fn a_block(m: u32, k: u32, k_end: u32) -> Block {
     if A_ALONG_K {
-        let left = left_of(k, k_end, true);
         let last = p.rows - 1u;
-        return transpose(mat4x4<f32>(
-            a_four(a_place(min(m, last), k), left), a_four(a_place(min(m + 1u, last), k), left),
-            a_four(a_place(min(m + 2u, last), k), left), a_four(a_place(min(m + 3u, last), k), left),
-        ));
+        let at = min(k, k_end - WHOLE);
+        let left = k_end - at;
+        return Block(
+            a_held(a_place(min(m, last), at), left), a_held(a_place(min(m + 1u, last), at), left),
+            a_held(a_place(min(m + 2u, last), at), left), a_held(a_place(min(m + 3u, last), at), left),
+        );
     }
-    return mat4x4<f32>(
-        a_four(a_place(m, k), left_of(m, p.rows, k < k_end)),
-        a_four(a_place(m, k + 1u), left_of(m, p.rows, k + 1u < k_end)),
-        a_four(a_place(m, k + 2u), left_of(m, p.rows, k + 2u < k_end)),
-        a_four(a_place(m, k + 3u), left_of(m, p.rows, k + 3u < k_end)),
+    let last = k_end - 1u;
+    let at = min(m, p.rows - WHOLE);
+    let left = p.rows - at;
+    return Block(
+        a_held(a_place(at, min(k, last)), left), a_held(a_place(at, min(k + 1u, last)), left),
+        a_held(a_place(at, min(k + 2u, last)), left), a_held(a_place(at, min(k + 3u, last)), left),
     );
 }
 
-// The same of B, scaled; its squares go to those of the stage.
-fn b_block(n: u32, k: u32, k_end: u32, stage: u32) -> mat4x4<f32> {
-    prepare_b(k, left_of(k, k_end, true));
+// The same of B.
+fn b_block(n: u32, k: u32, k_end: u32) -> Block {
     if B_ALONG_K {
-        let left = left_of(k, k_end, true);
         let last = p.columns - 1u;
-        let x = b_four(b_place(min(n, last), k), left);
-        let y = b_four(b_place(min(n + 1u, last), k), left);
-        let z = b_four(b_place(min(n + 2u, last), k), left);
-        let w = b_four(b_place(min(n + 3u, last), k), left);
-        if SQUARES {
-            squares[stage] += vec4<f32>(dot(x, x), dot(y, y), dot(z, z), dot(w, w));
-        }
-        return transpose(mat4x4<f32>(scaled_along(x), scaled_along(y), scaled_along(z), scaled_along(w)));
+        let at = min(k, k_end - WHOLE);
+        let left = k_end - at;
+        return Block(
+            b_held(b_place(min(n, last), at), left), b_held(b_place(min(n + 1u, last), at), left),
+            b_held(b_place(min(n + 2u, last), at), left), b_held(b_place(min(n + 3u, last), at), left),
+        );
     }
-    return mat4x4<f32>(
-        scaled_across(b_four(b_place(n, k), left_of(n, p.columns, k < k_end)), 0u),
-        scaled_across(b_four(b_place(n, k + 1u), left_of(n, p.columns, k + 1u < k_end)), 1u),
-        scaled_across(b_four(b_place(n, k + 2u), left_of(n, p.columns, k + 2u < k_end)), 2u),
-        scaled_across(b_four(b_place(n, k + 3u), left_of(n, p.columns, k + 3u < k_end)), 3u),
+    let last = k_end - 1u;
+    let at = min(n, p.columns - WHOLE);
+    let left = p.columns - at;
+    return Block(
+        b_held(b_place(at, min(k, last)), left), b_held(b_place(at, min(k + 1u, last)), left),
+        b_held(b_place(at, min(k + 2u, last)), left), b_held(b_place(at, min(k + 3u, last)), left),
     );
+}
+
+// Reads the invocation's blocks of the steps from k0 on, of which there are some before k_end. Nothing is done with them here, which would have
+// to wait for them.
+fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            ahead[stage] = a_block(row0 + 4u * at.x, k0 + 4u * at.y, k_end);
+        } else if i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            let k = k0 + 4u * at.y;
+            prepare_b(k, k_end);
+            ahead[stage] = b_block(column0 + 4u * at.x, k, k_end);
+        }
+    }
+}
+
+// What `left` steps leave of a block: past the last one zeros. (Rows past the edge are no matter.)
+fn steps_there(steps: mat4x4<f32>, left: u32) -> mat4x4<f32> {
+    let none = vec4<f32>();
+    return mat4x4<f32>(
+        select(none, steps[0], left > 0u), select(none, steps[1], left > 1u),
+        select(none, steps[2], left > 2u), select(none, steps[3], left > 3u),
+    );
+}
+
+// Puts what was fetched into workgroup memory, a vector for each step, B scaled.
+fn stage_fetched(k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        let block = ahead[stage];
+        if i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            let first = 4u * at.y * BM4 + at.x;
+            var steps = mat4x4<f32>(a_from(block[0]), a_from(block[1]), a_from(block[2]), a_from(block[3]));
+            if A_ALONG_K {
+                steps = transpose(steps);
+            }
+            steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
+            staged_as[first] = steps[0];
+            staged_as[first + BM4] = steps[1];
+            staged_as[first + 2u * BM4] = steps[2];
+            staged_as[first + 3u * BM4] = steps[3];
+        } else if i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            let first = 4u * at.y * BN4 + at.x;
+            var steps = mat4x4<f32>(b_from(block[0]), b_from(block[1]), b_from(block[2]), b_from(block[3]));
+            if B_ALONG_K {
+                steps = transpose(steps);
+            }
+            if SCALED_B {
+                steps = mat4x4<f32>(
+                    scaled_across(steps[0], 0u), scaled_across(steps[1], 1u),
+                    scaled_across(steps[2], 2u), scaled_across(steps[3], 3u),
+                );
+            }
+            steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
+            if SQUARES { // of what is not scaled
+                squares += (steps[0] * steps[0] + steps[1] * steps[1]) + (steps[2] * steps[2] + steps[3] * steps[3]);
+            }
+            staged_bs[first] = steps[0];
+            staged_bs[first + BN4] = steps[1];
+            staged_bs[first + 2u * BN4] = steps[2];
+            staged_bs[first + 3u * BN4] = steps[3];
+        }
+    }
 }
 
 // acc += step k of the staged A times that of the staged B, for the m-th TM rows and the n-th columns of the tile.
@@ -117,32 +184,14 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var i = 0u; i < TM * QUADS; i += 1u) {
         acc[i] = vec4<f32>();
     }
+    if k_first < k_end {
+        fetch(row0, column0, k_first, k_end, t);
+    }
     for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
-        for (var stage = 0u; stage < A_STAGES; stage += 1u) {
-            let i = stage * THREADS + t;
-            if i < A_BLOCKS {
-                let at = block_of(i, BM4);
-                let block = a_block(row0 + 4u * at.x, k0 + 4u * at.y, k_end);
-                let first = 4u * at.y * BM4 + at.x;
-                staged_as[first] = block[0];
-                staged_as[first + BM4] = block[1];
-                staged_as[first + 2u * BM4] = block[2];
-                staged_as[first + 3u * BM4] = block[3];
-            }
-        }
-        for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-            let i = b_number(stage, t);
-            if i < B_BLOCKS {
-                let at = block_of(i, BN4);
-                let block = b_block(column0 + 4u * at.x, k0 + 4u * at.y, k_end, stage);
-                let first = 4u * at.y * BN4 + at.x;
-                staged_bs[first] = block[0];
-                staged_bs[first + BN4] = block[1];
-                staged_bs[first + 2u * BN4] = block[2];
-                staged_bs[first + 3u * BN4] = block[3];
-            }
-        }
+        stage_fetched(k0, k_end, t);
         workgroupBarrier();
+        // The next ones are on their way meanwhile; behind the last, that one again.
+        fetch(row0, column0, k0 + BK, k_end, t);
         for (var k = 0u; k < BK; k += 2u) { // BK / 2 iterations
             multiply(k, m, n);
             multiply(k + 1u, m, n);
@@ -154,11 +203,11 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
 
 // Puts the squares of each invocation where column_square finds them.
 fn stage_squares(t: u32) {
-    for (var stage = 0u; stage < B_STAGES; stage += 1u) {
-        let i = b_number(stage, t);
-        if i < B_BLOCKS {
-            let at = block_of(i, BN4);
-            staged_bs[at.y * BN4 + at.x] = squares[stage];
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i >= A_BLOCKS && i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            staged_bs[at.y * BN4 + at.x] = squares;
         }
     }
     workgroupBarrier();

@@ -5,6 +5,8 @@
 
 override V_DTYPE: u32 = F32;
 
+const WHOLE_C = 1u; // neighbouring elements that are there or not together
+
 fn put_u_element(e: u32, value: f32) {
     u[e] = value;
 }

@@ -6,17 +6,15 @@ fn of_lane(own: vec4<f32>, i: u32) -> vec4<f32> {
     return own;
 }
 
-// Fetches the scale of one step of k, or of four.
-fn prepare_b(k: u32, left: u32) {
+// Fetches the scales of the four steps from k on. Those behind k_end are those of the last.
+fn prepare_b(k: u32, k_end: u32) {
     if !SCALED_B {
         return;
     }
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        if i < left {
-            step_t[i] = step_scale(k + i, 0u);
-            step_m[i] = step_scale(k + i, 1u);
-        }
-    }
+    let last = k_end - 1u;
+    let at = vec4<u32>(min(k, last), min(k + 1u, last), min(k + 2u, last), min(k + 3u, last));
+    step_t = vec4<f32>(step_scale(at.x, 0u), step_scale(at.y, 0u), step_scale(at.z, 0u), step_scale(at.w, 0u));
+    step_m = vec4<f32>(step_scale(at.x, 1u), step_scale(at.y, 1u), step_scale(at.z, 1u), step_scale(at.w, 1u));
 }
 
 // Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those from

@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::{Error, Gpu, trusted};
+use crate::{Error, Gpu, Parameters, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
 pub(crate) const MAX_ITERATIONS: u64 = 60_000;
@@ -12,6 +12,9 @@ pub(crate) const MAX_ITERATIONS: u64 = 60_000;
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
 const UNIFORM_BINDING: u32 = 15;
+/// How an entry point begins, and its parameter with the number of the invocation.
+const WORKGROUP_SIZE: &str = "@compute @workgroup_size(";
+const INVOCATION: &str = "@builtin(local_invocation_index) t";
 /// Binding numbers in use: below this.
 pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
 
@@ -223,6 +226,26 @@ impl Module {
     pub fn uniform_source(self) -> String {
         self.source().replace(IMMEDIATE, UNIFORM)
     }
+
+    /// The same with the invocations of a workgroup in reverse order, where they are not those of subgroups.
+    pub fn reversed_source(self) -> String {
+        let source = self.uniform_source();
+        if source.contains("subgroup") {
+            return source;
+        }
+        let mut reversed = String::new();
+        let mut size = "";
+        for line in source.lines() {
+            size = line.strip_prefix(WORKGROUP_SIZE).and_then(|rest| rest.strip_suffix(')')).unwrap_or(size);
+            reversed += &line.replace(INVOCATION, &format!("{INVOCATION}_reversed"));
+            reversed.push('\n');
+            // The parameters of an entry point have lines of their own, those of other functions have not.
+            if line == ") {" {
+                reversed += &format!("    let t = {size} - 1u - t_reversed;\n");
+            }
+        }
+        reversed
+    }
 }
 
 /// How a kernel uses a storage buffer.
@@ -414,10 +437,10 @@ impl Pipelines {
         if let Some(pipeline) = &*built {
             return Ok(pipeline.clone());
         }
-        let (device, immediates) = (gpu.device(), gpu.immediates());
+        let (device, parameters) = (gpu.device(), gpu.parameters());
         let made = gpu.guarded("a pipeline", 0, || {
-            let shader = self.module(device, immediates, module);
-            build(device, immediates, kernel, module, constants, &shader, self.cache.as_ref())
+            let shader = self.module(device, parameters, module);
+            build(device, gpu.immediates(), kernel, module, constants, &shader, self.cache.as_ref())
         });
         if made.is_err() {
             self.modules.lock().expect("no panic while held").remove(&module);
@@ -431,9 +454,9 @@ impl Pipelines {
         slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
-    fn module(&self, device: &wgpu::Device, immediates: bool, module: Module) -> wgpu::ShaderModule {
+    fn module(&self, device: &wgpu::Device, parameters: Parameters, module: Module) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().expect("no panic while held");
-        modules.entry(module).or_insert_with(|| trusted::shader_module(device, module, immediates)).clone()
+        modules.entry(module).or_insert_with(|| trusted::shader_module(device, module, parameters)).clone()
     }
 }
 

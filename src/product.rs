@@ -149,25 +149,34 @@ impl Tile {
         (groups, groups * shape.rows() * shape.columns())
     }
 
-    /// The table: the tile for a product of rows by columns with sums of `depth` steps, where nothing else says which.
-    /// `cooperative`: whether cooperative matrices can do it, which are for GPUs.
-    pub(crate) fn choose(gpu: &Gpu, cooperative: bool, rows: u64, columns: u64, depth: u64) -> Tile {
+    /// The table: the tile for a product, where nothing else says which, and the length of the pieces of its sums where a GPU
+    /// had better form them in pieces. `cooperative`: whether cooperative matrices can do it, which are for GPUs.
+    pub(crate) fn choose(gpu: &Gpu, cooperative: bool, key: &Key) -> (Tile, Option<u32>) {
+        let [rows, columns, depth] = key.size;
         // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
         let lanes = gpu.lanes().filter(|&lanes| gpu.is_cpu() && lanes >= 8);
         let fits = |tile: &Tile| !gpu.is_cpu() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
         let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
-        match (lanes, rows, columns) {
+        let busy = Busy::of(gpu.report().info.device_type);
+        let tile = match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
             (None, 1, _) => Tile::Stream1,
             (None, 2, _) => Tile::Stream2,
             (None, ..=4, _) => Tile::Stream4,
-            (None, ..=8, _) => Tile::Stream8,
+            (None, ..=8, _) if gpu.is_cpu() => Tile::Stream8,
+            (None, ..=16, _) if !gpu.is_cpu() => Tile::Stream4,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
             (None, _, _) if depth > Shape::new(Tile::Large, None, true).max_length() => Tile::Medium,
+            // Where a GPU wants more workgroups; and with short sums the ends are the work, for which they are good.
+            (None, _, _) if !busy.can_be_kept(Tile::Large.grid(gpu, true, rows, columns).0, depth) => Tile::Medium,
             (None, _, _) => Tile::Large,
-        }
+        };
+        let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
+        let pieces = if tile.is_cooperative() { 1 } else { busy.pieces(tile, groups, depth) };
+        let length = depth.div_ceil(pieces).next_multiple_of(BK);
+        (tile, (pieces > 1 && length <= tile.max_length(gpu)).then_some(length as u32))
     }
 
     /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
@@ -192,6 +201,44 @@ impl Tile {
         };
         let candidates = RATES.iter().filter(|(tile, _)| Shape::new(*tile, Some(lanes), true).tm <= most_rows);
         candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
+    }
+}
+
+/// What keeps a device busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least time
+/// for the layers of `benches/throughput`, within a tenth; a GPU within a processor has about a tenth of it.
+struct Busy {
+    /// Workgroups from which on sums are formed whole.
+    enough: u64,
+    /// Workgroups of `large` to aim at with pieces of sums otherwise.
+    wanted: u64,
+}
+
+/// Steps of k that are worth a second dispatch.
+const LEAST_PIECE: u64 = 256;
+
+impl Busy {
+    fn of(kind: wgpu::DeviceType) -> Busy {
+        match kind {
+            wgpu::DeviceType::Cpu => Busy { enough: 1, wanted: 1 },
+            wgpu::DeviceType::IntegratedGpu => Busy { enough: 24, wanted: 64 },
+            _ => Busy { enough: 192, wanted: 512 },
+        }
+    }
+
+    /// By so many workgroups of `large`, with pieces or without.
+    fn can_be_kept(&self, groups: u64, depth: u64) -> bool {
+        self.enough == 1 || (depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough)
+    }
+
+    fn pieces(&self, tile: Tile, groups: u64, depth: u64) -> u64 {
+        let (least, wanted) = match tile {
+            // A quarter of the work in each.
+            Tile::Medium => (LEAST_PIECE, 2 * self.wanted),
+            // Soon done with a step.
+            _ if tile.family() == Family::Stream => (4 * LEAST_PIECE, self.wanted),
+            _ => (LEAST_PIECE, self.wanted),
+        };
+        if groups >= self.enough { 1 } else { (wanted / groups).min(depth / least).max(1) }
     }
 }
 
@@ -689,7 +736,18 @@ impl<'a> Product<'a> {
             Forced { tile: None, split_length: None } => gpu.choices().get(&self.key(), cooperative),
             forced => forced,
         };
-        let tile = forced.tile.unwrap_or_else(|| Tile::choose(gpu, cooperative, self.rows, self.columns, self.depth));
+        let (tile, split_length) = match forced.tile {
+            Some(tile) => (tile, forced.split_length),
+            None => {
+                let (tile, length) = Tile::choose(gpu, cooperative, &self.key());
+                // The table's pieces only where each has a place for a row of tiles.
+                let fits = |&length: &u32| {
+                    let sums = self.depth.div_ceil(length.into()) * (tile.grid(gpu, true, 1, 1).1 + 1);
+                    sums <= MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8
+                };
+                (tile, forced.split_length.or(length.filter(fits)))
+            }
+        };
         let tile = Shape::new(tile, tile.lanes(gpu), self.b.along_k);
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
@@ -698,7 +756,7 @@ impl<'a> Product<'a> {
         let cut = |operand: &Operand<'_>, fitting: u64, all: u64| fitting == 0 || (!operand.along_k && fitting < all);
         // A sum of nothing, as over an empty batch, has no pieces, however large the result is.
         let whole = self.depth == 0
-            || (forced.split_length.is_none()
+            || (split_length.is_none()
                 && self.depth <= tile.max_length().min(end_steps)
                 && !cut(&self.a, rows, self.rows)
                 && !cut(&self.b, columns, self.columns));
@@ -709,8 +767,8 @@ impl<'a> Product<'a> {
             let steps = steps.min(self.b.steps_in(self.b.elements_in_binding(gpu), self.columns)).min(end_steps);
             let longest = tile.max_length().min(steps / BK * BK).max(BK);
             let even = self.depth.div_ceil(self.depth.div_ceil(longest).max(1)).next_multiple_of(BK);
-            let forced = forced.split_length.map(|length| u64::from(length).next_multiple_of(BK));
-            let split_length = forced.unwrap_or(even).min(longest);
+            let wanted = split_length.map(|length| u64::from(length).next_multiple_of(BK));
+            let split_length = wanted.unwrap_or(even).min(longest);
             let splits = self.depth.div_ceil(split_length);
             let in_work = recorder.work_capacity(tile.rows() * tile.columns() * split_length);
             let split_step = (steps / split_length).min(in_work).clamp(1, splits);

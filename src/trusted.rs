@@ -1,14 +1,19 @@
 //! The unsafe code of the crate.
 #![expect(unsafe_code, reason = "shader modules without loop bounding; the block says why it is sound")]
 
+use crate::Parameters;
 use crate::kernel::Module;
 
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///
 /// naga bounds every loop by a counter, which keeps drivers from unrolling: an 8x8 register tile has 22 %
 /// multiply-adds in its hottest block with the counters and 70 % without, on AMD RDNA3; 79 % without index checks too.
-pub(crate) fn shader_module(device: &wgpu::Device, module: Module, immediates: bool) -> wgpu::ShaderModule {
-    let source = if immediates { module.source() } else { module.uniform_source() };
+pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: Parameters) -> wgpu::ShaderModule {
+    let source = match parameters {
+        Parameters::Auto => module.source(),
+        Parameters::Uniform => module.uniform_source(),
+        Parameters::Reversed => module.reversed_source(),
+    };
     let label = format!("weightnorm.{}", module.name());
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };

@@ -297,22 +297,27 @@ fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
     let [rows, columns, depth] = key.size;
     // The input gradient scales v before it is multiplied.
     let cooperative = key.dtypes == [DType::F16; 2] && key.along_k != INPUT_GRADIENT;
-    let table = Tile::choose(gpu, cooperative, rows, columns, depth);
+    let (table, table_length) = Tile::choose(gpu, cooperative, key);
     let able = || Tile::all_on(gpu).filter(|tile| cooperative || !tile.is_cooperative());
     let least = able().map(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1).min().unwrap_or(0);
     let mut tiles: Vec<Tile> =
         able().filter(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1 <= 4 * least && *tile != table).collect();
     tiles.sort_by_key(|tile| tile.family() != table.family());
     tiles.insert(0, table);
-    let mut all = vec![];
+    let mut all = vec![Choice { tile: table, split_length: table_length }];
     for tile in tiles {
         let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
-        all.push(Choice { tile, split_length: None });
+        let mut add = |choice| {
+            if !all.contains(&choice) {
+                all.push(choice);
+            }
+        };
+        add(Choice { tile, split_length: None });
         for pieces in PIECES {
             let length = depth.div_ceil(pieces).next_multiple_of(16);
             let sensible = groups <= FEW_GROUPS && groups * pieces <= MOST_GROUPS && length >= LEAST_STEPS;
             if sensible && length < depth && length <= tile.max_length(gpu) {
-                all.push(Choice { tile, split_length: Some(length as u32) });
+                add(Choice { tile, split_length: Some(length as u32) });
             }
         }
     }

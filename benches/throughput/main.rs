@@ -20,7 +20,7 @@ mod table;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
@@ -108,6 +108,8 @@ const SMALL: [[usize; 3]; 8] = [
     [4, 4096, 4096],
     [8, 4096, 4096],
 ];
+/// How long a GPU is kept busy before it is timed.
+const WARM_UP: Duration = Duration::from_millis(300);
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
 /// One line of the output.
@@ -210,7 +212,7 @@ impl Bench {
     fn rates(&mut self) -> Result<(), Failure> {
         println!("{:>10} {:>9} {:>9} {:>9}", "ms", "GB/s", "GFLOP/s", "% of roof");
         let mut problems = vec![];
-        for shape in self.some(&ROWS, |[n, k]| n * k) {
+        for shape in self.some(&[&ROWS[..], &SHORT].concat(), |[n, k]| n * k) {
             problems.extend([Op::Read, Op::Copy].map(|op| Problem::rows(op, DType::F32, shape)));
             for op in [Op::RowNorms, Op::Normalize] {
                 problems.extend(DTYPES.map(|dtype| Problem::rows(op, dtype, shape)));
@@ -254,6 +256,7 @@ impl Bench {
     /// Times an operator, and prints its line. Returns its time.
     fn rate(&mut self, name: String, prepared: &Prepared) -> Result<f64, Failure> {
         let calls = self.calls(prepared)?.clamp(5, 200);
+        self.warm(&[prepared])?;
         let profile = self.gpu.profile(|ops| (0..calls).try_for_each(|_| prepared.record(ops)))?;
         // A call may be several operators.
         let per_call = profile.operators.len() / calls;
@@ -269,6 +272,17 @@ impl Bench {
         }
         self.lines.push(Line { name, ms: seconds * 1e3, work, percent, ratio: None });
         Ok(seconds)
+    }
+
+    /// Keeps a GPU busy for a while: it clocks down within moments when it waits for the CPU to compile or to check.
+    fn warm(&self, all: &[&Prepared]) -> Result<(), Failure> {
+        let start = Instant::now();
+        while self.gpu.report().info.device_type != wgpu::DeviceType::Cpu && start.elapsed() < WARM_UP {
+            for prepared in all {
+                prepared.wall((2e-3 / prepared.wall(1)?).clamp(1.0, 200.0) as usize)?;
+            }
+        }
+        Ok(())
     }
 
     /// Calls that take as long as a repetition should.
@@ -315,6 +329,7 @@ impl Bench {
         first.record_and_check(&self.gpu)?;
         second.record_and_check(&self.gpu)?;
         let calls = self.calls(&first)?.min(self.calls(&second)?);
+        self.warm(&[&first, &second])?;
         let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
         let ratio::Ratio { median, low, high, times } =
             ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;

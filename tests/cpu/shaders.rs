@@ -26,6 +26,10 @@ fn shaders_are_valid_with_either_kind_of_parameters() {
         assert!(uniform.contains("var<uniform>") && !uniform.contains("var<immediate>"), "{}", module.name());
         let (parsed, _) = parse(&uniform);
         assert!(!parsed.global_variables.iter().any(|(_, v)| v.space == AddressSpace::Immediate));
+        let reversed = module.reversed_source();
+        parse(&reversed);
+        let entries = if uniform.contains("subgroup") { 0 } else { uniform.matches("@compute").count() };
+        assert_eq!(reversed.matches("- 1u - t_reversed;").count(), entries, "{}", module.name());
     }
 }
 

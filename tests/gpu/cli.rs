@@ -54,7 +54,7 @@ fn devices(gpu: &Gpu) -> Outcome {
     assert_eq!((&device["usable"], &device["reason"]), (&json!(true), &Value::Null));
     assert_eq!(uses["tiles"], json!(tiles));
     assert_eq!(uses["clock"] == "timestamps", gpu.clock() == Clock::Timestamps);
-    if std::env::var_os("WEIGHTNORM_NO_IMMEDIATES").is_none() {
+    if ["WEIGHTNORM_NO_IMMEDIATES", "WEIGHTNORM_REVERSED"].iter().all(|name| std::env::var_os(name).is_none()) {
         assert_eq!(uses["parameters"] == "immediates", report.immediates);
     }
     assert_eq!(device["limits"]["binding_bytes"], report.limits.max_storage_buffer_binding_size);

@@ -2,7 +2,8 @@
 //!
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
-//! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers.
+//! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1` does so,
+//! and has the invocations of workgroups in reverse order.
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -68,26 +69,38 @@ impl Suite {
             {
                 skip("not on GL")
             }
-            Some(gpu) => Trial::test(name, move || test(&gpu))
-                .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime)),
+            Some(gpu) => {
+                let own_name = name.to_owned();
+                Trial::test(name, move || test(&gpu).inspect_err(|e| shown(&own_name, e)))
+                    .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
+            }
         };
         self.trials.push(trial);
     }
 
     /// A test that may find out that the driver lacks something, and then is ignored with the reason.
     fn test_if_able(&mut self, name: &str, test: impl FnOnce(&Gpu) -> Result<Completion, Failed> + Send + 'static) {
-        let gpu = self.gpu.clone();
+        let (gpu, own_name) = (self.gpu.clone(), name.to_owned());
         self.trials.push(Trial::ignorable_test(name, move || match gpu {
             None => Ok(Completion::ignored_with("no GPU")),
-            Some(gpu) => test(&gpu),
+            Some(gpu) => test(&gpu).inspect_err(|e| shown(&own_name, e)),
         }));
     }
+}
+
+/// Shows at once why a test failed: a run that is stopped for time does not come to its list of failures.
+fn shown(name: &str, why: &Failed) {
+    eprintln!("{name} failed: {}", why.message().unwrap_or_default());
 }
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let set = |name| std::env::var(name).is_ok_and(|v| v == "1");
-    let parameters = if set("WEIGHTNORM_NO_IMMEDIATES") { Parameters::Uniform } else { Parameters::Auto };
+    let parameters = match (set("WEIGHTNORM_REVERSED"), set("WEIGHTNORM_NO_IMMEDIATES")) {
+        (true, _) => Parameters::Reversed,
+        (_, true) => Parameters::Uniform,
+        _ => Parameters::Auto,
+    };
     let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters))) {
         Ok(gpu) => {
             let info = gpu.report().info;
