@@ -300,6 +300,8 @@ pub static NORMALIZE_ROWS: Kernel =
     Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_BLOCKS: Kernel =
     Kernel { entry: "normalize_blocks", stem: "normalize_blocks", bindings: &[(0, Read), (1, Read), (2, Write)] };
+pub static NORM_BLOCKS: Kernel =
+    Kernel { entry: "norm_blocks", stem: "normalize_blocks", bindings: &[(0, Read), (2, Write), (3, Write)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     stem: "linear",
@@ -360,7 +362,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 33] = [
+pub static KERNELS: [&Kernel; 34] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -373,6 +375,7 @@ pub static KERNELS: [&Kernel; 33] = [
     &NORMALIZE_QUADS_BACKWARD,
     &NORMALIZE_ROWS,
     &NORMALIZE_BLOCKS,
+    &NORM_BLOCKS,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,

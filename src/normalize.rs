@@ -56,6 +56,22 @@ struct BlockParams {
     eps: f32,
 }
 
+/// Short rows a block at a time: see `normalize_blocks.wgsl`.
+pub(crate) struct Blocks<'a> {
+    /// None: what is written is read.
+    pub v: Option<&'a Tensor>,
+    pub axis: Axis,
+    pub eps: Eps,
+    pub gain: Option<&'a Tensor>,
+    pub out: BlocksOut<'a>,
+}
+
+pub(crate) enum BlocksOut<'a> {
+    Weight(&'a Tensor),
+    /// f32, one for each row.
+    Norms(View<'a>),
+}
+
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
 ///
 /// ```
@@ -259,39 +275,57 @@ impl Recorder<'_, '_> {
 
     /// Norm and rescaling of short rows in one dispatch, if that can be: whether it was recorded. Without v it is w.
     fn normalize_blocks(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
+        if weight.norms.is_some() {
+            return Ok(false);
+        }
+        self.blocks(&Blocks { v, axis: weight.axis, eps: weight.eps, gain: weight.g, out: BlocksOut::Weight(w) })
+    }
+
+    /// Short rows a block at a time, if that can be: whether it was recorded.
+    pub(crate) fn blocks(&mut self, job: &Blocks<'_>) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
-        let Layout { outer, kept, inner } = Layout::new(w.shape(), weight.axis)?.wide();
-        let whole = outer == 1 && walk::in_quads(v.into_iter().chain([w]), kept * inner);
-        let blocks = Walk::of(&gpu).row_blocks(kept, inner, w.dtype()).filter(|_| whole && weight.norms.is_none());
+        let w = if let BlocksOut::Weight(w) = job.out { Some(w) } else { None };
+        let Some(read) = job.v.or(w) else { return Ok(false) };
+        let Layout { outer, kept, inner } = Layout::new(read.shape(), job.axis)?.wide();
+        let whole = outer == 1 && walk::in_quads([read].into_iter().chain(w), kept * inner);
+        let blocks = Walk::of(&gpu).row_blocks(kept, inner, read.dtype(), w.is_none()).filter(|_| whole);
         let Some(RowBlocks { rows, quads }) = blocks else { return Ok(false) };
-        let in_binding = gpu.binding_capacity() / (rows * inner * w.dtype().size()).max(4 * rows);
+        let in_binding = gpu.binding_capacity() / (rows * inner * read.dtype().size()).max(4 * rows);
         let step = in_binding.min(gpu.group_capacity() * THREADS).min(self.work_capacity(rows * inner));
         if step == 0 {
             return Ok(false);
         }
-        let constants: Constants = vec![
-            ("V_DTYPE", w.dtype().code()),
+        let mut constants: Constants = vec![
+            ("V_DTYPE", read.dtype().code()),
             ("COLUMNS", inner as u32),
             ("ROWS", rows as u32),
             ("HELD", quads as u32),
-            ("HAS_GAIN", weight.g.is_some().into()),
-            ("IN_PLACE", v.is_none().into()),
         ];
+        if w.is_some() {
+            constants.extend([("HAS_GAIN", job.gain.is_some().into()), ("IN_PLACE", job.v.is_none().into())]);
+        }
         for (block, count) in windows(kept / rows, step) {
             let (row, row_count) = (block * rows, count * rows);
-            let (v_span, v_first) = bind(&gpu, v, row * inner, row_count * inner);
-            let (w_span, w_first) = bind(&gpu, Some(w), row * inner, row_count * inner);
-            let (gain, gain_first) = bind(&gpu, weight.g, row, row_count);
+            let (v, v_first) = bind(&gpu, job.v, row * inner, row_count * inner);
+            let (w, w_first) = bind(&gpu, w, row * inner, row_count * inner);
+            let (gain, gain_first) = bind(&gpu, job.gain, row, row_count);
+            let (kernel, buffers, norms_first) = match &job.out {
+                BlocksOut::Weight(_) => (&kernel::NORMALIZE_BLOCKS, vec![v, gain, w], 0),
+                BlocksOut::Norms(norms) => {
+                    let (norms, first) = norms.bind(&gpu, row, row_count);
+                    (&kernel::NORM_BLOCKS, vec![v, None, norms], first)
+                }
+            };
             self.dispatch(&Dispatch {
-                kernel: &kernel::NORMALIZE_BLOCKS,
+                kernel,
                 module: Module::NormalizeBlocks,
                 constants: &constants,
-                buffers: &[v_span, gain, w_span],
+                buffers: &buffers,
                 params: BlockParams {
                     count: count as u32,
-                    firsts: firsts([v_first, w_first, gain_first, 0]),
-                    policy: weight.eps.code(),
-                    eps: weight.eps.value(),
+                    firsts: firsts([v_first, w_first, gain_first, norms_first]),
+                    policy: job.eps.code(),
+                    eps: job.eps.value(),
                 },
                 groups: count.div_ceil(THREADS),
                 work: row_count * inner,

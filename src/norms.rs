@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
+use crate::normalize::{Blocks, BlocksOut};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
 use crate::walk::{self, ColumnQuads, Walk};
@@ -141,6 +142,12 @@ impl Recorder<'_, '_> {
         let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout };
         if job.known.is_some() {
             return self.known_norms(job, layout);
+        }
+        if job.form == Form::Norms && job.norms_too.is_none() {
+            let out = BlocksOut::Norms(job.out.clone());
+            if self.blocks(&Blocks { v: Some(job.v), axis: job.axis, eps: job.eps, gain: None, out })? {
+                return Ok(());
+            }
         }
         match Plan::new(self.gpu(), job, layout)? {
             Plan::Rows(rows) => self.row_sums(job, layout, rows),

@@ -102,16 +102,21 @@ impl Walk {
         Some(HeldRows { lanes, held: if lanes > 1 { held.next_power_of_two() } else { held } })
     }
 
-    /// For `rows` rows of `columns` elements, if they are short and it pays.
-    pub(crate) fn row_blocks(self, rows: u64, columns: u64, dtype: DType) -> Option<RowBlocks> {
+    /// For `rows` rows of `columns` elements, if they are short and it pays: to normalize them, or for their norms alone.
+    pub(crate) fn row_blocks(self, rows: u64, columns: u64, dtype: DType, norms_alone: bool) -> Option<RowBlocks> {
         let quad = quad(dtype);
         if self == Walk::Gpu || columns == 0 || columns > MAX_BLOCK_QUADS * quad {
+            return None;
+        }
+        // Whole quads are summed up as fast without.
+        if norms_alone && columns.is_multiple_of(quad) {
             return None;
         }
         // The fewest rows that fill quads, a divisor of those in a quad.
         let mut each = (0..=quad.ilog2()).map(|n| 1 << n).find(|each| (each * columns).is_multiple_of(quad))?;
         // What is done once for a block had better be done for many rows; with more quads the code outgrows its cache.
-        while each < 8 && 2 * each * columns <= 8 * quad && rows.is_multiple_of(2 * each) {
+        let enough = if norms_alone { 20 } else { 8 };
+        while each < 8 && 2 * each * columns <= enough * quad && rows.is_multiple_of(2 * each) {
             each *= 2;
         }
         let quads = each * columns / quad;
