@@ -110,14 +110,19 @@ pub const LONG: &[(&[usize], Axis)] = &[
 /// row_norms of `v` between guards. The bound takes the additions of one square on its way into the norm.
 pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, eps: Eps, chain: usize) -> Outcome {
     let count = norm_count(shape, axis);
-    let tensor = upload(gpu, v, shape, dtype, chain + count)?;
-    let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    gpu.record(&mut encoder).row_norms_into(&tensor, axis, eps, &norms.tensor)?;
-    gpu.queue().submit([encoder.finish()]);
     let expected = cpu::row_norms(v, shape, axis, eps)?;
-    compare(&norms.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
-    Ok(())
+    let offset = OFFSETS[(chain + count) % OFFSETS.len()];
+    // Short rows also where they start at a multiple of 16 bytes, which may take another kernel.
+    let aligned = (norm_length(shape, axis) <= 64).then_some(16);
+    all([offset].into_iter().chain(aligned), |&offset| {
+        let tensor = Guarded::holding(gpu, v, shape, dtype, offset)?.tensor;
+        let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        gpu.record(&mut encoder).row_norms_into(&tensor, axis, eps, &norms.tensor)?;
+        gpu.queue().submit([encoder.finish()]);
+        compare(&norms.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
+        Ok(())
+    })
 }
 
 fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
