@@ -10,7 +10,10 @@ override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
 override RUN: u32 = 64u; // neighbouring invocations that read neighbouring quads, see norms.wgsl
 override COLUMN_QUADS: u32 = 4u; // batch_sums: quads of a row for an invocation, RUN apart, up to MAX_COLUMN_QUADS
 
+override ROWS: u32 = 1u; // batch_sums: rows whose reads are on their way at a time, up to MAX_ROWS
+
 const MAX_COLUMN_QUADS = 4u;
+const MAX_ROWS = 4u;
 const BLOCK = 64u; // rows that are added up by themselves
 
 alias Sums = array<vec4<f32>, MAX_COLUMN_QUADS>;
@@ -49,27 +52,46 @@ fn batch_sums(
         var block_high = Sums();
         var block_low_dots = Sums();
         var block_high_dots = Sums();
-        for (var i = row; i < min(row + BLOCK, end); i += 1u) { // BLOCK iterations
+        for (var i = row; i < min(row + BLOCK, end); i += ROWS) { // BLOCK / ROWS iterations
             for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
-                let offset = i * step + min(k * RUN, last);
-                let words = a[at + offset];
-                let x = quad_low(words, A_DTYPE);
-                if WIDE {
-                    seen[k] |= words;
-                }
-                block_low[k] += x;
-                if A_DTYPE == F32 {
+                var words: array<vec4<u32>, MAX_ROWS>;
+                var us: array<vec4<f32>, MAX_ROWS>;
+                var second_us: array<vec4<f32>, MAX_ROWS>;
+                for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
+                    // Rows past the last one read it again.
+                    let offset = min(i + r, end - 1u) * step + min(k * RUN, last);
+                    words[r] = a[at + offset];
                     if HAS_U {
-                        block_low_dots[k] += x * u[at_u + offset];
+                        us[r] = u[at_u + offset * PARTS];
+                        if A_DTYPE != F32 {
+                            second_us[r] = u[at_u + offset * PARTS + 1u];
+                        }
                     }
-                } else {
-                    let z = quad_high(words, A_DTYPE);
-                    block_high[k] += z;
-                    if HAS_U {
-                        let first_u = u[at_u + offset * PARTS];
-                        let second_u = u[at_u + offset * PARTS + 1u];
-                        block_low_dots[k] += x * vec4<f32>(first_u.xz, second_u.xz);
-                        block_high_dots[k] += z * vec4<f32>(first_u.yw, second_u.yw);
+                }
+                for (var r = 1u; r < ROWS; r += 1u) { // ROWS iterations
+                    // In place of what is read: with a branch around its use compilers move each read into it.
+                    let there = i + r < end;
+                    words[r] = select(vec4<u32>(), words[r], there);
+                    us[r] = select(vec4<f32>(), us[r], there);
+                    second_us[r] = select(vec4<f32>(), second_us[r], there);
+                }
+                for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
+                    let x = quad_low(words[r], A_DTYPE);
+                    if WIDE {
+                        seen[k] |= words[r];
+                    }
+                    block_low[k] += x;
+                    if A_DTYPE == F32 {
+                        if HAS_U {
+                            block_low_dots[k] += x * us[r];
+                        }
+                    } else {
+                        let z = quad_high(words[r], A_DTYPE);
+                        block_high[k] += z;
+                        if HAS_U {
+                            block_low_dots[k] += x * vec4<f32>(us[r].xz, second_us[r].xz);
+                            block_high_dots[k] += z * vec4<f32>(us[r].yw, second_us[r].yw);
+                        }
                     }
                 }
             }

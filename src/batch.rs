@@ -495,15 +495,19 @@ impl Recorder<'_, '_> {
         let direct = plan.splits == 1;
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
         let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
-        let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32), ("CX", plan.cx as u32)];
+        let walk = Walk::of(&gpu);
+        let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
         let mut constants = ends.clone();
         let module = match &plan.quads {
             Some(quads) => {
-                constants.pop(); // CX
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
+                constants.push(("ROWS", walk.rows_of_a_batch().0 as u32));
                 Module::BatchQuads
             }
-            None => Module::BatchWords,
+            None => {
+                constants.push(("CX", plan.cx as u32));
+                Module::BatchWords
+            }
         };
         constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
         for (j, count) in windows(columns, plan.column_step) {
@@ -559,10 +563,14 @@ impl Recorder<'_, '_> {
             if direct {
                 continue;
             }
+            let fits = |cx: &u64| count.div_ceil(*cx) <= gpu.group_capacity();
+            let cx = Some(walk.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
+            let mut constants = ends.clone();
+            constants.push(("CX", cx as u32));
             self.dispatch(&Dispatch {
                 kernel: &kernel::BATCH_FINISH,
                 module: Module::BatchWords,
-                constants: &ends,
+                constants: &constants,
                 buffers: &[part, first, second, means, g, norms],
                 params: Params {
                     rows: rows as u32,
@@ -570,7 +578,7 @@ impl Recorder<'_, '_> {
                     firsts: firsts([0, 0, first_at, second_at]),
                     ..params
                 },
-                groups: count.div_ceil(plan.cx),
+                groups: count.div_ceil(cx),
                 work: plan.splits * count,
             })?;
         }
@@ -665,7 +673,12 @@ impl Plan {
             ),
             None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
         };
-        let useful = rows.div_ceil(SHORTEST_SPLIT).min(enough);
+        // Up to so many rows need one dispatch only; what is split then is split well.
+        let shortest = match &quads {
+            Some(_) if rows > SHORTEST_SPLIT => Walk::of(gpu).rows_of_a_batch().1,
+            _ => SHORTEST_SPLIT,
+        };
+        let useful = rows.div_ceil(shortest).min(enough);
         let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
         let splits = rows.div_ceil(split_length).max(1);
         let parts_in_binding = capacity / PART_BYTES;

@@ -201,6 +201,23 @@ impl Walk {
         self == Walk::Cpu || units >= THREADS / 2
     }
 
+    /// Rows of a matrix that one invocation reads together on its way down the columns, and the fewest rows of a batch for one.
+    /// A GPU waits a quarter of a microsecond for each read that is by itself.
+    pub(crate) fn rows_of_a_batch(self) -> (u64, u64) {
+        match self {
+            Walk::Gpu => (4, 32),
+            Walk::Cpu => (1, 128),
+        }
+    }
+
+    /// Columns of a workgroup that adds up `splits` partial sums of each, of `columns` at most.
+    pub(crate) fn columns_to_finish(self, columns: u64, splits: u64) -> u64 {
+        match self {
+            Walk::Gpu if splits > 16 => columns.min(8),
+            _ => columns,
+        }
+    }
+
     /// Quads of a row that one invocation takes down the columns of a matrix.
     pub(crate) fn column_quads(self) -> u64 {
         match self {
