@@ -68,7 +68,7 @@ fn batch_sums(
                         }
                     }
                 }
-                for (var r = 1u; r < ROWS; r += 1u) { // ROWS iterations
+                for (var r = 1u; r < ROWS; r += 1u) { // ROWS - 1 iterations
                     // In place of what is read: with a branch around its use compilers move each read into it.
                     let there = i + r < end;
                     words[r] = select(vec4<u32>(), words[r], there);

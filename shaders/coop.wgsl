@@ -57,8 +57,7 @@ fn left_at(at: vec2<u32>, rows: u32, k_end: u32, along_k: bool) -> u32 {
 
 // The quad itself, or one that is there.
 fn quad_within(at: vec2<u32>, rows: u32, k_end: u32, along_k: bool) -> vec2<u32> {
-    let quad = select(4u, 1u, QUADS_MAY_END);
-    return min(at, vec2<u32>(rows, k_end) - select(vec2<u32>(quad, 1u), vec2<u32>(1u, quad), along_k));
+    return min(at, vec2<u32>(rows, k_end) - select(vec2<u32>(WHOLE, 1u), vec2<u32>(1u, WHOLE), along_k));
 }
 
 // Reads BK steps of k from k0 on, which are there. Without branches, so that the reads do not wait for each other.

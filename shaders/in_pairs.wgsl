@@ -10,14 +10,14 @@ fn a_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    return a_from(a_held(e, left));
+    return a_of_held(a_held(e, left));
 }
 
 fn b_four(e: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    return b_from(b_held(e, left));
+    return b_of_held(b_held(e, left));
 }
 
 // Four elements as they are stored, and what they are: see in_quads.wgsl.
@@ -31,11 +31,11 @@ fn b_held(e: u32, left: u32) -> Held {
     return b_pairs[e >> 2u];
 }
 
-fn a_from(held: Held) -> vec4<f32> {
+fn a_of_held(held: Held) -> vec4<f32> {
     return vec4<f32>(unpack_pair(held.x, A_DTYPE), unpack_pair(held.y, A_DTYPE));
 }
 
-fn b_from(held: Held) -> vec4<f32> {
+fn b_of_held(held: Held) -> vec4<f32> {
     return vec4<f32>(unpack_pair(held.x, B_DTYPE), unpack_pair(held.y, B_DTYPE));
 }
 

@@ -31,11 +31,11 @@ fn b_held(e: u32, left: u32) -> Held {
     return b_quads[e >> 2u];
 }
 
-fn a_from(held: Held) -> vec4<f32> {
+fn a_of_held(held: Held) -> vec4<f32> {
     return held;
 }
 
-fn b_from(held: Held) -> vec4<f32> {
+fn b_of_held(held: Held) -> vec4<f32> {
     return held;
 }
 

@@ -41,6 +41,11 @@ fn sums_of(block: u32, held: ptr<function, Block>) -> OfRows {
     for (var k = 0u; k < MAX_HELD; k += 1u) { // MAX_HELD iterations
         if k < HELD {
             (*held)[k] = quad_at(block * HELD + k);
+        }
+    }
+    // A loop of its own, so that the array is there when a compiler decides what it unrolls.
+    for (var k = 0u; k < MAX_HELD; k += 1u) { // MAX_HELD iterations
+        if k < HELD {
             let low = quad_low((*held)[k], V_DTYPE);
             for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
                 sums[low_row(k, i) / 4u][low_row(k, i) % 4u] += low[i] * low[i];

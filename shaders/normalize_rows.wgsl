@@ -18,7 +18,7 @@ override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
 override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
 
-var<workgroup> sums: array<vec4<f32>, THREADS / 2u>; // twice, of four lanes each
+var<workgroup> sums: array<f32, 2u * THREADS>;
 var<workgroup> left: array<u32, THREADS>; // 1: the row was not plain
 var<workgroup> any_left: u32;
 
@@ -43,16 +43,15 @@ fn sum_of_lanes(own: f32, t: u32, half: u32) -> f32 {
     if LANES == 1u {
         return own;
     }
-    sums[half * (THREADS / 4u) + t / 4u][t % 4u] = own;
+    sums[half * THREADS + t] = own;
     workgroupBarrier();
+    let begin = half * THREADS + t / LANES * LANES;
     if LANES == 2u {
-        let four = sums[half * (THREADS / 4u) + t / 4u];
-        return select(four.x + four.y, four.z + four.w, t % 4u >= 2u);
+        return sums[begin] + sums[begin + 1u];
     }
-    let begin = half * (THREADS / 4u) + t / LANES * (LANES / 4u);
     var sum = vec4<f32>();
-    for (var lane = 0u; lane < LANES / 4u; lane += 1u) { // LANES / 4 iterations
-        sum += sums[begin + lane];
+    for (var lane = begin; lane < begin + LANES; lane += 4u) { // LANES / 4 iterations
+        sum += vec4<f32>(sums[lane], sums[lane + 1u], sums[lane + 2u], sums[lane + 3u]);
     }
     return total_of(sum);
 }

@@ -57,6 +57,8 @@ override REDO_STEPS: u32 = 16u;
 const SAFE_LOW = 0x21800000u;
 const SAFE_HIGH = 0x5d800000u;
 
+const WHOLE = select(4u, 1u, QUADS_MAY_END); // neighbouring elements of an operand that are there or not together
+
 // The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they share, rows
 // of the larger operand, is still in the cache.
 fn tile_origin(tile: u32) -> vec2<u32> {

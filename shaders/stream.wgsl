@@ -1,8 +1,8 @@
-// The matrix product of 1 to 8 rows of A, as fast as memory brings B: for GPUs, and for CPUs without wide subgroups.
+// The matrix product of a few rows of A, as fast as memory brings B: for GPUs, and for CPUs without wide subgroups.
 // Joined behind product.wgsl and workgroup.wgsl.
 //
 // A workgroup computes WY rows by 4 WX columns. Its invocations are WX teams of WK: an invocation takes every WK-th quad of
-// k, of the four columns of its team and of all the rows. So each element of B is read once, straight into registers, and
+// k, of the four columns of its team and of all the rows. So a workgroup reads each element of B once, straight into registers, and
 // A, which all workgroups read, comes from a cache. Where B runs along k, an invocation's neighbours are those of its team,
 // and read neighbouring quads of a row of B; where it runs across, they are the other teams.
 //
@@ -40,6 +40,7 @@ fn add_quad(k: u32, left: u32, row0: u32, column: u32) {
     let along = select(4u, left, QUADS_MAY_END);
     prepare_b(k, k + left);
     if QUADS_MAY_END {
+        // What is not there is 0, and 0 times an infinite scale would be NaN.
         step_m = select(vec4<f32>(), step_m, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
     }
     var b: mat4x4<f32>; // a column for each step
@@ -54,7 +55,7 @@ fn add_quad(k: u32, left: u32, row0: u32, column: u32) {
             acc[WY] += b[0] * b[0] + b[1] * b[1] + b[2] * b[2] + b[3] * b[3];
         }
     } else {
-        let there = min(column, p.columns - select(4u, 1u, QUADS_MAY_END));
+        let there = min(column, p.columns - WHOLE);
         let columns_left = select(4u, p.columns - there, QUADS_MAY_END);
         b = mat4x4<f32>(
             scaled_across(b_four(b_place(there, k), columns_left), 0u),

@@ -7,8 +7,6 @@
 const BIT_WORDS = 8u;
 override BK: u32 = 16u; // a multiple of 8
 
-const WHOLE = select(4u, 1u, QUADS_MAY_END); // elements that are there or not together
-
 override BK4: u32 = BK / 4u;
 override BM4: u32 = BM / 4u;
 override BN4: u32 = BN / 4u;
@@ -93,8 +91,8 @@ fn b_block(n: u32, k: u32, k_end: u32) -> Block {
     );
 }
 
-// Reads the invocation's blocks of the steps from k0 on, of which there are some before k_end. Nothing is done with them here, which would have
-// to wait for them.
+// Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with them here,
+// which would have to wait for them.
 fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
     for (var stage = 0u; stage < STAGES; stage += 1u) {
         let i = stage * THREADS + t;
@@ -127,7 +125,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
         if i < A_BLOCKS {
             let at = block_of(i, BM4);
             let first = 4u * at.y * BM4 + at.x;
-            var steps = mat4x4<f32>(a_from(block[0]), a_from(block[1]), a_from(block[2]), a_from(block[3]));
+            var steps = mat4x4<f32>(a_of_held(block[0]), a_of_held(block[1]), a_of_held(block[2]), a_of_held(block[3]));
             if A_ALONG_K {
                 steps = transpose(steps);
             }
@@ -139,7 +137,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
         } else if i < BLOCKS {
             let at = block_of(i - A_BLOCKS, BN4);
             let first = 4u * at.y * BN4 + at.x;
-            var steps = mat4x4<f32>(b_from(block[0]), b_from(block[1]), b_from(block[2]), b_from(block[3]));
+            var steps = mat4x4<f32>(b_of_held(block[0]), b_of_held(block[1]), b_of_held(block[2]), b_of_held(block[3]));
             if B_ALONG_K {
                 steps = transpose(steps);
             }
@@ -190,7 +188,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
         stage_fetched(k0, k_end, t);
         workgroupBarrier();
-        // The next ones are on their way meanwhile; behind the last, that one again.
+        // The next ones are on their way meanwhile; behind the last, what comes is not used.
         fetch(row0, column0, k0 + BK, k_end, t);
         for (var k = 0u; k < BK; k += 2u) { // BK / 2 iterations
             multiply(k, m, n);

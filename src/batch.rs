@@ -33,7 +33,7 @@ const MAX_COLUMNS: u64 = 32;
 const FEW_ROWS: u64 = 8;
 /// `Part` of `batch.wgsl`.
 const PART_BYTES: u64 = 12;
-/// The fewest rows worth a split of their own: up to so many need one dispatch only.
+/// Up to so many rows need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
 
 /// Words of y for a workgroup of `subtract_means`.
@@ -501,7 +501,7 @@ impl Recorder<'_, '_> {
         let module = match &plan.quads {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
-                constants.push(("ROWS", walk.rows_of_a_batch().0 as u32));
+                constants.push(("ROWS", walk.rows_at_once() as u32));
                 Module::BatchQuads
             }
             None => {
@@ -668,14 +668,15 @@ impl Plan {
         let (enough, longest) = match &quads {
             Some(quads) => (
                 (Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
-                // Columns whose sum has to be formed again go through the rows one by one.
-                MAX_ITERATIONS / (2 + quads.quads * (1 + walk::quad(job.dtype))),
+                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
+                // the rows one by one.
+                MAX_ITERATIONS / (2 + quads.quads * (3 + walk::quad(job.dtype))),
             ),
             None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
         };
-        // Up to so many rows need one dispatch only; what is split then is split well.
+        // More rows than that are in pieces anyway: as short as the device likes them.
         let shortest = match &quads {
-            Some(_) if rows > SHORTEST_SPLIT => Walk::of(gpu).rows_of_a_batch().1,
+            Some(_) if rows > SHORTEST_SPLIT => Walk::of(gpu).least_rows_of_a_piece().min(SHORTEST_SPLIT),
             _ => SHORTEST_SPLIT,
         };
         let useful = rows.div_ceil(shortest).min(enough);

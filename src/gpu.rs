@@ -537,7 +537,11 @@ impl Gpu {
     }
 
     pub(crate) fn is_cpu(&self) -> bool {
-        self.inner.info.device_type == wgpu::DeviceType::Cpu
+        self.device_type() == wgpu::DeviceType::Cpu
+    }
+
+    pub(crate) fn device_type(&self) -> wgpu::DeviceType {
+        self.inner.info.device_type
     }
 
     pub(crate) fn is_gl(&self) -> bool {

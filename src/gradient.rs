@@ -25,7 +25,7 @@ pub struct Gradients<'a> {
     pub dbias: Option<&'a Tensor>,
     /// Whether dv, dg and dbias are replaced or added to (micro-batches). dx is replaced.
     pub write: Write,
-    /// Forces a tile, for tests and tuning.
+    /// Forces a tile, for tests and tuning. Its sums are whole unless `split_length` says otherwise.
     pub tile: Option<Tile>,
     /// Forces a split of the sums, for tests and tuning.
     pub split_length: Option<u32>,
@@ -298,8 +298,8 @@ impl Recorder<'_, '_> {
     /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. Where a CPU
     /// computes, dx and dv of a batch of up to 8 come out of one dispatch, with more than 1024 outputs out of two: f32 that
     /// is replaced, rows of whole quads, tensors that start at multiples of 16 bytes, kept axis 0 or a plain weight. A product
-    /// whose sum is split takes two, windows past the limit of a binding or a dispatch one more each. The whole tensor takes
-    /// one or two more for dbias, kept axis 1 the product q besides.
+    /// whose sums are formed in pieces, as in [`Recorder::linear_into`], takes two, windows past the limit of a binding or a
+    /// dispatch one more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides.
     ///
     /// # Errors
     /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],

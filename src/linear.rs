@@ -54,7 +54,7 @@ pub struct LinearOptions<'a> {
     /// Where u = (x·v)/n̂ is written, what the gain multiplies and the backward pass wants: f32, shaped as y. For kept
     /// axis 0 and the whole tensor.
     pub u: Option<&'a Tensor>,
-    /// Forces a tile, for tests and tuning.
+    /// Forces a tile, for tests and tuning. Its sums are whole unless `split_length` says otherwise.
     pub tile: Option<Tile>,
     /// Forces the split of in_features into pieces of this many columns (rounded up to a multiple of 16), for tests and
     /// tuning.
@@ -182,9 +182,10 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::linear`] into `y`: `[.., out_features]`, any storage type.
     ///
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
-    /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where in_features is split (beyond
-    /// some 23,000, 43,000 with up to 8 rows of x, 5,000 where a CPU computes in subgroups, or as [`Choices`](crate::Choices) say), one more per window past
-    /// the limit of a binding or a dispatch.
+    /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where the sums are formed in pieces
+    /// (beyond some 23,000 in_features, 43,000 with a few rows of x, 5,000 where a CPU computes in subgroups; where a GPU
+    /// would have few workgroups otherwise; or as [`Choices`](crate::Choices) say), one more per window past the limit of a
+    /// binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::linear`]; [`Error::Alias`].

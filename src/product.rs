@@ -37,7 +37,8 @@ pub(crate) struct Params {
 /// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
 /// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`Choices`](crate::Choices) for exactly this product;
 /// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
-/// a tile that the rows and columns of the product fill well.
+/// a tile that the rows and columns of the product fill well and, on a GPU, that makes enough workgroups to keep it busy,
+/// where need be with the sums in pieces.
 ///
 /// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,24 +158,32 @@ impl Tile {
         let lanes = gpu.lanes().filter(|&lanes| gpu.is_cpu() && lanes >= 8);
         let fits = |tile: &Tile| !gpu.is_cpu() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
         let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
-        let busy = Busy::of(gpu.report().info.device_type);
+        let busy = Busy::of(gpu);
+        let pieces = |tile: Tile| {
+            let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
+            busy.as_ref().map_or(1, |busy| busy.pieces(tile, groups, depth))
+        };
+        let longest = Shape::new(Tile::Large, None, true).max_length();
+        // A read word by word, across k: `large` took two to three times as long.
+        let ragged = !key.along_k[0] && !rows.is_multiple_of(4);
+        let keeps_busy = |busy: &Busy| !ragged && busy.can_be_kept(Tile::Large.grid(gpu, true, rows, columns).0, depth);
         let tile = match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
             (None, 1, _) => Tile::Stream1,
             (None, 2, _) => Tile::Stream2,
             (None, ..=4, _) => Tile::Stream4,
-            (None, ..=8, _) if gpu.is_cpu() => Tile::Stream8,
-            (None, ..=16, _) if !gpu.is_cpu() => Tile::Stream4,
+            (None, ..=8, _) if busy.is_none() => Tile::Stream8,
+            (None, ..=16, _) if busy.is_some() => Tile::Stream4,
             (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
             (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
-            (None, _, _) if depth > Shape::new(Tile::Large, None, true).max_length() => Tile::Medium,
-            // Where a GPU wants more workgroups; and with short sums the ends are the work, for which they are good.
-            (None, _, _) if !busy.can_be_kept(Tile::Large.grid(gpu, true, rows, columns).0, depth) => Tile::Medium,
+            // It can form longer sums whole.
+            (None, _, _) if depth > longest && pieces(Tile::Large) == 1 => Tile::Medium,
+            // Where a GPU wants more workgroups.
+            (None, _, _) if !busy.as_ref().is_none_or(keeps_busy) => Tile::Medium,
             (None, _, _) => Tile::Large,
         };
-        let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
-        let pieces = if tile.is_cooperative() { 1 } else { busy.pieces(tile, groups, depth) };
+        let pieces = if tile.is_cooperative() { 1 } else { pieces(tile) };
         let length = depth.div_ceil(pieces).next_multiple_of(BK);
         (tile, (pieces > 1 && length <= tile.max_length(gpu)).then_some(length as u32))
     }
@@ -204,8 +213,8 @@ impl Tile {
     }
 }
 
-/// What keeps a device busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least time
-/// for the layers of `benches/throughput`, within a tenth; a GPU within a processor has about a tenth of it.
+/// What keeps a GPU busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least time, or
+/// nearly, for the layers of `benches/results/2026-11-28-h200-tiles.csv`; a GPU within a processor has about a tenth of it.
 struct Busy {
     /// Workgroups from which on sums are formed whole.
     enough: u64,
@@ -217,28 +226,30 @@ struct Busy {
 const LEAST_PIECE: u64 = 256;
 
 impl Busy {
-    fn of(kind: wgpu::DeviceType) -> Busy {
-        match kind {
-            wgpu::DeviceType::Cpu => Busy { enough: 1, wanted: 1 },
-            wgpu::DeviceType::IntegratedGpu => Busy { enough: 24, wanted: 64 },
-            _ => Busy { enough: 192, wanted: 512 },
+    /// None on a CPU, which is busy with anything.
+    fn of(gpu: &Gpu) -> Option<Busy> {
+        match gpu.device_type() {
+            wgpu::DeviceType::Cpu => None,
+            wgpu::DeviceType::IntegratedGpu => Some(Busy { enough: 24, wanted: 64 }),
+            _ => Some(Busy { enough: 192, wanted: 512 }),
         }
     }
 
-    /// By so many workgroups of `large`, with pieces or without.
+    /// By so many workgroups of `large`, with pieces or without. With short sums the ends are the work, and more and smaller
+    /// workgroups do them sooner.
     fn can_be_kept(&self, groups: u64, depth: u64) -> bool {
-        self.enough == 1 || (depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough)
+        depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough
     }
 
     fn pieces(&self, tile: Tile, groups: u64, depth: u64) -> u64 {
-        let (least, wanted) = match tile {
+        let (enough, wanted, least) = match tile {
             // A quarter of the work in each.
-            Tile::Medium => (LEAST_PIECE, 2 * self.wanted),
+            Tile::Medium => (self.enough, 2 * self.wanted, LEAST_PIECE),
             // Soon done with a step.
-            _ if tile.family() == Family::Stream => (4 * LEAST_PIECE, self.wanted),
-            _ => (LEAST_PIECE, self.wanted),
+            _ if tile.family() == Family::Stream => (self.wanted, self.wanted, 4 * LEAST_PIECE),
+            _ => (self.enough, self.wanted, LEAST_PIECE),
         };
-        if groups >= self.enough { 1 } else { (wanted / groups).min(depth / least).max(1) }
+        if groups >= enough { 1 } else { (wanted / groups).min(depth / least).max(1) }
     }
 }
 
@@ -331,7 +342,7 @@ impl Shape {
         let product = match self.tile.family() {
             Family::Tile => {
                 let stages = |length: u64| (length / 4 * self.steps / 4).div_ceil(threads);
-                // Staging A, staging B (four steps each may be scaled), multiply-adds, two steps at a time.
+                // Fetching and staging A and B, which takes no more than this, and multiply-adds, two steps at a time.
                 BK / self.steps * (1 + stages(self.rows()) + 5 * stages(self.columns()) + self.steps / 2)
             }
             // A team takes 16 quads of k or more at a time, four steps each may be scaled.
@@ -346,7 +357,7 @@ impl Shape {
         // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
         let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
         // The loops over elements, stages and columns besides.
-        let besides = 1_000;
+        let besides = 2_000;
         (MAX_ITERATIONS - besides) / (product + redo * BK / redo_steps) * BK
     }
 
@@ -363,6 +374,11 @@ const BK: u64 = 16;
 const FINISH_THREADS: u64 = 64;
 /// Partial sums kept at a time; a larger product is computed in pieces.
 const MAX_PARTIAL_BYTES: u64 = 64 << 20;
+
+/// Partial sums that can be kept at a time.
+fn partial_capacity(gpu: &Gpu) -> u64 {
+    MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8
+}
 
 /// A or B: a matrix with k along its rows, (m, k), or along its columns, (k, m).
 #[derive(Clone, Copy)]
@@ -742,8 +758,8 @@ impl<'a> Product<'a> {
                 let (tile, length) = Tile::choose(gpu, cooperative, &self.key());
                 // The table's pieces only where each has a place for a row of tiles.
                 let fits = |&length: &u32| {
-                    let sums = self.depth.div_ceil(length.into()) * (tile.grid(gpu, true, 1, 1).1 + 1);
-                    sums <= MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8
+                    let sums = self.depth.div_ceil(length.into()) * (tile.grid(gpu, self.b.along_k, 1, 1).1 + 1);
+                    sums <= partial_capacity(gpu)
                 };
                 (tile, forced.split_length.or(length.filter(fits)))
             }
@@ -791,7 +807,7 @@ impl<'a> Product<'a> {
         plan.rows = plan.rows.min((groups / tiles_n).max(1) * tile.rows());
         plan.rows = plan.rows.min(in_work(tiles_n * tile.columns() * steps, tile.rows()));
         if plan.split_length.is_some() {
-            let capacity = MAX_PARTIAL_BYTES.min(gpu.binding_capacity()) / 8;
+            let capacity = partial_capacity(gpu);
             let beside = u64::from(self.end.column_sums());
             let rows = plan.rows.min(tile.rows());
             plan.columns = plan.columns.min(in_tiles(capacity / (splits * (rows + beside)), tile.columns()));

@@ -201,12 +201,20 @@ impl Walk {
         self == Walk::Cpu || units >= THREADS / 2
     }
 
-    /// Rows of a matrix that one invocation reads together on its way down the columns, and the fewest rows of a batch for one.
-    /// A GPU waits a quarter of a microsecond for each read that is by itself.
-    pub(crate) fn rows_of_a_batch(self) -> (u64, u64) {
+    /// Rows that one invocation reads together on its way down the columns of a matrix, 1 or 4.
+    pub(crate) fn rows_at_once(self) -> u64 {
         match self {
-            Walk::Gpu => (4, 32),
-            Walk::Cpu => (1, 128),
+            Walk::Gpu => 4,
+            Walk::Cpu => 1,
+        }
+    }
+
+    /// Rows that are worth an invocation of their own, where it sums up columns of a batch. A GPU waits a quarter of a microsecond
+    /// for reads that it needs before it can go on.
+    pub(crate) fn least_rows_of_a_piece(self) -> u64 {
+        match self {
+            Walk::Gpu => 32,
+            Walk::Cpu => 128,
         }
     }
 
