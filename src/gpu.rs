@@ -10,7 +10,10 @@ use crate::{Choices, DType, Element, Error, Recorder, Roof, Tensor};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(clippy::manual_non_exhaustive, reason = "what is hidden is for tests, and keeps nobody from listing the others")]
+#[expect(
+    clippy::manual_non_exhaustive,
+    reason = "what is hidden is for tests, and keeps nobody from listing the others"
+)]
 pub enum Parameters {
     /// Immediates where the device has them, else uniform buffers.
     #[default]

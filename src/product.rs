@@ -10,6 +10,7 @@ use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Rea
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
 use crate::tune::Key;
+use crate::walk::Walk;
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
 /// `Params` of `product.wgsl`.
@@ -154,11 +155,11 @@ impl Tile {
     /// had better form them in pieces. `cooperative`: whether cooperative matrices can do it, which are for GPUs.
     pub(crate) fn choose(gpu: &Gpu, cooperative: bool, key: &Key) -> (Tile, Option<u32>) {
         let [rows, columns, depth] = key.size;
-        // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
-        let lanes = gpu.lanes().filter(|&lanes| gpu.is_cpu() && lanes >= 8);
-        let fits = |tile: &Tile| !gpu.is_cpu() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
-        let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         let busy = Busy::of(gpu);
+        // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
+        let lanes = gpu.lanes().filter(|&lanes| busy.is_none() && lanes >= 8);
+        let fits = |tile: &Tile| busy.is_some() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
+        let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         let pieces = |tile: Tile| {
             let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
             busy.as_ref().map_or(1, |busy| busy.pieces(tile, groups, depth))
@@ -228,10 +229,10 @@ const LEAST_PIECE: u64 = 256;
 impl Busy {
     /// None on a CPU, which is busy with anything.
     fn of(gpu: &Gpu) -> Option<Busy> {
-        match gpu.device_type() {
-            wgpu::DeviceType::Cpu => None,
-            wgpu::DeviceType::IntegratedGpu => Some(Busy { enough: 24, wanted: 64 }),
-            _ => Some(Busy { enough: 192, wanted: 512 }),
+        match (Walk::of(gpu), gpu.device_type()) {
+            (Walk::Cpu, _) => None,
+            (Walk::Gpu, wgpu::DeviceType::IntegratedGpu) => Some(Busy { enough: 24, wanted: 64 }),
+            (Walk::Gpu, _) => Some(Busy { enough: 192, wanted: 512 }),
         }
     }
 

@@ -1,4 +1,5 @@
 //! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{
     Choices, Clock, DType, Error, Gpu, Gradients, LinearOptions, LinearShape, Options, Recorder, Tensor, Tile,
     WeightNorm,
@@ -129,15 +130,19 @@ const PRODUCTS: [&str; 3] =
 
 impl Layer {
     fn new(gpu: Gpu) -> Layer {
+        Layer::of(gpu, [BATCH, INS, OUTS], DType::F16)
+    }
+
+    fn of(gpu: Gpu, [batch, ins, outs]: [usize; 3], dtype: DType) -> Layer {
         let sizes = [
-            (&[BATCH, INS][..], DType::F16),
-            (&[OUTS, INS], DType::F16),
-            (&[OUTS], DType::F32),
-            (&[BATCH, OUTS], DType::F16),
-            (&[BATCH, INS], DType::F16),
-            (&[OUTS, INS], DType::F16),
-            (&[BATCH, OUTS], DType::F32),
-            (&[OUTS], DType::F32),
+            (&[batch, ins][..], dtype),
+            (&[outs, ins], dtype),
+            (&[outs], DType::F32),
+            (&[batch, outs], dtype),
+            (&[batch, ins], dtype),
+            (&[outs, ins], dtype),
+            (&[batch, outs], DType::F32),
+            (&[outs], DType::F32),
         ];
         Layer { tensors: sizes.map(|(shape, dtype)| gpu.zeros(shape, dtype).unwrap()), gpu }
     }
@@ -217,4 +222,35 @@ fn tune_names_each_product() {
     assert!(gpu.tune(&[]).unwrap() == *gpu.choices());
     let huge = LinearShape::new(1 << 20, 1 << 20, 1);
     assert!(matches!(gpu.tune(&[huge]), Err(Error::TooLarge { .. })));
+}
+
+/// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an H200 had
+/// it fastest, or within a tenth of that (`benches/results/2026-11-28-h200-tiles.csv`).
+#[test]
+fn table_keeps_a_gpu_busy() {
+    use Tile::{Large, Medium, Stream1, Stream4};
+    let layers = [
+        ([1, 4096, 4096], [(Stream1, false), (Stream1, true), (Medium, false)]),
+        ([8, 1024, 1024], [(Stream4, false), (Stream4, false), (Medium, false)]),
+        ([16, 4096, 4096], [(Stream4, false), (Stream4, false), (Medium, false)]),
+        ([64, 1024, 1024], [(Medium, true), (Medium, true), (Medium, false)]),
+        ([256, 784, 512], [(Medium, true), (Medium, false), (Medium, false)]),
+        ([1024, 1024, 1024], [(Large, false), (Large, false), (Large, false)]),
+        ([2048, 128, 128], [(Medium, false), (Medium, false), (Medium, true)]),
+        ([16_384, 512, 512], [(Large, false), (Large, false), (Large, true)]),
+        ([16_384, 512, 259], [(Large, false), (Large, false), (Medium, true)]),
+    ];
+    for (size, expected) in layers {
+        let layer = Layer::of(with("").unwrap(), size, DType::F32);
+        for (product, (tile, pieces)) in expected.into_iter().enumerate() {
+            let of_product = |labels: Vec<String>| -> Vec<String> {
+                labels.into_iter().filter(|label| !label.starts_with("weightnorm.batch")).collect()
+            };
+            let [batch, ins, outs] = size;
+            let length = pieces.then_some([ins, outs, batch][product] as u32 / 4);
+            let by_hand = of_product(layer.labels(product, Some(tile), length));
+            let by_table = with_walk(Walk::Gpu, || of_product(layer.labels(product, None, None)));
+            assert_eq!(by_table, by_hand, "product {product} of {size:?}");
+        }
+    }
 }
