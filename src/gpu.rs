@@ -9,11 +9,11 @@ use crate::kernel::{self, Pipelines};
 use crate::{Choices, DType, Element, Error, Recorder, Roof, Tensor};
 
 /// How a dispatch gets its parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(
     clippy::manual_non_exhaustive,
     reason = "what is hidden is for tests, and keeps nobody from listing the others"
 )]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Parameters {
     /// Immediates where the device has them, else uniform buffers.
     #[default]
