@@ -17,87 +17,205 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(3) var<storage, read_write> norms_out: array<f32>; // norm_blocks: one for each row
+// The same as g and norms_out, where that goes: IN_QUADS.
+@group(0) @binding(4) var<storage, read> g_quads: array<Quad>;
+@group(0) @binding(5) var<storage, read_write> norms_out_quads: array<Quad>;
+
+const THREADS = 64u;
 
 override COLUMNS: u32 = 9u; // elements of a row
 override ROWS: u32 = 4u; // up to 8
 override HELD: u32 = 9u; // quads of a block, ROWS * COLUMNS / QUAD, up to MAX_HELD
 override HAS_GAIN: bool = false;
+override IN_QUADS: bool = false; // g and norms start with aligned elements, and ROWS of them fill quads: 4 or 8
+override WORD: u32 = select(2u, 1u, V_DTYPE == F32); // elements of 32 bits
 
-// The row, within its block, of element i of quad_low of quad k, and of quad_high.
-fn low_row(k: u32, i: u32) -> u32 {
-    return (k * QUAD + i * QUAD / 4u) / COLUMNS;
+// The row, within its block, of element i of quad_low of a part of quad k, and of quad_high.
+fn low_row(k: u32, part: u32, i: u32) -> u32 {
+    return (k * QUAD + (i * PARTS + part) * WORD) / COLUMNS;
 }
 
-fn high_row(k: u32, i: u32) -> u32 {
-    return (k * QUAD + i * QUAD / 4u + 1u) / COLUMNS;
+fn high_row(k: u32, part: u32, i: u32) -> u32 {
+    return (k * QUAD + (i * PARTS + part) * WORD + 1u) / COLUMNS;
 }
 
 alias OfRows = array<vec4<f32>, 2>;
-alias Block = array<vec4<u32>, MAX_HELD>;
 
-// Reads a block, and adds up the squares of each of its rows.
-fn sums_of(block: u32, held: ptr<function, Block>) -> OfRows {
-    var sums: OfRows;
-    for (var k = 0u; k < MAX_HELD; k += 1u) { // MAX_HELD iterations
-        if k < HELD {
-            (*held)[k] = quad_at(block * HELD + k);
+var<private> sums: OfRows; // of squares, then the factors
+
+// Quad k of a block: held, and its squares added to those of its rows.
+fn take(k: u32, block: u32) {
+    if k < HELD {
+        held[k] = quad_at(block * HELD + k);
+        add_squares(k, 0u);
+        if PARTS == 2u {
+            add_squares(k, 1u);
         }
     }
-    // A loop of its own, so that the array is there when a compiler decides what it unrolls.
-    for (var k = 0u; k < MAX_HELD; k += 1u) { // MAX_HELD iterations
-        if k < HELD {
-            let low = quad_low((*held)[k], V_DTYPE);
-            for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-                sums[low_row(k, i) / 4u][low_row(k, i) % 4u] += low[i] * low[i];
-            }
-            if V_DTYPE != F32 {
-                let high = quad_high((*held)[k], V_DTYPE);
-                for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-                    sums[high_row(k, i) / 4u][high_row(k, i) % 4u] += high[i] * high[i];
-                }
-            }
+}
+
+fn add_squares(k: u32, part: u32) {
+    let words = words_of(held[k], part);
+    let low = quad_low(words, V_DTYPE);
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        sums[low_row(k, part, i) / 4u][low_row(k, part, i) % 4u] += low[i] * low[i];
+    }
+    if V_DTYPE != F32 {
+        let high = quad_high(words, V_DTYPE);
+        for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+            sums[high_row(k, part, i) / 4u][high_row(k, part, i) % 4u] += high[i] * high[i];
         }
     }
-    return sums;
+}
+
+fn take_all(block: u32) {
+    sums = OfRows();
+    take(0u, block); take(1u, block); take(2u, block); take(3u, block);
+    take(4u, block); take(5u, block); take(6u, block); take(7u, block);
+    take(8u, block); take(9u, block); take(10u, block); take(11u, block);
+    take(12u, block); take(13u, block); take(14u, block); take(15u, block);
+    take(16u, block); take(17u, block); take(18u, block); take(19u, block);
+    take(20u, block); take(21u, block); take(22u, block); take(23u, block);
+    take(24u, block); take(25u, block); take(26u, block); take(27u, block);
+    take(28u, block); take(29u, block); take(30u, block); take(31u, block);
+}
+
+// Writes numbers, one for each row of a block, as norms.
+fn put_norms(block: u32, norms: OfRows) {
+    let first = extractBits(p.firsts, 24u, 8u) + block * ROWS;
+    if IN_QUADS {
+        let a = bitcast<vec4<u32>>(norms[0]);
+        let b = bitcast<vec4<u32>>(norms[1]);
+        let at = first / (4u * PARTS);
+        if PARTS == 2u {
+            norms_out_quads[at] = joined(vec4<u32>(a.xz, b.xz), vec4<u32>(a.yw, b.yw));
+        } else {
+            norms_out_quads[at] = joined(a, a);
+            if ROWS > 4u {
+                norms_out_quads[at + 1u] = joined(b, b);
+            }
+        }
+        return;
+    }
+    for (var r = 0u; r < 8u; r += 1u) { // 8 iterations
+        if r < ROWS {
+            norms_out[first + r] = norms[r / 4u][r % 4u];
+        }
+    }
+}
+
+// The gains of a block.
+fn gains_of(block: u32) -> OfRows {
+    var gains = OfRows(vec4<f32>(1.0), vec4<f32>(1.0));
+    if !HAS_GAIN {
+        return gains;
+    }
+    let first = extractBits(p.firsts, 16u, 8u) + block * ROWS;
+    if IN_QUADS {
+        let at = first / (4u * PARTS);
+        let quad = g_quads[at];
+        let a = bitcast<vec4<f32>>(words_of(quad, 0u));
+        gains[0] = a;
+        if PARTS == 2u {
+            let b = bitcast<vec4<f32>>(words_of(quad, 1u));
+            gains[0] = vec4<f32>(a.x, b.x, a.y, b.y);
+            gains[1] = vec4<f32>(a.z, b.z, a.w, b.w);
+        } else if ROWS > 4u {
+            gains[1] = bitcast<vec4<f32>>(words_of(g_quads[at + 1u], 0u));
+        }
+        return gains;
+    }
+    for (var r = 0u; r < 8u; r += 1u) { // 8 iterations
+        if r < ROWS {
+            gains[r / 4u][r % 4u] = g[first + r];
+        }
+    }
+    return gains;
+}
+
+// The gain of one row.
+fn gain_of(row: u32) -> f32 {
+    if !HAS_GAIN {
+        return 1.0;
+    }
+    let at = extractBits(p.firsts, 16u, 8u) + row;
+    if IN_QUADS {
+        return bitcast<f32>(word_of(g_quads[at / (4u * PARTS)], at % (4u * PARTS)));
+    }
+    return g[at];
+}
+
+fn put_norm(row: u32, norm: f32) {
+    let at = extractBits(p.firsts, 24u, 8u) + row;
+    if IN_QUADS {
+        let q = at / (4u * PARTS);
+        norms_out_quads[q] = with_word(norms_out_quads[q], at % (4u * PARTS), bitcast<u32>(norm));
+    } else {
+        norms_out[at] = norm;
+    }
 }
 
 // Writes the norms of a block. Whether all of them are near neither end of f32's range, and so are right.
 fn write_plain_norms(block: u32) -> bool {
-    var held: Block;
-    let sums = sums_of(block, &held);
-    let first = extractBits(p.firsts, 24u, 8u) + block * ROWS;
+    take_all(block);
+    var norms: OfRows;
     var plain = true;
     for (var r = 0u; r < 8u; r += 4u) { // 2 iterations
         if r < ROWS {
-            let norms = plain_norms(sums[r / 4u], p.policy, p.eps);
+            norms[r / 4u] = plain_norms(sums[r / 4u], p.policy, p.eps);
             for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
                 if r + i < ROWS {
-                    norms_out[first + r + i] = norms[i];
-                    plain &= norms[i] != 0.0;
+                    plain &= norms[r / 4u][i] != 0.0;
                 }
             }
         }
     }
+    put_norms(block, norms);
     return plain;
+}
+
+// A part of quad k, each element by the factor of its row.
+fn scaled_part(k: u32, part: u32) -> vec4<u32> {
+    let words = words_of(held[k], part);
+    var low = quad_low(words, V_DTYPE);
+    var high = vec4<f32>();
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        low[i] *= sums[low_row(k, part, i) / 4u][low_row(k, part, i) % 4u];
+    }
+    if V_DTYPE != F32 {
+        high = quad_high(words, V_DTYPE);
+        for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+            high[i] *= sums[high_row(k, part, i) / 4u][high_row(k, part, i) % 4u];
+        }
+    }
+    return quad_of(low, high, V_DTYPE);
+}
+
+// Writes quad k, scaled; in place only if all of its block is right.
+fn give(k: u32, block: u32, plain: bool) {
+    if k < HELD {
+        let a = scaled_part(k, 0u);
+        var quad = joined(a, a);
+        if PARTS == 2u {
+            quad = joined(a, scaled_part(k, 1u));
+        }
+        if IN_PLACE {
+            quad = select(held[k], quad, plain);
+        }
+        put(block * HELD + k, quad);
+    }
 }
 
 // Whether all rows of the block are near neither end of f32's range, and so were written. Others hold anything then, but in
 // place what they held.
 fn write_plain(block: u32) -> bool {
-    var held: Block;
-    let sums = sums_of(block, &held);
-    var factors: OfRows;
+    take_all(block);
+    var factors = gains_of(block);
     var plain = true;
     for (var r = 0u; r < 8u; r += 4u) { // 2 iterations
         if r < ROWS {
             let norms = plain_norms(sums[r / 4u], p.policy, p.eps);
-            var gains = vec4<f32>(1.0);
-            if HAS_GAIN {
-                for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-                    gains[i] = g[extractBits(p.firsts, 16u, 8u) + block * ROWS + min(r + i, ROWS - 1u)];
-                }
-            }
-            factors[r / 4u] = gains / norms;
+            factors[r / 4u] /= norms;
             for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
                 if r + i < ROWS {
                     plain &= norms[i] != 0.0 && is_normal(factors[r / 4u][i]);
@@ -105,42 +223,31 @@ fn write_plain(block: u32) -> bool {
             }
         }
     }
-    for (var k = 0u; k < MAX_HELD; k += 1u) { // MAX_HELD iterations
-        if k < HELD {
-            var low = quad_low(held[k], V_DTYPE);
-            var high = vec4<f32>();
-            for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-                low[i] *= factors[low_row(k, i) / 4u][low_row(k, i) % 4u];
-            }
-            if V_DTYPE != F32 {
-                high = quad_high(held[k], V_DTYPE);
-                for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-                    high[i] *= factors[high_row(k, i) / 4u][high_row(k, i) % 4u];
-                }
-            }
-            var words = quad_of(low, high, V_DTYPE);
-            if IN_PLACE {
-                words = select(held[k], words, plain);
-            }
-            put(block * HELD + k, words);
-        }
-    }
+    sums = factors;
+    give(0u, block, plain); give(1u, block, plain); give(2u, block, plain); give(3u, block, plain);
+    give(4u, block, plain); give(5u, block, plain); give(6u, block, plain); give(7u, block, plain);
+    give(8u, block, plain); give(9u, block, plain); give(10u, block, plain); give(11u, block, plain);
+    give(12u, block, plain); give(13u, block, plain); give(14u, block, plain); give(15u, block, plain);
+    give(16u, block, plain); give(17u, block, plain); give(18u, block, plain); give(19u, block, plain);
+    give(20u, block, plain); give(21u, block, plain); give(22u, block, plain); give(23u, block, plain);
+    give(24u, block, plain); give(25u, block, plain); give(26u, block, plain); give(27u, block, plain);
+    give(28u, block, plain); give(29u, block, plain); give(30u, block, plain); give(31u, block, plain);
     return plain;
 }
 
 fn element(e: u32) -> f32 {
-    return unpack(quad_at(e / QUAD)[e % QUAD * 4u / QUAD], e, V_DTYPE);
+    return unpack(word_of(quad_at(e / QUAD), e % QUAD / WORD), e, V_DTYPE);
 }
 
 fn put_element(e: u32, value: f32) {
     let q = extractBits(p.firsts, 8u, 8u) / QUAD + e / QUAD;
-    let i = e % QUAD * 4u / QUAD;
-    if V_DTYPE == F32 {
-        w[q][i] = bitcast<u32>(value);
-        return;
+    let i = e % QUAD / WORD;
+    var word = bitcast<u32>(value);
+    if V_DTYPE != F32 {
+        let shift = 16u * (e & 1u);
+        word = (word_of(w[q], i) & (0xffff0000u >> shift)) | (pack(value, V_DTYPE) << shift);
     }
-    let shift = 16u * (e & 1u);
-    w[q][i] = (w[q][i] & (0xffff0000u >> shift)) | (pack(value, V_DTYPE) << shift);
+    w[q] = with_word(w[q], i, word);
 }
 
 fn row_squares(first: u32, scale: f32) -> f32 {
@@ -161,11 +268,7 @@ fn norm_of(row: u32) -> Wide {
 
 fn write_row(row: u32) {
     let first = row * COLUMNS;
-    var gain = 1.0;
-    if HAS_GAIN {
-        gain = g[extractBits(p.firsts, 16u, 8u) + row];
-    }
-    let scale = scale_of(quotient(wide(gain), norm_of(row)));
+    let scale = scale_of(quotient(wide(gain_of(row)), norm_of(row)));
     for (var e = first; e < first + COLUMNS; e += 1u) { // COLUMNS iterations
         put_element(e, scaled(element(e), scale));
     }
@@ -203,6 +306,6 @@ fn norm_blocks(
     // Rarely.
     let end = (block + 1u) * ROWS;
     for (var row = select(block * ROWS, end, plain); row < end; row += 1u) { // ROWS iterations
-        norms_out[extractBits(p.firsts, 24u, 8u) + row] = narrow(norm_of(row));
+        put_norm(row, narrow(norm_of(row)));
     }
 }

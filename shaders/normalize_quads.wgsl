@@ -1,14 +1,16 @@
 // What normalize.wgsl does, four words at once: tensors of whole quads from an aligned element on, all of one storage
-// type. Element e belongs to norm j = e / inner % kept.
+// type. Joined behind quad32.wgsl or quad64.wgsl. Element e belongs to norm j = e / inner % kept.
 //
 //   normalize_quads           w = g * v / n̂, or a plain copy
 //   normalize_quads_in_place  the same with v in w's place
 //   normalize_quads_backward  dv = g / n̂ * (dw - dg * (v / d)), w standing for dv
 //
-// An invocation takes `each` quads, `run` apart: a piece of a row, or of columns, so that its quads share their norms.
+// An invocation takes `each` quads, `run` apart: of a row, or of columns, so that its quads share their norms.
 
 struct Params {
-    count: u32,    // quads
+    row: u32,      // quads of a row
+    tasks: u32,    // invocations of a row
+    count: u32,    // rows
     run: u32,      // quads from one quad of an invocation to the next; as many invocations stand side by side
     each: u32,     // quads of an invocation, a multiple of 4
     inner: u32,    // elements from one j to the next
@@ -19,18 +21,17 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(0) var<storage, read> v: array<Quad>; // quads of V_DTYPE
 @group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl
-@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
-@group(0) @binding(3) var<storage, read> dw: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(2) var<storage, read_write> w: array<Quad>; // quads of V_DTYPE
+@group(0) @binding(3) var<storage, read> dw: array<Quad>; // quads of V_DTYPE
 
 override V_DTYPE: u32 = F32;
 override COPY: bool = false;
-override ONE_EACH: bool = true; // all elements of a quad have one norm
-override ONE: bool = true; // all quads of an invocation have the norms of its first one
+override ONE_EACH: bool = true; // all elements of a quad have one norm; with quad64.wgsl always
 override ADD: bool = false; // add to what dv holds
 
-override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
+override QUAD: u32 = select(8u, 4u, V_DTYPE == F32) * PARTS; // elements
 
 const THREADS = 64u;
 
@@ -84,18 +85,23 @@ fn high_scaled(x: vec4<f32>, s: Scales) -> vec4<f32> {
     return ((x * s.high_t) * s.high_m) * s.high_t;
 }
 
-fn first_quad(task: u32) -> u32 {
-    return task / p.run * (p.run * p.each) + task % p.run;
+// The quads of an invocation: first, first + run, .. below end, `each` of them at most.
+struct Part {
+    first: u32,
+    end: u32,
 }
 
-fn rescaled(q: u32, words: vec4<u32>, own: Scales) -> vec4<u32> {
-    if COPY {
-        return words;
+fn part_of(task: u32) -> Part {
+    let row = task / p.tasks;
+    let own = task % p.tasks;
+    let first = own / p.run * (p.run * p.each) + own % p.run;
+    if row >= p.count || first >= p.row {
+        return Part(0u, 0u);
     }
-    var s = own;
-    if !ONE {
-        s = scales_of(q, 2u, 0u);
-    }
+    return Part(row * p.row + first, (row + 1u) * p.row);
+}
+
+fn words_rescaled(words: vec4<u32>, s: Scales) -> vec4<u32> {
     var high = vec4<f32>();
     if V_DTYPE != F32 {
         high = high_scaled(quad_high(words, V_DTYPE), s);
@@ -103,9 +109,20 @@ fn rescaled(q: u32, words: vec4<u32>, own: Scales) -> vec4<u32> {
     return quad_of(low_scaled(quad_low(words, V_DTYPE), s), high, V_DTYPE);
 }
 
-fn put(q: u32, words: vec4<u32>) {
-    if q < p.count {
-        w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = words;
+fn rescaled(quad: Quad, s: Scales) -> Quad {
+    if COPY {
+        return quad;
+    }
+    let a = words_rescaled(words_of(quad, 0u), s);
+    if PARTS == 1u {
+        return joined(a, a);
+    }
+    return joined(a, words_rescaled(words_of(quad, 1u), s));
+}
+
+fn put(q: u32, end: u32, quad: Quad) {
+    if q < end {
+        w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
     }
 }
 
@@ -115,26 +132,26 @@ fn normalize_quads(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let first = first_quad(flat(group, groups) * THREADS + t);
-    if first >= p.count {
+    let part = part_of(flat(group, groups) * THREADS + t);
+    if part.end == 0u {
         return;
     }
     var own: Scales;
-    if ONE && !COPY {
-        own = scales_of(first, 2u, 0u);
+    if !COPY {
+        own = scales_of(part.first, 2u, 0u);
     }
     let origin = extractBits(p.firsts, 0u, 8u) / QUAD;
-    let last = p.count - 1u;
+    let last = part.end - 1u;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
-        let q = first + k * p.run;
+        let q = part.first + k * p.run;
         let a = v[origin + min(q, last)];
         let b = v[origin + min(q + p.run, last)];
         let c = v[origin + min(q + 2u * p.run, last)];
         let d = v[origin + min(q + 3u * p.run, last)];
-        put(q, rescaled(q, a, own));
-        put(q + p.run, rescaled(q + p.run, b, own));
-        put(q + 2u * p.run, rescaled(q + 2u * p.run, c, own));
-        put(q + 3u * p.run, rescaled(q + 3u * p.run, d, own));
+        put(q, part.end, rescaled(a, own));
+        put(q + p.run, part.end, rescaled(b, own));
+        put(q + 2u * p.run, part.end, rescaled(c, own));
+        put(q + 3u * p.run, part.end, rescaled(d, own));
     }
 }
 
@@ -144,27 +161,40 @@ fn normalize_quads_in_place(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let first = first_quad(flat(group, groups) * THREADS + t);
-    if first >= p.count {
+    let part = part_of(flat(group, groups) * THREADS + t);
+    if part.end == 0u {
         return;
     }
-    var own: Scales;
-    if ONE {
-        own = scales_of(first, 2u, 0u);
-    }
+    let own = scales_of(part.first, 2u, 0u);
     let origin = extractBits(p.firsts, 8u, 8u) / QUAD;
-    let last = p.count - 1u;
+    let last = part.end - 1u;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
-        let q = first + k * p.run;
+        let q = part.first + k * p.run;
         let a = w[origin + min(q, last)];
         let b = w[origin + min(q + p.run, last)];
         let c = w[origin + min(q + 2u * p.run, last)];
         let d = w[origin + min(q + 3u * p.run, last)];
-        put(q, rescaled(q, a, own));
-        put(q + p.run, rescaled(q + p.run, b, own));
-        put(q + 2u * p.run, rescaled(q + 2u * p.run, c, own));
-        put(q + 3u * p.run, rescaled(q + 3u * p.run, d, own));
+        put(q, part.end, rescaled(a, own));
+        put(q + p.run, part.end, rescaled(b, own));
+        put(q + 2u * p.run, part.end, rescaled(c, own));
+        put(q + 3u * p.run, part.end, rescaled(d, own));
     }
+}
+
+// dv of v and dw; `held` is what dv holds.
+fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales) -> vec4<u32> {
+    var low = low_scaled(quad_low(dw, V_DTYPE) - low_scaled(quad_low(v, V_DTYPE), share), scale);
+    var high = vec4<f32>();
+    if V_DTYPE != F32 {
+        high = high_scaled(quad_high(dw, V_DTYPE) - high_scaled(quad_high(v, V_DTYPE), share), scale);
+    }
+    if ADD {
+        low += quad_low(held, V_DTYPE);
+        if V_DTYPE != F32 {
+            high += quad_high(held, V_DTYPE);
+        }
+    }
+    return quad_of(low, high, V_DTYPE);
 }
 
 @compute @workgroup_size(THREADS)
@@ -173,39 +203,29 @@ fn normalize_quads_backward(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let first = first_quad(flat(group, groups) * THREADS + t);
-    if first >= p.count {
+    let part = part_of(flat(group, groups) * THREADS + t);
+    if part.end == 0u {
         return;
     }
-    var scale: Scales;
-    var share: Scales;
-    if ONE {
-        scale = scales_of(first, 4u, 0u);
-        share = scales_of(first, 4u, 2u);
-    }
+    let scale = scales_of(part.first, 4u, 0u);
+    let share = scales_of(part.first, 4u, 2u);
     for (var k = 0u; k < p.each; k += 1u) { // each iterations
-        let q = first + k * p.run;
-        if q >= p.count {
+        let q = part.first + k * p.run;
+        if q >= part.end {
             return;
-        }
-        if !ONE {
-            scale = scales_of(q, 4u, 0u);
-            share = scales_of(q, 4u, 2u);
         }
         let a = v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
         let b = dw[extractBits(p.firsts, 24u, 8u) / QUAD + q];
         let at = extractBits(p.firsts, 8u, 8u) / QUAD + q;
-        var low = low_scaled(quad_low(b, V_DTYPE) - low_scaled(quad_low(a, V_DTYPE), share), scale);
-        var high = vec4<f32>();
-        if V_DTYPE != F32 {
-            high = high_scaled(quad_high(b, V_DTYPE) - high_scaled(quad_high(a, V_DTYPE), share), scale);
-        }
+        var held = a;
         if ADD {
-            low += quad_low(w[at], V_DTYPE);
-            if V_DTYPE != F32 {
-                high += quad_high(w[at], V_DTYPE);
-            }
+            held = w[at];
         }
-        w[at] = quad_of(low, high, V_DTYPE);
+        let first_part = words_backward(words_of(a, 0u), words_of(b, 0u), words_of(held, 0u), scale, share);
+        if PARTS == 1u {
+            w[at] = joined(first_part, first_part);
+        } else {
+            w[at] = joined(first_part, words_backward(words_of(a, 1u), words_of(b, 1u), words_of(held, 1u), scale, share));
+        }
     }
 }

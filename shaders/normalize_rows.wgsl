@@ -1,6 +1,6 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 //
-// Joined behind held.wgsl. v and w are (rows, length) quads: LANES invocations a row and HELD quads of it each,
+// Joined behind held.wgsl; across_workgroup.wgsl or across_subgroup.wgsl adds up between lanes. v and w are (rows, length) quads: LANES invocations a row and HELD quads of it each,
 // THREADS / LANES rows in a workgroup.
 
 struct Params {
@@ -14,17 +14,15 @@ struct Params {
 
 var<immediate> p: Params;
 
+override THREADS: u32 = 64u;
 override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
 override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
+override WHOLE: bool = false; // length is LANES * HELD
 
-var<workgroup> sums: array<f32, 2u * THREADS>;
-var<workgroup> left: array<u32, THREADS>; // 1: the row was not plain
-var<workgroup> any_left: u32;
+var<private> sum: vec4<f32>;
 
-alias Held = array<vec4<u32>, MAX_HELD>;
-
-fn squares(words: vec4<u32>, scale: f32) -> vec4<f32> {
+fn squares_of(words: vec4<u32>, scale: f32) -> vec4<f32> {
     let a = quad_low(words, V_DTYPE) * scale;
     if V_DTYPE == F32 {
         return a * a;
@@ -33,30 +31,19 @@ fn squares(words: vec4<u32>, scale: f32) -> vec4<f32> {
     return a * a + b * b;
 }
 
+fn squares(quad: Quad, scale: f32) -> vec4<f32> {
+    var sum = squares_of(words_of(quad, 0u), scale);
+    if PARTS == 2u {
+        sum += squares_of(words_of(quad, 1u), scale);
+    }
+    return sum;
+}
+
 fn total_of(terms: vec4<f32>) -> f32 {
     return (terms.x + terms.y) + (terms.z + terms.w);
 }
 
-// The sum over the lanes of a row, the same in each; `half` is 0 and 1 in turn, so that nobody overwrites what a slower
-// lane still reads.
-fn sum_of_lanes(own: f32, t: u32, half: u32) -> f32 {
-    if LANES == 1u {
-        return own;
-    }
-    sums[half * THREADS + t] = own;
-    workgroupBarrier();
-    let begin = half * THREADS + t / LANES * LANES;
-    if LANES == 2u {
-        return sums[begin] + sums[begin + 1u];
-    }
-    var sum = vec4<f32>();
-    for (var lane = begin; lane < begin + LANES; lane += 4u) { // LANES / 4 iterations
-        sum += vec4<f32>(sums[lane], sums[lane + 1u], sums[lane + 2u], sums[lane + 3u]);
-    }
-    return total_of(sum);
-}
-
-fn scaled_quad(words: vec4<u32>, scale: Scale) -> vec4<u32> {
+fn scaled_words(words: vec4<u32>, scale: Scale) -> vec4<u32> {
     var high = vec4<f32>();
     if V_DTYPE != F32 {
         high = ((quad_high(words, V_DTYPE) * scale.t) * scale.m) * scale.t;
@@ -64,12 +51,28 @@ fn scaled_quad(words: vec4<u32>, scale: Scale) -> vec4<u32> {
     return quad_of(((quad_low(words, V_DTYPE) * scale.t) * scale.m) * scale.t, high, V_DTYPE);
 }
 
-fn plainly_scaled_quad(words: vec4<u32>, factor: f32) -> vec4<u32> {
+fn scaled_quad(quad: Quad, scale: Scale) -> Quad {
+    let a = scaled_words(words_of(quad, 0u), scale);
+    if PARTS == 1u {
+        return joined(a, a);
+    }
+    return joined(a, scaled_words(words_of(quad, 1u), scale));
+}
+
+fn plainly_scaled_words(words: vec4<u32>, factor: f32) -> vec4<u32> {
     var high = vec4<f32>();
     if V_DTYPE != F32 {
         high = quad_high(words, V_DTYPE) * factor;
     }
     return quad_of(quad_low(words, V_DTYPE) * factor, high, V_DTYPE);
+}
+
+fn plainly_scaled_quad(quad: Quad, factor: f32) -> Quad {
+    let a = plainly_scaled_words(words_of(quad, 0u), factor);
+    if PARTS == 1u {
+        return joined(a, a);
+    }
+    return joined(a, plainly_scaled_words(words_of(quad, 1u), factor));
 }
 
 // The quads of a lane: first, first + RUN, .. below end, HELD of them at most. Past the last row they are those of the
@@ -81,8 +84,7 @@ struct Part {
     end: u32,
 }
 
-fn part_of(id: u32, t: u32) -> Part {
-    let wanted = id * (THREADS / LANES) + t / LANES;
+fn part_of(wanted: u32, t: u32) -> Part {
     let row = min(wanted, p.count - 1u);
     let lane = t % LANES;
     let first = row * p.length + lane / RUN * (RUN * HELD) + lane % RUN;
@@ -104,56 +106,74 @@ fn squares_again(part: Part, scale: f32) -> f32 {
     return total_of(sum);
 }
 
+// Quad k of a part: held, and its squares added up.
+fn take(k: u32, part: Part) {
+    if k < HELD {
+        let q = part.first + k * RUN;
+        held[k] = quad_at(select(min(q, part.end - 1u), q, WHOLE));
+        sum += select(vec4<f32>(), squares(held[k], 1.0), WHOLE || q < part.end);
+    }
+}
+
+fn give(k: u32, part: Part, factor: f32) {
+    if k < HELD {
+        let q = part.first + k * RUN;
+        if WHOLE || q < part.end {
+            put(q, plainly_scaled_quad(held[k], factor));
+        }
+    }
+}
+
+// The rows of a workgroup at once, of which this invocation has a part of `row`. Whether it was too near the ends of f32's range, and was
+// left.
+fn normalize_row(row: u32, t: u32) -> bool {
+    let part = part_of(row, t);
+    sum = vec4<f32>();
+    take(0u, part); take(1u, part); take(2u, part); take(3u, part);
+    take(4u, part); take(5u, part); take(6u, part); take(7u, part);
+    take(8u, part); take(9u, part); take(10u, part); take(11u, part);
+    take(12u, part); take(13u, part); take(14u, part); take(15u, part);
+    take(16u, part); take(17u, part); take(18u, part); take(19u, part);
+    take(20u, part); take(21u, part); take(22u, part); take(23u, part);
+    take(24u, part); take(25u, part); take(26u, part); take(27u, part);
+    take(28u, part); take(29u, part); take(30u, part); take(31u, part);
+    let norm = plain_norm(sum_of_lanes(total_of(sum), t, 0u), p.policy, p.eps);
+    let factor = gain_of(part.row) / norm;
+    let is_plain = norm != 0.0 && is_normal(factor);
+    if is_plain && part.exists {
+        give(0u, part, factor); give(1u, part, factor); give(2u, part, factor); give(3u, part, factor);
+        give(4u, part, factor); give(5u, part, factor); give(6u, part, factor); give(7u, part, factor);
+        give(8u, part, factor); give(9u, part, factor); give(10u, part, factor); give(11u, part, factor);
+        give(12u, part, factor); give(13u, part, factor); give(14u, part, factor); give(15u, part, factor);
+        give(16u, part, factor); give(17u, part, factor); give(18u, part, factor); give(19u, part, factor);
+        give(20u, part, factor); give(21u, part, factor); give(22u, part, factor); give(23u, part, factor);
+        give(24u, part, factor); give(25u, part, factor); give(26u, part, factor); give(27u, part, factor);
+        give(28u, part, factor); give(29u, part, factor); give(30u, part, factor); give(31u, part, factor);
+    }
+    return !is_plain && part.exists;
+}
+
+fn normalize_again(row: u32, t: u32, is_left: bool) {
+    let part = part_of(row, t);
+    let up = lift(sum_of_lanes(squares_again(part, 1.0), t, 1u));
+    let again = sum_of_lanes(squares_again(part, exp2i(up)), t, 0u);
+    let scale = scale_of(quotient(wide(gain_of(part.row)), effective_norm(Wide(again, -2 * up), p.policy, p.eps)));
+    let end = select(0u, part.end, is_left);
+    for (var q = part.first; q < min(end, part.first + RUN * HELD); q += RUN) { // HELD iterations
+        put(q, scaled_quad(quad_at(q), scale));
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn normalize_rows(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let part = part_of(flat(group, groups), t);
-    var held: Held;
-    var sum = vec4<f32>();
-    for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
-        let q = part.first + k * RUN;
-        if LANES == 1u {
-            held[k] = quad_at(q);
-            sum += squares(held[k], 1.0);
-        } else {
-            held[k] = quad_at(min(q, part.end - 1u));
-            sum += select(vec4<f32>(), squares(held[k], 1.0), q < part.end);
-        }
-    }
-    let norm = plain_norm(sum_of_lanes(total_of(sum), t, 0u), p.policy, p.eps);
-    let factor = gain_of(part.row) / norm;
-    let is_plain = norm != 0.0 && is_normal(factor);
-    if is_plain && part.exists {
-        for (var k = 0u; k < HELD; k += 1u) { // HELD iterations
-            let q = part.first + k * RUN;
-            if LANES == 1u || q < part.end {
-                put(q, plainly_scaled_quad(held[k], factor));
-            }
-        }
-    }
-
-    // Rarely, and for all rows of the workgroup together: the ends of f32's range.
-    let mine_left = select(1u, 0u, is_plain || !part.exists);
-    left[t] = mine_left;
-    workgroupBarrier();
-    if t == 0u {
-        var found = 0u;
-        for (var i = 0u; i < THREADS; i += LANES) { // THREADS / LANES iterations
-            found |= left[i];
-        }
-        any_left = found;
-    }
-    if workgroupUniformLoad(&any_left) == 0u {
-        return;
-    }
-    let up = lift(sum_of_lanes(squares_again(part, 1.0), t, 1u));
-    let again = sum_of_lanes(squares_again(part, exp2i(up)), t, 0u);
-    let scale = scale_of(quotient(wide(gain_of(part.row)), effective_norm(Wide(again, -2 * up), p.policy, p.eps)));
-    let end = select(0u, part.end, mine_left == 1u);
-    for (var q = part.first; q < min(end, part.first + RUN * HELD); q += RUN) { // HELD iterations
-        put(q, scaled_quad(quad_at(q), scale));
+    let first = flat(group, groups) * (THREADS / LANES) + t / LANES;
+    let row = first;
+    let is_left = normalize_row(row, t);
+    if is_any_left(is_left, t) {
+        normalize_again(row, t, is_left);
     }
 }

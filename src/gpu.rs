@@ -176,7 +176,7 @@ pub(crate) enum Scratch {
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
-const NOTHING_SIZE: u64 = 16;
+const NOTHING_SIZE: u64 = 32;
 const NOTHING_STRIDE: u64 = 256;
 
 /// The smallest binding that every operator can be split over.
@@ -377,10 +377,13 @@ impl Gpu {
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
     pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        let features = wgpu::Features::IMMEDIATES
+        let mut features = wgpu::Features::IMMEDIATES
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
+        if adapter.get_info().device_type == wgpu::DeviceType::Cpu {
+            features |= LONG_WORDS;
+        }
         Wanted { features: adapter.features() & features, limits: adapter.limits() }
     }
 
@@ -535,6 +538,11 @@ impl Gpu {
         can.then_some(u64::from(size))
     }
 
+    /// Whether shaders can have words of 64 bits.
+    pub(crate) fn long_words(&self) -> bool {
+        self.inner.device.features().contains(LONG_WORDS)
+    }
+
     /// Lanes of the smallest subgroup, where cooperative matrices of `side` by `side` can be used.
     pub(crate) fn cooperative(&self, side: u32) -> Option<u64> {
         self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.cooperative_lanes))
@@ -633,6 +641,8 @@ impl Gpu {
     }
 }
 
+/// What words of 64 bits take.
+const LONG_WORDS: wgpu::Features = wgpu::Features::SHADER_INT64;
 /// What cooperative matrices take, beside subgroups.
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 

@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crate::walk::Word;
 use crate::{Error, Gpu, Parameters, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
@@ -29,11 +30,11 @@ macro_rules! shader {
 #[doc(hidden)]
 pub enum Module {
     NormsWords,
-    NormsQuads,
+    NormsQuads(Word),
     Normalize,
-    NormalizeQuads,
-    NormalizeRows,
-    NormalizeBlocks,
+    NormalizeQuads(Word),
+    NormalizeRows(Word),
+    NormalizeBlocks(Word),
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
     BatchQuads,
@@ -97,11 +98,7 @@ impl Module {
     pub fn all() -> Vec<Module> {
         let mut all = vec![
             Module::NormsWords,
-            Module::NormsQuads,
             Module::Normalize,
-            Module::NormalizeQuads,
-            Module::NormalizeRows,
-            Module::NormalizeBlocks,
             Module::BatchWords,
             Module::BatchQuads,
             Module::Few,
@@ -111,6 +108,10 @@ impl Module {
             Module::SetQuads,
             Module::Probe,
         ];
+        for word in [Word::Short, Word::Long] {
+            let in_quads = [Module::NormsQuads, Module::NormalizeQuads, Module::NormalizeRows, Module::NormalizeBlocks];
+            all.extend(in_quads.map(|module| module(word)));
+        }
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
                 // Cooperative matrices are for f16 alone.
@@ -127,11 +128,11 @@ impl Module {
     /// The file with the entry points.
     pub fn stem(self) -> &'static str {
         match self {
-            Module::NormsWords | Module::NormsQuads => "norms",
+            Module::NormsWords | Module::NormsQuads(_) => "norms",
             Module::Normalize => "normalize",
-            Module::NormalizeQuads => "normalize_quads",
-            Module::NormalizeRows => "normalize_rows",
-            Module::NormalizeBlocks => "normalize_blocks",
+            Module::NormalizeQuads(_) => "normalize_quads",
+            Module::NormalizeRows(_) => "normalize_rows",
+            Module::NormalizeBlocks(_) => "normalize_blocks",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::BatchWords | Module::BatchQuads => "batch",
@@ -148,7 +149,13 @@ impl Module {
         let (family, reads, writes) = match self {
             Module::Product { family, reads, writes, .. } => (family, reads, writes),
             Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads | Module::BatchQuads | Module::SetQuads => return format!("{}_quads", self.stem()),
+            Module::NormsQuads(Word::Short) | Module::BatchQuads | Module::SetQuads => {
+                return format!("{}_quads", self.stem());
+            }
+            Module::NormsQuads(Word::Long) => return format!("{}_quads64", self.stem()),
+            Module::NormalizeQuads(Word::Long)
+            | Module::NormalizeRows(Word::Long)
+            | Module::NormalizeBlocks(Word::Long) => return format!("{}64", self.stem()),
             _ => return self.stem().to_owned(),
         };
         let family = match family {
@@ -181,11 +188,21 @@ impl Module {
         let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
             Module::NormsWords => files.extend([shader!("combine"), shader!("norms_words"), shader!("norms")]),
-            Module::NormsQuads => files.extend([shader!("combine"), shader!("norms_quads"), shader!("norms")]),
+            Module::NormsQuads(word) => {
+                files.extend([shader!("combine"), quads_of(word), shader!("norms_quads"), shader!("norms")]);
+            }
             Module::Normalize => files.push(shader!("normalize")),
-            Module::NormalizeQuads => files.push(shader!("normalize_quads")),
-            Module::NormalizeRows => files.extend([shader!("held"), shader!("normalize_rows")]),
-            Module::NormalizeBlocks => files.extend([shader!("held"), shader!("normalize_blocks")]),
+            Module::NormalizeQuads(word) => files.extend([quads_of(word), shader!("normalize_quads")]),
+            Module::NormalizeRows(word) => {
+                let across = match word {
+                    Word::Short => shader!("across_workgroup"),
+                    Word::Long => shader!("across_subgroup"),
+                };
+                files.extend([quads_of(word), shader!("held"), across, shader!("normalize_rows")]);
+            }
+            Module::NormalizeBlocks(word) => {
+                files.extend([quads_of(word), shader!("held"), shader!("normalize_blocks")]);
+            }
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
             Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
             Module::Few => files.push(shader!("few")),
@@ -248,6 +265,13 @@ impl Module {
     }
 }
 
+fn quads_of(word: Word) -> &'static str {
+    match word {
+        Word::Short => shader!("quad32"),
+        Word::Long => shader!("quad64"),
+    }
+}
+
 /// How a kernel uses a storage buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[doc(hidden)]
@@ -298,10 +322,16 @@ pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
 };
 pub static NORMALIZE_ROWS: Kernel =
     Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static NORMALIZE_BLOCKS: Kernel =
-    Kernel { entry: "normalize_blocks", stem: "normalize_blocks", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static NORM_BLOCKS: Kernel =
-    Kernel { entry: "norm_blocks", stem: "normalize_blocks", bindings: &[(0, Read), (2, Write), (3, Write)] };
+pub static NORMALIZE_BLOCKS: Kernel = Kernel {
+    entry: "normalize_blocks",
+    stem: "normalize_blocks",
+    bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
+};
+pub static NORM_BLOCKS: Kernel = Kernel {
+    entry: "norm_blocks",
+    stem: "normalize_blocks",
+    bindings: &[(0, Read), (2, Write), (3, Write), (5, Write)],
+};
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     stem: "linear",

@@ -6,7 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
-use crate::walk::{self, HeldRows, RowBlocks, Walk};
+use crate::walk::{self, HeldRows, Pieces, RowBlocks, Walk, Word};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -25,6 +25,8 @@ struct Params {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct QuadParams {
+    row: u32,
+    tasks: u32,
     count: u32,
     run: u32,
     each: u32,
@@ -287,9 +289,19 @@ impl Recorder<'_, '_> {
         let w = if let BlocksOut::Weight(w) = job.out { Some(w) } else { None };
         let Some(read) = job.v.or(w) else { return Ok(false) };
         let Layout { outer, kept, inner } = Layout::new(read.shape(), job.axis)?.wide();
-        let whole = outer == 1 && walk::in_quads([read].into_iter().chain(w), kept * inner);
-        let blocks = Walk::of(&gpu).row_blocks(kept, inner, read.dtype(), w.is_none()).filter(|_| whole);
-        let Some(RowBlocks { rows, quads }) = blocks else { return Ok(false) };
+        let blocks = |word| {
+            Some((
+                word,
+                Walk::of(&gpu).row_blocks(kept, inner, read.dtype(), word, w.is_none()).filter(|_| outer == 1)?,
+            ))
+        };
+        let blocks = Word::all(&gpu, [read].into_iter().chain(w), kept * inner).find_map(blocks);
+        let Some((word, RowBlocks { rows, quads })) = blocks else { return Ok(false) };
+        let of_rows = match &job.out {
+            BlocksOut::Weight(_) => job.gain.map_or(0, Tensor::offset),
+            BlocksOut::Norms(norms) => norms.offset,
+        };
+        let in_quads = word.holds(of_rows, rows, DType::F32);
         let in_binding = gpu.binding_capacity() / (rows * inner * read.dtype().size()).max(4 * rows);
         let step = in_binding.min(gpu.group_capacity() * THREADS).min(self.work_capacity(rows * inner));
         if step == 0 {
@@ -300,6 +312,7 @@ impl Recorder<'_, '_> {
             ("COLUMNS", inner as u32),
             ("ROWS", rows as u32),
             ("HELD", quads as u32),
+            ("IN_QUADS", in_quads.into()),
         ];
         if w.is_some() {
             constants.extend([("HAS_GAIN", job.gain.is_some().into()), ("IN_PLACE", job.v.is_none().into())]);
@@ -309,16 +322,21 @@ impl Recorder<'_, '_> {
             let (v, v_first) = bind(&gpu, job.v, row * inner, row_count * inner);
             let (w, w_first) = bind(&gpu, w, row * inner, row_count * inner);
             let (gain, gain_first) = bind(&gpu, job.gain, row, row_count);
+            let either = |span| if in_quads { [None, span] } else { [span, None] };
             let (kernel, buffers, norms_first) = match &job.out {
-                BlocksOut::Weight(_) => (&kernel::NORMALIZE_BLOCKS, vec![v, gain, w], 0),
+                BlocksOut::Weight(_) => {
+                    let [gain, gain_quads] = either(gain);
+                    (&kernel::NORMALIZE_BLOCKS, vec![v, gain, w, gain_quads], 0)
+                }
                 BlocksOut::Norms(norms) => {
                     let (norms, first) = norms.bind(&gpu, row, row_count);
-                    (&kernel::NORM_BLOCKS, vec![v, None, norms], first)
+                    let [norms, norm_quads] = either(norms);
+                    (&kernel::NORM_BLOCKS, vec![v, None, norms, norm_quads], first)
                 }
             };
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::NormalizeBlocks,
+                module: Module::NormalizeBlocks(word),
                 constants: &constants,
                 buffers: &buffers,
                 params: BlockParams {
@@ -338,12 +356,17 @@ impl Recorder<'_, '_> {
     fn normalize_rows(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = Layout::new(w.shape(), weight.axis)?.wide();
-        let quads = inner / walk::quad(w.dtype());
+        if outer != 1 || kept == 0 || weight.norms.is_some() {
+            return Ok(false);
+        }
         let walk = Walk::of(&gpu);
-        let whole = outer == 1 && kept > 0 && walk::in_quads(v.into_iter().chain([w]), inner);
-        let held = walk.held_rows(kept, quads).filter(|_| whole && weight.norms.is_none());
-        let Some(HeldRows { lanes, held }) = held else { return Ok(false) };
-        let in_group = THREADS / lanes;
+        let held = |word: Word| {
+            let quads = inner / word.quad(w.dtype());
+            Some((word, quads, walk.held_rows(kept, quads, word, gpu.lanes())?))
+        };
+        let held = Word::all(&gpu, v.into_iter().chain([w]), inner).find_map(held);
+        let Some((word, quads, HeldRows { threads, lanes, held })) = held else { return Ok(false) };
+        let in_group = threads / lanes;
         let in_binding = (gpu.binding_capacity() / (inner * w.dtype().size())).min(gpu.binding_capacity() / 4);
         let step = in_binding.min(gpu.group_capacity() * in_group).min(self.work_capacity(inner));
         if step == 0 {
@@ -351,9 +374,11 @@ impl Recorder<'_, '_> {
         }
         let constants: Constants = vec![
             ("V_DTYPE", w.dtype().code()),
+            ("THREADS", threads as u32),
             ("LANES", lanes as u32),
             ("RUN", walk.run(lanes) as u32),
             ("HELD", held as u32),
+            ("WHOLE", (quads == lanes * held).into()),
             ("IN_PLACE", v.is_none().into()),
         ];
         for (row, count) in windows(kept, step) {
@@ -362,7 +387,7 @@ impl Recorder<'_, '_> {
             let (gain, gain_first) = bind(&gpu, weight.g, row, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::NORMALIZE_ROWS,
-                module: Module::NormalizeRows,
+                module: Module::NormalizeRows(word),
                 constants: &constants,
                 buffers: &[v_span, gain, w_span],
                 params: RowParams {
@@ -492,35 +517,39 @@ impl Recorder<'_, '_> {
         let layout = Layout::new(w.shape(), axis)?;
         let total = layout.len() as u64;
         let Layout { kept, inner, .. } = layout.wide();
-        let quad = walk::quad(w.dtype());
-        let one_norm = inner.is_multiple_of(quad);
+        let tensors = v.into_iter().chain(dw).chain([w]);
+        // Of one norm each, or else short.
+        let one_norm = Word::of(&gpu, tensors.clone(), inner);
+        let word = one_norm.unwrap_or(Word::Short);
+        let (quad, one_norm) = (word.quad(w.dtype()), one_norm.is_some());
         let row = if one_norm { inner } else { kept * inner };
-        if total == 0
-            || !walk::in_quads(v.into_iter().chain(dw).chain([w]), row)
-            || kept > gpu.binding_capacity() / (4 * words)
-        {
+        let whole = one_norm || walk::in_quads(tensors, row);
+        if total == 0 || !whole || kept > gpu.binding_capacity() / (4 * words) {
             return Ok(false);
         }
-        let pieces = Walk::of(&gpu).pieces(total / row, row / quad, one_norm);
-        let piece = pieces.run * pieces.each * quad;
-        let groups = |count: u64| (count.div_ceil(piece) * pieces.run).div_ceil(THREADS);
-        let step = gpu.binding_capacity() / w.dtype().size();
-        let step = step.min(self.work_capacity(1));
-        // Windows of whole pieces.
-        let step = if total <= step { total } else { step / piece * piece };
-        if step == 0 || groups(step) > gpu.group_capacity() {
+        let Pieces { run, each } = Walk::of(&gpu).pieces(total / row, row / quad, one_norm);
+        // Where the norms repeat, all there is counts as one row.
+        let row = if one_norm { row } else { total };
+        let tasks = |row: u64| (row / quad).div_ceil(run * each) * run;
+        let step = (gpu.binding_capacity() / w.dtype().size()).min(self.work_capacity(1));
+        let most_tasks = gpu.group_capacity() * THREADS;
+        // Whole rows in a window, or windows within each row, which are rows of their own.
+        let (slab, step) = if row <= step {
+            (total, (step / row).min(most_tasks / tasks(row)) * row)
+        } else {
+            (row, step.min(most_tasks.saturating_sub(run) * each * quad) / quad * quad)
+        };
+        if step == 0 {
             return Ok(false);
         }
-        let mut constants: Constants = vec![
-            ("V_DTYPE", w.dtype().code()),
-            ("ONE_EACH", one_norm.into()),
-            ("ONE", pieces.one.into()),
-            ("COPY", scales.is_none().into()),
-        ];
+        let mut constants: Constants =
+            vec![("V_DTYPE", w.dtype().code()), ("ONE_EACH", one_norm.into()), ("COPY", scales.is_none().into())];
         if dw.is_some() {
             constants.push(("ADD", add.into()));
         }
-        for (e, count) in windows(total, step) {
+        let slabs = (0..total / slab).map(|i| i * slab);
+        for (e, count) in slabs.flat_map(|e| windows(slab, step).map(move |(first, count)| (e + first, count))) {
+            let row = row.min(count);
             let (v_span, v_first) = bind(&gpu, v, e, count);
             let (w_span, w_first) = bind(&gpu, Some(w), e, count);
             let (dw_span, dw_first) = bind(&gpu, dw, e, count);
@@ -534,19 +563,21 @@ impl Recorder<'_, '_> {
             }
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::NormalizeQuads,
+                module: Module::NormalizeQuads(word),
                 constants: &constants,
                 buffers: &buffers,
                 params: QuadParams {
-                    count: (count / quad) as u32,
-                    run: pieces.run as u32,
-                    each: pieces.each as u32,
+                    row: (row / quad) as u32,
+                    tasks: tasks(row) as u32,
+                    count: (count / row) as u32,
+                    run: run as u32,
+                    each: each as u32,
                     inner: inner as u32,
                     kept: kept as u32,
                     position: (e % (kept * inner)) as u32,
                     firsts: firsts([v_first, w_first, scales_first, dw_first]),
                 },
-                groups: groups(count),
+                groups: (count / row * tasks(row)).div_ceil(THREADS),
                 work: count,
             })?;
         }

@@ -7,7 +7,7 @@ use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::normalize::{Blocks, BlocksOut};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
-use crate::walk::{self, ColumnQuads, Walk};
+use crate::walk::{self, ColumnQuads, Walk, Word};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -221,14 +221,17 @@ impl Recorder<'_, '_> {
         let sums = sums_of(&gpu, splits * kept_step * inner)?;
         let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
         constants.extend(job.dot_constants());
-        let shared = ColumnQuads::new(Walk::of(&gpu), kept * inner / walk::quad(job.v.dtype()));
-        if module == Module::NormsQuads {
+        let shared = if let Module::NormsQuads(word) = module {
+            let shared = ColumnQuads::new(Walk::of(&gpu), kept * inner / word.quad(job.v.dtype()));
             constants.extend([("RUN", shared.run as u32), ("COLUMN_QUADS", shared.quads as u32)]);
-        }
+            Some(shared)
+        } else {
+            None
+        };
         let v = View::of(job.v);
         for (j, j_count) in windows(kept, kept_step) {
             let count = j_count * inner;
-            let blocks = if module == Module::NormsQuads { shared.blocks } else { count };
+            let blocks = shared.as_ref().map_or(count, |shared| shared.blocks);
             for (split, split_count) in windows(splits, split_step) {
                 let row = split * split_length;
                 let rows = (split_count * split_length).min(outer - row);
@@ -366,10 +369,9 @@ impl<'a> Job<'a> {
     }
 
     /// How v and dw can be read, where `length` elements lie together.
-    fn module(&self, length: u64) -> Module {
+    fn module(&self, gpu: &Gpu, length: u64) -> Module {
         let dw = self.dot.as_ref().map(|dot| dot.dw);
-        let quads = walk::in_quads(dw.into_iter().chain([self.v]), length);
-        if quads { Module::NormsQuads } else { Module::NormsWords }
+        Word::of(gpu, dw.into_iter().chain([self.v]), length).map_or(Module::NormsWords, Module::NormsQuads)
     }
 
     /// Bytes of the widest element that is read.
@@ -477,9 +479,9 @@ impl Rows {
     /// `passes`: how often a stretch is looped over, four words at a time.
     fn new(gpu: &Gpu, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
         let walk = Walk::of(gpu);
-        let module = job.module(length);
+        let module = job.module(gpu, length);
         let unit = match (module, &job.dot) {
-            (Module::NormsQuads, _) => walk::quad(job.v.dtype()),
+            (Module::NormsQuads(word), _) => word.quad(job.v.dtype()),
             (_, Some(_)) => 1,
             (_, None) => job.v.dtype().per_word(),
         };
@@ -488,13 +490,13 @@ impl Rows {
         let longest = (MAX_ITERATIONS / (2 * passes) * 4 * lanes).min(in_binding).max(1);
         let splits = length.div_ceil(longest).max(useful).max(1);
         // Whole quads, so that no stretch starts in the middle of one unless its row does.
-        let whole = 4 * job.v.dtype().per_word();
+        let whole = unit.max(walk::quad(job.v.dtype()));
         let longest = (longest / whole * whole).max(1);
         let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
         let units = length.div_ceil(unit);
         let each = if lanes == 1 && job.dot.is_none() { walk.rows_of_a_lane(rows, units) } else { 1 };
-        let words = units * if module == Module::NormsQuads { walk::QUAD_WORDS } else { 1 };
-        let units = if each > 1 && length.is_multiple_of(unit) && words <= 16 { units } else { 0 };
+        let loads = units * if let Module::NormsQuads(_) = module { walk::QUAD_WORDS } else { 1 };
+        let units = if each > 1 && length.is_multiple_of(unit) && loads <= 16 { units } else { 0 };
         Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
 }
@@ -512,13 +514,15 @@ impl Columns {
         let columns = kept * inner;
         let walk = Walk::of(gpu);
         let group_capacity = gpu.group_capacity();
-        let quad = walk::quad(job.v.dtype());
-        let shared = ColumnQuads::new(walk, columns / quad);
         // All columns in one window, since another one might start within a quad.
-        let module = if columns <= in_binding { job.module(columns) } else { Module::NormsWords };
+        let module = if columns <= in_binding { job.module(gpu, columns) } else { Module::NormsWords };
         let (blocks, passes) = match module {
             // In quads each column of an invocation may have to be summed up again.
-            Module::NormsQuads => (shared.blocks, (quad + 2) * shared.quads + 2),
+            Module::NormsQuads(word) => {
+                let quad = word.quad(job.v.dtype());
+                let shared = ColumnQuads::new(walk, columns / quad);
+                (shared.blocks, (quad + 2) * shared.quads + 2)
+            }
             _ => (columns, passes),
         };
         let rows_in_binding = (in_binding / columns).max(1);
@@ -528,7 +532,7 @@ impl Columns {
         let kept_step =
             kept.min(in_binding / inner).min(sums_in_binding / (splits * inner)).min(group_capacity * THREADS / inner);
         let module = if kept_step == kept { module } else { Module::NormsWords };
-        let blocks = if module == Module::NormsQuads { blocks } else { kept_step.max(1) * inner };
+        let blocks = if module == Module::NormsWords { kept_step.max(1) * inner } else { blocks };
         let split_step = (rows_in_binding / split_length).min(group_capacity * THREADS / blocks);
         if kept_step == 0 || split_step == 0 || !fits(splits * inner) {
             let (size, limit) = (splits * inner, sums_in_binding);

@@ -18,7 +18,10 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !matches!(module, Module::Product { .. } | Module::Few | Module::NormalizeBlocks),
+        bounds_checks: !matches!(
+            module,
+            Module::Product { .. } | Module::Few | Module::NormalizeRows(_) | Module::NormalizeBlocks(_)
+        ),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };

@@ -14,8 +14,62 @@ pub enum Walk {
 
 /// Invocations in a workgroup.
 const THREADS: u64 = 64;
-/// 32-bit words of a quad, what wide loads and stores take.
+/// Words of a quad, what wide loads and stores take.
 pub(crate) const QUAD_WORDS: u64 = 4;
+
+/// The words of a quad: `quad32.wgsl` or `quad64.wgsl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Word {
+    /// Of 32 bits.
+    Short,
+    /// Of 64 bits.
+    Long,
+}
+
+impl Word {
+    /// Elements of a quad.
+    pub(crate) fn quad(self, dtype: DType) -> u64 {
+        self.quad_bytes() / dtype.size()
+    }
+
+    fn quad_bytes(self) -> u64 {
+        match self {
+            Word::Short => 4 * QUAD_WORDS,
+            Word::Long => 8 * QUAD_WORDS,
+        }
+    }
+
+    /// The words in whose quads these tensors can be read and written, see [`in_quads`], the best first.
+    pub(crate) fn all<'a>(
+        gpu: &Gpu,
+        tensors: impl Iterator<Item = &'a Tensor> + Clone,
+        length: u64,
+    ) -> impl Iterator<Item = Word> {
+        // Long ones for drivers on CPUs, which read and write lane by lane, whatever the width. GPUs want no more than 16 bytes.
+        let long = Walk::of(gpu) == Walk::Cpu && gpu.long_words();
+        let words = [Word::Long, Word::Short].into_iter().filter(move |&word| word == Word::Short || long);
+        words.filter(move |word| word.fits(tensors.clone(), length))
+    }
+
+    /// The best of [`Word::all`].
+    pub(crate) fn of<'a>(gpu: &Gpu, tensors: impl Iterator<Item = &'a Tensor> + Clone, length: u64) -> Option<Word> {
+        Word::all(gpu, tensors, length).next()
+    }
+
+    /// Whether quads hold, from this offset on, every `length` elements that lie together.
+    pub(crate) fn holds(self, offset: u64, length: u64, dtype: DType) -> bool {
+        offset.is_multiple_of(self.quad_bytes()) && length.is_multiple_of(self.quad(dtype))
+    }
+
+    fn fits<'a>(self, tensors: impl Iterator<Item = &'a Tensor>, length: u64) -> bool {
+        let mut dtype = None;
+        tensors.into_iter().all(|tensor| {
+            self.holds(tensor.offset(), length, tensor.dtype())
+                && *dtype.get_or_insert(tensor.dtype()) == tensor.dtype()
+        })
+    }
+}
 
 /// Of 2^32, without its whole part.
 const GOLDEN_RATIO: u32 = 0x9e37_79b9;
@@ -81,39 +135,42 @@ impl Walk {
         }
     }
 
-    /// For `rows` rows of `quads`, if it pays.
-    pub(crate) fn held_rows(self, rows: u64, quads: u64) -> Option<HeldRows> {
-        let pays = match self {
-            Walk::Gpu => true,
-            // Reading anew costs less than holding what does not fit the registers, but for the second dispatch. (Short
-            // rows: `row_blocks`.)
-            Walk::Cpu => rows * quads <= 4096,
-        };
-        if quads == 0 || quads > MAX_HELD_QUADS || !pays {
-            return None;
-        }
-        let lanes = match (self, quads) {
-            (Walk::Gpu, _) => quads.div_ceil(2).next_power_of_two().min(THREADS),
-            // Code that holds more than 32 quads outgrows its cache.
-            (Walk::Cpu, _) => quads.div_ceil(32).next_power_of_two().max(8),
+    /// For `rows` rows of `quads`, if it pays. `subgroup`: the lanes of one where a CPU computes in subgroups.
+    pub(crate) fn held_rows(self, rows: u64, quads: u64, word: Word, subgroup: Option<u64>) -> Option<HeldRows> {
+        let (threads, lanes) = match (self, word) {
+            _ if quads == 0 => return None,
+            (Walk::Gpu, _) if quads <= MAX_HELD_QUADS => (THREADS, quads.div_ceil(2).next_power_of_two().min(THREADS)),
+            // A subgroup for each row. Longer ones are faster read anew than held by several.
+            (Walk::Cpu, Word::Long) => {
+                let lanes = subgroup?;
+                (lanes * (rows / self.enough_groups()).clamp(1, THREADS / lanes), lanes)
+            }
+            // Reading anew costs less than a barrier, but for the second dispatch.
+            (Walk::Cpu, Word::Short) if quads <= MAX_HELD_QUADS && rows * quads <= 4096 => {
+                let lanes = quads.div_ceil(16).next_power_of_two().max(8);
+                (lanes, lanes)
+            }
+            _ => return None,
         };
         let held = quads.div_ceil(lanes);
-        // Few variants, but all of the row where one invocation has it.
-        Some(HeldRows { lanes, held: if lanes > 1 { held.next_power_of_two() } else { held } })
+        (held <= MAX_HELD).then_some(HeldRows { threads, lanes, held })
     }
 
     /// For `rows` rows of `columns` elements, if they are short and it pays: to normalize them, or for their norms alone.
-    pub(crate) fn row_blocks(self, rows: u64, columns: u64, dtype: DType, norms_alone: bool) -> Option<RowBlocks> {
-        let quad = quad(dtype);
-        if self == Walk::Gpu || columns == 0 || columns > MAX_BLOCK_QUADS * quad {
-            return None;
-        }
-        // Whole quads are summed up as fast without.
-        if norms_alone && columns.is_multiple_of(quad) {
+    pub(crate) fn row_blocks(
+        self,
+        rows: u64,
+        columns: u64,
+        dtype: DType,
+        word: Word,
+        norms_alone: bool,
+    ) -> Option<RowBlocks> {
+        let quad = word.quad(dtype);
+        if self == Walk::Gpu || columns == 0 || columns > MAX_HELD * quad {
             return None;
         }
         // The fewest rows that fill quads, a divisor of those in a quad.
-        let mut each = (0..=quad.ilog2()).map(|n| 1 << n).find(|each| (each * columns).is_multiple_of(quad))?;
+        let mut each = [1, 2, 4, 8].into_iter().find(|each| (each * columns).is_multiple_of(quad))?;
         // What is done once for a block had better be done for many rows; with more quads the code outgrows its cache.
         let enough = if norms_alone { 20 } else { 8 };
         while each < 8 && 2 * each * columns <= enough * quad && rows.is_multiple_of(2 * each) {
@@ -121,7 +178,11 @@ impl Walk {
         }
         let quads = each * columns / quad;
         // Beyond that an invocation had better share its row.
-        let most = if columns.is_multiple_of(quad) { 16 } else { MAX_BLOCK_QUADS };
+        let most = if columns.is_multiple_of(quad) { 16 } else { MAX_HELD };
+        // Norms of whole quads are summed up as fast without, but for writing them.
+        if norms_alone && columns.is_multiple_of(quad) && (word == Word::Short || each < 8 || quads > 8) {
+            return None;
+        }
         (rows.is_multiple_of(each) && quads <= most).then_some(RowBlocks { rows: each, quads })
     }
 
@@ -181,18 +242,16 @@ impl Walk {
     pub(crate) fn pieces(self, rows: u64, quads: u64, one_norm: bool) -> Pieces {
         let (width, most) = match self {
             Walk::Gpu => (THREADS, 4),
-            Walk::Cpu => (8, 16),
+            Walk::Cpu => (8, 32),
         };
         if !one_norm {
             // Whole rows side by side, so that an invocation stays in its columns.
             let each = rows.div_ceil(width.div_ceil(quads)).next_multiple_of(4).min(16);
-            return Pieces { run: quads * width.div_ceil(quads), each, one: true };
+            return Pieces { run: quads * width.div_ceil(quads), each };
         }
-        let fits = |each: &u64| quads.is_multiple_of(width * each);
-        match [16, 8, 4].into_iter().filter(|&each| each <= most).find(fits) {
-            Some(each) => Pieces { run: width, each, one: true },
-            None => Pieces { run: width, each: 4, one: false },
-        }
+        let pieces = quads.div_ceil(width * most);
+        let each = quads.div_ceil(pieces * width).next_multiple_of(4);
+        Pieces { run: quads.div_ceil(pieces * each), each }
     }
 
     /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
@@ -237,6 +296,8 @@ impl Walk {
 
 /// How `normalize_rows` holds rows.
 pub(crate) struct HeldRows {
+    /// Invocations of a workgroup.
+    pub threads: u64,
     /// Invocations of a row.
     pub lanes: u64,
     /// Quads that each of them holds.
@@ -254,8 +315,8 @@ pub(crate) struct RowBlocks {
     pub quads: u64,
 }
 
-/// The quads that an invocation holds of a block at most.
-const MAX_BLOCK_QUADS: u64 = 32;
+/// The quads that an invocation holds at most: `held.wgsl`.
+const MAX_HELD: u64 = 32;
 
 /// How `normalize_quads` shares out quads.
 pub(crate) struct Pieces {
@@ -263,8 +324,6 @@ pub(crate) struct Pieces {
     pub run: u64,
     /// Quads of an invocation, a multiple of four.
     pub each: u64,
-    /// All of them have the norms of the first.
-    pub one: bool,
 }
 
 /// How invocations that sum up columns share a row of `units` quads.
@@ -285,18 +344,13 @@ impl ColumnQuads {
     }
 }
 
-/// Elements of a quad.
+/// Elements of a quad of short words.
 pub(crate) fn quad(dtype: DType) -> u64 {
-    QUAD_WORDS * dtype.per_word()
+    Word::Short.quad(dtype)
 }
 
-/// Whether these tensors, all of one storage type, can be read and written in whole quads where `length` elements lie
-/// together from the start and from every multiple of it.
+/// Whether these tensors, all of one storage type, can be read and written in whole quads of short words where `length`
+/// elements lie together from the start and from every multiple of it.
 pub(crate) fn in_quads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, length: u64) -> bool {
-    let mut dtype = None;
-    tensors.into_iter().all(|tensor| {
-        tensor.offset().is_multiple_of(4 * QUAD_WORDS)
-            && length.is_multiple_of(quad(tensor.dtype()))
-            && *dtype.get_or_insert(tensor.dtype()) == tensor.dtype()
-    })
+    Word::Short.fits(tensors.into_iter(), length)
 }

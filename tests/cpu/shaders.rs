@@ -11,7 +11,8 @@ fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
             | Capabilities::SHADER_FLOAT16_IN_FLOAT32
             | Capabilities::SUBGROUP
             | Capabilities::SHADER_FLOAT16
-            | Capabilities::COOPERATIVE_MATRIX,
+            | Capabilities::COOPERATIVE_MATRIX
+            | Capabilities::SHADER_INT64,
     )
     .validate(&module)
     .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
