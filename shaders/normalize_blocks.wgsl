@@ -43,28 +43,34 @@ alias OfRows = array<vec4<f32>, 2>;
 
 var<private> sums: OfRows; // of squares, then the factors
 
-// Quad k of a block: held, and its squares added to those of its rows.
+// Quad k of a block: held, and its squares added to those of its rows, in the order of the elements, so that a row's sum does
+// not depend on where in the block it is.
 fn take(k: u32, block: u32) {
     if k < HELD {
         held[k] = quad_at(block * HELD + k);
-        add_squares(k, 0u);
-        if PARTS == 2u {
-            add_squares(k, 1u);
+        let a = words_of(held[k], 0u);
+        let b = words_of(held[k], PARTS - 1u);
+        let low_a = quad_low(a, V_DTYPE);
+        let low_b = quad_low(b, V_DTYPE);
+        var high_a = vec4<f32>();
+        var high_b = vec4<f32>();
+        if V_DTYPE != F32 {
+            high_a = quad_high(a, V_DTYPE);
+            high_b = quad_high(b, V_DTYPE);
+        }
+        for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+            add_squares(k, 0u, i, low_a[i], high_a[i]);
+            if PARTS == 2u {
+                add_squares(k, 1u, i, low_b[i], high_b[i]);
+            }
         }
     }
 }
 
-fn add_squares(k: u32, part: u32) {
-    let words = words_of(held[k], part);
-    let low = quad_low(words, V_DTYPE);
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        sums[low_row(k, part, i) / 4u][low_row(k, part, i) % 4u] += low[i] * low[i];
-    }
+fn add_squares(k: u32, part: u32, i: u32, low: f32, high: f32) {
+    sums[low_row(k, part, i) / 4u][low_row(k, part, i) % 4u] += low * low;
     if V_DTYPE != F32 {
-        let high = quad_high(words, V_DTYPE);
-        for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-            sums[high_row(k, part, i) / 4u][high_row(k, part, i) % 4u] += high[i] * high[i];
-        }
+        sums[high_row(k, part, i) / 4u][high_row(k, part, i) % 4u] += high * high;
     }
 }
 

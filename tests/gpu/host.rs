@@ -66,10 +66,12 @@ fn adopts_devices(gpu: &Gpu) -> Outcome {
     let wanted = Gpu::wanted(&adapter);
     let has = adapter.features().contains(wgpu::Features::IMMEDIATES);
     assert_eq!(wanted.features.contains(wgpu::Features::IMMEDIATES), has);
-    let used = wgpu::Features::IMMEDIATES
+    let mut used = wgpu::Features::IMMEDIATES
         | wgpu::Features::SUBGROUP
         | wgpu::Features::TIMESTAMP_QUERY
         | wgpu::Features::PIPELINE_CACHE;
+    // Words of 64 bits are for drivers on CPUs alone.
+    used.set(wgpu::Features::SHADER_INT64, adapter.get_info().device_type == wgpu::DeviceType::Cpu);
     assert_eq!(wanted.features, adapter.features() & used);
     assert_eq!(wanted.limits, adapter.limits());
     for (with, parameters, immediates) in
