@@ -126,11 +126,8 @@ fn pack_four(x: vec4<f32>, dtype: u32) -> vec4<u32> {
     }
     // The constant is 0xfff - 0x38000000. 65520 and above round to infinity, or a larger number.
     let normal = (a + ((a >> vec4<u32>(13u)) & vec4<u32>(1u)) + 0xc8000fffu) >> vec4<u32>(13u);
-    // Subnormal: a multiple of 2^-24.
-    let shift = min(126u - (a >> vec4<u32>(23u)), vec4<u32>(31u));
-    let mantissa = (a & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
-    let half = (vec4<u32>(1u) << (shift - 1u)) - 1u + ((mantissa >> shift) & vec4<u32>(1u));
-    let subnormal = (mantissa + half) >> shift;
+    // Subnormal: a multiple of 2^-24, the place of the last bit of numbers from 0.5 to 1.
+    let subnormal = bitcast<vec4<u32>>(bitcast<vec4<f32>>(a) + 0.5) - vec4<u32>(0x3f000000u);
     var result = select(min(normal, vec4<u32>(0x7c00u)), subnormal, a < vec4<u32>(0x38800000u));
     result = select(result, vec4<u32>(0x7e00u), a > vec4<u32>(INFINITY));
     return result | (upper & vec4<u32>(0x8000u));
