@@ -1,7 +1,7 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 //
-// Joined behind held.wgsl; across_workgroup.wgsl or across_subgroup.wgsl adds up between lanes. v and w are (rows, length) quads: LANES invocations a row and HELD quads of it each,
-// THREADS / LANES rows in a workgroup.
+// Joined behind held.wgsl; across_workgroup.wgsl or across_subgroup.wgsl adds up between lanes. v and w are (rows, length)
+// quads: LANES invocations a row and HELD quads of it each, THREADS / LANES rows in a workgroup.
 
 struct Params {
     count: u32,  // rows
@@ -124,8 +124,8 @@ fn give(k: u32, part: Part, factor: f32) {
     }
 }
 
-// The rows of a workgroup at once, of which this invocation has a part of `row`. Whether it was too near the ends of f32's range, and was
-// left.
+// The rows of a workgroup at once, of which this invocation has a part of `row`. Whether it was too near the ends of f32's
+// range, and was left.
 fn normalize_row(row: u32, t: u32) -> bool {
     let part = part_of(row, t);
     sum = vec4<f32>();

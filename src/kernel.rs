@@ -33,8 +33,8 @@ pub enum Module {
     NormsQuads(Word),
     Normalize,
     NormalizeQuads(Word),
-    NormalizeRows(Word),
-    NormalizeBlocks(Word),
+    NormalizeRows(Word, Held),
+    NormalizeBlocks(Word, Held),
     Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
     BatchQuads,
@@ -44,6 +44,39 @@ pub enum Module {
     SetWords,
     SetQuads,
     Probe,
+}
+
+/// The quads that an invocation may hold, of which there are fewer: `held.wgsl`. What is done to each is written out there, and drivers
+/// take long over calls that will turn out to be dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub enum Held {
+    Four = 4,
+    Eight = 8,
+    Sixteen = 16,
+    ThirtyTwo = 32,
+}
+
+impl Held {
+    /// For so many.
+    pub(crate) fn of(quads: u64) -> Held {
+        match quads {
+            0..=4 => Held::Four,
+            5..=8 => Held::Eight,
+            9..=16 => Held::Sixteen,
+            _ => Held::ThirtyTwo,
+        }
+    }
+
+    /// Without the lines whose calls begin with a later quad.
+    fn keep(self, source: &str) -> String {
+        let late = |line: &str| {
+            let number =
+                ["take(", "give("].iter().find_map(|call| line.trim_start().strip_prefix(call)?.split_once('u'));
+            number.and_then(|(number, _)| number.parse::<u32>().ok()).is_some_and(|first| first >= self as u32)
+        };
+        source.lines().filter(|line| !late(line)).flat_map(|line| [line, "\n"]).collect()
+    }
 }
 
 /// What a product starts from and what becomes of it.
@@ -109,8 +142,8 @@ impl Module {
             Module::Probe,
         ];
         for word in [Word::Short, Word::Long] {
-            let in_quads = [Module::NormsQuads, Module::NormalizeQuads, Module::NormalizeRows, Module::NormalizeBlocks];
-            all.extend(in_quads.map(|module| module(word)));
+            all.extend([Module::NormsQuads(word), Module::NormalizeQuads(word)]);
+            all.extend([Module::NormalizeRows, Module::NormalizeBlocks].map(|module| module(word, Held::ThirtyTwo)));
         }
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
@@ -131,8 +164,8 @@ impl Module {
             Module::NormsWords | Module::NormsQuads(_) => "norms",
             Module::Normalize => "normalize",
             Module::NormalizeQuads(_) => "normalize_quads",
-            Module::NormalizeRows(_) => "normalize_rows",
-            Module::NormalizeBlocks(_) => "normalize_blocks",
+            Module::NormalizeRows(..) => "normalize_rows",
+            Module::NormalizeBlocks(..) => "normalize_blocks",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
             Module::BatchWords | Module::BatchQuads => "batch",
@@ -154,8 +187,8 @@ impl Module {
             }
             Module::NormsQuads(Word::Long) => return format!("{}_quads64", self.stem()),
             Module::NormalizeQuads(Word::Long)
-            | Module::NormalizeRows(Word::Long)
-            | Module::NormalizeBlocks(Word::Long) => return format!("{}64", self.stem()),
+            | Module::NormalizeRows(Word::Long, _)
+            | Module::NormalizeBlocks(Word::Long, _) => return format!("{}64", self.stem()),
             _ => return self.stem().to_owned(),
         };
         let family = match family {
@@ -193,14 +226,14 @@ impl Module {
             }
             Module::Normalize => files.push(shader!("normalize")),
             Module::NormalizeQuads(word) => files.extend([quads_of(word), shader!("normalize_quads")]),
-            Module::NormalizeRows(word) => {
+            Module::NormalizeRows(word, _) => {
                 let across = match word {
                     Word::Short => shader!("across_workgroup"),
                     Word::Long => shader!("across_subgroup"),
                 };
                 files.extend([quads_of(word), shader!("held"), across, shader!("normalize_rows")]);
             }
-            Module::NormalizeBlocks(word) => {
+            Module::NormalizeBlocks(word, _) => {
                 files.extend([quads_of(word), shader!("held"), shader!("normalize_blocks")]);
             }
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
@@ -236,7 +269,11 @@ impl Module {
             Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
             Module::Probe => files.push(shader!("probe")),
         }
-        files.join("\n")
+        let source = files.join("\n");
+        match self {
+            Module::NormalizeRows(_, held) | Module::NormalizeBlocks(_, held) => held.keep(&source),
+            _ => source,
+        }
     }
 
     /// The WGSL with the parameters as a uniform buffer.

@@ -3,7 +3,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Held, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
 use crate::walk::{self, HeldRows, Pieces, RowBlocks, Walk, Word};
@@ -336,7 +336,7 @@ impl Recorder<'_, '_> {
             };
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::NormalizeBlocks(word),
+                module: Module::NormalizeBlocks(word, Held::of(quads)),
                 constants: &constants,
                 buffers: &buffers,
                 params: BlockParams {
@@ -387,7 +387,7 @@ impl Recorder<'_, '_> {
             let (gain, gain_first) = bind(&gpu, weight.g, row, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::NORMALIZE_ROWS,
-                module: Module::NormalizeRows(word),
+                module: Module::NormalizeRows(word, Held::of(held)),
                 constants: &constants,
                 buffers: &[v_span, gain, w_span],
                 params: RowParams {

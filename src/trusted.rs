@@ -20,7 +20,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     let checks = wgpu::ShaderRuntimeChecks {
         bounds_checks: !matches!(
             module,
-            Module::Product { .. } | Module::Few | Module::NormalizeRows(_) | Module::NormalizeBlocks(_)
+            Module::Product { .. } | Module::Few | Module::NormalizeRows(..) | Module::NormalizeBlocks(..)
         ),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
@@ -32,6 +32,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     // Without `bounds_checks` an index past the end of a buffer or an array is: in the products, and in `few`, every index into a
     // buffer is that of a row, column and step that `left_of`, a comparison or a clamp found to be there, the host binds
     // what the rows, columns and steps of the parameters take up, and the indices into arrays follow from constants. In
-    // `normalize_blocks` an invocation has a block below `count`, of constants alone, and the host binds so many blocks whole.
+    // `normalize_blocks` an invocation has a block below `count`, of constants alone, and the host binds so many blocks whole; in
+    // `normalize_rows` quads of a row below `count`, none past its end, and the host binds so many rows.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
