@@ -25,7 +25,7 @@ const THREADS = 64u;
 
 override COLUMNS: u32 = 9u; // elements of a row
 override ROWS: u32 = 4u; // up to 8
-override HELD: u32 = 9u; // quads of a block, ROWS * COLUMNS / QUAD, up to MAX_HELD
+override HELD: u32 = 9u; // quads of a block, ROWS * COLUMNS / QUAD, up to 32
 override HAS_GAIN: bool = false;
 override IN_QUADS: bool = false; // g and norms start with aligned elements, and ROWS of them fill quads: 4 or 8
 override WORD: u32 = select(2u, 1u, V_DTYPE == F32); // elements of 32 bits

@@ -17,7 +17,7 @@ var<immediate> p: Params;
 override THREADS: u32 = 64u;
 override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
-override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
+override HELD: u32 = 16u; // up to 32; length where LANES is 1
 override WHOLE: bool = false; // length is LANES * HELD
 
 var<private> sum: vec4<f32>;

@@ -42,7 +42,7 @@ pub enum Module {
     Optimizer,
     OptimizerQuads,
     SetWords,
-    SetQuads,
+    SetQuads(Word),
     Probe,
 }
 
@@ -138,7 +138,8 @@ impl Module {
             Module::Optimizer,
             Module::OptimizerQuads,
             Module::SetWords,
-            Module::SetQuads,
+            Module::SetQuads(Word::Short),
+            Module::SetQuads(Word::Long),
             Module::Probe,
         ];
         for word in [Word::Short, Word::Long] {
@@ -172,7 +173,7 @@ impl Module {
             Module::Few => "few",
             Module::Optimizer => "optimizer",
             Module::OptimizerQuads => "optimizer_quads",
-            Module::SetWords | Module::SetQuads => "set",
+            Module::SetWords | Module::SetQuads(_) => "set",
             Module::Probe => "probe",
         }
     }
@@ -182,10 +183,10 @@ impl Module {
         let (family, reads, writes) = match self {
             Module::Product { family, reads, writes, .. } => (family, reads, writes),
             Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads(Word::Short) | Module::BatchQuads | Module::SetQuads => {
+            Module::NormsQuads(Word::Short) | Module::BatchQuads | Module::SetQuads(Word::Short) => {
                 return format!("{}_quads", self.stem());
             }
-            Module::NormsQuads(Word::Long) => return format!("{}_quads64", self.stem()),
+            Module::NormsQuads(Word::Long) | Module::SetQuads(Word::Long) => return format!("{}_quads64", self.stem()),
             Module::NormalizeQuads(Word::Long)
             | Module::NormalizeRows(Word::Long, _)
             | Module::NormalizeBlocks(Word::Long, _) => return format!("{}64", self.stem()),
@@ -266,7 +267,12 @@ impl Module {
                 },
             ]),
             Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
+            Module::SetQuads(Word::Short) => {
+                files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]);
+            }
+            Module::SetQuads(Word::Long) => {
+                files.extend([shader!("combine"), shader!("set_quads64"), shader!("set")]);
+            }
             Module::Probe => files.push(shader!("probe")),
         }
         let source = files.join("\n");

@@ -905,6 +905,7 @@ impl Planner<'_> {
             }
         }
         for (_, quads, members) in groups {
+            let module = if quads { Module::SetQuads(self.walk.word(self.gpu)) } else { Module::SetWords };
             let mut open: Vec<Draft> = vec![];
             let mut reach: [Option<Window>; SLOTS] = Default::default();
             let mut work = 0;
@@ -917,7 +918,7 @@ impl Planner<'_> {
                     reach = wider;
                 } else {
                     let all = std::mem::take(&mut open);
-                    stages.push(stage(kind, operator, quads, self.walk.balanced(all, |d| d.work), reach, table));
+                    stages.push(stage(kind, operator, module, self.walk.balanced(all, |d| d.work), reach, table));
                     reach = self.widened(&Default::default(), &draft.places);
                     work = 0;
                 }
@@ -925,7 +926,7 @@ impl Planner<'_> {
                 open.push(draft);
             }
             if !open.is_empty() {
-                stages.push(stage(kind, operator, quads, self.walk.balanced(open, |d| d.work), reach, table));
+                stages.push(stage(kind, operator, module, self.walk.balanced(open, |d| d.work), reach, table));
             }
         }
     }
@@ -951,7 +952,7 @@ impl Planner<'_> {
 fn stage(
     kind: Kind,
     operator: SetOperator,
-    quads: bool,
+    module: Module,
     drafts: Vec<Draft>,
     windows: [Option<Window>; SLOTS],
     table: &mut Vec<[u32; 16]>,
@@ -993,7 +994,6 @@ fn stage(
         words[SLOTS..].copy_from_slice(&draft.words);
         words
     }));
-    let module = if quads { Module::SetQuads } else { Module::SetWords };
     Stage { kind, module, constants, windows, first, count, work }
 }
 

@@ -46,9 +46,8 @@ impl Word {
         tensors: impl Iterator<Item = &'a Tensor> + Clone,
         length: u64,
     ) -> impl Iterator<Item = Word> {
-        // Long ones for drivers on CPUs, which read and write lane by lane, whatever the width. GPUs want no more than 16 bytes.
-        let long = Walk::of(gpu) == Walk::Cpu && gpu.long_words();
-        let words = [Word::Long, Word::Short].into_iter().filter(move |&word| word == Word::Short || long);
+        let best = Walk::of(gpu).word(gpu);
+        let words = [Word::Long, Word::Short].into_iter().filter(move |&word| word == Word::Short || word == best);
         words.filter(move |word| word.fits(tensors.clone(), length))
     }
 
@@ -91,6 +90,12 @@ impl Walk {
     pub fn of(gpu: &Gpu) -> Walk {
         let own = if gpu.is_cpu() { Walk::Cpu } else { Walk::Gpu };
         FORCED.get().unwrap_or(own)
+    }
+
+    /// The words that memory is best read in.
+    pub(crate) fn word(self, gpu: &Gpu) -> Word {
+        // Drivers on CPUs read and write lane by lane, whatever the width. GPUs want no more than 16 bytes.
+        if self == Walk::Cpu && gpu.long_words() { Word::Long } else { Word::Short }
     }
 
     /// Workgroups that keep the device busy.
