@@ -41,11 +41,14 @@ fn high_row(k: u32, part: u32, i: u32) -> u32 {
 
 alias OfRows = array<vec4<f32>, 2>;
 
+// What take and give of held.wgsl go by.
+var<private> block: u32;
 var<private> sums: OfRows; // of squares, then the factors
+var<private> plain: bool; // all rows of the block are near neither end of f32's range
 
 // Quad k of a block: held, and its squares added to those of its rows, in the order of the elements, so that a row's sum does
 // not depend on where in the block it is.
-fn take(k: u32, block: u32) {
+fn take(k: u32) {
     if k < HELD {
         held[k] = quad_at(block * HELD + k);
         let a = words_of(held[k], 0u);
@@ -74,20 +77,8 @@ fn add_squares(k: u32, part: u32, i: u32, low: f32, high: f32) {
     }
 }
 
-fn take_all(block: u32) {
-    sums = OfRows();
-    take(0u, block); take(1u, block); take(2u, block); take(3u, block);
-    take(4u, block); take(5u, block); take(6u, block); take(7u, block);
-    take(8u, block); take(9u, block); take(10u, block); take(11u, block);
-    take(12u, block); take(13u, block); take(14u, block); take(15u, block);
-    take(16u, block); take(17u, block); take(18u, block); take(19u, block);
-    take(20u, block); take(21u, block); take(22u, block); take(23u, block);
-    take(24u, block); take(25u, block); take(26u, block); take(27u, block);
-    take(28u, block); take(29u, block); take(30u, block); take(31u, block);
-}
-
 // Writes numbers, one for each row of a block, as norms.
-fn put_norms(block: u32, norms: OfRows) {
+fn put_norms(norms: OfRows) {
     let first = extractBits(p.firsts, 24u, 8u) + block * ROWS;
     if IN_QUADS {
         let a = bitcast<vec4<u32>>(norms[0]);
@@ -111,7 +102,7 @@ fn put_norms(block: u32, norms: OfRows) {
 }
 
 // The gains of a block.
-fn gains_of(block: u32) -> OfRows {
+fn gains_of() -> OfRows {
     var gains = OfRows(vec4<f32>(1.0), vec4<f32>(1.0));
     if !HAS_GAIN {
         return gains;
@@ -161,11 +152,12 @@ fn put_norm(row: u32, norm: f32) {
     }
 }
 
-// Writes the norms of a block. Whether all of them are near neither end of f32's range, and so are right.
-fn write_plain_norms(block: u32) -> bool {
-    take_all(block);
+// Writes the norms of the block, which are right where it is plain.
+fn write_plain_norms() {
+    sums = OfRows();
+    take_all();
     var norms: OfRows;
-    var plain = true;
+    plain = true;
     for (var r = 0u; r < 8u; r += 4u) { // 2 iterations
         if r < ROWS {
             norms[r / 4u] = plain_norms(sums[r / 4u], p.policy, p.eps);
@@ -176,8 +168,7 @@ fn write_plain_norms(block: u32) -> bool {
             }
         }
     }
-    put_norms(block, norms);
-    return plain;
+    put_norms(norms);
 }
 
 // A part of quad k, each element by the factor of its row.
@@ -198,7 +189,7 @@ fn scaled_part(k: u32, part: u32) -> vec4<u32> {
 }
 
 // Writes quad k, scaled; in place only if all of its block is right.
-fn give(k: u32, block: u32, plain: bool) {
+fn give(k: u32) {
     if k < HELD {
         let a = scaled_part(k, 0u);
         var quad = joined(a, a);
@@ -212,12 +203,12 @@ fn give(k: u32, block: u32, plain: bool) {
     }
 }
 
-// Whether all rows of the block are near neither end of f32's range, and so were written. Others hold anything then, but in
-// place what they held.
-fn write_plain(block: u32) -> bool {
-    take_all(block);
-    var factors = gains_of(block);
-    var plain = true;
+// Writes the rows of the block where it is plain. Others hold anything then, but in place what they held.
+fn write_plain() {
+    sums = OfRows();
+    take_all();
+    var factors = gains_of();
+    plain = true;
     for (var r = 0u; r < 8u; r += 4u) { // 2 iterations
         if r < ROWS {
             let norms = plain_norms(sums[r / 4u], p.policy, p.eps);
@@ -230,15 +221,7 @@ fn write_plain(block: u32) -> bool {
         }
     }
     sums = factors;
-    give(0u, block, plain); give(1u, block, plain); give(2u, block, plain); give(3u, block, plain);
-    give(4u, block, plain); give(5u, block, plain); give(6u, block, plain); give(7u, block, plain);
-    give(8u, block, plain); give(9u, block, plain); give(10u, block, plain); give(11u, block, plain);
-    give(12u, block, plain); give(13u, block, plain); give(14u, block, plain); give(15u, block, plain);
-    give(16u, block, plain); give(17u, block, plain); give(18u, block, plain); give(19u, block, plain);
-    give(20u, block, plain); give(21u, block, plain); give(22u, block, plain); give(23u, block, plain);
-    give(24u, block, plain); give(25u, block, plain); give(26u, block, plain); give(27u, block, plain);
-    give(28u, block, plain); give(29u, block, plain); give(30u, block, plain); give(31u, block, plain);
-    return plain;
+    give_all();
 }
 
 fn element(e: u32) -> f32 {
@@ -286,11 +269,11 @@ fn normalize_blocks(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let block = flat(group, groups) * THREADS + t;
+    block = flat(group, groups) * THREADS + t;
     if block >= p.count {
         return;
     }
-    let plain = write_plain(block);
+    write_plain();
     // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away; of this one once.
     let end = (block + 1u) * ROWS;
     for (var row = select(block * ROWS, end, plain); row < end; row += 1u) { // ROWS iterations
@@ -304,11 +287,11 @@ fn norm_blocks(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let block = flat(group, groups) * THREADS + t;
+    block = flat(group, groups) * THREADS + t;
     if block >= p.count {
         return;
     }
-    let plain = write_plain_norms(block);
+    write_plain_norms();
     // Rarely.
     let end = (block + 1u) * ROWS;
     for (var row = select(block * ROWS, end, plain); row < end; row += 1u) { // ROWS iterations

@@ -20,7 +20,10 @@ override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see
 override HELD: u32 = 16u; // up to 32; length where LANES is 1
 override WHOLE: bool = false; // length is LANES * HELD
 
-var<private> sum: vec4<f32>;
+// What take and give of held.wgsl go by.
+var<private> part: Part;
+var<private> sum: vec4<f32>; // of squares
+var<private> factor: f32;
 
 fn squares_of(words: vec4<u32>, scale: f32) -> vec4<f32> {
     let a = quad_low(words, V_DTYPE) * scale;
@@ -32,11 +35,11 @@ fn squares_of(words: vec4<u32>, scale: f32) -> vec4<f32> {
 }
 
 fn squares(quad: Quad, scale: f32) -> vec4<f32> {
-    var sum = squares_of(words_of(quad, 0u), scale);
+    var terms = squares_of(words_of(quad, 0u), scale);
     if PARTS == 2u {
-        sum += squares_of(words_of(quad, 1u), scale);
+        terms += squares_of(words_of(quad, 1u), scale);
     }
-    return sum;
+    return terms;
 }
 
 fn total_of(terms: vec4<f32>) -> f32 {
@@ -98,16 +101,16 @@ fn gain_of(row: u32) -> f32 {
     return g[extractBits(p.firsts, 16u, 8u) + row];
 }
 
-fn squares_again(part: Part, scale: f32) -> f32 {
-    var sum = vec4<f32>();
+fn squares_again(scale: f32) -> f32 {
+    var again = vec4<f32>();
     for (var q = part.first; q < min(part.end, part.first + RUN * HELD); q += RUN) { // HELD iterations
-        sum += squares(quad_at(q), scale);
+        again += squares(quad_at(q), scale);
     }
-    return total_of(sum);
+    return total_of(again);
 }
 
 // Quad k of a part: held, and its squares added up.
-fn take(k: u32, part: Part) {
+fn take(k: u32) {
     if k < HELD {
         let q = part.first + k * RUN;
         held[k] = quad_at(select(min(q, part.end - 1u), q, WHOLE));
@@ -115,7 +118,7 @@ fn take(k: u32, part: Part) {
     }
 }
 
-fn give(k: u32, part: Part, factor: f32) {
+fn give(k: u32) {
     if k < HELD {
         let q = part.first + k * RUN;
         if WHOLE || q < part.end {
@@ -124,39 +127,25 @@ fn give(k: u32, part: Part, factor: f32) {
     }
 }
 
-// The rows of a workgroup at once, of which this invocation has a part of `row`. Whether it was too near the ends of f32's
-// range, and was left.
+// Of `row`, the part of this invocation, whose neighbours do the rest. Whether the row was too near the ends of f32's range, and was
+// left.
 fn normalize_row(row: u32, t: u32) -> bool {
-    let part = part_of(row, t);
+    part = part_of(row, t);
     sum = vec4<f32>();
-    take(0u, part); take(1u, part); take(2u, part); take(3u, part);
-    take(4u, part); take(5u, part); take(6u, part); take(7u, part);
-    take(8u, part); take(9u, part); take(10u, part); take(11u, part);
-    take(12u, part); take(13u, part); take(14u, part); take(15u, part);
-    take(16u, part); take(17u, part); take(18u, part); take(19u, part);
-    take(20u, part); take(21u, part); take(22u, part); take(23u, part);
-    take(24u, part); take(25u, part); take(26u, part); take(27u, part);
-    take(28u, part); take(29u, part); take(30u, part); take(31u, part);
+    take_all();
     let norm = plain_norm(sum_of_lanes(total_of(sum), t, 0u), p.policy, p.eps);
-    let factor = gain_of(part.row) / norm;
+    factor = gain_of(part.row) / norm;
     let is_plain = norm != 0.0 && is_normal(factor);
     if is_plain && part.exists {
-        give(0u, part, factor); give(1u, part, factor); give(2u, part, factor); give(3u, part, factor);
-        give(4u, part, factor); give(5u, part, factor); give(6u, part, factor); give(7u, part, factor);
-        give(8u, part, factor); give(9u, part, factor); give(10u, part, factor); give(11u, part, factor);
-        give(12u, part, factor); give(13u, part, factor); give(14u, part, factor); give(15u, part, factor);
-        give(16u, part, factor); give(17u, part, factor); give(18u, part, factor); give(19u, part, factor);
-        give(20u, part, factor); give(21u, part, factor); give(22u, part, factor); give(23u, part, factor);
-        give(24u, part, factor); give(25u, part, factor); give(26u, part, factor); give(27u, part, factor);
-        give(28u, part, factor); give(29u, part, factor); give(30u, part, factor); give(31u, part, factor);
+        give_all();
     }
     return !is_plain && part.exists;
 }
 
-fn normalize_again(row: u32, t: u32, is_left: bool) {
-    let part = part_of(row, t);
-    let up = lift(sum_of_lanes(squares_again(part, 1.0), t, 1u));
-    let again = sum_of_lanes(squares_again(part, exp2i(up)), t, 0u);
+// The same where that was so, over the whole range of f32; lanes of other rows come along.
+fn normalize_again(t: u32, is_left: bool) {
+    let up = lift(sum_of_lanes(squares_again(1.0), t, 1u));
+    let again = sum_of_lanes(squares_again(exp2i(up)), t, 0u);
     let scale = scale_of(quotient(wide(gain_of(part.row)), effective_norm(Wide(again, -2 * up), p.policy, p.eps)));
     let end = select(0u, part.end, is_left);
     for (var q = part.first; q < min(end, part.first + RUN * HELD); q += RUN) { // HELD iterations
@@ -170,10 +159,8 @@ fn normalize_rows(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) t: u32,
 ) {
-    let first = flat(group, groups) * (THREADS / LANES) + t / LANES;
-    let row = first;
-    let is_left = normalize_row(row, t);
+    let is_left = normalize_row(flat(group, groups) * (THREADS / LANES) + t / LANES, t);
     if is_any_left(is_left, t) {
-        normalize_again(row, t, is_left);
+        normalize_again(t, is_left);
     }
 }

@@ -290,7 +290,8 @@ impl Module {
     /// The same with the invocations of a workgroup in reverse order, where they are not those of subgroups.
     pub fn reversed_source(self) -> String {
         let source = self.uniform_source();
-        if source.contains("subgroup") {
+        let code = |line: &str| line.split("//").next().unwrap_or_default().contains("subgroup");
+        if source.lines().any(code) {
             return source;
         }
         let mut reversed = String::new();

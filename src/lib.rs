@@ -42,9 +42,9 @@ pub use tune::{Choices, LinearShape};
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::kernel::{Access, KERNELS, Kernel, Module};
+    pub use crate::kernel::{Access, Family, Held, KERNELS, Kernel, Module};
     use crate::record::View;
-    pub use crate::walk::{Walk, with_walk};
+    pub use crate::walk::{Walk, Word, with_walk};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
