@@ -1,9 +1,7 @@
-// What set_quads.wgsl does, reading in words of 64 bits: see quad64.wgsl. A place is 16 bytes here as well. What is written stays
-// in words of 32 bits, since invocations share quads where rows end within one.
+// What set_quads.wgsl does, in words of 64 bits: see quad64.wgsl. A place is 16 bytes here as well.
 
 @group(0) @binding(1) var<storage, read> v: array<vec2<u64>>; // quads of each member's storage type
 @group(0) @binding(2) var<storage, read> dw: array<vec2<u64>>; // the same
-@group(0) @binding(7) var<storage, read_write> w: array<vec4<u32>>; // w or dv, the same, in words of 32 bits
 
 fn four_words(pair: vec2<u64>) -> vec4<u32> {
     let low = vec2<u32>(pair);
@@ -20,26 +18,10 @@ fn dw_quad(place: u32, q: u32) -> vec4<u32> {
     return four_words(dw[place + q]);
 }
 
-fn w_quad(place: u32, q: u32) -> vec4<u32> {
-    return w[place + q];
-}
-
 fn v_word(place: u32, i: u32) -> u32 {
     return four_words(v[place + i / 4u])[i % 4u];
 }
 
 fn dw_word(place: u32, i: u32) -> u32 {
     return four_words(dw[place + i / 4u])[i % 4u];
-}
-
-fn w_word(place: u32, i: u32) -> u32 {
-    return w[place + i / 4u][i % 4u];
-}
-
-fn put_quad(place: u32, q: u32, words: vec4<u32>) {
-    w[place + q] = words;
-}
-
-fn put_word(place: u32, i: u32, word: u32) {
-    w[place + i / 4u][i % 4u] = word;
 }

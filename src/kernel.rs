@@ -267,11 +267,12 @@ impl Module {
                 },
             ]),
             Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads(Word::Short) => {
-                files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]);
-            }
-            Module::SetQuads(Word::Long) => {
-                files.extend([shader!("combine"), shader!("set_quads64"), shader!("set")]);
+            Module::SetQuads(word) => {
+                let reads = match word {
+                    Word::Short => shader!("set_quads"),
+                    Word::Long => shader!("set_quads64"),
+                };
+                files.extend([shader!("combine"), reads, shader!("set_w_quads"), shader!("set")]);
             }
             Module::Probe => files.push(shader!("probe")),
         }
