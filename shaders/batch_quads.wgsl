@@ -1,9 +1,10 @@
 // How batch.wgsl reads and writes a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS;
 // y of a's storage type. (batch_words.wgsl: all else.)
+// Joined behind four32.wgsl or four64.wgsl.
 
-@group(0) @binding(0) var<storage, read> a: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE
-@group(0) @binding(1) var<storage, read> u: array<vec4<f32>>; // (rows, columns); subtract_means: (columns)
-@group(0) @binding(7) var<storage, read_write> y: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE
+@group(0) @binding(0) var<storage, read> a: array<Four>; // (rows, columns) quads of A_DTYPE
+@group(0) @binding(1) var<storage, read> u: array<Four>; // (rows, columns); subtract_means: (columns)
+@group(0) @binding(7) var<storage, read_write> y: array<Four>; // (rows, columns) quads of A_DTYPE
 
 override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
 override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
@@ -60,11 +61,11 @@ fn batch_sums(
                 for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
                     // Rows past the last one read it again.
                     let offset = min(i + r, end - 1u) * step + min(k * RUN, last);
-                    words[r] = a[at + offset];
+                    words[r] = four_words(a[at + offset]);
                     if HAS_U {
-                        us[r] = u[at_u + offset * PARTS];
+                        us[r] = four_numbers(u[at_u + offset * PARTS]);
                         if A_DTYPE != F32 {
-                            second_us[r] = u[at_u + offset * PARTS + 1u];
+                            second_us[r] = four_numbers(u[at_u + offset * PARTS + 1u]);
                         }
                     }
                 }
@@ -136,8 +137,8 @@ fn batch_sums(
         var dot = Wide(0.0, NOTHING);
         for (var row = begin; row < end; row += 1u) { // split_length iterations
             let offset = row * step + k * RUN;
-            let word = a[at + offset][select(i / 2u, i % 4u, A_DTYPE == F32)];
-            dot = add_term(dot, unpack(word, i, A_DTYPE), u[at_u + offset * PARTS + i / 4u][i % 4u]);
+            let word = four_words(a[at + offset])[select(i / 2u, i % 4u, A_DTYPE == F32)];
+            dot = add_term(dot, unpack(word, i, A_DTYPE), four_numbers(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
         }
         let column = (unit + k * RUN) * QUAD + i;
         part[p.part_first + split * p.count + column].y = dot.m;
@@ -172,9 +173,9 @@ fn subtract_means(
     }
     if HAS_U {
         let at_u = (extractBits(p.firsts, 8u, 8u) + column) / 4u;
-        low_bias = u[at_u];
+        low_bias = four_numbers(u[at_u]);
         if A_DTYPE != F32 {
-            let second = u[at_u + 1u];
+            let second = four_numbers(u[at_u + 1u]);
             high_bias = vec4<f32>(low_bias.yw, second.yw);
             low_bias = vec4<f32>(low_bias.xz, second.xz);
         }
@@ -184,7 +185,7 @@ fn subtract_means(
         if q >= p.count {
             return;
         }
-        let words = a[extractBits(p.firsts, 0u, 8u) / QUAD + q];
+        let words = four_words(a[extractBits(p.firsts, 0u, 8u) / QUAD + q]);
         var low = quad_low(words, A_DTYPE) - low_center;
         var high = vec4<f32>();
         if A_DTYPE != F32 {
@@ -194,6 +195,6 @@ fn subtract_means(
             low += low_bias;
             high += high_bias;
         }
-        y[extractBits(p.firsts, 16u, 8u) / QUAD + q] = quad_of(low, high, A_DTYPE);
+        y[extractBits(p.firsts, 16u, 8u) / QUAD + q] = four_of(quad_of(low, high, A_DTYPE));
     }
 }

@@ -28,14 +28,14 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // (rows, quads)
-@group(0) @binding(1) var<storage, read> v: array<vec4<f32>>; // (outs, quads)
+@group(0) @binding(0) var<storage, read> x: array<Four>; // (rows, quads)
+@group(0) @binding(1) var<storage, read> v: array<Four>; // (outs, quads)
 @group(0) @binding(2) var<storage, read> dy: array<f32>; // (rows, outs)
 @group(0) @binding(3) var<storage, read> factors: array<vec4<f32>>; // (outs): the Scale a, the Scale s
-@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>; // (rows, quads)
-@group(0) @binding(5) var<storage, read_write> dv: array<vec4<f32>>; // (outs, quads)
+@group(0) @binding(4) var<storage, read_write> dx: array<Four>; // (rows, quads)
+@group(0) @binding(5) var<storage, read_write> dv: array<Four>; // (outs, quads)
 
-@group(0) @binding(6) var<storage, read_write> part: array<vec4<f32>>; // (splits, rows, quads): dx of each split
+@group(0) @binding(6) var<storage, read_write> part: array<Four>; // (splits, rows, quads): dx of each split
 
 override NORMED: bool = true;
 override WX: u32 = 8u;
@@ -106,7 +106,7 @@ fn fetch(j: u32) -> u32 {
 
 // Quad q of row j of v: what it adds to dx, and dv.
 fn take_quad(q: u32, at: u32, there: bool) {
-    let four = v[extractBits(p.firsts, 8u, 8u) / 4u + at];
+    let four = four_numbers(v[extractBits(p.firsts, 8u, 8u) / 4u + at]);
     var w = four;
     if NORMED {
         w *= row_e;
@@ -121,7 +121,7 @@ fn take_quad(q: u32, at: u32, there: bool) {
         c -= row_s * four;
     }
     if there {
-        dv[extractBits(p.more_firsts, 0u, 8u) / 4u + at] = c;
+        dv[extractBits(p.more_firsts, 0u, 8u) / 4u + at] = four_of_numbers(c);
     }
 }
 
@@ -134,7 +134,7 @@ fn load_inputs(q: u32, first: u32) -> u32 {
     var most = 0u;
     for (var b = 0u; b < ROWS; b += 1u) {
         let at = extractBits(p.firsts, 0u, 8u) / 4u + min(b, p.rows - 1u) * p.quads + quad_of_lane(first, q);
-        let four = select(vec4<f32>(), x[at], b < p.rows);
+        let four = select(vec4<f32>(), four_numbers(x[at]), b < p.rows);
         inputs[q * ROWS + b] = four;
         most = max(most, largest(four));
     }
@@ -145,7 +145,7 @@ fn store_sums(q: u32, first: u32, split: u32) {
     for (var b = 0u; b < ROWS; b += 1u) {
         if b < p.rows && first + q * WX < p.quads {
             let row = split * p.rows + b;
-            dx[extractBits(p.firsts, 24u, 8u) / 4u + row * p.quads + first + q * WX] = sums[q * ROWS + b];
+            dx[extractBits(p.firsts, 24u, 8u) / 4u + row * p.quads + first + q * WX] = four_of_numbers(sums[q * ROWS + b]);
         }
     }
 }
@@ -241,7 +241,7 @@ fn in_range(most_dy: u32, most_x: u32) -> bool {
 
 // dv of a quad, whatever the exponents.
 fn redo_quad(j: u32, quad: u32) {
-    let four = v[extractBits(p.firsts, 8u, 8u) / 4u + j * p.quads + quad];
+    let four = four_numbers(v[extractBits(p.firsts, 8u, 8u) / 4u + j * p.quads + quad]);
     var c = array<Wide, 4>(Wide(0.0, NOTHING), Wide(0.0, NOTHING), Wide(0.0, NOTHING), Wide(0.0, NOTHING));
     redo_row(&c, j, 0u, quad);
     if ROWS > 1u {
@@ -264,18 +264,18 @@ fn redo_quad(j: u32, quad: u32) {
     let y_part = product_of(wide(four.y), s);
     let z_part = product_of(wide(four.z), s);
     let w_part = product_of(wide(four.w), s);
-    dv[extractBits(p.more_firsts, 0u, 8u) / 4u + j * p.quads + quad] = vec4<f32>(
+    dv[extractBits(p.more_firsts, 0u, 8u) / 4u + j * p.quads + quad] = four_of_numbers(vec4<f32>(
         narrow(product_of(sum_of(c[0], Wide(-x_part.m, x_part.e)), a)),
         narrow(product_of(sum_of(c[1], Wide(-y_part.m, y_part.e)), a)),
         narrow(product_of(sum_of(c[2], Wide(-z_part.m, z_part.e)), a)),
         narrow(product_of(sum_of(c[3], Wide(-w_part.m, w_part.e)), a)),
-    );
+    ));
 }
 
 fn redo_row(c: ptr<function, array<Wide, 4>>, j: u32, b: u32, quad: u32) {
     let y = wide(dy_at(b, j));
     let at = extractBits(p.firsts, 0u, 8u) / 4u + min(b, p.rows - 1u) * p.quads + quad;
-    let four = select(vec4<f32>(), x[at], b < p.rows);
+    let four = select(vec4<f32>(), four_numbers(x[at]), b < p.rows);
     (*c)[0] = sum_of((*c)[0], product_of(y, wide(four.x)));
     (*c)[1] = sum_of((*c)[1], product_of(y, wide(four.y)));
     (*c)[2] = sum_of((*c)[2], product_of(y, wide(four.z)));
@@ -296,7 +296,7 @@ fn few_finish(
     }
     var sum = vec4<f32>();
     for (var split = 0u; split < p.splits; split += 1u) { // splits iterations
-        sum += part[split * count + quad];
+        sum += four_numbers(part[split * count + quad]);
     }
-    dx[extractBits(p.firsts, 24u, 8u) / 4u + quad] = sum;
+    dx[extractBits(p.firsts, 24u, 8u) / 4u + quad] = four_of_numbers(sum);
 }

@@ -1,22 +1,23 @@
 // How set.wgsl reaches tensors that start at multiples of 16 bytes, in buffers of whole 16 bytes. A place is a quad of four
 // words. (set_words.wgsl: all else.) set_w_quads.wgsl has what is written.
+// Joined behind four32.wgsl or four64.wgsl.
 
-@group(0) @binding(1) var<storage, read> v: array<vec4<u32>>; // quads of each member's storage type
-@group(0) @binding(2) var<storage, read> dw: array<vec4<u32>>; // the same
+@group(0) @binding(1) var<storage, read> v: array<Four>; // quads of each member's storage type
+@group(0) @binding(2) var<storage, read> dw: array<Four>; // the same
 
 // Quad q and word i of the tensor at `place`.
 fn v_quad(place: u32, q: u32) -> vec4<u32> {
-    return v[place + q];
+    return four_words(v[place + q]);
 }
 
 fn dw_quad(place: u32, q: u32) -> vec4<u32> {
-    return dw[place + q];
+    return four_words(dw[place + q]);
 }
 
 fn v_word(place: u32, i: u32) -> u32 {
-    return v[place + i / 4u][i % 4u];
+    return four_words(v[place + i / 4u])[i % 4u];
 }
 
 fn dw_word(place: u32, i: u32) -> u32 {
-    return dw[place + i / 4u][i % 4u];
+    return four_words(dw[place + i / 4u])[i % 4u];
 }

@@ -1,4 +1,4 @@
-// How set.wgsl reaches w or dv beside set_quads.wgsl and set_quads64.wgsl: always in words of 32 bits, since invocations share quads
+// How set.wgsl reaches w or dv beside set_quads.wgsl: always in words of 32 bits, since invocations share quads
 // where rows end within one.
 
 @group(0) @binding(7) var<storage, read_write> w: array<vec4<u32>>; // quads of each member's storage type

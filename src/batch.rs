@@ -5,7 +5,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::norms::{ENOUGH_GROUPS, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_dtype, expect_shape, firsts};
-use crate::walk::{self, ColumnQuads, Pieces, Walk};
+use crate::walk::{self, ColumnQuads, Pieces, Walk, Word};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -465,7 +465,7 @@ impl Recorder<'_, '_> {
             let (centers, centers_first) = centers.bind(&gpu, 0, columns);
             self.dispatch(&Dispatch {
                 kernel: &kernel::SUBTRACT_MEANS,
-                module: Module::BatchQuads,
+                module: Module::BatchQuads(Word::best(&gpu)),
                 constants: &constants,
                 buffers: &[t_span, bias, centers, y_span],
                 params: Params {
@@ -502,7 +502,7 @@ impl Recorder<'_, '_> {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
                 constants.push(("ROWS", walk.rows_at_once() as u32));
-                Module::BatchQuads
+                Module::BatchQuads(walk.word(&gpu))
             }
             None => {
                 constants.push(("CX", plan.cx as u32));

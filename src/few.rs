@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Module};
 use crate::record::{Dispatch, View, firsts};
+use crate::walk::Word;
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -109,9 +110,10 @@ impl Recorder<'_, '_> {
             ("ROWS", rows.next_power_of_two() as u32),
             ("QUADS", plan.quads as u32),
         ];
+        let module = Module::Few(Word::best(&gpu));
         self.dispatch(&Dispatch {
             kernel: &kernel::FEW,
-            module: Module::Few,
+            module,
             constants: &constants,
             buffers: &[x, v, dy, factors, if split { part.clone() } else { dx.clone() }, dv],
             params,
@@ -121,7 +123,7 @@ impl Recorder<'_, '_> {
         if split {
             self.dispatch(&Dispatch {
                 kernel: &kernel::FEW_FINISH,
-                module: Module::Few,
+                module,
                 constants: &vec![],
                 buffers: &[dx, part],
                 params: Params { firsts: firsts([0, 0, 0, dx_first]), ..params },

@@ -35,12 +35,19 @@ pub enum Module {
     NormalizeQuads(Word),
     NormalizeRows(Word, Held),
     NormalizeBlocks(Word, Held),
-    Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
+    /// `word`: of what is read or written in quads; [`Word::Short`] where nothing is.
+    Product {
+        ends: Ends,
+        family: Family,
+        reads: Reads,
+        writes: Writes,
+        word: Word,
+    },
     BatchWords,
-    BatchQuads,
-    Few,
+    BatchQuads(Word),
+    Few(Word),
     Optimizer,
-    OptimizerQuads,
+    OptimizerQuads(Word),
     SetWords,
     SetQuads(Word),
     Probe,
@@ -133,17 +140,13 @@ impl Module {
             Module::NormsWords,
             Module::Normalize,
             Module::BatchWords,
-            Module::BatchQuads,
-            Module::Few,
             Module::Optimizer,
-            Module::OptimizerQuads,
             Module::SetWords,
-            Module::SetQuads(Word::Short),
-            Module::SetQuads(Word::Long),
             Module::Probe,
         ];
         for word in [Word::Short, Word::Long] {
-            all.extend([Module::NormsQuads(word), Module::NormalizeQuads(word)]);
+            all.extend([Module::NormsQuads(word), Module::NormalizeQuads(word), Module::BatchQuads(word)]);
+            all.extend([Module::Few(word), Module::OptimizerQuads(word), Module::SetQuads(word)]);
             all.extend([Module::NormalizeRows, Module::NormalizeBlocks].map(|module| module(word, Held::ThirtyTwo)));
         }
         for ends in [Ends::Linear, Ends::Gradient] {
@@ -151,12 +154,21 @@ impl Module {
                 // Cooperative matrices are for f16 alone.
                 let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
                 for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
-                    let writes = [Writes::Words, Writes::Halves, Writes::Quads];
-                    all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
+                    for writes in [Writes::Words, Writes::Halves, Writes::Quads] {
+                        // CPUs alone have long words, and no cooperative matrices.
+                        let long = f32_too && Module::has_quads(reads, writes);
+                        let words = [Word::Short].into_iter().chain(long.then_some(Word::Long));
+                        all.extend(words.map(|word| Module::Product { ends, family, reads, writes, word }));
+                    }
                 }
             }
         }
         all
+    }
+
+    /// Whether a product reads or writes anything in quads.
+    pub(crate) fn has_quads(reads: Reads, writes: Writes) -> bool {
+        reads != Reads::Words || writes == Writes::Quads
     }
 
     /// The file with the entry points.
@@ -169,10 +181,10 @@ impl Module {
             Module::NormalizeBlocks(..) => "normalize_blocks",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
-            Module::BatchWords | Module::BatchQuads => "batch",
-            Module::Few => "few",
+            Module::BatchWords | Module::BatchQuads(_) => "batch",
+            Module::Few(_) => "few",
             Module::Optimizer => "optimizer",
-            Module::OptimizerQuads => "optimizer_quads",
+            Module::OptimizerQuads(_) => "optimizer_quads",
             Module::SetWords | Module::SetQuads(_) => "set",
             Module::Probe => "probe",
         }
@@ -180,17 +192,19 @@ impl Module {
 
     /// The stem, and what distinguishes the modules that share it.
     pub fn name(self) -> String {
-        let (family, reads, writes) = match self {
-            Module::Product { family, reads, writes, .. } => (family, reads, writes),
+        let long = |word| if word == Word::Long { "64" } else { "" };
+        let (family, reads, writes, word) = match self {
+            Module::Product { family, reads, writes, word, .. } => (family, reads, writes, word),
             Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads(Word::Short) | Module::BatchQuads | Module::SetQuads(Word::Short) => {
-                return format!("{}_quads", self.stem());
+            Module::NormsQuads(word) | Module::BatchQuads(word) | Module::SetQuads(word) => {
+                return format!("{}_quads{}", self.stem(), long(word));
             }
-            Module::NormsQuads(Word::Long) | Module::SetQuads(Word::Long) => return format!("{}_quads64", self.stem()),
-            Module::NormalizeQuads(Word::Long)
-            | Module::NormalizeRows(Word::Long, _)
-            | Module::NormalizeBlocks(Word::Long, _) => return format!("{}64", self.stem()),
-            _ => return self.stem().to_owned(),
+            Module::NormalizeQuads(word)
+            | Module::NormalizeRows(word, _)
+            | Module::NormalizeBlocks(word, _)
+            | Module::Few(word)
+            | Module::OptimizerQuads(word) => return format!("{}{}", self.stem(), long(word)),
+            Module::Normalize | Module::Optimizer | Module::Probe => return self.stem().to_owned(),
         };
         let family = match family {
             Family::Tile => "tile",
@@ -209,7 +223,7 @@ impl Module {
             Writes::Halves => "_to_halves",
             Writes::Quads => "_to_quads",
         };
-        format!("{}_{family}_{reads}{writes}", self.stem())
+        format!("{}_{family}_{reads}{writes}{}", self.stem(), long(word))
     }
 
     /// The WGSL with the parameters as immediates.
@@ -238,11 +252,14 @@ impl Module {
                 files.extend([quads_of(word), shader!("held"), shader!("normalize_blocks")]);
             }
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
-            Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
-            Module::Few => files.push(shader!("few")),
+            Module::BatchQuads(word) => files.extend([fours_of(word), shader!("batch_quads"), shader!("batch")]),
+            Module::Few(word) => files.extend([fours_of(word), shader!("few")]),
             Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
-            Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
-            Module::Product { ends, family, reads, writes } => files.extend([
+            Module::OptimizerQuads(word) => {
+                files.extend([fours_of(word), shader!("optimizer_steps"), shader!("optimizer_quads")]);
+            }
+            Module::Product { ends, family, reads, writes, word } => files.extend([
+                if Module::has_quads(reads, writes) { fours_of(word) } else { "" },
                 match reads {
                     Reads::Words => shader!("in_words"),
                     Reads::Pairs => shader!("in_pairs"),
@@ -267,13 +284,13 @@ impl Module {
                 },
             ]),
             Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads(word) => {
-                let reads = match word {
-                    Word::Short => shader!("set_quads"),
-                    Word::Long => shader!("set_quads64"),
-                };
-                files.extend([shader!("combine"), reads, shader!("set_w_quads"), shader!("set")]);
-            }
+            Module::SetQuads(word) => files.extend([
+                shader!("combine"),
+                fours_of(word),
+                shader!("set_quads"),
+                shader!("set_w_quads"),
+                shader!("set"),
+            ]),
             Module::Probe => files.push(shader!("probe")),
         }
         let source = files.join("\n");
@@ -314,6 +331,13 @@ fn quads_of(word: Word) -> &'static str {
     match word {
         Word::Short => shader!("quad32"),
         Word::Long => shader!("quad64"),
+    }
+}
+
+fn fours_of(word: Word) -> &'static str {
+    match word {
+        Word::Short => shader!("four32"),
+        Word::Long => shader!("four64"),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::contract::Layout;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
-use crate::walk::{self, Walk};
+use crate::walk::{self, Walk, Word};
 use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -285,7 +285,7 @@ impl Recorder<'_, '_> {
         // What one task is: an element of v, or a row.
         let quads = rows.is_none() && step.in_quads();
         let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
-            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads, 1),
+            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads(Word::best(&gpu)), 1),
             None => (&kernel::OPTIMIZER, Module::Optimizer, 1),
             Some((length, _)) => (&kernel::OPTIMIZER_ROWS, Module::Optimizer, length),
         };

@@ -10,7 +10,7 @@ use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Rea
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
 use crate::tune::Key;
-use crate::walk::Walk;
+use crate::walk::{Walk, Word};
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
 /// `Params` of `product.wgsl`.
@@ -532,7 +532,7 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile.family(), reads, end.quads && window.columns.is_multiple_of(4)),
+                module: product.module(&gpu, plan.tile.tile, reads, end.quads && window.columns.is_multiple_of(4)),
                 constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
@@ -572,7 +572,7 @@ impl Recorder<'_, '_> {
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.module(plan.tile.tile.family(), reads, false),
+                    module: product.module(&gpu, plan.tile.tile, reads, false),
                     constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
@@ -591,7 +591,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.module(Family::Tile, Reads::Words, false),
+                module: product.module(&gpu, Tile::Large, Reads::Words, false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -683,13 +683,15 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn module(&self, family: Family, reads: Reads, quads: bool) -> Module {
+    fn module(&self, gpu: &Gpu, tile: Tile, reads: Reads, quads: bool) -> Module {
         let writes = match self.end.out() {
             DType::F32 if quads => Writes::Quads,
             DType::F32 => Writes::Words,
             DType::F16 | DType::Bf16 => Writes::Halves,
         };
-        Module::Product { ends: self.end.ends(), family, reads, writes }
+        let may_be_long = !tile.is_cooperative() && Module::has_quads(reads, writes);
+        let word = if may_be_long { Word::best(gpu) } else { Word::Short };
+        Module::Product { ends: self.end.ends(), family: tile.family(), reads, writes, word }
     }
 
     /// How the operands can be read, given the places of their first elements within their bindings.

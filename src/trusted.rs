@@ -20,7 +20,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     let checks = wgpu::ShaderRuntimeChecks {
         bounds_checks: !matches!(
             module,
-            Module::Product { .. } | Module::Few | Module::NormalizeRows(..) | Module::NormalizeBlocks(..)
+            Module::Product { .. } | Module::Few(_) | Module::NormalizeRows(..) | Module::NormalizeBlocks(..)
         ),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()

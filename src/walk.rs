@@ -28,6 +28,11 @@ pub enum Word {
 }
 
 impl Word {
+    /// What memory is best read in on this device, where a quad need start at no more than 16 bytes: `four32.wgsl` or `four64.wgsl`.
+    pub(crate) fn best(gpu: &Gpu) -> Word {
+        Walk::of(gpu).word(gpu)
+    }
+
     /// Elements of a quad.
     pub(crate) fn quad(self, dtype: DType) -> u64 {
         self.quad_bytes() / dtype.size()
@@ -46,7 +51,7 @@ impl Word {
         tensors: impl Iterator<Item = &'a Tensor> + Clone,
         length: u64,
     ) -> impl Iterator<Item = Word> {
-        let best = Walk::of(gpu).word(gpu);
+        let best = Word::best(gpu);
         let words = [Word::Long, Word::Short].into_iter().filter(move |&word| word == Word::Short || word == best);
         words.filter(move |word| word.fits(tensors.clone(), length))
     }

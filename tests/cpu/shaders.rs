@@ -32,7 +32,7 @@ fn shaders_are_valid_with_either_kind_of_parameters() {
         let by_subgroups = match module {
             Module::Product { family, .. } => !matches!(family, Family::Tile | Family::Stream),
             Module::NormalizeRows(word, _) => word == Word::Long,
-            module => module == Module::Few,
+            module => matches!(module, Module::Few(_)),
         };
         let entries = if by_subgroups { 0 } else { uniform.matches("@compute").count() };
         assert_eq!(reversed.matches("- 1u - t_reversed;").count(), entries, "{}", module.name());
