@@ -117,32 +117,43 @@ fn batch_sums(
                 s = select(even, vec2<f32>(high[k][i / 2u], high_dots[k][i / 2u]), i % 2u == 1u);
             }
             let column = (unit + k * RUN) * QUAD + i;
+            var once_more = false;
+            if WIDE && HAS_U {
+                let bits = unpack(seen[k][select(i / 2u, i % 4u, A_DTYPE == F32)], i, A_DTYPE);
+                once_more = lift(s.y) != 0 && magnitude(bits) != 0u;
+                again |= select(0u, 1u << (k * QUAD + i), once_more);
+            }
             if DIRECT {
-                write_end(column, Stat(s, f32(p.rows)));
+                if !once_more {
+                    write_end(column, Stat(s, select(f32(p.rows), 0.0, WIDE)));
+                }
             } else {
                 part[p.part_first + split * p.count + column] = Part(s.x, s.y, 0.0);
             }
-            if WIDE && HAS_U {
-                let bits = unpack(seen[k][select(i / 2u, i % 4u, A_DTYPE == F32)], i, A_DTYPE);
-                again |= select(0u, 1u << (k * QUAD + i), lift(s.y) != 0 && magnitude(bits) != 0u);
-            }
         }
     }
-    // Once more, term by term. Factors are never DIRECT here.
+    // Once more, term by term.
     while again != 0u { // at most COLUMN_QUADS * QUAD iterations
         let at_bit = countTrailingZeros(again);
         again &= again - 1u;
         let k = at_bit / QUAD;
         let i = at_bit % QUAD;
+        var sum = 0.0;
         var dot = Wide(0.0, NOTHING);
         for (var row = begin; row < end; row += 1u) { // split_length iterations
             let offset = row * step + k * RUN;
             let word = four_words(a[at + offset])[select(i / 2u, i % 4u, A_DTYPE == F32)];
-            dot = add_term(dot, unpack(word, i, A_DTYPE), four_numbers(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
+            let x = unpack(word, i, A_DTYPE);
+            sum += x;
+            dot = add_term(dot, x, four_numbers(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
         }
         let column = (unit + k * RUN) * QUAD + i;
-        part[p.part_first + split * p.count + column].y = dot.m;
-        part[p.part_first + split * p.count + column].e = f32(dot.e);
+        if DIRECT {
+            write_end(column, Stat(vec2<f32>(sum, dot.m), f32(dot.e)));
+        } else {
+            part[p.part_first + split * p.count + column].y = dot.m;
+            part[p.part_first + split * p.count + column].e = f32(dot.e);
+        }
     }
 }
 

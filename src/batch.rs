@@ -704,10 +704,11 @@ impl Plan {
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * walk::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(walk::quad(job.dtype)) && job.end != End::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
-        // The factors of a single split would be made column by column: the other kernel does that side by side. (With more
-        // rows there are always two splits.)
-        let at_once = job.factors.is_some() && job.rows <= SHORTEST_SPLIT;
+        // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
+        // more rows there are always two splits.)
+        let single = job.rows <= SHORTEST_SPLIT;
+        let at_once = job.factors.is_some() && single && walk == Walk::Gpu;
         let pays = walk.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
-        (can && pays).then(|| ColumnQuads::new(walk, units))
+        (can && pays).then(|| if single { ColumnQuads::of_one(walk, units) } else { ColumnQuads::new(walk, units) })
     }
 }

@@ -348,7 +348,16 @@ pub(crate) struct ColumnQuads {
 
 impl ColumnQuads {
     pub fn new(walk: Walk, units: u64) -> ColumnQuads {
-        let quads = walk.column_quads().min(units.max(1));
+        ColumnQuads::of(walk, units, walk.column_quads())
+    }
+
+    /// Of one quad each, for a matrix of few rows: as many invocations as can be.
+    pub fn of_one(walk: Walk, units: u64) -> ColumnQuads {
+        ColumnQuads::of(walk, units, 1)
+    }
+
+    fn of(walk: Walk, units: u64, most: u64) -> ColumnQuads {
+        let quads = most.min(units.max(1));
         let run = walk.run(THREADS).min(units.div_ceil(quads).next_power_of_two());
         ColumnQuads { quads, run, blocks: units.div_ceil(run * quads) * run }
     }

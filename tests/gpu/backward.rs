@@ -873,6 +873,8 @@ fn dg_out_of_range(gpu: &Gpu) -> Outcome {
         ([7, 9, 39], IN),
         ([7, 9, 39], WHOLE),
         ([300, 9, 39], OUT),
+        // dy and u in quads, where they start at one.
+        ([100, 64, 12], OUT),
         ([300, 64, 12], OUT),
         ([300, 12, 64], IN),
     ] {
@@ -892,6 +894,7 @@ fn dg_out_of_range(gpu: &Gpu) -> Outcome {
                 dy: Some(scaled(57, batch * outs, DType::F32, |i| if of_dy(i) { 1.0 } else { dy_scale })),
                 g: Some(scaled(58, base.norm_count(), DType::F32, |j| if ordinary(j) { 1.0 } else { g })),
                 wanted: [false, true, true, true],
+                alignment: 16,
                 ..base.clone()
             };
             cases.push(Case { write: Write::Add, ..case.clone() });
