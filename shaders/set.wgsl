@@ -801,22 +801,31 @@ fn set_rescale(
         put_sum(m, o, Octet(four_scaled(x.low, own_t.low, own_m.low), four_scaled(x.high, own_t.high, own_m.high)));
         at = moved(at, item, item.step_i, item.step_j);
     }
-    // Behind the last whole octet of a member, a word each; the half behind the last element stays.
+    // Behind the last whole octet of a member, a quad each; what lies behind the last element stays.
     let dtype = w_type(m);
     let per_word = select(2u, 1u, dtype == F32);
-    let first = 8u * (item.first + item.octets);
-    for (var k = t * per_word; k < item.tail; k += THREADS * per_word) { // at most 1 iteration
-        let e = first + k;
-        let value = scaled_at(m, e, factors_of(m, e / item.inner % item.kept));
-        let word = word_of(e, dtype);
-        if dtype == F32 {
-            put_word(m.w, word, bitcast<u32>(value));
-            continue;
+    let tail_first = 8u * (item.first + item.octets);
+    let tail_end = tail_first + item.tail;
+    for (var e = tail_first + 4u * per_word * t; e < tail_end; e += 4u * per_word * THREADS) { // at most 1 iteration
+        var words: vec4<u32>;
+        let count = min((tail_end - e + per_word - 1u) / per_word, 4u);
+        for (var i = 0u; i < count; i += 1u) { // at most 4 iterations
+            words[i] = word_at(m, item, e + i * per_word, tail_end);
         }
-        var upper = w_word(m.w, word) & 0xffff0000u;
-        if k + 1u < item.tail {
-            upper = pack(scaled_at(m, e + 1u, factors_of(m, (e + 1u) / item.inner % item.kept)), dtype) << 16u;
-        }
-        put_word(m.w, word, pack(value, dtype) | upper);
+        put_words(m.w, word_of(e, dtype) / 4u, words, count);
     }
+}
+
+// The word of w that starts with element e, its upper half as it stands where that lies behind the last element.
+fn word_at(m: Member, item: Rescale, e: u32, end: u32) -> u32 {
+    let dtype = w_type(m);
+    let value = scaled_at(m, e, factors_of(m, e / item.inner % item.kept));
+    if dtype == F32 {
+        return bitcast<u32>(value);
+    }
+    var upper = w_word(m.w, word_of(e, dtype)) & 0xffff0000u;
+    if e + 1u < end {
+        upper = pack(scaled_at(m, e + 1u, factors_of(m, (e + 1u) / item.inner % item.kept)), dtype) << 16u;
+    }
+    return pack(value, dtype) | upper;
 }

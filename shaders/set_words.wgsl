@@ -41,6 +41,9 @@ fn put_quad(place: u32, q: u32, words: vec4<u32>) {
     w[at + 3u] = words.w;
 }
 
-fn put_word(place: u32, i: u32, word: u32) {
-    w[place + i] = word;
+// The first `count` words of quad q.
+fn put_words(place: u32, q: u32, words: vec4<u32>, count: u32) {
+    for (var i = 0u; i < count; i += 1u) { // at most 4 iterations
+        w[place + 4u * q + i] = words[i];
+    }
 }

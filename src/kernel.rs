@@ -284,13 +284,9 @@ impl Module {
                 },
             ]),
             Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads(word) => files.extend([
-                shader!("combine"),
-                fours_of(word),
-                shader!("set_quads"),
-                shader!("set_w_quads"),
-                shader!("set"),
-            ]),
+            Module::SetQuads(word) => {
+                files.extend([shader!("combine"), fours_of(word), shader!("set_quads"), shader!("set")]);
+            }
             Module::Probe => files.push(shader!("probe")),
         }
         let source = files.join("\n");
