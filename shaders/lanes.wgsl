@@ -4,12 +4,13 @@
 //
 // A workgroup is one subgroup of WX lanes (WY = 1). A lane has TN columns of C and all TM rows. Each step takes four k:
 // a lane reads its own columns of B; the rows of A are read once by the subgroup, spread over its lanes, and handed
-// round by shuffles. With fewer rows than lanes every lane reads all of A.
+// round by shuffles. With fewer rows than lanes that lie across k every lane reads all of them.
 //
 // Every loop within that over k has a constant number of iterations and is small enough for drivers to unroll it.
 
-override SPREAD: bool = TM >= WX;
-override A_READS: u32 = select(TM, TM / WX, SPREAD);
+override SPREAD: bool = TM >= WX || A_ALONG_K;
+override SPREAD_ROWS: u32 = min(TM, WX); // rows that a read brings to the lanes
+override A_READS: u32 = select(TM, TM / SPREAD_ROWS, SPREAD);
 override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of four
 
@@ -71,7 +72,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let a_step = t / LANE_QUADS; // A across: the step of k that the lane reads
     var a_from: array<u32, 8>;
     for (var r = 0u; r < A_READS; r += 1u) {
-        let m = select(r, r * WX + select(t % LANE_QUADS * 4u, t, A_ALONG_K), SPREAD);
+        let m = select(r, r * WX + select(t % LANE_QUADS * 4u, t % SPREAD_ROWS, A_ALONG_K), SPREAD);
         a_from[r] = a_place(min(row0 + m, a_last), select(a_step, 0u, A_ALONG_K || !SPREAD));
     }
     var b_from: array<u32, 8>;
@@ -131,16 +132,12 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
 fn add_rows(r: u32, a_from: u32, k: u32, left: u32, row0: u32, t: u32, b: array<vec4<f32>, 8>) {
     let along = select(4u, left, QUADS_MAY_END);
     if !SPREAD {
-        if A_ALONG_K {
-            add_row(r, a_four(a_from + k, along), b);
-        } else {
-            add_row(r, a_along_k(min(row0 + r, p.rows - 1u), k, left), b);
-        }
+        add_row(r, a_along_k(min(row0 + r, p.rows - 1u), k, left), b);
         return;
     }
     if A_ALONG_K {
         let a = a_four(a_from + k, along);
-        for (var i = 0u; i < WX; i += 1u) {
+        for (var i = 0u; i < SPREAD_ROWS; i += 1u) {
             add_row(r * WX + i, subgroupShuffle(a, i), b);
         }
         return;

@@ -67,13 +67,13 @@ pub enum Tile {
     Lanes32,
     /// 16 rows by 4 columns a lane.
     Lanes16,
-    /// 8 rows by 4 columns a lane.
+    /// 8 rows by 8 columns a lane.
     Lanes8,
-    /// 4 rows by 4 columns a lane.
+    /// 4 rows by 8 columns a lane.
     Lanes4,
-    /// 2 rows by 4 columns a lane.
+    /// 2 rows by 8 columns a lane.
     Lanes2,
-    /// 1 row by 4 columns a lane.
+    /// 1 row by 8 columns a lane.
     Lanes1,
     /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
     /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
@@ -305,10 +305,10 @@ impl Shape {
             Tile::Lanes64 => [lanes, 1, 64, 8],
             Tile::Lanes32 => [lanes, 1, 32, 8],
             Tile::Lanes16 => [lanes, 1, 16, 4],
-            Tile::Lanes8 => [lanes, 1, 8, 4],
-            Tile::Lanes4 => [lanes, 1, 4, 4],
-            Tile::Lanes2 => [lanes, 1, 2, 4],
-            Tile::Lanes1 => [lanes, 1, 1, 4],
+            Tile::Lanes8 => [lanes, 1, 8, 8],
+            Tile::Lanes4 => [lanes, 1, 4, 8],
+            Tile::Lanes2 => [lanes, 1, 2, 8],
+            Tile::Lanes1 => [lanes, 1, 1, 8],
             // Four of the smallest subgroups.
             Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
