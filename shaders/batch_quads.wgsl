@@ -123,12 +123,8 @@ fn batch_sums(
                 once_more = lift(s.y) != 0 && magnitude(bits) != 0u;
                 again |= select(0u, 1u << (k * QUAD + i), once_more);
             }
-            if DIRECT {
-                if !once_more {
-                    write_end(column, Stat(s, select(f32(p.rows), 0.0, WIDE)));
-                }
-            } else {
-                part[p.part_first + split * p.count + column] = Part(s.x, s.y, 0.0);
+            if !once_more {
+                put(split, column, Stat(s, 0.0));
             }
         }
     }
@@ -148,12 +144,16 @@ fn batch_sums(
             dot = add_term(dot, x, four_numbers(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
         }
         let column = (unit + k * RUN) * QUAD + i;
-        if DIRECT {
-            write_end(column, Stat(vec2<f32>(sum, dot.m), f32(dot.e)));
-        } else {
-            part[p.part_first + split * p.count + column].y = dot.m;
-            part[p.part_first + split * p.count + column].e = f32(dot.e);
-        }
+        put(split, column, Stat(vec2<f32>(sum, dot.m), f32(dot.e)));
+    }
+}
+
+// What a split makes of a column.
+fn put(split: u32, column: u32, stat: Stat) {
+    if DIRECT {
+        write_end(column, stat);
+    } else {
+        part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
     }
 }
 

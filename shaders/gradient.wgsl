@@ -160,12 +160,13 @@ fn put_block(block: u32, row: u32, column: u32, t: u32) {
                 let m = first_row + first + i;
                 if m < p.rows && left > 0u {
                     if ADD {
-                        let skipped = found >> (4u * (first + i));
-                        for (var c = 0u; c < min(left, 4u); c += 1u) { // at most 4 iterations
-                            if ((skipped >> c) & 1u) == 0u && (END == END_PLAIN || shares_t[i][c] >= 0.0) {
-                                put_one(m, n + c, some[i][c]);
-                            }
+                        let places = vec4<u32>(0u, 1u, 2u, 3u);
+                        let skipped = (vec4<u32>(found >> (4u * (first + i))) >> places) & vec4<u32>(1u);
+                        var kept = (places < vec4<u32>(left)) & (skipped == vec4<u32>());
+                        if END != END_PLAIN {
+                            kept &= shares_t[i] >= vec4<f32>();
                         }
+                        add_four(c_place(m, n), some[i], kept);
                     } else {
                         put_four(c_place(m, n), some[i], left);
                     }

@@ -2,17 +2,17 @@
 // a CPU, where a load from memory costs as much as many multiply-adds and a shuffle next to nothing.
 // Joined behind product.wgsl.
 //
-// A workgroup is one subgroup of WX lanes (WY = 1). A lane has TN columns of C and all TM rows. Each step takes four k:
-// a lane reads its own columns of B; the rows of A are read once by the subgroup, spread over its lanes, and handed
-// round by shuffles. With fewer rows than lanes that lie across k every lane reads all of them.
+// A workgroup is one subgroup of WX lanes (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k:
+// a lane reads its own columns of B; the rows of A are read by the subgroup together, spread over its lanes, and handed
+// round by shuffles. Where k does not run along the rows, and they are fewer than lanes, every lane reads all of them.
 //
-// Every loop within that over k has a constant number of iterations and is small enough for drivers to unroll it.
+// What is done within the loop over k is written out, or has drivers unroll it.
 
 override SPREAD: bool = TM >= WX || A_ALONG_K;
 override SPREAD_ROWS: u32 = min(TM, WX); // rows that a read brings to the lanes
 override A_READS: u32 = select(TM, TM / SPREAD_ROWS, SPREAD);
 override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
-override RAGGED: bool = true; // depth is no multiple of four
+override RAGGED: bool = true; // depth is no multiple of eight
 
 const BIT_WORDS = 16u;
 
@@ -63,103 +63,185 @@ fn own_column(t: u32) -> u32 {
     return t * TN;
 }
 
+// Eight steps of k of the lane's columns, a column of a matrix for each step.
+struct Steps {
+    first: mat4x4<f32>, // of quad 0, steps 0 to 3
+    later: mat4x4<f32>, // steps 4 to 7
+    second_first: mat4x4<f32>, // of quad 1
+    second_later: mat4x4<f32>,
+}
+
+// Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
+var<private> a_from: array<u32, 8>;
+var<private> b_from: array<u32, 8>;
+
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let column = column0 + own_column(t);
-    // Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
     let a_last = p.rows - select(4u, 1u, A_ALONG_K || QUADS_MAY_END);
     let b_last = p.columns - select(4u, 1u, B_ALONG_K || QUADS_MAY_END);
     let a_step = t / LANE_QUADS; // A across: the step of k that the lane reads
-    var a_from: array<u32, 8>;
     for (var r = 0u; r < A_READS; r += 1u) {
         let m = select(r, r * WX + select(t % LANE_QUADS * 4u, t % SPREAD_ROWS, A_ALONG_K), SPREAD);
         a_from[r] = a_place(min(row0 + m, a_last), select(a_step, 0u, A_ALONG_K || !SPREAD));
     }
-    var b_from: array<u32, 8>;
     for (var c = 0u; c < TN; c += 1u) {
         b_from[c] = b_place(min(column + c, b_last), 0u);
     }
-    for (var k = k_first; k < k_end; k += 4u) { // split_length / 4 iterations
-        let left = select(4u, k_end - k, RAGGED);
-        let along = select(4u, left, QUADS_MAY_END);
+    // Sums are fetched and put back for each turn, whatever it adds: eight steps took seven eighths of the time that four did.
+    for (var k = k_first; k < k_end; k += 8u) { // split_length / 8 iterations
+        let left = select(8u, k_end - k, RAGGED);
+        let later = select(4u, left - min(left, 4u), RAGGED);
+        var b: Steps;
         prepare_b(k, t);
-        var b: array<vec4<f32>, 8>; // [quad of n][step]
-        for (var q = 0u; q < QUADS; q += 1u) {
-            if B_ALONG_K {
-                let x = b_four(b_from[4u * q] + k, along);
-                let y = b_four(b_from[4u * q + 1u] + k, along);
-                let z = b_four(b_from[4u * q + 2u] + k, along);
-                let w = b_four(b_from[4u * q + 3u] + k, along);
-                if SQUARES {
-                    squares[4u * q] += dot(x, x);
-                    squares[4u * q + 1u] += dot(y, y);
-                    squares[4u * q + 2u] += dot(z, z);
-                    squares[4u * q + 3u] += dot(w, w);
-                }
-                // From four columns, four steps each, to four steps.
-                let steps = transpose(mat4x4<f32>(scaled_along(x), scaled_along(y), scaled_along(z), scaled_along(w)));
-                b[4u * q] = steps[0];
-                b[4u * q + 1u] = steps[1];
-                b[4u * q + 2u] = steps[2];
-                b[4u * q + 3u] = steps[3];
-            } else {
-                for (var step = 0u; step < 4u; step += 1u) {
-                    let columns_left = select(4u, left_of(column + 4u * q, p.columns, true), QUADS_MAY_END);
-                    let four = b_four(b_from[4u * q] + (k + step) * p.b_stride, select(0u, columns_left, step < left));
-                    b[4u * q + step] = scaled_across(four, step);
-                }
-            }
+        b.first = four_steps(0u, k, left, column);
+        if QUADS > 1u {
+            b.second_first = four_steps(4u, k, left, column);
         }
-        // Written out, since drivers unroll a loop of this size only by luck.
-        add_rows(0u, a_from[0], k, left, row0, t, b);
+        prepare_b(k + 4u, t);
+        b.later = four_steps(0u, k + 4u, later, column);
+        if QUADS > 1u {
+            b.second_later = four_steps(4u, k + 4u, later, column);
+        }
+        // Written out, here and below, since drivers unroll loops of this size only by luck.
+        add_rows(0u, k, left, later, row0, t, b);
         if A_READS > 1u {
-            add_rows(1u, a_from[1], k, left, row0, t, b);
+            add_rows(1u, k, left, later, row0, t, b);
         }
         if A_READS > 2u {
-            add_rows(2u, a_from[2], k, left, row0, t, b);
-            add_rows(3u, a_from[3], k, left, row0, t, b);
+            add_rows(2u, k, left, later, row0, t, b);
+            add_rows(3u, k, left, later, row0, t, b);
         }
         if A_READS > 4u {
-            add_rows(4u, a_from[4], k, left, row0, t, b);
-            add_rows(5u, a_from[5], k, left, row0, t, b);
-            add_rows(6u, a_from[6], k, left, row0, t, b);
-            add_rows(7u, a_from[7], k, left, row0, t, b);
+            add_rows(4u, k, left, later, row0, t, b);
+            add_rows(5u, k, left, later, row0, t, b);
+            add_rows(6u, k, left, later, row0, t, b);
+            add_rows(7u, k, left, later, row0, t, b);
         }
     }
 }
 
-// Four steps of k of the rows that read r of A brings, the lane's part of them at `a_from`.
-fn add_rows(r: u32, a_from: u32, k: u32, left: u32, row0: u32, t: u32, b: array<vec4<f32>, 8>) {
-    let along = select(4u, left, QUADS_MAY_END);
+// Steps k to k + 3 of B, of which `left` are there, in four of the lane's columns from its c-th on; prepare_b(k) before.
+fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
+    if B_ALONG_K {
+        let along = select(4u, left, QUADS_MAY_END || RAGGED);
+        let x = b_four(b_from[c] + k, along);
+        let y = b_four(b_from[c + 1u] + k, along);
+        let z = b_four(b_from[c + 2u] + k, along);
+        let w = b_four(b_from[c + 3u] + k, along);
+        if SQUARES {
+            squares[c] += dot(x, x);
+            squares[c + 1u] += dot(y, y);
+            squares[c + 2u] += dot(z, z);
+            squares[c + 3u] += dot(w, w);
+        }
+        // From four columns, four steps each, to four steps.
+        return transpose(mat4x4<f32>(scaled_along(x), scaled_along(y), scaled_along(z), scaled_along(w)));
+    }
+    let columns_left = select(4u, left_of(column + c, p.columns, true), QUADS_MAY_END);
+    let start = b_from[c] + k * p.b_stride;
+    return mat4x4<f32>(
+        scaled_across(b_four(start, select(0u, columns_left, 0u < left)), 0u),
+        scaled_across(b_four(start + p.b_stride, select(0u, columns_left, 1u < left)), 1u),
+        scaled_across(b_four(start + 2u * p.b_stride, select(0u, columns_left, 2u < left)), 2u),
+        scaled_across(b_four(start + 3u * p.b_stride, select(0u, columns_left, 3u < left)), 3u),
+    );
+}
+
+// Eight steps of k of the rows that read r of A brings; `left` of them are there, `later` of the last four.
+fn add_rows(r: u32, k: u32, left: u32, later: u32, row0: u32, t: u32, b: Steps) {
     if !SPREAD {
-        add_row(r, a_along_k(min(row0 + r, p.rows - 1u), k, left), b);
+        let m = min(row0 + r, p.rows - 1u);
+        add_row(r, a_along_k(m, k, left), a_along_k(m, k + 4u, later), b);
         return;
     }
     if A_ALONG_K {
-        let a = a_four(a_from + k, along);
-        for (var i = 0u; i < SPREAD_ROWS; i += 1u) {
-            add_row(r * WX + i, subgroupShuffle(a, i), b);
+        let x = a_four(a_from[r] + k, select(4u, left, QUADS_MAY_END || RAGGED));
+        let y = a_four(a_from[r] + k + 4u, select(4u, later, QUADS_MAY_END || RAGGED));
+        add_row_along(0u, r, x, y, b);
+        if SPREAD_ROWS > 1u {
+            add_row_along(1u, r, x, y, b);
+        }
+        if SPREAD_ROWS > 2u {
+            add_row_along(2u, r, x, y, b);
+            add_row_along(3u, r, x, y, b);
+        }
+        if SPREAD_ROWS > 4u {
+            add_row_along(4u, r, x, y, b);
+            add_row_along(5u, r, x, y, b);
+            add_row_along(6u, r, x, y, b);
+            add_row_along(7u, r, x, y, b);
+        }
+        if SPREAD_ROWS > 8u {
+            add_row_along(8u, r, x, y, b);
+            add_row_along(9u, r, x, y, b);
+            add_row_along(10u, r, x, y, b);
+            add_row_along(11u, r, x, y, b);
+            add_row_along(12u, r, x, y, b);
+            add_row_along(13u, r, x, y, b);
+            add_row_along(14u, r, x, y, b);
+            add_row_along(15u, r, x, y, b);
         }
         return;
     }
     let rows_left = left_of(row0 + r * WX + t % LANE_QUADS * 4u, p.rows, true);
-    let there = select(0u, select(4u, rows_left, QUADS_MAY_END), t / LANE_QUADS < left);
-    let a = a_four(a_from + k * p.a_stride, there);
-    for (var i = 0u; i < WX; i += 1u) {
-        let row = vec4<f32>(
-            subgroupShuffle(a[i % 4u], i / 4u), subgroupShuffle(a[i % 4u], LANE_QUADS + i / 4u),
-            subgroupShuffle(a[i % 4u], 2u * LANE_QUADS + i / 4u), subgroupShuffle(a[i % 4u], 3u * LANE_QUADS + i / 4u),
-        );
-        add_row(r * WX + i, row, b);
+    let there = select(4u, rows_left, QUADS_MAY_END);
+    let start = a_from[r] + k * p.a_stride;
+    let x = a_four(start, select(0u, there, t / LANE_QUADS < left));
+    let y = a_four(start + 4u * p.a_stride, select(0u, there, t / LANE_QUADS < later));
+    add_row_across(0u, r, x, y, b);
+    if SPREAD_ROWS > 1u {
+        add_row_across(1u, r, x, y, b);
+    }
+    if SPREAD_ROWS > 2u {
+        add_row_across(2u, r, x, y, b);
+        add_row_across(3u, r, x, y, b);
+    }
+    if SPREAD_ROWS > 4u {
+        add_row_across(4u, r, x, y, b);
+        add_row_across(5u, r, x, y, b);
+        add_row_across(6u, r, x, y, b);
+        add_row_across(7u, r, x, y, b);
+    }
+    if SPREAD_ROWS > 8u {
+        add_row_across(8u, r, x, y, b);
+        add_row_across(9u, r, x, y, b);
+        add_row_across(10u, r, x, y, b);
+        add_row_across(11u, r, x, y, b);
+        add_row_across(12u, r, x, y, b);
+        add_row_across(13u, r, x, y, b);
+        add_row_across(14u, r, x, y, b);
+        add_row_across(15u, r, x, y, b);
     }
 }
 
-// Four steps of k of row i: all of them at once, so that its elements are fetched and put back once.
-fn add_row(i: u32, a: vec4<f32>, b: array<vec4<f32>, 8>) {
-    for (var q = 0u; q < QUADS; q += 1u) {
-        let at = i * QUADS + q;
-        acc[at] = (((acc[at] + a.x * b[4u * q]) + a.y * b[4u * q + 1u]) + a.z * b[4u * q + 2u]) + a.w * b[4u * q + 3u];
+// Row i of those of read r, whose steps a lane has.
+fn add_row_along(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
+    add_row(r * WX + i, subgroupShuffle(x, i), subgroupShuffle(y, i), b);
+}
+
+// Row i of those of read r, of which a lane has a step and that of its neighbours in a quad.
+fn add_row_across(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
+    add_row(r * WX + i, steps_of_row(x[i % 4u], i / 4u), steps_of_row(y[i % 4u], i / 4u), b);
+}
+
+fn steps_of_row(own: f32, quad: u32) -> vec4<f32> {
+    return vec4<f32>(
+        subgroupShuffle(own, quad), subgroupShuffle(own, LANE_QUADS + quad),
+        subgroupShuffle(own, 2u * LANE_QUADS + quad), subgroupShuffle(own, 3u * LANE_QUADS + quad),
+    );
+}
+
+// Eight steps of k of row i: all of them at once, so that its elements are fetched and put back once.
+fn add_row(i: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
+    acc[i * QUADS] = added(added(acc[i * QUADS], x, b.first), y, b.later);
+    if QUADS > 1u {
+        acc[i * QUADS + 1u] = added(added(acc[i * QUADS + 1u], x, b.second_first), y, b.second_later);
     }
+}
+
+fn added(sum: vec4<f32>, a: vec4<f32>, steps: mat4x4<f32>) -> vec4<f32> {
+    return (((sum + a.x * steps[0]) + a.y * steps[1]) + a.z * steps[2]) + a.w * steps[3];
 }
 
 // Norms of the lane's own columns, norm_m * 2^norm_e: see tile.wgsl. No barrier, since a CPU driver saves and restores

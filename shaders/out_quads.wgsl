@@ -20,6 +20,12 @@ fn put_four(e: u32, values: vec4<f32>, count: u32) {
     y[e >> 2u] = four_of_numbers(values);
 }
 
+// Adds those of four neighbouring elements that are kept.
+fn add_four(e: u32, values: vec4<f32>, kept: vec4<bool>) {
+    let before = four_numbers(y[e >> 2u]);
+    y[e >> 2u] = four_of_numbers(select(before, before + values, kept));
+}
+
 fn old(e: u32) -> f32 {
     return four_numbers(y[e >> 2u])[e & 3u];
 }

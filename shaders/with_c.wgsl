@@ -5,6 +5,15 @@
 
 override V_DTYPE: u32 = F32;
 
+// Adds those of four neighbouring elements that are kept.
+fn add_four(e: u32, values: vec4<f32>, kept: vec4<bool>) {
+    for (var c = 0u; c < 4u; c += 1u) { // 4 iterations
+        if kept[c] {
+            put_element(e + c, old(e + c) + values[c]);
+        }
+    }
+}
+
 const WHOLE_C = 1u; // neighbouring elements that are there or not together
 
 fn put_u_element(e: u32, value: f32) {

@@ -502,7 +502,7 @@ impl Recorder<'_, '_> {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
                 constants.push(("ROWS", walk.rows_at_once() as u32));
-                Module::BatchQuads(walk.word(&gpu))
+                Module::BatchQuads(Word::best(&gpu))
             }
             None => {
                 constants.push(("CX", plan.cx as u32));

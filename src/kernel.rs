@@ -155,7 +155,7 @@ impl Module {
                 let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
                 for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
                     for writes in [Writes::Words, Writes::Halves, Writes::Quads] {
-                        // CPUs alone have long words, and no cooperative matrices.
+                        // Long words are for CPUs, cooperative matrices for GPUs.
                         let long = f32_too && Module::has_quads(reads, writes);
                         let words = [Word::Short].into_iter().chain(long.then_some(Word::Long));
                         all.extend(words.map(|word| Module::Product { ends, family, reads, writes, word }));

@@ -729,7 +729,7 @@ impl<'a> Product<'a> {
             Family::Tile => constants.push(("BK", shape.steps as u32)),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),
             Family::Lanes => constants.extend([
-                ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(4)).into()),
+                ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(8)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
             Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),

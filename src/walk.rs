@@ -17,7 +17,7 @@ const THREADS: u64 = 64;
 /// Words of a quad, what wide loads and stores take.
 pub(crate) const QUAD_WORDS: u64 = 4;
 
-/// The words of a quad: `quad32.wgsl` or `quad64.wgsl`.
+/// The words of a quad, `quad32.wgsl` or `quad64.wgsl`, and of what is read and written as one: `four32.wgsl` or `four64.wgsl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
 pub enum Word {

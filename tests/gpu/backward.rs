@@ -35,6 +35,7 @@ pub fn register(suite: &mut Suite) {
     test("dtypes", dtypes);
     test("packed_rows_share_words", packed_rows_share_words);
     test("tiles_and_splits", tiles_and_splits);
+    test("tiles_in_quads", tiles_in_quads);
     test("policies", policies);
     test("empty", empty);
     test("accumulation", accumulation);
@@ -593,6 +594,22 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
         cases.push(Case { split_length: Some(16), ..Case::of(axis, size) });
     }
     cases.push(Case { split_length: Some(16), write: Write::Add, ..Case::new(size) });
+    all(cases, |case| case.check(gpu))
+}
+
+/// Tiles of every kind where operands and result are read and written in quads, at edges that are none of the tile's.
+fn tiles_in_quads(gpu: &Gpu) -> Outcome {
+    let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
+    let mut cases = vec![];
+    for tile in [Tile::Large, Tile::Tall, Tile::Stream8, Tile::Lanes64, Tile::Lanes16, Tile::Lanes4, Tile::Lanes1] {
+        cases.push(case(tile, [20, 36, 44]));
+    }
+    for tile in [Tile::Medium, Tile::Lanes8] {
+        cases.push(Case { write: Write::Add, ..case(tile, [3, 36, 44]) });
+        cases.push(case(tile, [72, 40, 68]));
+        cases.push(case(tile, [72, 40, 68]).stored(DType::F16));
+    }
+    cases.retain(|case| case.tile.is_none_or(|tile| tile.runs_on(gpu)));
     all(cases, |case| case.check(gpu))
 }
 

@@ -2,9 +2,7 @@
 use weightnorm::{Activation, Axis, DType, Eps, Gpu, LinearOptions, Tensor, Tile, Weight, WeightNorm, cpu};
 
 use crate::common::{activated_bound, compare, dot_bound, norm_bound};
-use crate::data::{
-    DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random, upload,
-};
+use crate::data::{DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random};
 use crate::norms::simple;
 use crate::{Needs, Outcome, Suite};
 
@@ -44,6 +42,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("linear_every_mix_of_dtypes", Needs::Time, |gpu| mixes(gpu, |_| true));
     suite.test("linear_packed_rows_share_words", Needs::Nothing, packed_rows_share_words);
     suite.test("linear_every_tile_and_split", Needs::Nothing, tiles_and_splits);
+    suite.test("linear_every_tile_in_quads", Needs::Nothing, tiles_in_quads);
     suite.test("linear_few_rows", Needs::Nothing, few_rows);
     suite.test("linear_longest_loops", Needs::Nothing, longest_loops);
     suite.test("linear_long_rows", Needs::Nothing, long_rows);
@@ -77,6 +76,8 @@ pub struct Case {
     pub activation: Activation,
     pub tile: Option<Tile>,
     pub split_length: Option<u32>,
+    /// Of the first element of every tensor, in bytes.
+    pub alignment: u64,
     pub x: Option<Vec<f64>>,
     pub v: Option<Vec<f64>>,
     pub g: Option<Vec<f64>>,
@@ -121,6 +122,7 @@ impl Case {
             activation: Activation::None,
             tile: None,
             split_length: None,
+            alignment: 4,
             x: None,
             v: None,
             g: None,
@@ -163,7 +165,11 @@ impl Case {
     pub fn run(&self, gpu: &Gpu) -> Result<Got, libtest_mimic::Failed> {
         let [batch, outs, ins] = self.size;
         let seed = batch + outs + ins;
-        let offset = OFFSETS[seed % OFFSETS.len()];
+        let offset_of = |seed: usize| OFFSETS[seed % OFFSETS.len()].next_multiple_of(self.alignment);
+        let offset = offset_of(seed);
+        let upload = |gpu: &Gpu, values: &[f64], shape: &[usize], dtype, seed| {
+            Ok::<_, weightnorm::Error>(Guarded::holding(gpu, values, shape, dtype, offset_of(seed))?.tensor)
+        };
         let x = upload(gpu, &self.x(), &self.shape(ins), self.dtypes[0], seed + 1)?;
         let v = upload(gpu, &self.v(), &self.v_shape(), self.dtypes[1], seed + 2)?;
         let vector = |values: Option<Vec<f64>>, seed| -> Result<Option<Tensor>, weightnorm::Error> {
@@ -332,6 +338,21 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
+/// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths that are
+/// multiples of eight and that are not.
+fn tiles_in_quads(gpu: &Gpu) -> Outcome {
+    let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
+    let mut cases: Vec<_> = Tile::all_on(gpu).map(|tile| case(tile, [67, 68, 80])).collect();
+    for tile in [Tile::Large, Tile::Stream4, Tile::Lanes32, Tile::Lanes4] {
+        cases.push(case(tile, [3, 36, 44]));
+        cases.push(Case { dtypes: [DType::F16; 3], ..case(tile, [5, 36, 44]) });
+        cases.push(Case { split_length: Some(16), ..case(tile, [5, 36, 44]) });
+        cases.push(Case { axis: IN, ..case(tile, [3, 36, 44]) });
+    }
+    cases.retain(|case| case.tile.is_none_or(|tile| tile.runs_on(gpu)));
+    all(cases, |case| case.check(gpu))
+}
+
 /// Few rows by the tiles for them, at the edges of their quads and teams, in every kind of reading and writing.
 fn few_rows(gpu: &Gpu) -> Outcome {
     let mut cases = vec![];
@@ -360,7 +381,7 @@ fn few_rows(gpu: &Gpu) -> Outcome {
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu) -> Outcome {
     let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Tall, 128, 8), (Tile::Stream8, 8, 8)];
-    sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes1, 1, 32)]);
+    sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes8, 8, 64), (Tile::Lanes1, 1, 64)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(sizes, |&(tile, batch, outs)| {
         let ins = tile.max_length(gpu) as usize;
