@@ -65,15 +65,15 @@ pub enum Tile {
     Lanes64,
     /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 8 columns a lane.
     Lanes32,
-    /// 16 rows by 4 columns a lane.
+    /// 16 rows by 8 columns a lane.
     Lanes16,
-    /// 8 rows by 8 columns a lane.
+    /// 8 rows by 4 columns a lane.
     Lanes8,
-    /// 4 rows by 8 columns a lane.
+    /// 4 rows by 4 columns a lane.
     Lanes4,
-    /// 2 rows by 8 columns a lane.
+    /// 2 rows by 4 columns a lane.
     Lanes2,
-    /// 1 row by 8 columns a lane.
+    /// 1 row by 4 columns a lane.
     Lanes1,
     /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
     /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
@@ -193,13 +193,13 @@ impl Tile {
     /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
     fn choose_lanes(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
         const RATES: [(Tile, u64); 7] = [
-            (Tile::Lanes64, 55),
-            (Tile::Lanes32, 48),
-            (Tile::Lanes16, 38),
-            (Tile::Lanes8, 26),
-            (Tile::Lanes4, 11),
-            (Tile::Lanes2, 7),
-            (Tile::Lanes1, 4),
+            (Tile::Lanes64, 63),
+            (Tile::Lanes32, 52),
+            (Tile::Lanes16, 44),
+            (Tile::Lanes8, 30),
+            (Tile::Lanes4, 18),
+            (Tile::Lanes2, 10),
+            (Tile::Lanes1, 5),
         ];
         // With a short sum writing the result is the work, which few rows at a time do faster.
         let most_rows = if depth <= 32 { 16 } else { 64 };
@@ -304,11 +304,12 @@ impl Shape {
             Tile::Stream1 => [if b_along_k { 1 } else { 8 }, 1, 1, 4],
             Tile::Lanes64 => [lanes, 1, 64, 8],
             Tile::Lanes32 => [lanes, 1, 32, 8],
-            Tile::Lanes16 => [lanes, 1, 16, 4],
-            Tile::Lanes8 => [lanes, 1, 8, 8],
-            Tile::Lanes4 => [lanes, 1, 4, 8],
-            Tile::Lanes2 => [lanes, 1, 2, 8],
-            Tile::Lanes1 => [lanes, 1, 1, 8],
+            Tile::Lanes16 => [lanes, 1, 16, 8],
+            // With more columns a lane, rows of B that lie a power of two apart drive each other out of the cache.
+            Tile::Lanes8 => [lanes, 1, 8, 4],
+            Tile::Lanes4 => [lanes, 1, 4, 4],
+            Tile::Lanes2 => [lanes, 1, 2, 4],
+            Tile::Lanes1 => [lanes, 1, 1, 4],
             // Four of the smallest subgroups.
             Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
