@@ -26,7 +26,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
 
-use problem::{Failure, Form, Op, Prepared, Problem};
+use problem::{Failure, Form, Kept, Op, Prepared, Problem};
 use set::{Network, SetForm, SetOp};
 
 #[derive(Parser)]
@@ -97,6 +97,8 @@ const LAYERS: [[usize; 3]; 9] = [
     [16_384, 512, 512],
     [16_384, 512, 259],
 ];
+/// Weights for the operators that are not measured on `ROWS`.
+const WEIGHTS: [[usize; 2]; 3] = [[1024, 1024], [4096, 4096], [512, 4608]];
 /// A few rows of x, where the weight is what has to be read.
 const SMALL: [[usize; 3]; 8] = [
     [1, 1024, 1024],
@@ -217,6 +219,17 @@ impl Bench {
             for op in [Op::RowNorms, Op::Normalize] {
                 problems.extend(DTYPES.map(|dtype| Problem::rows(op, dtype, shape)));
             }
+        }
+        for shape in self.some(&WEIGHTS, |[n, k]| n * k) {
+            for kept in [Kept::Columns, Kept::Middle] {
+                for op in [Op::RowNorms, Op::Normalize] {
+                    problems.extend(DTYPES[..2].iter().map(|&d| Problem { kept, ..Problem::rows(op, d, shape) }));
+                }
+            }
+            for kept in [Kept::Rows, Kept::Columns, Kept::Middle] {
+                problems.push(Problem { kept, ..Problem::rows(Op::NormalizeBackward, DType::F32, shape) });
+            }
+            problems.push(Problem::rows(Op::AdamStep, DType::F32, shape));
         }
         for shape in self.layers(&LAYERS) {
             for form in [Form::Plain, Form::Fused, Form::Known, Form::Three] {

@@ -2,8 +2,8 @@
 use half::{bf16, f16};
 use weightnorm::internals::{probe_copy, probe_read};
 use weightnorm::{
-    Activation, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, WeightNorm,
-    cpu,
+    Activation, Adam, AdamState, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor,
+    Tile, Trainable, WeightNorm, Write, cpu,
 };
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -13,6 +13,10 @@ pub enum Op {
     /// Norms of n rows of k.
     RowNorms,
     Normalize,
+    /// dv and dg out of dw.
+    NormalizeBackward,
+    /// Of v and g.
+    AdamStep,
     /// Plain kernels on as many bytes.
     Read,
     Copy,
@@ -37,6 +41,17 @@ pub enum Form {
     Three,
 }
 
+/// Which axis of a weight is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// The first of n by k.
+    Rows,
+    /// The second of n by k.
+    Columns,
+    /// The second of n by k / 16 by 16.
+    Middle,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Problem {
     pub op: Op,
@@ -44,6 +59,7 @@ pub struct Problem {
     pub dtype: DType,
     /// Forced, where given.
     pub tile: Option<Tile>,
+    pub kept: Kept,
     pub m: usize,
     pub k: usize,
     pub n: usize,
@@ -51,21 +67,38 @@ pub struct Problem {
 
 impl Problem {
     pub fn rows(op: Op, dtype: DType, [n, k]: [usize; 2]) -> Problem {
-        Problem { op, form: Form::Fused, dtype, tile: None, m: 0, k, n }
+        Problem { op, form: Form::Fused, dtype, tile: None, kept: Kept::Rows, m: 0, k, n }
     }
 
     pub fn layer(op: Op, form: Form, dtype: DType, [m, k, n]: [usize; 3]) -> Problem {
-        Problem { op, form, dtype, tile: None, m, k, n }
+        Problem { op, form, dtype, tile: None, kept: Kept::Rows, m, k, n }
     }
 
     pub fn of_rows(&self) -> bool {
-        matches!(self.op, Op::RowNorms | Op::Normalize | Op::Read | Op::Copy)
+        !matches!(self.op, Op::Linear | Op::LinearBackward | Op::LinearStep)
+    }
+
+    fn axis(&self) -> Axis {
+        Axis::Kept(usize::from(self.kept != Kept::Rows))
+    }
+
+    fn v_shape(&self) -> Vec<usize> {
+        match self.kept {
+            Kept::Rows | Kept::Columns => vec![self.n, self.k],
+            Kept::Middle => vec![self.n, self.k / 16, 16],
+        }
+    }
+
+    fn norm_count(&self) -> usize {
+        self.v_shape()[usize::from(self.kept != Kept::Rows)]
     }
 
     pub fn op_name(&self) -> &'static str {
         match self.op {
             Op::RowNorms => "row_norms",
             Op::Normalize => "normalize",
+            Op::NormalizeBackward => "normalize_backward",
+            Op::AdamStep => "adam_step",
             Op::Read => "probe_read",
             Op::Copy => "probe_copy",
             Op::Linear => "linear",
@@ -76,6 +109,8 @@ impl Problem {
 
     pub fn form_name(&self) -> &'static str {
         match self.form {
+            _ if self.kept == Kept::Columns => "columns",
+            _ if self.kept == Kept::Middle => "middle",
             _ if self.of_rows() => "",
             Form::Fused => "fused",
             Form::Plain => "plain",
@@ -103,6 +138,9 @@ impl Problem {
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 }
+
+/// Of the optimizer.
+const RATE: f64 = 1e-3;
 
 /// Numbers from -1 to 1, by a linear congruential generator.
 pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
@@ -176,6 +214,9 @@ pub struct Prepared {
     dv: Tensor,
     dg: Tensor,
     dbias: Tensor,
+    /// The gradient of w, or that of v for an optimizer.
+    dw: Input,
+    adam: Option<AdamState>,
 }
 
 impl Prepared {
@@ -185,22 +226,32 @@ impl Prepared {
         let needs = |wanted, shape: [usize; 2]| if wanted { shape } else { [0, 0] };
         let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype);
         let needs_w = matches!(op, Op::Normalize | Op::Read | Op::Copy) || form == Form::Three;
+        let of_gradient = matches!(op, Op::NormalizeBackward | Op::AdamStep);
+        let (v_shape, norms) = (problem.v_shape(), problem.norm_count());
+        let like_v = |wanted| if wanted { v_shape.clone() } else { vec![0, 0] };
+        let (v, g) = (Input::new(gpu, 2, &v_shape, dtype)?, Input::new(gpu, 3, &[norms], DType::F32)?);
+        let adam = (op == Op::AdamStep).then(|| gpu.adam_state(&v.tensor, Some(&g.tensor))).transpose()?;
         let prepared = Prepared {
             problem,
             gpu: gpu.clone(),
             x: Input::new(gpu, 1, &[m, k], dtype)?,
-            v: Input::new(gpu, 2, &[n, k], dtype)?,
-            g: Input::new(gpu, 3, &[n], DType::F32)?,
+            v,
+            g,
             bias: Input::new(gpu, 4, &[n], DType::F32)?,
             dy: Input::new(gpu, 5, &needs(backward, [m, n]), dtype)?,
-            w: zeros(&needs(needs_w, [n, k]), dtype)?,
+            w: zeros(&like_v(needs_w), dtype)?,
             y: zeros(&[m, n], dtype)?,
             u: zeros(&needs(backward, [m, n]), DType::F32)?,
-            norms: zeros(&[n], DType::F32)?,
+            norms: zeros(&[norms], DType::F32)?,
             dx: zeros(&needs(backward, [m, k]), dtype)?,
-            dv: zeros(&needs(backward, [n, k]), dtype)?,
-            dg: zeros(&[n], DType::F32)?,
+            dv: zeros(&like_v(backward || op == Op::NormalizeBackward), dtype)?,
+            dg: match op {
+                Op::AdamStep => gpu.upload(&numbers(7, norms), &[norms])?,
+                _ => zeros(&[norms], DType::F32)?,
+            },
             dbias: zeros(&[n], DType::F32)?,
+            dw: Input::new(gpu, 6, &like_v(of_gradient), dtype)?,
+            adam,
         };
         // What is known when the operator starts.
         if form == Form::Known {
@@ -223,8 +274,17 @@ impl Prepared {
     /// One call of the operator.
     pub fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         match self.problem.op {
-            Op::RowNorms => ops.row_norms_into(&self.v.tensor, Axis::Kept(0), Eps::default(), &self.norms),
-            Op::Normalize => ops.normalize_into(WeightNorm::new(&self.v.tensor, &self.g.tensor), &self.w),
+            Op::RowNorms => ops.row_norms_into(&self.v.tensor, self.problem.axis(), Eps::default(), &self.norms),
+            Op::Normalize => ops.normalize_into(self.weight(), &self.w),
+            Op::NormalizeBackward => {
+                let (dv, dg) = (Some(&self.dv), Some(&self.dg));
+                ops.normalize_backward_into(&self.dw.tensor, self.weight(), dv, dg, Write::Replace)
+            }
+            Op::AdamStep => {
+                let weight = Trainable::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
+                let state = self.adam.as_ref().expect("made for this operator");
+                ops.adam_step(weight, state, 1, &Adam::new(RATE))
+            }
             Op::Read => probe_read(ops, &self.v.tensor, &self.w),
             Op::Copy => probe_copy(ops, &self.v.tensor, &self.w),
             Op::Linear => self.forward(ops),
@@ -234,6 +294,10 @@ impl Prepared {
                 self.backward(ops)
             }
         }
+    }
+
+    fn weight(&self) -> WeightNorm<'_> {
+        WeightNorm::new(&self.v.tensor, &self.g.tensor).axis(self.problem.axis())
     }
 
     fn forward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
@@ -268,6 +332,9 @@ impl Prepared {
     /// linear layer needs its own rows of x and v only.
     pub fn check(&self) -> Result<(), Failure> {
         let Problem { op, form, m, k, n, .. } = self.problem;
+        if self.problem.kept != Kept::Rows || matches!(op, Op::NormalizeBackward | Op::AdamStep) {
+            return self.check_whole();
+        }
         let outs = sample(n, (1 << 22) / (k * m.max(1)).max(1));
         let batch = sample(m, (1 << 26) / (n * k).max(1));
         let v = self.v.rows(&outs);
@@ -341,6 +408,33 @@ impl Prepared {
             self.compare("dx", n + k, &matrix(&self.dx, &batch)?, &of_rows.dx)?;
         }
         Ok(())
+    }
+
+    /// The same of the operators that work on a weight alone, with any axis kept: everything, after the first call.
+    fn check_whole(&self) -> Result<(), Failure> {
+        let (v, g, shape) = (self.v.all(), self.g.all(), self.problem.v_shape());
+        let (axis, eps) = (self.problem.axis(), Eps::default());
+        let length = v.len() / self.problem.norm_count();
+        match self.problem.op {
+            Op::RowNorms => self.compare("norms", length, &read(&self.norms)?, &cpu::row_norms(&v, &shape, axis, eps)?),
+            Op::Normalize => {
+                self.compare("w", length, &read(&self.w)?, &cpu::normalize(&v, &shape, Some(&g), axis, eps)?)
+            }
+            Op::NormalizeBackward => {
+                let (dv, dg) = cpu::normalize_backward(&self.dw.all(), &v, &shape, Some(&g), axis, eps)?;
+                self.compare("dv", length, &read(&self.dv)?, &dv)?;
+                self.compare("dg", length, &read(&self.dg)?, &dg)
+            }
+            Op::AdamStep => {
+                let (mut v, mut g) = (v, g);
+                let mut state = cpu::AdamState::new(g.len(), v.len());
+                let (dg, dv) = (read(&self.dg)?, self.dw.all());
+                cpu::adam_step(&Adam::new(RATE), &mut g, &dg, &mut v, &dv, &mut state, None)?;
+                self.compare("v", 1, &read(&self.v.tensor)?, &v)?;
+                self.compare("g", 1, &read(&self.g.tensor)?, &g)
+            }
+            _ => unreachable!("a layer's weight keeps its rows"),
+        }
     }
 
     fn compare(&self, what: &str, depth: usize, got: &[f64], expected: &[f64]) -> Result<(), Failure> {
