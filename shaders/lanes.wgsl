@@ -2,7 +2,7 @@
 // a CPU, where a load from memory costs as much as many multiply-adds and a shuffle next to nothing.
 // Joined behind product.wgsl.
 //
-// A workgroup is one subgroup of WX lanes (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k:
+// A workgroup is one subgroup of WX lanes, 8 or 16 (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k:
 // a lane reads its own columns of B; the rows of A are read by the subgroup together, spread over its lanes, and handed
 // round by shuffles. Where k does not run along the rows, and they are fewer than lanes, every lane reads all of them.
 //
@@ -11,7 +11,7 @@
 override SPREAD: bool = TM >= WX || A_ALONG_K;
 override SPREAD_ROWS: u32 = min(TM, WX); // rows that a read brings to the lanes
 override A_READS: u32 = select(TM, TM / SPREAD_ROWS, SPREAD);
-override LANE_QUADS: u32 = max(WX / 4u, 1u); // A across: neighbouring lanes that read a step of k together
+override LANE_QUADS: u32 = WX / 4u; // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of eight
 
 const BIT_WORDS = 16u;
@@ -25,15 +25,6 @@ fn prepare_b(k: u32, t: u32) {
         return;
     }
     let own_k = min(k + t % 4u, p.depth - 1u);
-    if WX == 4u {
-        let own_t = step_scale(own_k, 0u);
-        let own_m = step_scale(own_k, 1u);
-        for (var i = 0u; i < 4u; i += 1u) {
-            step_t[i] = subgroupShuffle(own_t, i);
-            step_m[i] = subgroupShuffle(own_m, i);
-        }
-        return;
-    }
     let own = step_scale(own_k, t / 4u % 2u);
     for (var i = 0u; i < 4u; i += 1u) {
         step_t[i] = subgroupShuffle(own, i);

@@ -63,7 +63,7 @@ pub enum Tile {
     /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose subgroups
     /// have one size: those that compute on a CPU.
     Lanes64,
-    /// By a subgroup of 4, 8 or 16 lanes, 32 rows by 8 columns a lane.
+    /// 32 rows by 8 columns a lane.
     Lanes32,
     /// 16 rows by 8 columns a lane.
     Lanes16,
@@ -122,9 +122,9 @@ impl Tile {
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
     fn lanes(self, gpu: &Gpu) -> Option<u64> {
         match self.family() {
-            Family::Tile | Family::Stream | Family::Lanes => {
-                gpu.lanes().filter(|&lanes| self != Tile::Lanes64 || lanes >= 8)
-            }
+            Family::Tile | Family::Stream => gpu.lanes(),
+            // With four, `large` takes half the time (SwiftShader), which takes minutes and gigabytes to compile these besides.
+            Family::Lanes => gpu.lanes().filter(|&lanes| lanes >= 8),
             Family::Coop8 => gpu.cooperative(8),
             Family::Coop16 => gpu.cooperative(16),
         }
@@ -156,8 +156,8 @@ impl Tile {
     pub(crate) fn choose(gpu: &Gpu, cooperative: bool, key: &Key) -> (Tile, Option<u32>) {
         let [rows, columns, depth] = key.size;
         let busy = Busy::of(gpu);
-        // `Some` where a CPU computes, in subgroups of one size. With four lanes (SwiftShader) `large` takes half the time.
-        let lanes = gpu.lanes().filter(|&lanes| busy.is_none() && lanes >= 8);
+        // `Some` where a CPU computes, in subgroups of one size.
+        let lanes = Tile::Lanes1.lanes(gpu).filter(|_| busy.is_none());
         let fits = |tile: &Tile| busy.is_some() && tile.runs_on(gpu) && depth <= tile.max_length(gpu);
         let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
         let pieces = |tile: Tile| {
@@ -409,7 +409,7 @@ impl Forced {
                 Family::Coop8 | Family::Coop16 => {
                     "the device has no cooperative matrices of this size, or they were not asked for"
                 }
-                _ => "the device has no subgroups of one size of 4, 8 or 16 lanes, or they were not asked for",
+                _ => "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for",
             };
             return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
         }
