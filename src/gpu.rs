@@ -530,7 +530,7 @@ impl Gpu {
         &self.inner.limits
     }
 
-    /// Lanes of a subgroup where the family `lanes` can run: it wants all subgroups of one size.
+    /// Lanes of a subgroup where all are of one size, as `few.wgsl` and the family `lanes` want them.
     pub(crate) fn lanes(&self) -> Option<u64> {
         let Inner { info, device, .. } = &*self.inner;
         let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
