@@ -2,7 +2,7 @@
 // a CPU, where a load from memory costs as much as many multiply-adds and a shuffle next to nothing.
 // Joined behind product.wgsl.
 //
-// A workgroup is one subgroup of WX lanes, 8 or 16 (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k:
+// A workgroup is one subgroup of WX lanes, 8 or 16 (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k, or four:
 // a lane reads its own columns of B; the rows of A are read by the subgroup together, spread over its lanes, and handed
 // round by shuffles. Where k does not run along the rows, and they are fewer than lanes, every lane reads all of them.
 //
@@ -12,7 +12,10 @@ override SPREAD: bool = TM >= WX || A_ALONG_K;
 override SPREAD_ROWS: u32 = min(TM, WX); // rows that a read brings to the lanes
 override A_READS: u32 = select(TM, TM / SPREAD_ROWS, SPREAD);
 override LANE_QUADS: u32 = WX / 4u; // A across: neighbouring lanes that read a step of k together
-override RAGGED: bool = true; // depth is no multiple of eight
+override RAGGED: bool = true; // depth is no multiple of eight, or quads may end
+// Steps of k a turn. Ragged ones, whose reads are the work, gain next to nothing by more, and drivers would take twice as long
+// to compile them.
+override TURN: u32 = select(8u, 4u, RAGGED);
 
 const BIT_WORDS = 16u;
 
@@ -54,10 +57,10 @@ fn own_column(t: u32) -> u32 {
     return t * TN;
 }
 
-// Eight steps of k of the lane's columns, a column of a matrix for each step.
+// A turn of the lane's columns, a column of a matrix for each step of k.
 struct Steps {
     first: mat4x4<f32>, // of quad 0, steps 0 to 3
-    later: mat4x4<f32>, // steps 4 to 7
+    later: mat4x4<f32>, // steps 4 to 7, of a turn of eight
     second_first: mat4x4<f32>, // of quad 1
     second_later: mat4x4<f32>,
 }
@@ -79,35 +82,37 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var c = 0u; c < TN; c += 1u) {
         b_from[c] = b_place(min(column + c, b_last), 0u);
     }
-    // Sums are fetched and put back for each turn, whatever it adds: eight steps took seven eighths of the time that four did.
-    for (var k = k_first; k < k_end; k += 8u) { // split_length / 8 iterations
-        let left = select(8u, k_end - k, RAGGED);
-        let later = select(4u, left - min(left, 4u), RAGGED);
+    // Sums are fetched and put back for each turn, whatever it adds: with eight steps it all took seven eighths of the time that
+    // it took with four.
+    for (var k = k_first; k < k_end; k += TURN) { // split_length / TURN iterations
+        let left = select(4u, k_end - k, RAGGED);
         var b: Steps;
         prepare_b(k, t);
         b.first = four_steps(0u, k, left, column);
         if QUADS > 1u {
             b.second_first = four_steps(4u, k, left, column);
         }
-        prepare_b(k + 4u, t);
-        b.later = four_steps(0u, k + 4u, later, column);
-        if QUADS > 1u {
-            b.second_later = four_steps(4u, k + 4u, later, column);
+        if TURN == 8u {
+            prepare_b(k + 4u, t);
+            b.later = four_steps(0u, k + 4u, 4u, column);
+            if QUADS > 1u {
+                b.second_later = four_steps(4u, k + 4u, 4u, column);
+            }
         }
         // Written out, here and below, since drivers unroll loops of this size only by luck.
-        add_rows(0u, k, left, later, row0, t, b);
+        add_rows(0u, k, left, row0, t, b);
         if A_READS > 1u {
-            add_rows(1u, k, left, later, row0, t, b);
+            add_rows(1u, k, left, row0, t, b);
         }
         if A_READS > 2u {
-            add_rows(2u, k, left, later, row0, t, b);
-            add_rows(3u, k, left, later, row0, t, b);
+            add_rows(2u, k, left, row0, t, b);
+            add_rows(3u, k, left, row0, t, b);
         }
         if A_READS > 4u {
-            add_rows(4u, k, left, later, row0, t, b);
-            add_rows(5u, k, left, later, row0, t, b);
-            add_rows(6u, k, left, later, row0, t, b);
-            add_rows(7u, k, left, later, row0, t, b);
+            add_rows(4u, k, left, row0, t, b);
+            add_rows(5u, k, left, row0, t, b);
+            add_rows(6u, k, left, row0, t, b);
+            add_rows(7u, k, left, row0, t, b);
         }
     }
 }
@@ -115,7 +120,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
 // Steps k to k + 3 of B, of which `left` are there, in four of the lane's columns from its c-th on; prepare_b(k) before.
 fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
     if B_ALONG_K {
-        let along = select(4u, left, QUADS_MAY_END || RAGGED);
+        let along = select(4u, left, QUADS_MAY_END);
         let x = b_four(b_from[c] + k, along);
         let y = b_four(b_from[c + 1u] + k, along);
         let z = b_four(b_from[c + 2u] + k, along);
@@ -139,81 +144,66 @@ fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
     );
 }
 
-// Eight steps of k of the rows that read r of A brings; `left` of them are there, `later` of the last four.
-fn add_rows(r: u32, k: u32, left: u32, later: u32, row0: u32, t: u32, b: Steps) {
+// A turn of the rows that read r of A brings; `left` of its first four steps are there.
+fn add_rows(r: u32, k: u32, left: u32, row0: u32, t: u32, b: Steps) {
+    var x: vec4<f32>; // the lane's part of the first four steps
+    var y: vec4<f32>; // and of the others
     if !SPREAD {
         let m = min(row0 + r, p.rows - 1u);
-        add_row(r, a_along_k(m, k, left), a_along_k(m, k + 4u, later), b);
+        x = a_along_k(m, k, left);
+        if TURN == 8u {
+            y = a_along_k(m, k + 4u, 4u);
+        }
+        add_row(r, x, y, b);
         return;
     }
     if A_ALONG_K {
-        let x = a_four(a_from[r] + k, select(4u, left, QUADS_MAY_END || RAGGED));
-        let y = a_four(a_from[r] + k + 4u, select(4u, later, QUADS_MAY_END || RAGGED));
-        add_row_along(0u, r, x, y, b);
-        if SPREAD_ROWS > 1u {
-            add_row_along(1u, r, x, y, b);
+        x = a_four(a_from[r] + k, select(4u, left, QUADS_MAY_END));
+        if TURN == 8u {
+            y = a_four(a_from[r] + k + 4u, 4u);
         }
-        if SPREAD_ROWS > 2u {
-            add_row_along(2u, r, x, y, b);
-            add_row_along(3u, r, x, y, b);
+    } else {
+        let rows_left = left_of(row0 + r * WX + t % LANE_QUADS * 4u, p.rows, true);
+        let there = select(4u, rows_left, QUADS_MAY_END);
+        let start = a_from[r] + k * p.a_stride;
+        x = a_four(start, select(0u, there, t / LANE_QUADS < left));
+        if TURN == 8u {
+            y = a_four(start + 4u * p.a_stride, there);
         }
-        if SPREAD_ROWS > 4u {
-            add_row_along(4u, r, x, y, b);
-            add_row_along(5u, r, x, y, b);
-            add_row_along(6u, r, x, y, b);
-            add_row_along(7u, r, x, y, b);
-        }
-        if SPREAD_ROWS > 8u {
-            add_row_along(8u, r, x, y, b);
-            add_row_along(9u, r, x, y, b);
-            add_row_along(10u, r, x, y, b);
-            add_row_along(11u, r, x, y, b);
-            add_row_along(12u, r, x, y, b);
-            add_row_along(13u, r, x, y, b);
-            add_row_along(14u, r, x, y, b);
-            add_row_along(15u, r, x, y, b);
-        }
-        return;
     }
-    let rows_left = left_of(row0 + r * WX + t % LANE_QUADS * 4u, p.rows, true);
-    let there = select(4u, rows_left, QUADS_MAY_END);
-    let start = a_from[r] + k * p.a_stride;
-    let x = a_four(start, select(0u, there, t / LANE_QUADS < left));
-    let y = a_four(start + 4u * p.a_stride, select(0u, there, t / LANE_QUADS < later));
-    add_row_across(0u, r, x, y, b);
+    add_row_of(0u, r, x, y, b);
     if SPREAD_ROWS > 1u {
-        add_row_across(1u, r, x, y, b);
+        add_row_of(1u, r, x, y, b);
     }
     if SPREAD_ROWS > 2u {
-        add_row_across(2u, r, x, y, b);
-        add_row_across(3u, r, x, y, b);
+        add_row_of(2u, r, x, y, b);
+        add_row_of(3u, r, x, y, b);
     }
     if SPREAD_ROWS > 4u {
-        add_row_across(4u, r, x, y, b);
-        add_row_across(5u, r, x, y, b);
-        add_row_across(6u, r, x, y, b);
-        add_row_across(7u, r, x, y, b);
+        add_row_of(4u, r, x, y, b);
+        add_row_of(5u, r, x, y, b);
+        add_row_of(6u, r, x, y, b);
+        add_row_of(7u, r, x, y, b);
     }
     if SPREAD_ROWS > 8u {
-        add_row_across(8u, r, x, y, b);
-        add_row_across(9u, r, x, y, b);
-        add_row_across(10u, r, x, y, b);
-        add_row_across(11u, r, x, y, b);
-        add_row_across(12u, r, x, y, b);
-        add_row_across(13u, r, x, y, b);
-        add_row_across(14u, r, x, y, b);
-        add_row_across(15u, r, x, y, b);
+        add_row_of(8u, r, x, y, b);
+        add_row_of(9u, r, x, y, b);
+        add_row_of(10u, r, x, y, b);
+        add_row_of(11u, r, x, y, b);
+        add_row_of(12u, r, x, y, b);
+        add_row_of(13u, r, x, y, b);
+        add_row_of(14u, r, x, y, b);
+        add_row_of(15u, r, x, y, b);
     }
 }
 
-// Row i of those of read r, whose steps a lane has.
-fn add_row_along(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
-    add_row(r * WX + i, subgroupShuffle(x, i), subgroupShuffle(y, i), b);
-}
-
-// Row i of those of read r, of which a lane has a step and that of its neighbours in a quad.
-fn add_row_across(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
-    add_row(r * WX + i, steps_of_row(x[i % 4u], i / 4u), steps_of_row(y[i % 4u], i / 4u), b);
+// Row i of those of read r. Along k a lane has all its steps, across it has one of them and that of its neighbours in a quad.
+fn add_row_of(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
+    if A_ALONG_K {
+        add_row(r * WX + i, subgroupShuffle(x, i), subgroupShuffle(y, i), b);
+    } else {
+        add_row(r * WX + i, steps_of_row(x[i % 4u], i / 4u), steps_of_row(y[i % 4u], i / 4u), b);
+    }
 }
 
 fn steps_of_row(own: f32, quad: u32) -> vec4<f32> {
@@ -223,11 +213,20 @@ fn steps_of_row(own: f32, quad: u32) -> vec4<f32> {
     );
 }
 
-// Eight steps of k of row i: all of them at once, so that its elements are fetched and put back once.
+// A turn of row i: all its steps at once, so that its elements are fetched and put back once.
 fn add_row(i: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
-    acc[i * QUADS] = added(added(acc[i * QUADS], x, b.first), y, b.later);
+    let at = i * QUADS;
+    var sum = added(acc[at], x, b.first);
+    if TURN == 8u {
+        sum = added(sum, y, b.later);
+    }
+    acc[at] = sum;
     if QUADS > 1u {
-        acc[i * QUADS + 1u] = added(added(acc[i * QUADS + 1u], x, b.second_first), y, b.second_later);
+        sum = added(acc[at + 1u], x, b.second_first);
+        if TURN == 8u {
+            sum = added(sum, y, b.second_later);
+        }
+        acc[at + 1u] = sum;
     }
 }
 
