@@ -28,20 +28,21 @@ var<immediate> p: Params;
 
 override V_DTYPE: u32 = F32;
 override COPY: bool = false;
-override ONE_EACH: bool = true; // all elements of a quad have one norm; with quad64.wgsl always
+override ONE_EACH: bool = true; // all elements of a quad have one norm
 override ADD: bool = false; // add to what dv holds
 
-override QUAD: u32 = select(8u, 4u, V_DTYPE == F32) * PARTS; // elements
+override WORD: u32 = select(2u, 1u, V_DTYPE == F32); // elements of 32 bits
+override QUAD: u32 = 4u * PARTS * WORD; // elements
 
 const THREADS = 64u;
 
-// A Scale for each element of a quad.
+// A Scale for each element of a quad: of part i the vectors 2 * i for quad_low and 2 * i + 1 for quad_high.
 struct Scales {
-    low_t: vec4<f32>,
-    low_m: vec4<f32>,
-    high_t: vec4<f32>,
-    high_m: vec4<f32>,
+    t: array<vec4<f32>, VECTORS>,
+    m: array<vec4<f32>, VECTORS>,
 }
+
+const VECTORS = 2u * PARTS;
 
 // The scales of quad q, `words` words of them for a norm, from word `skip` of these on.
 fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
@@ -49,25 +50,21 @@ fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
     let first = extractBits(p.firsts, 16u, 8u) + skip;
     var i = position % p.inner;
     var j = position / p.inner % p.kept;
+    var found = Scales();
     if ONE_EACH {
         let t = vec4<f32>(scales[first + words * j]);
         let m = vec4<f32>(scales[first + words * j + 1u]);
-        return Scales(t, m, t, m);
-    }
-    var found = Scales();
-    for (var n = 0u; n < QUAD; n += 1u) { // QUAD iterations
-        let t = scales[first + words * j];
-        let m = scales[first + words * j + 1u];
-        if V_DTYPE == F32 {
-            found.low_t[n % 4u] = t;
-            found.low_m[n % 4u] = m;
-        } else if n % 2u == 0u {
-            found.low_t[n / 2u] = t;
-            found.low_m[n / 2u] = m;
-        } else {
-            found.high_t[n / 2u] = t;
-            found.high_m[n / 2u] = m;
+        for (var n = 0u; n < VECTORS; n += 1u) { // VECTORS iterations
+            found.t[n] = t;
+            found.m[n] = m;
         }
+        return found;
+    }
+    for (var n = 0u; n < QUAD; n += 1u) { // QUAD iterations
+        let word = n / WORD;
+        let vector = 2u * (word % PARTS) + n % WORD;
+        found.t[vector][word / PARTS] = scales[first + words * j];
+        found.m[vector][word / PARTS] = scales[first + words * j + 1u];
         i += 1u;
         if i == p.inner {
             i = 0u;
@@ -77,12 +74,12 @@ fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
     return found;
 }
 
-fn low_scaled(x: vec4<f32>, s: Scales) -> vec4<f32> {
-    return ((x * s.low_t) * s.low_m) * s.low_t;
+fn low_scaled(x: vec4<f32>, s: Scales, part: u32) -> vec4<f32> {
+    return ((x * s.t[2u * part]) * s.m[2u * part]) * s.t[2u * part];
 }
 
-fn high_scaled(x: vec4<f32>, s: Scales) -> vec4<f32> {
-    return ((x * s.high_t) * s.high_m) * s.high_t;
+fn high_scaled(x: vec4<f32>, s: Scales, part: u32) -> vec4<f32> {
+    return ((x * s.t[2u * part + 1u]) * s.m[2u * part + 1u]) * s.t[2u * part + 1u];
 }
 
 // The quads of an invocation: first, first + run, .. below end, `each` of them at most.
@@ -101,23 +98,24 @@ fn part_of(task: u32) -> Part {
     return Part(row * p.row + first, (row + 1u) * p.row);
 }
 
-fn words_rescaled(words: vec4<u32>, s: Scales) -> vec4<u32> {
+fn words_rescaled(quad: Quad, s: Scales, part: u32) -> vec4<u32> {
+    let words = words_of(quad, part);
     var high = vec4<f32>();
     if V_DTYPE != F32 {
-        high = high_scaled(quad_high(words, V_DTYPE), s);
+        high = high_scaled(quad_high(words, V_DTYPE), s, part);
     }
-    return quad_of(low_scaled(quad_low(words, V_DTYPE), s), high, V_DTYPE);
+    return quad_of(low_scaled(quad_low(words, V_DTYPE), s, part), high, V_DTYPE);
 }
 
 fn rescaled(quad: Quad, s: Scales) -> Quad {
     if COPY {
         return quad;
     }
-    let a = words_rescaled(words_of(quad, 0u), s);
+    let a = words_rescaled(quad, s, 0u);
     if PARTS == 1u {
         return joined(a, a);
     }
-    return joined(a, words_rescaled(words_of(quad, 1u), s));
+    return joined(a, words_rescaled(quad, s, 1u));
 }
 
 fn put(q: u32, end: u32, quad: Quad) {
@@ -182,11 +180,11 @@ fn normalize_quads_in_place(
 }
 
 // dv of v and dw; `held` is what dv holds.
-fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales) -> vec4<u32> {
-    var low = low_scaled(quad_low(dw, V_DTYPE) - low_scaled(quad_low(v, V_DTYPE), share), scale);
+fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales, part: u32) -> vec4<u32> {
+    var low = low_scaled(quad_low(dw, V_DTYPE) - low_scaled(quad_low(v, V_DTYPE), share, part), scale, part);
     var high = vec4<f32>();
     if V_DTYPE != F32 {
-        high = high_scaled(quad_high(dw, V_DTYPE) - high_scaled(quad_high(v, V_DTYPE), share), scale);
+        high = high_scaled(quad_high(dw, V_DTYPE) - high_scaled(quad_high(v, V_DTYPE), share, part), scale, part);
     }
     if ADD {
         low += quad_low(held, V_DTYPE);
@@ -195,6 +193,22 @@ fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, s
         }
     }
     return quad_of(low, high, V_DTYPE);
+}
+
+fn quad_backward(v: Quad, dw: Quad, held: Quad, scale: Scales, share: Scales) -> Quad {
+    let a = words_backward(words_of(v, 0u), words_of(dw, 0u), words_of(held, 0u), scale, share, 0u);
+    if PARTS == 1u {
+        return joined(a, a);
+    }
+    return joined(a, words_backward(words_of(v, 1u), words_of(dw, 1u), words_of(held, 1u), scale, share, 1u));
+}
+
+// What dv holds, if it is added to.
+fn held_at(q: u32) -> Quad {
+    if ADD {
+        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
+    }
+    return Quad();
 }
 
 @compute @workgroup_size(THREADS)
@@ -209,23 +223,17 @@ fn normalize_quads_backward(
     }
     let scale = scales_of(part.first, 4u, 0u);
     let share = scales_of(part.first, 4u, 2u);
-    for (var k = 0u; k < p.each; k += 1u) { // each iterations
+    let v_origin = extractBits(p.firsts, 0u, 8u) / QUAD;
+    let dw_origin = extractBits(p.firsts, 24u, 8u) / QUAD;
+    let last = part.end - 1u;
+    for (var k = 0u; k < p.each; k += 2u) { // each / 2 iterations
         let q = part.first + k * p.run;
-        if q >= part.end {
-            return;
-        }
-        let a = v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
-        let b = dw[extractBits(p.firsts, 24u, 8u) / QUAD + q];
-        let at = extractBits(p.firsts, 8u, 8u) / QUAD + q;
-        var held = a;
-        if ADD {
-            held = w[at];
-        }
-        let first_part = words_backward(words_of(a, 0u), words_of(b, 0u), words_of(held, 0u), scale, share);
-        if PARTS == 1u {
-            w[at] = joined(first_part, first_part);
-        } else {
-            w[at] = joined(first_part, words_backward(words_of(a, 1u), words_of(b, 1u), words_of(held, 1u), scale, share));
-        }
+        let r = min(q + p.run, last);
+        let a = v[v_origin + min(q, last)];
+        let b = v[v_origin + r];
+        let c = dw[dw_origin + min(q, last)];
+        let d = dw[dw_origin + r];
+        put(q, part.end, quad_backward(a, c, held_at(min(q, last)), scale, share));
+        put(q + p.run, part.end, quad_backward(b, d, held_at(r), scale, share));
     }
 }

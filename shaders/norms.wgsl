@@ -307,6 +307,33 @@ fn row_sums(
     }
 }
 
+// A lane's part of the partial sums of norm j, added up as they are, or with exponents of their own.
+fn partial_sums(j: u32, lane: u32, with_exponents: bool) -> Wide {
+    let inner = p.split_length;
+    var a = lane / inner;
+    var b = lane % inner;
+    var s = 0.0;
+    var sum = Wide(0.0, NOTHING);
+    for (; a < p.length; a += LANES / inner) { // bounded by the host
+        let pair = part[p.part_first + a * p.stride + j * p.splits + b];
+        if with_exponents {
+            sum = sum_of(sum, Wide(bitcast<f32>(pair.x), bitcast<i32>(pair.y)));
+        } else {
+            // An infinity of those that have one: what comes of it is not plain.
+            s += bitcast<f32>(select(INFINITY, pair.x, pair.y == 0u));
+        }
+        b += LANES % inner;
+        if b >= inner {
+            b -= inner;
+            a += 1u;
+        }
+    }
+    if with_exponents {
+        return sum;
+    }
+    return Wide(s, 0);
+}
+
 // norms[j] from the partial sums part[part_first + a * stride + j * splits + b], a < length, b < split_length.
 // LANES invocations a norm.
 @compute @workgroup_size(THREADS)
@@ -318,15 +345,23 @@ fn finish_sums(
     let j = flat(group, groups) * (THREADS / LANES) + t / LANES;
     var sum = Wide(0.0, NOTHING);
     if j < p.count {
-        for (var i = t % LANES; i < p.length * p.split_length; i += LANES) { // bounded by the host
-            let at = p.part_first + i / p.split_length * p.stride + j * p.splits + i % p.split_length;
-            sum = sum_of(sum, Wide(bitcast<f32>(part[at].x), bitcast<i32>(part[at].y)));
+        sum = partial_sums(j, t % LANES, false);
+        if !is_fine(sum.m) {
+            sum = partial_sums(j, t % LANES, true);
         }
     }
     sum = combine_lanes(sum, t, LANES);
     if j < p.count && t % LANES == 0u {
         finish(j, sum);
     }
+}
+
+// Whether f32 holds a sum safely.
+fn is_fine(s: f32) -> bool {
+    if DOT {
+        return is_safe(s);
+    }
+    return lift(s) == 0;
 }
 
 // norms[j] from known[j], the effective norms as f32. One invocation a norm.

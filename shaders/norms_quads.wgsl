@@ -164,10 +164,3 @@ fn column_sums(
         part[at + offset] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
     }
 }
-
-fn is_fine(s: f32) -> bool {
-    if DOT {
-        return is_safe(s);
-    }
-    return lift(s) == 0;
-}

@@ -448,7 +448,7 @@ impl Recorder<'_, '_> {
         if rows * columns == 0 || !aligned || !walk::in_quads([t, y], columns) {
             return Ok(false);
         }
-        let Pieces { run, each, .. } = Walk::of(&gpu).pieces(rows, columns / quad, false);
+        let Pieces { run, each } = Walk::of(&gpu).pieces_down(rows, columns / quad);
         let groups = |count: u64| (count.div_ceil(run * each * quad) * run).div_ceil(THREADS);
         let total = rows * columns;
         // Windows of whole rows.

@@ -6,7 +6,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Held, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
-use crate::walk::{self, HeldRows, Pieces, RowBlocks, Walk, Word};
+use crate::walk::{HeldRows, Pieces, RowBlocks, Walk, Word};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -516,20 +516,23 @@ impl Recorder<'_, '_> {
         let &Elementwise { kernels: (_, kernel), v, w, dw, scales, words, axis, add } = job;
         let layout = Layout::new(w.shape(), axis)?;
         let total = layout.len() as u64;
-        let Layout { kept, inner, .. } = layout.wide();
+        let Layout { outer, kept, inner } = layout.wide();
         let tensors = v.into_iter().chain(dw).chain([w]);
-        // Of one norm each, or else short.
-        let one_norm = Word::of(&gpu, tensors.clone(), inner);
-        let word = one_norm.unwrap_or(Word::Short);
-        let (quad, one_norm) = (word.quad(w.dtype()), one_norm.is_some());
-        let row = if one_norm { inner } else { kept * inner };
-        let whole = one_norm || walk::in_quads(tensors, row);
-        if total == 0 || !whole || kept > gpu.binding_capacity() / (4 * words) {
+        let walk = Walk::of(&gpu);
+        // Down the rows of a matrix, or along rows of one norm each.
+        let along = Word::of(&gpu, tensors.clone(), inner).filter(|word| !walk.goes_down(outer, inner / word.quad(w.dtype())));
+        let down = || Word::of(&gpu, tensors, kept * inner);
+        let Some(word) = along.or_else(down) else { return Ok(false) };
+        let quad = word.quad(w.dtype());
+        let row = if along.is_some() { inner } else { kept * inner };
+        if total == 0 || kept > gpu.binding_capacity() / (4 * words) {
             return Ok(false);
         }
-        let Pieces { run, each } = Walk::of(&gpu).pieces(total / row, row / quad, one_norm);
-        // Where the norms repeat, all there is counts as one row.
-        let row = if one_norm { row } else { total };
+        let Pieces { run, each } =
+            if along.is_some() { walk.pieces(row / quad) } else { walk.pieces_down(outer, row / quad) };
+        // Down the rows, all there is counts as one row.
+        let row = if along.is_some() { row } else { total };
+        let one_norm = word.holds(0, inner, w.dtype());
         let tasks = |row: u64| (row / quad).div_ceil(run * each) * run;
         let step = (gpu.binding_capacity() / w.dtype().size()).min(self.work_capacity(1));
         let most_tasks = gpu.group_capacity() * THREADS;

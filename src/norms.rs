@@ -277,7 +277,9 @@ impl Recorder<'_, '_> {
     ) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let each = partial.a * partial.b;
-        let lanes = lanes_for(each);
+        // As many as can add up all of them, plainly and then with exponents.
+        let least = each.div_ceil(MAX_ITERATIONS / 2).next_power_of_two();
+        let lanes = Walk::of(&gpu).lanes(j_count, each).max(least);
         let constants: Constants =
             vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
         let in_out = gpu.binding_capacity() / (4 * job.form.words());

@@ -248,20 +248,38 @@ impl Walk {
         self == Walk::Gpu || elements <= 16_384
     }
 
-    /// For `rows` rows of `quads`: `one_norm` where each row has one, else the norms repeat from row to row.
-    pub(crate) fn pieces(self, rows: u64, quads: u64, one_norm: bool) -> Pieces {
-        let (width, most) = match self {
-            Walk::Gpu => (THREADS, 4),
-            Walk::Cpu => (8, 32),
-        };
-        if !one_norm {
-            // Whole rows side by side, so that an invocation stays in its columns.
-            let each = rows.div_ceil(width.div_ceil(quads)).next_multiple_of(4).min(16);
-            return Pieces { run: quads * width.div_ceil(quads), each };
+    /// Whether norms of `quads` each, which repeat `times`, are so short that an invocation had better stay in its columns.
+    pub(crate) fn goes_down(self, times: u64, quads: u64) -> bool {
+        times > 1 && quads < self.width()
+    }
+
+    /// Invocations side by side that read neighbouring quads.
+    fn width(self) -> u64 {
+        match self {
+            Walk::Gpu => THREADS,
+            Walk::Cpu => 8,
         }
-        let pieces = quads.div_ceil(width * most);
-        let each = quads.div_ceil(pieces * width).next_multiple_of(4);
+    }
+
+    /// For rows of `quads`, each for itself.
+    pub(crate) fn pieces(self, quads: u64) -> Pieces {
+        let most = match self {
+            Walk::Gpu => 4,
+            Walk::Cpu => 32,
+        };
+        let pieces = quads.div_ceil(self.width() * most);
+        let each = quads.div_ceil(pieces * self.width()).next_multiple_of(4);
         Pieces { run: quads.div_ceil(pieces * each), each }
+    }
+
+    /// For `rows` rows of `quads`, down which each invocation goes in its columns: whole rows side by side.
+    pub(crate) fn pieces_down(self, rows: u64, quads: u64) -> Pieces {
+        let most = match self {
+            Walk::Gpu => 16,
+            Walk::Cpu => 32,
+        };
+        let enough = rows * quads / (self.enough_groups() * THREADS);
+        Pieces { run: quads * self.width().div_ceil(quads), each: enough.clamp(1, most).next_multiple_of(4) }
     }
 
     /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
