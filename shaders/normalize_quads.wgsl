@@ -5,7 +5,8 @@
 //   normalize_quads_in_place  the same with v in w's place
 //   normalize_quads_backward  dv = g / n̂ * (dw - dg * (v / d)), w standing for dv
 //
-// An invocation takes `each` quads, `run` apart: of a row, or of columns, so that its quads share their norms.
+// An invocation takes `each` quads, `run` apart, of a row with one norm, or down the rows of a matrix (outer, kept * inner): its quads
+// share their norms.
 
 struct Params {
     row: u32,      // quads of a row
@@ -65,11 +66,10 @@ fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
         let vector = 2u * (word % PARTS) + n % WORD;
         found.t[vector][word / PARTS] = scales[first + words * j];
         found.m[vector][word / PARTS] = scales[first + words * j + 1u];
+        // (A quad lies within kept * inner.)
         i += 1u;
-        if i == p.inner {
-            i = 0u;
-            j = select(j + 1u, 0u, j + 1u == p.kept);
-        }
+        j += select(0u, 1u, i == p.inner);
+        i = select(i, 0u, i == p.inner);
     }
     return found;
 }

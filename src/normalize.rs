@@ -520,7 +520,8 @@ impl Recorder<'_, '_> {
         let tensors = v.into_iter().chain(dw).chain([w]);
         let walk = Walk::of(&gpu);
         // Down the rows of a matrix, or along rows of one norm each.
-        let along = Word::of(&gpu, tensors.clone(), inner).filter(|word| !walk.goes_down(outer, inner / word.quad(w.dtype())));
+        let along =
+            Word::of(&gpu, tensors.clone(), inner).filter(|word| !walk.goes_down(outer, inner / word.quad(w.dtype())));
         let down = || Word::of(&gpu, tensors, kept * inner);
         let Some(word) = along.or_else(down) else { return Ok(false) };
         let quad = word.quad(w.dtype());

@@ -1348,8 +1348,8 @@ struct Rescale {
     write: Write,
     /// dv, dg.
     wanted: [bool; 2],
-    /// dw, v and dv start where they can be read four words at once.
-    aligned: bool,
+    /// dv starts at a multiple of so many bytes; dw and v too, if these are more than 4.
+    alignment: usize,
     dw: Option<Vec<f64>>,
     v: Option<Vec<f64>>,
     g: Option<Vec<f64>>,
@@ -1373,7 +1373,7 @@ impl Rescale {
             known: false,
             write: Write::Replace,
             wanted: [true; 2],
-            aligned: false,
+            alignment: 4,
             dw: None,
             v: None,
             g: None,
@@ -1398,8 +1398,7 @@ impl Rescale {
         let seed = self.len() + self.shape.len();
         let count = norm_count(&self.shape, self.axis);
         let known = self.known.then(|| cpu::row_norms(&v, &self.shape, self.axis, self.eps)).transpose()?;
-        // The places that OFFSETS has for these are aligned, behind a guard in the outputs.
-        let places = if self.aligned { [0, 0, 2] } else { [seed, seed + 1, seed] };
+        let places = if self.alignment == 4 { [seed, seed + 1] } else { [0, 0] };
         let dw = upload(gpu, &dw, &self.shape, self.dtypes[0], places[0])?;
         let v = upload(gpu, &v, &self.shape, self.dtypes[1], places[1])?;
         let vector = |values: Option<Vec<f64>>, seed| {
@@ -1413,7 +1412,8 @@ impl Rescale {
         }
         let parts = [(self.shape.clone(), self.dtypes[2]), (vec![count], DType::F32)];
         let held = self.held();
-        let outputs = Outputs::new(gpu, &parts, (self.write == Write::Add).then_some(&held), places[2])?;
+        let held = (self.write == Write::Add).then_some(&held[..]);
+        let outputs = Outputs::aligned(gpu, &parts, held, seed, self.alignment)?;
         let of = |i: usize| self.wanted[i].then_some(&outputs.tensors[i]);
         let dispatches = recorded(gpu, |ops| ops.normalize_backward_into(&dw, weight, of(0), of(1), self.write))?;
         Ok((outputs.read(&self.wanted)?, dispatches))
@@ -1660,10 +1660,15 @@ fn normalize_quads(gpu: &Gpu) -> Outcome {
         (&[131, 8], Axis::Kept(1)),
         (&[3, 5, 8], Axis::Kept(1)),
         (&[20, 8, 5], Axis::Kept(1)),
+        (&[131, 6, 16], Axis::Kept(1)),
     ] {
         for dtype in DTYPES {
-            for (eps, write) in [(Eps::default(), Write::Replace), (Eps::After(1e-3), Write::Add)] {
-                let case = Rescale { eps, write, dtypes: [dtype; 3], aligned: true, ..Rescale::new(shape, axis) };
+            for (eps, write, alignment) in [
+                (Eps::default(), Write::Replace, 32),
+                (Eps::default(), Write::Replace, 16),
+                (Eps::After(1e-3), Write::Add, 32),
+            ] {
+                let case = Rescale { eps, write, dtypes: [dtype; 3], alignment, ..Rescale::new(shape, axis) };
                 if dtype != DType::F16 {
                     let row = crate::data::norm_of(shape, axis);
                     let sizes = [1.0, 1e25, 1e-25, 0.0, 1e10];

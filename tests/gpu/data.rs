@@ -9,6 +9,12 @@ pub const POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e
 /// Places in a buffer where a caller's tensor may start: all but the first lie beside what a device can bind at.
 pub const OFFSETS: [u64; 4] = [0, 4, 12, 256 + 4];
 
+/// One of them; and, unless `len` elements are many, also multiples of 16 and of 32 bytes, from where other kernels may be taken.
+pub fn offsets(seed: usize, len: usize) -> impl Iterator<Item = u64> {
+    let aligned: &[u64] = if len <= 1 << 14 { &[16, 32] } else { &[] };
+    [OFFSETS[seed % OFFSETS.len()]].into_iter().chain(aligned.iter().copied())
+}
+
 /// splitmix64: the same numbers on every run.
 pub struct Rng(u64);
 

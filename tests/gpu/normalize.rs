@@ -3,7 +3,7 @@ use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound, weight_bound};
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, gains, must_fail, norm_chain, norm_count, norm_length, random,
+    DTYPES, Guarded, POLICIES, all, axes, gains, must_fail, norm_chain, norm_count, norm_length, offsets, random,
     upload,
 };
 use crate::norms::{LARGE, LONG, QUADS, SHAPES, either, simple};
@@ -46,14 +46,9 @@ impl Case<'_> {
         compare(w, &expected, Some(dtype), bound).map(drop)
     }
 
-    /// Out of place into `to`, between guards; with the norms known; in place. Short rows also where they start at a
-    /// multiple of 16 bytes, which may take another kernel.
+    /// Out of place into `to`, between guards; with the norms known; in place.
     pub fn check(&self, gpu: &Gpu, to: DType) -> Outcome {
-        self.check_at(gpu, to, OFFSETS[(self.chain + self.v.len()) % OFFSETS.len()])?;
-        if norm_length(self.shape, self.axis) <= 64 {
-            self.check_at(gpu, to, 16).map_err(|e| format!("from 16 bytes: {}", e.message().unwrap_or_default()))?;
-        }
-        Ok(())
+        all(offsets(self.chain + self.v.len(), self.v.len()), |&offset| self.check_at(gpu, to, offset))
     }
 
     fn check_at(&self, gpu: &Gpu, to: DType, offset: u64) -> Outcome {

@@ -4,7 +4,8 @@ use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
 use crate::common::{compare, norm_bound};
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, must_fail, norm_chain, norm_count, norm_length, random, upload,
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, must_fail, norm_chain, norm_count, norm_length, offsets, random,
+    upload,
 };
 use crate::{Needs, Outcome, Suite};
 
@@ -83,6 +84,8 @@ pub const QUADS: &[&[usize]] = &[
     &[3, 5, 8],
     &[40, 3, 8],
     &[37, 8, 5],
+    &[131, 6, 16],
+    &[70, 2, 64],
     &[2, 3, 512],
     &[3, 20_008],
     &[5, 1001],
@@ -111,10 +114,7 @@ pub const LONG: &[(&[usize], Axis)] = &[
 pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, eps: Eps, chain: usize) -> Outcome {
     let count = norm_count(shape, axis);
     let expected = cpu::row_norms(v, shape, axis, eps)?;
-    let offset = OFFSETS[(chain + count) % OFFSETS.len()];
-    // Short rows also where they start at a multiple of 16 bytes, which may take another kernel.
-    let aligned = (norm_length(shape, axis) <= 64).then_some(16);
-    all([offset].into_iter().chain(aligned), |&offset| {
+    all(offsets(chain + count, v.len()), |&offset| {
         let tensor = Guarded::holding(gpu, v, shape, dtype, offset)?.tensor;
         let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
