@@ -277,7 +277,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
-    /// buffers in a stage, 16 KiB of workgroup memory, 64 invocations in a workgroup; or if it has no pipeline caches, and
+    /// buffers in a stage, 16 KiB of workgroup memory, 128 invocations in a workgroup; or if it has no pipeline caches, and
     /// the options bring one. [`Error::Variant`] for choices that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         Gpu::assemble(device, queue, options, None)
@@ -294,8 +294,8 @@ impl Gpu {
         for (what, has, needs) in [
             ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
             ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16_384),
-            ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, 64),
-            ("invocations along x", limits.max_compute_workgroup_size_x, 64),
+            ("invocations in a workgroup", limits.max_compute_invocations_per_workgroup, 128),
+            ("invocations along x", limits.max_compute_workgroup_size_x, 128),
             ("workgroups in a dimension", limits.max_compute_workgroups_per_dimension, 1),
             ("bindings in a bind group", limits.max_bindings_per_bind_group, kernel::MAX_BINDINGS as u32),
         ] {
@@ -573,6 +573,11 @@ impl Gpu {
         u64::from(self.inner.limits.max_compute_workgroups_per_dimension).pow(3).min(1 << 31)
     }
 
+    /// Invocations that one workgroup can hold.
+    pub(crate) fn workgroup_capacity(&self) -> u64 {
+        u64::from(workgroup_capacity(&self.inner.limits))
+    }
+
     /// A scratch buffer of at least `bytes`. What was recorded with a smaller one keeps that one.
     pub(crate) fn scratch(&self, which: Scratch, bytes: u64) -> Result<wgpu::Buffer, Error> {
         let mut scratch = self.inner.scratch.lock().expect("no panic while held");
@@ -646,6 +651,11 @@ const LONG_WORDS: wgpu::Features = wgpu::Features::SHADER_INT64;
 /// What cooperative matrices take, beside subgroups.
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
+/// Workgroups are lines of invocations.
+fn workgroup_capacity(limits: &wgpu::Limits) -> u32 {
+    limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
+}
+
 /// The number of the vendor among PCI devices.
 const NVIDIA: u32 = 0x10de;
 
@@ -666,7 +676,7 @@ fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Ve
             [p.m_size, p.n_size, p.k_size] == [side; 3] && (p.ab_type, p.cr_type) == (F16, F32)
         })
     };
-    let threads = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+    let threads = workgroup_capacity(&limits);
     let fits = |side: u32, bytes| {
         // An invocation has 2 to 32 rows of C, and stages a sixteenth of A and B or at least a quad of each.
         lanes.is_power_of_two()

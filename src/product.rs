@@ -45,6 +45,9 @@ pub(crate) struct Params {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
+    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what `Large` reads for a multiply-add.
+    /// Chosen only if it is asked for, or by [`Gpu::tune`].
+    Huge,
     /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
     Large,
     /// From workgroup memory, 32 by 32, 4 by 4 an invocation.
@@ -85,7 +88,8 @@ pub enum Tile {
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Tile; 16] = [
+    pub const ALL: [Tile; 17] = [
+        Tile::Huge,
         Tile::Large,
         Tile::Medium,
         Tile::Tall,
@@ -106,7 +110,10 @@ impl Tile {
 
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
-        matches!(self.family(), Family::Tile | Family::Stream) || self.lanes(gpu).is_some()
+        match self.family() {
+            Family::Tile | Family::Stream => Shape::new(self, None, true).threads <= gpu.workgroup_capacity(),
+            _ => self.lanes(gpu).is_some(),
+        }
     }
 
     /// Those that a device can run.
@@ -132,7 +139,7 @@ impl Tile {
 
     pub(crate) fn family(self) -> Family {
         match self {
-            Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
+            Tile::Huge | Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
             Tile::Stream8 | Tile::Stream4 | Tile::Stream2 | Tile::Stream1 => Family::Stream,
             Tile::Coop8 => Family::Coop8,
             Tile::Coop16 => Family::Coop16,
@@ -295,6 +302,7 @@ impl Shape {
     fn new(tile: Tile, lanes: Option<u64>, b_along_k: bool) -> Shape {
         let lanes = lanes.unwrap_or(8);
         let [wx, wy, tm, tn] = match tile {
+            Tile::Huge => [16, 16, 8, 8],
             Tile::Large => [8, 8, 8, 8],
             Tile::Medium => [8, 8, 4, 4],
             Tile::Tall => [2, 32, 4, 4],
@@ -314,7 +322,7 @@ impl Shape {
             Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
-        let steps = if tile == Tile::Large { 8 } else { 16 };
+        let steps = if matches!(tile, Tile::Huge | Tile::Large) { 8 } else { 16 };
         let threads = match (tile.family(), b_along_k) {
             (Family::Stream, true) => 64,
             (Family::Stream, false) => 128,
@@ -409,7 +417,8 @@ impl Forced {
                 Family::Coop8 | Family::Coop16 => {
                     "the device has no cooperative matrices of this size, or they were not asked for"
                 }
-                _ => "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for",
+                Family::Tile | Family::Stream => "the device has no workgroups of so many invocations",
+                Family::Lanes => "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for",
             };
             return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
         }

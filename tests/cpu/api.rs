@@ -35,7 +35,7 @@ fn api_listing_sees_what_there_is() {
         "    #[non_exhaustive] pub struct Options",
         "    Kept(usize)",
         "    pub activation: Activation",
-        "    pub const ALL: [Tile; 16]",
+        "    pub const ALL: [Tile; 17]",
         "    NoDevice { adapter: String, reason: String }",
         "    pub fn all_on(gpu: &Gpu) -> impl Iterator<Item = Tile>",
         "    impl<'a> From<&'a Tensor> for Weight<'a>",

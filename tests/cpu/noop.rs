@@ -56,8 +56,8 @@ fn noop_small_devices_are_unsupported() {
     let lower: [(&str, Change); 8] = [
         ("storage buffers", |l| l.max_storage_buffers_per_shader_stage = 7),
         ("workgroup memory", |l| l.max_compute_workgroup_storage_size = 16_383),
-        ("invocations in a workgroup", |l| l.max_compute_invocations_per_workgroup = 63),
-        ("invocations along x", |l| l.max_compute_workgroup_size_x = 63),
+        ("invocations in a workgroup", |l| l.max_compute_invocations_per_workgroup = 127),
+        ("invocations along x", |l| l.max_compute_workgroup_size_x = 127),
         ("workgroups in a dimension", |l| l.max_compute_workgroups_per_dimension = 0),
         ("bindings in a bind group", |l| l.max_bindings_per_bind_group = 15),
         ("bindings of 8192 bytes", |l| l.max_storage_buffer_binding_size = 8191),
@@ -150,6 +150,30 @@ fn noop_builds_every_variant() {
         }
         assert!(gpu.pipeline_count() > 100, "{}", gpu.pipeline_count());
     }
+}
+
+/// The fewest invocations in a workgroup: the one tile that wants more is refused, all else becomes pipelines.
+#[test]
+fn noop_small_workgroups() {
+    let gpu = adopt(Parameters::Auto, |l| {
+        l.max_compute_invocations_per_workgroup = 128;
+        l.max_compute_workgroup_size_x = 128;
+    })
+    .unwrap();
+    assert!(!Tile::Huge.runs_on(&gpu) && Tile::Huge.runs_on(&noop()));
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let (x, v, g, dy) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[80]), zeros(&[70, 80]));
+    let (dx, dv, u) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[70, 80]));
+    let weight = WeightNorm::new(&v, &g);
+    let run = |tile| {
+        gpu.linear_with(&x, weight, None, &LinearOptions::default().tile(tile))?;
+        let wanted = Gradients::default().dx(&dx).dv(&dv).tile(tile);
+        dispatches(&gpu, |ops| ops.linear_backward_into(&x, weight, &dy, Some(&u), &wanted))
+    };
+    for tile in Tile::all_on(&gpu) {
+        run(tile).unwrap();
+    }
+    assert!(matches!(run(Tile::Huge), Err(Error::Variant { .. })));
 }
 
 /// The dispatches that the documentation promises.

@@ -31,7 +31,7 @@ fn tile_names_come_back() {
         match name.parse::<Tile>() {
             Err(Error::UnknownTile { got, expected }) => {
                 assert_eq!(got, name);
-                assert!(expected.starts_with("large, medium, "), "{expected}");
+                assert!(expected.starts_with("huge, large, "), "{expected}");
             }
             other => panic!("{name:?}: {other:?}"),
         }
@@ -72,7 +72,7 @@ fn choices_of_another_form_are_refused() {
         ("forward f32 f32 2 10 -3 large", "forward, "),
         ("forward f32 f64 2 10 3 large", "forward, "),
         ("backward f32 f32 2 10 3 large", "forward, "),
-        ("forward f32 f32 2 10 3 huge", "a tile of this version (no tile is called \"huge\""),
+        ("forward f32 f32 2 10 3 giant", "a tile of this version (no tile is called \"giant\""),
         ("forward  f32 f32 2 10 7 large", "one line for each product"),
     ];
     for (line, beginning) in wrong {

@@ -380,7 +380,13 @@ fn few_rows(gpu: &Gpu) -> Outcome {
 /// that every sum has to be formed again: no loop may be cut short. lavapipe stops an invocation after 65,535
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu) -> Outcome {
-    let mut sizes = vec![(Tile::Large, 64, 64), (Tile::Medium, 32, 32), (Tile::Tall, 128, 8), (Tile::Stream8, 8, 8)];
+    let mut sizes = vec![
+        (Tile::Huge, 128, 8),
+        (Tile::Large, 64, 64),
+        (Tile::Medium, 32, 32),
+        (Tile::Tall, 128, 8),
+        (Tile::Stream8, 8, 8),
+    ];
     sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes8, 8, 32), (Tile::Lanes1, 1, 32)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(sizes, |&(tile, batch, outs)| {
