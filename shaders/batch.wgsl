@@ -17,7 +17,7 @@
 //
 // `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
 // in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
-// `subtract_means` is the elementwise end of mean-only batch normalization.
+// `subtract_means` is the elementwise end of mean-only batch normalization, where normalize_quads.wgsl cannot do it.
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
 
 struct Params {

@@ -1,10 +1,9 @@
-// How batch.wgsl reads and writes a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS;
-// y of a's storage type. (batch_words.wgsl: all else.)
+// How batch.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS.
+// (batch_words.wgsl: all else.)
 // Joined behind four32.wgsl or four64.wgsl.
 
 @group(0) @binding(0) var<storage, read> a: array<Four>; // (rows, columns) quads of A_DTYPE
-@group(0) @binding(1) var<storage, read> u: array<Four>; // (rows, columns); subtract_means: (columns)
-@group(0) @binding(7) var<storage, read_write> y: array<Four>; // (rows, columns) quads of A_DTYPE
+@group(0) @binding(1) var<storage, read> u: array<Four>; // (rows, columns)
 
 override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
 override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
@@ -154,58 +153,5 @@ fn put(split: u32, column: u32, stat: Stat) {
         write_end(column, stat);
     } else {
         part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
-    }
-}
-
-// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for quads 0 .. count - 1. An invocation takes
-// p.split_length quads, p.rows apart, which lie in the same columns.
-@compute @workgroup_size(THREADS)
-fn subtract_means(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let task = flat(group, groups) * THREADS + t;
-    let begin = task / p.rows * (p.rows * p.split_length) + task % p.rows;
-    if begin >= p.count {
-        return;
-    }
-    let column = (p.part_first + begin * QUAD) % p.stride;
-    var low_center = vec4<f32>();
-    var high_center = vec4<f32>();
-    var low_bias = vec4<f32>();
-    var high_bias = vec4<f32>();
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        let low_at = extractBits(p.more_firsts, 0u, 8u) + column + i * PARTS;
-        low_center[i] = centers[low_at];
-        if A_DTYPE != F32 {
-            high_center[i] = centers[low_at + 1u];
-        }
-    }
-    if HAS_U {
-        let at_u = (extractBits(p.firsts, 8u, 8u) + column) / 4u;
-        low_bias = four_numbers(u[at_u]);
-        if A_DTYPE != F32 {
-            let second = four_numbers(u[at_u + 1u]);
-            high_bias = vec4<f32>(low_bias.yw, second.yw);
-            low_bias = vec4<f32>(low_bias.xz, second.xz);
-        }
-    }
-    for (var k = 0u; k < p.split_length; k += 1u) { // split_length iterations
-        let q = begin + k * p.rows;
-        if q >= p.count {
-            return;
-        }
-        let words = four_words(a[extractBits(p.firsts, 0u, 8u) / QUAD + q]);
-        var low = quad_low(words, A_DTYPE) - low_center;
-        var high = vec4<f32>();
-        if A_DTYPE != F32 {
-            high = quad_high(words, A_DTYPE) - high_center;
-        }
-        if HAS_U {
-            low += low_bias;
-            high += high_bias;
-        }
-        y[extractBits(p.firsts, 16u, 8u) / QUAD + q] = four_of(quad_of(low, high, A_DTYPE));
     }
 }

@@ -4,6 +4,7 @@
 //   normalize_quads           w = g * v / n̂, or a plain copy
 //   normalize_quads_in_place  the same with v in w's place
 //   normalize_quads_backward  dv = g / n̂ * (dw - dg * (v / d)), w standing for dv
+//   normalize_quads, CENTER   w = v - centers (+ bias): the end of mean-only batch normalization
 //
 // An invocation takes `each` quads, `run` apart, of a row with one norm, or down the rows of a matrix (outer, kept * inner): its quads
 // share their norms.
@@ -17,18 +18,21 @@ struct Params {
     inner: u32,    // elements from one j to the next
     kept: u32,     // norms
     position: u32, // place of the first element within kept * inner
-    firsts: u32,   // 8 bits each: the first element of v, of w, of the scales' first word, of dw within its binding
+    firsts: u32,   // 8 bits each: the first element of v, w, the scales, dw (CENTER: bias) within its binding
 }
 
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> v: array<Quad>; // quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl
+@group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl; CENTER: (kept) centers
 @group(0) @binding(2) var<storage, read_write> w: array<Quad>; // quads of V_DTYPE
 @group(0) @binding(3) var<storage, read> dw: array<Quad>; // quads of V_DTYPE
+@group(0) @binding(4) var<storage, read> bias: array<f32>; // CENTER, HAS_BIAS: (kept)
 
 override V_DTYPE: u32 = F32;
 override COPY: bool = false;
+override CENTER: bool = false;
+override HAS_BIAS: bool = false;
 override ONE_EACH: bool = true; // all elements of a quad have one norm
 override ADD: bool = false; // add to what dv holds
 
@@ -37,7 +41,7 @@ override QUAD: u32 = 4u * PARTS * WORD; // elements
 
 const THREADS = 64u;
 
-// A Scale for each element of a quad: of part i the vectors 2 * i for quad_low and 2 * i + 1 for quad_high.
+// A Scale for each element of a quad, or t its center and m its bias: of part i the vectors 2 * i for quad_low and 2 * i + 1 for quad_high.
 struct Scales {
     t: array<vec4<f32>, VECTORS>,
     m: array<vec4<f32>, VECTORS>,
@@ -45,27 +49,37 @@ struct Scales {
 
 const VECTORS = 2u * PARTS;
 
+fn scale_at(j: u32, words: u32, skip: u32) -> Scale {
+    let first = extractBits(p.firsts, 16u, 8u);
+    if !CENTER {
+        return Scale(scales[first + words * j + skip], scales[first + words * j + skip + 1u]);
+    }
+    if HAS_BIAS {
+        return Scale(scales[first + j], bias[extractBits(p.firsts, 24u, 8u) + j]);
+    }
+    return Scale(scales[first + j], 0.0);
+}
+
 // The scales of quad q, `words` words of them for a norm, from word `skip` of these on.
 fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
     let position = p.position + q * QUAD;
-    let first = extractBits(p.firsts, 16u, 8u) + skip;
     var i = position % p.inner;
     var j = position / p.inner % p.kept;
     var found = Scales();
     if ONE_EACH {
-        let t = vec4<f32>(scales[first + words * j]);
-        let m = vec4<f32>(scales[first + words * j + 1u]);
+        let scale = scale_at(j, words, skip);
         for (var n = 0u; n < VECTORS; n += 1u) { // VECTORS iterations
-            found.t[n] = t;
-            found.m[n] = m;
+            found.t[n] = vec4<f32>(scale.t);
+            found.m[n] = vec4<f32>(scale.m);
         }
         return found;
     }
     for (var n = 0u; n < QUAD; n += 1u) { // QUAD iterations
         let word = n / WORD;
         let vector = 2u * (word % PARTS) + n % WORD;
-        found.t[vector][word / PARTS] = scales[first + words * j];
-        found.m[vector][word / PARTS] = scales[first + words * j + 1u];
+        let scale = scale_at(j, words, skip);
+        found.t[vector][word / PARTS] = scale.t;
+        found.m[vector][word / PARTS] = scale.m;
         // (A quad lies within kept * inner.)
         i += 1u;
         j += select(0u, 1u, i == p.inner);
@@ -74,12 +88,12 @@ fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
     return found;
 }
 
-fn low_scaled(x: vec4<f32>, s: Scales, part: u32) -> vec4<f32> {
-    return ((x * s.t[2u * part]) * s.m[2u * part]) * s.t[2u * part];
-}
-
-fn high_scaled(x: vec4<f32>, s: Scales, part: u32) -> vec4<f32> {
-    return ((x * s.t[2u * part + 1u]) * s.m[2u * part + 1u]) * s.t[2u * part + 1u];
+// x by vector i of the scales.
+fn scaled_four(x: vec4<f32>, s: Scales, i: u32) -> vec4<f32> {
+    if !CENTER {
+        return ((x * s.t[i]) * s.m[i]) * s.t[i];
+    }
+    return select(x - s.t[i], x - s.t[i] + s.m[i], HAS_BIAS);
 }
 
 // The quads of an invocation: first, first + run, .. below end, `each` of them at most.
@@ -102,9 +116,9 @@ fn words_rescaled(quad: Quad, s: Scales, part: u32) -> vec4<u32> {
     let words = words_of(quad, part);
     var high = vec4<f32>();
     if V_DTYPE != F32 {
-        high = high_scaled(quad_high(words, V_DTYPE), s, part);
+        high = scaled_four(quad_high(words, V_DTYPE), s, 2u * part + 1u);
     }
-    return quad_of(low_scaled(quad_low(words, V_DTYPE), s, part), high, V_DTYPE);
+    return quad_of(scaled_four(quad_low(words, V_DTYPE), s, 2u * part), high, V_DTYPE);
 }
 
 fn rescaled(quad: Quad, s: Scales) -> Quad {
@@ -181,10 +195,12 @@ fn normalize_quads_in_place(
 
 // dv of v and dw; `held` is what dv holds.
 fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales, part: u32) -> vec4<u32> {
-    var low = low_scaled(quad_low(dw, V_DTYPE) - low_scaled(quad_low(v, V_DTYPE), share, part), scale, part);
+    let own = 2u * part;
+    var low = scaled_four(quad_low(dw, V_DTYPE) - scaled_four(quad_low(v, V_DTYPE), share, own), scale, own);
     var high = vec4<f32>();
     if V_DTYPE != F32 {
-        high = high_scaled(quad_high(dw, V_DTYPE) - high_scaled(quad_high(v, V_DTYPE), share, part), scale, part);
+        let along = scaled_four(quad_high(v, V_DTYPE), share, own + 1u);
+        high = scaled_four(quad_high(dw, V_DTYPE) - along, scale, own + 1u);
     }
     if ADD {
         low += quad_low(held, V_DTYPE);

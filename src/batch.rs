@@ -5,7 +5,7 @@ use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::norms::{ENOUGH_GROUPS, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_dtype, expect_shape, firsts};
-use crate::walk::{self, ColumnQuads, Pieces, Walk, Word};
+use crate::walk::{self, ColumnQuads, Walk, Word};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -392,7 +392,7 @@ impl Recorder<'_, '_> {
         let bias = bias.map(View::of);
         let constants: Constants =
             vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
-        if self.subtract_means_in_quads(t, centers, bias.as_ref(), y)? {
+        if self.center_in_quads(t, centers, bias.as_ref(), y)? {
             return Ok(());
         }
         let per_word = y.dtype().per_word();
@@ -431,57 +431,6 @@ impl Recorder<'_, '_> {
             }
         }
         Ok(())
-    }
-
-    /// `subtract_means` four words at once, if that can be: whether it was recorded.
-    fn subtract_means_in_quads(
-        &mut self,
-        t: &Tensor,
-        centers: &View<'_>,
-        bias: Option<&View<'_>>,
-        y: &Tensor,
-    ) -> Result<bool, Error> {
-        let gpu = self.gpu().clone();
-        let (rows, columns) = matrix(t);
-        let quad = walk::quad(t.dtype());
-        let aligned = bias.is_none_or(|bias| bias.offset.is_multiple_of(4 * walk::QUAD_WORDS));
-        if rows * columns == 0 || !aligned || !walk::in_quads([t, y], columns) {
-            return Ok(false);
-        }
-        let Pieces { run, each } = Walk::of(&gpu).pieces_down(rows, columns / quad);
-        let groups = |count: u64| (count.div_ceil(run * each * quad) * run).div_ceil(THREADS);
-        let total = rows * columns;
-        // Windows of whole rows.
-        let step = (gpu.binding_capacity() / t.dtype().size()).min(self.work_capacity(1)).min(total);
-        let step = step / columns * columns;
-        if step == 0 || columns > gpu.binding_capacity() / 4 || groups(step) > gpu.group_capacity() {
-            return Ok(false);
-        }
-        let constants: Constants = vec![("A_DTYPE", t.dtype().code()), ("HAS_U", bias.is_some().into())];
-        for (e, count) in windows(total, step) {
-            let (t_span, t_first) = View::of(t).bind(&gpu, e, count);
-            let (y_span, y_first) = View::of(y).bind(&gpu, e, count);
-            let (bias, bias_first) = bias.map_or((None, 0), |bias| bias.bind(&gpu, 0, columns));
-            let (centers, centers_first) = centers.bind(&gpu, 0, columns);
-            self.dispatch(&Dispatch {
-                kernel: &kernel::SUBTRACT_MEANS,
-                module: Module::BatchQuads(Word::best(&gpu)),
-                constants: &constants,
-                buffers: &[t_span, bias, centers, y_span],
-                params: Params {
-                    count: (count / quad) as u32,
-                    rows: run as u32,
-                    split_length: each as u32,
-                    stride: columns as u32,
-                    firsts: firsts([t_first, bias_first, y_first, 0]),
-                    more_firsts: centers_first,
-                    ..Params::zeroed()
-                },
-                groups: groups(count),
-                work: count,
-            })?;
-        }
-        Ok(true)
     }
 
     fn statistics(&mut self, job: &Job<'_>) -> Result<(), Error> {

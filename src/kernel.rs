@@ -351,7 +351,7 @@ use Access::{Read, Write};
 #[doc(hidden)]
 pub struct Kernel {
     pub entry: &'static str,
-    /// [`Module::stem`] of the modules that have it.
+    /// [`Module::stem`] of the modules that may have it.
     pub stem: &'static str,
     pub bindings: &'static [(u32, Access)],
 }
@@ -376,14 +376,20 @@ pub static NORMALIZE_IN_PLACE: Kernel =
     Kernel { entry: "normalize_in_place", stem: "normalize", bindings: &[(1, Read), (2, Write)] };
 pub static NORMALIZE_BACKWARD: Kernel =
     Kernel { entry: "normalize_backward", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)] };
-pub static NORMALIZE_QUADS: Kernel =
-    Kernel { entry: "normalize_quads", stem: "normalize_quads", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static NORMALIZE_QUADS_IN_PLACE: Kernel =
-    Kernel { entry: "normalize_quads_in_place", stem: "normalize_quads", bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_QUADS: Kernel = Kernel {
+    entry: "normalize_quads",
+    stem: "normalize_quads",
+    bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
+};
+pub static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
+    entry: "normalize_quads_in_place",
+    stem: "normalize_quads",
+    bindings: &[(1, Read), (2, Write), (4, Read)],
+};
 pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
     entry: "normalize_quads_backward",
     stem: "normalize_quads",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read), (4, Read)],
 };
 pub static NORMALIZE_ROWS: Kernel =
     Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };

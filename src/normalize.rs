@@ -412,7 +412,7 @@ impl Recorder<'_, '_> {
             Some(_) => (&kernel::NORMALIZE, &kernel::NORMALIZE_QUADS),
             None => (&kernel::NORMALIZE_IN_PLACE, &kernel::NORMALIZE_QUADS_IN_PLACE),
         };
-        self.elementwise(&Elementwise { kernels, v, w, dw: None, scales, words: 2, axis, add: false })
+        self.elementwise(&Elementwise { kernels, v, w, dw: None, scales, words: 2, bias: None, axis, add: false })
     }
 
     /// dv from dw and the two scales of each norm.
@@ -431,8 +431,31 @@ impl Recorder<'_, '_> {
             dw: Some(dw),
             scales: Some(scales),
             words: 4,
+            bias: None,
             axis: weight.axis,
             add,
+        })
+    }
+
+    /// y = t - centers + bias, one of each for an index of the last axis, four words at once, if that can be: whether it was
+    /// recorded.
+    pub(crate) fn center_in_quads(
+        &mut self,
+        t: &Tensor,
+        centers: &View<'_>,
+        bias: Option<&View<'_>>,
+        y: &Tensor,
+    ) -> Result<bool, Error> {
+        self.quads(&Elementwise {
+            kernels: (&kernel::SUBTRACT_MEANS, &kernel::NORMALIZE_QUADS),
+            v: Some(t),
+            w: y,
+            dw: None,
+            scales: Some(centers),
+            words: 1,
+            bias,
+            axis: Axis::Kept(t.shape().len() - 1),
+            add: false,
         })
     }
 
@@ -441,7 +464,7 @@ impl Recorder<'_, '_> {
         if self.quads(job)? {
             return Ok(());
         }
-        let &Elementwise { kernels: (kernel, _), v, w, dw, scales, words, axis, add } = job;
+        let &Elementwise { kernels: (kernel, _), v, w, dw, scales, words, axis, add, .. } = job;
         let layout = Layout::new(w.shape(), axis)?;
         if layout.len() == 0 {
             return Ok(());
@@ -513,7 +536,7 @@ impl Recorder<'_, '_> {
     /// The job four words at once, if that can be: whether it was recorded.
     fn quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
-        let &Elementwise { kernels: (_, kernel), v, w, dw, scales, words, axis, add } = job;
+        let &Elementwise { kernels: (_, kernel), v, w, dw, scales, words, bias, axis, add } = job;
         let layout = Layout::new(w.shape(), axis)?;
         let total = layout.len() as u64;
         let Layout { outer, kept, inner } = layout.wide();
@@ -548,6 +571,9 @@ impl Recorder<'_, '_> {
         }
         let mut constants: Constants =
             vec![("V_DTYPE", w.dtype().code()), ("ONE_EACH", one_norm.into()), ("COPY", scales.is_none().into())];
+        if words == 1 {
+            constants.extend([("CENTER", 1), ("HAS_BIAS", bias.is_some().into())]);
+        }
         if dw.is_some() {
             constants.push(("ADD", add.into()));
         }
@@ -558,13 +584,12 @@ impl Recorder<'_, '_> {
             let (w_span, w_first) = bind(&gpu, Some(w), e, count);
             let (dw_span, dw_first) = bind(&gpu, dw, e, count);
             let (scales, scales_first) = scales.map_or((None, 0), |scales| scales.bind(&gpu, 0, words * kept));
-            let mut buffers = vec![scales, w_span];
-            if v.is_some() {
-                buffers.insert(0, v_span);
-            }
-            if dw.is_some() {
-                buffers.push(dw_span);
-            }
+            let (bias, bias_first) = bias.map_or((None, 0), |bias| bias.bind(&gpu, 0, kept));
+            let buffers = match (v, dw) {
+                (None, _) => vec![scales, w_span, bias],
+                (_, None) => vec![v_span, scales, w_span, bias],
+                _ => vec![v_span, scales, w_span, dw_span, bias],
+            };
             self.dispatch(&Dispatch {
                 kernel,
                 module: Module::NormalizeQuads(word),
@@ -579,7 +604,7 @@ impl Recorder<'_, '_> {
                     inner: inner as u32,
                     kept: kept as u32,
                     position: (e % (kept * inner)) as u32,
-                    firsts: firsts([v_first, w_first, scales_first, dw_first]),
+                    firsts: firsts([v_first, w_first, scales_first, dw_first + bias_first]),
                 },
                 groups: (count / row * tasks(row)).div_ceil(THREADS),
                 work: count,
@@ -598,8 +623,10 @@ struct Elementwise<'a> {
     w: &'a Tensor,
     dw: Option<&'a Tensor>,
     scales: Option<&'a View<'a>>,
-    /// f32 words of scales for each norm.
+    /// f32 words of scales for each norm. 1: centers.
     words: u64,
+    /// Beside centers.
+    bias: Option<&'a View<'a>>,
     axis: Axis,
     add: bool,
 }

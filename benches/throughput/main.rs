@@ -99,6 +99,8 @@ const LAYERS: [[usize; 3]; 9] = [
 ];
 /// Weights for the operators that are not measured on `ROWS`.
 const WEIGHTS: [[usize; 2]; 3] = [[1024, 1024], [4096, 4096], [512, 4608]];
+/// Rows and features of a batch.
+const BATCHES: [[usize; 2]; 3] = [[64, 1024], [1024, 1024], [16_384, 512]];
 /// A few rows of x, where the weight is what has to be read.
 const SMALL: [[usize; 3]; 8] = [
     [1, 1024, 1024],
@@ -230,6 +232,9 @@ impl Bench {
                 problems.push(Problem { kept, ..Problem::rows(Op::NormalizeBackward, DType::F32, shape) });
             }
             problems.push(Problem::rows(Op::AdamStep, DType::F32, shape));
+        }
+        for shape in self.some(&BATCHES, |[n, k]| n * k) {
+            problems.extend(DTYPES[..2].iter().map(|&dtype| Problem::rows(Op::BatchNorm, dtype, shape)));
         }
         for shape in self.layers(&LAYERS) {
             for form in [Form::Plain, Form::Fused, Form::Known, Form::Three] {

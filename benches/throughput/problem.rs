@@ -17,6 +17,8 @@ pub enum Op {
     NormalizeBackward,
     /// Of v and g.
     AdamStep,
+    /// Mean-only, of a batch of n by k.
+    BatchNorm,
     /// Plain kernels on as many bytes.
     Read,
     Copy,
@@ -99,6 +101,7 @@ impl Problem {
             Op::Normalize => "normalize",
             Op::NormalizeBackward => "normalize_backward",
             Op::AdamStep => "adam_step",
+            Op::BatchNorm => "mean_only_batch_norm",
             Op::Read => "probe_read",
             Op::Copy => "probe_copy",
             Op::Linear => "linear",
@@ -225,7 +228,7 @@ impl Prepared {
         let backward = matches!(op, Op::LinearBackward | Op::LinearStep);
         let needs = |wanted, shape: [usize; 2]| if wanted { shape } else { [0, 0] };
         let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype);
-        let needs_w = matches!(op, Op::Normalize | Op::Read | Op::Copy) || form == Form::Three;
+        let needs_w = matches!(op, Op::Normalize | Op::BatchNorm | Op::Read | Op::Copy) || form == Form::Three;
         let of_gradient = matches!(op, Op::NormalizeBackward | Op::AdamStep);
         let (v_shape, norms) = (problem.v_shape(), problem.norm_count());
         let like_v = |wanted| if wanted { v_shape.clone() } else { vec![0, 0] };
@@ -285,6 +288,7 @@ impl Prepared {
                 let state = self.adam.as_ref().expect("made for this operator");
                 ops.adam_step(weight, state, 1, &Adam::new(RATE))
             }
+            Op::BatchNorm => ops.mean_only_batch_norm_into(&self.v.tensor, None, None, &self.w),
             Op::Read => probe_read(ops, &self.v.tensor, &self.w),
             Op::Copy => probe_copy(ops, &self.v.tensor, &self.w),
             Op::Linear => self.forward(ops),
@@ -332,7 +336,7 @@ impl Prepared {
     /// linear layer needs its own rows of x and v only.
     pub fn check(&self) -> Result<(), Failure> {
         let Problem { op, form, m, k, n, .. } = self.problem;
-        if self.problem.kept != Kept::Rows || matches!(op, Op::NormalizeBackward | Op::AdamStep) {
+        if self.problem.kept != Kept::Rows || matches!(op, Op::NormalizeBackward | Op::AdamStep | Op::BatchNorm) {
             return self.check_whole();
         }
         let outs = sample(n, (1 << 22) / (k * m.max(1)).max(1));
@@ -432,6 +436,9 @@ impl Prepared {
                 cpu::adam_step(&Adam::new(RATE), &mut g, &dg, &mut v, &dv, &mut state, None)?;
                 self.compare("v", 1, &read(&self.v.tensor)?, &v)?;
                 self.compare("g", 1, &read(&self.g.tensor)?, &g)
+            }
+            Op::BatchNorm => {
+                self.compare("y", shape[0], &read(&self.w)?, &cpu::mean_only_batch_norm(&v, &shape, None)?.0)
             }
             _ => unreachable!("a layer's weight keeps its rows"),
         }

@@ -400,9 +400,10 @@ fn mean_only_batch_norm_quads(gpu: &Gpu) -> Outcome {
     for walk in [Walk::Gpu, Walk::Cpu] {
         for dtype in DTYPES {
             for shape in [&[1, 8][..], &[37, 40], &[2, 64, 264], &[300, 16]] {
-                let places = [0, 0, 3, 0, 16];
-                with_walk(walk, || check_batch_norm_at(gpu, shape, dtype, dtype, places))
-                    .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
+                for places in [[0, 0, 3, 0, 16], [0, 1, 3, 0, 32]] {
+                    with_walk(walk, || check_batch_norm_at(gpu, shape, dtype, dtype, places))
+                        .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
+                }
             }
         }
     }
