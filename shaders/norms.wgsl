@@ -9,7 +9,8 @@
 //   OUT_WIDE    f32 and i32 (m, e): n̂_j = m * 2^e
 // and, on request, n̂_j as f32 beside it.
 //
-// With DOT the sums are those of the backward pass, sum dw * v, and the norms are known. What is written then:
+// With DOT the sums are those of the backward pass, sum dw * v, and the norms are known, or with OWN_NORMS summed up beside
+// them. What is written then:
 //   norms_too  f32: dg_j = sum dw * (v / n̂_j), or what stands there and that
 //   norms      four f32: the Scale g_j / n̂_j and the Scale dg_j / d_j, see gradient.wgsl
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
@@ -41,6 +42,7 @@ var<immediate> p: Params;
 override V_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
 override DOT: bool = false;
+override OWN_NORMS: bool = false; // DOT and DIRECT only
 override OUT: u32 = OUT_NORMS;
 override DIRECT: bool = true; // row_sums: one stretch is one norm: write it out
 override ROWS: u32 = 1u; // row_sums: rows of an invocation, where LANES is 1 and DIRECT; 1 or a multiple of 4
@@ -115,13 +117,18 @@ fn write_plain_norms(j: u32, last: u32, sum: vec4<f32>) -> bool {
     return plain;
 }
 
-// What becomes of the sum that belongs to j.
-fn finish(j: u32, sum: Wide) {
+// What becomes of the sum that belongs to j; `squares`: with OWN_NORMS.
+fn finish(j: u32, sum: Wide, squares: Wide) {
     if !DOT {
         write_norm(j, effective_norm(sum, p.policy, p.eps));
         return;
     }
-    let n = known[extractBits(p.more_firsts, 8u, 8u) + j];
+    var n: f32;
+    if OWN_NORMS {
+        n = narrow(effective_norm(squares, select(p.policy, EPS_NONE, p.policy == EPS_AFTER), p.eps));
+    } else {
+        n = known[extractBits(p.more_firsts, 8u, 8u) + j];
+    }
     var norm = n;
     if p.policy == EPS_AFTER {
         norm += p.eps;
@@ -195,6 +202,9 @@ fn stretch_squares(first: u32, end: u32, lane: u32, scale: f32) -> f32 {
     return total_of((a + b) + (c + d));
 }
 
+// The squares of v that stretch_dots passed by, with OWN_NORMS.
+var<private> squares_passed: f32;
+
 // sum of dw * v over a lane's part of the elements first .. end - 1 of v; f is the one of dw beside the first.
 fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
     let walk = walk_of(first / PRODUCT_UNIT, end / PRODUCT_UNIT, lane);
@@ -203,16 +213,26 @@ fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
     var b = Terms();
     var c = Terms();
     var d = Terms();
+    var a_squares = Terms();
+    var b_squares = Terms();
     var u = walk.first;
     for (; u + 3u * RUN < walk.end; u += 4u * RUN) { // (end - first) / (4 LANES) iterations
         a += products_at(u, u + apart);
         b += products_at(u + RUN, u + RUN + apart);
         c += products_at(u + 2u * RUN, u + 2u * RUN + apart);
         d += products_at(u + 3u * RUN, u + 3u * RUN + apart);
+        if OWN_NORMS {
+            a_squares += squares_beside(u) + squares_beside(u + RUN);
+            b_squares += squares_beside(u + 2u * RUN) + squares_beside(u + 3u * RUN);
+        }
     }
     for (; u < walk.end; u += RUN) { // at most 3 iterations
         a += products_at(u, u + apart);
+        if OWN_NORMS {
+            a_squares += squares_beside(u);
+        }
     }
+    squares_passed = total_of(a_squares + b_squares);
     let s = total_of((a + b) + (c + d));
     if is_safe(s) {
         return Wide(s, 0);
@@ -258,7 +278,7 @@ fn whole_rows(begin: u32) {
         if up != 0 {
             s = row_squares(j, exp2i(up));
         }
-        finish(j, Wide(s, -2 * up));
+        finish(j, Wide(s, -2 * up), Wide());
     }
 }
 
@@ -278,6 +298,7 @@ fn row_sums(
     }
     let task = flat(group, groups) * (THREADS / LANES) + t / LANES;
     var sum = Wide(0.0, NOTHING);
+    var squares = Wide(0.0, NOTHING);
     if task < p.count {
         let row = (p.split_first + task) / p.splits;
         let begin = (p.split_first + task) % p.splits * p.split_length;
@@ -288,6 +309,13 @@ fn row_sums(
         let lane = t % LANES;
         if DOT {
             sum = stretch_dots(first, first + length, extractBits(p.more_firsts, 0u, 8u) + place, lane);
+            if OWN_NORMS {
+                let up = lift(squares_passed);
+                if up != 0 {
+                    squares_passed = stretch_squares(first, first + length, lane, exp2i(up));
+                }
+                squares = Wide(squares_passed, -2 * up);
+            }
         } else {
             var s = stretch_squares(first, first + length, lane, 1.0);
             let up = lift(s);
@@ -298,9 +326,12 @@ fn row_sums(
         }
     }
     sum = combine_lanes(sum, t, LANES);
+    if OWN_NORMS {
+        squares = combine_lanes(squares, t, LANES);
+    }
     if task < p.count && t % LANES == 0u {
         if DIRECT {
-            finish(task, sum);
+            finish(task, sum, squares);
         } else {
             part[p.part_first + task] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
         }
@@ -352,7 +383,7 @@ fn finish_sums(
     }
     sum = combine_lanes(sum, t, LANES);
     if j < p.count && t % LANES == 0u {
-        finish(j, sum);
+        finish(j, sum, Wide());
     }
 }
 

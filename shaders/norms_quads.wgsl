@@ -47,6 +47,10 @@ fn squares_at(u: u32, first: u32, end: u32, scale: f32) -> Terms {
     return sum;
 }
 
+fn squares_beside(u: u32) -> Terms {
+    return squares_at(u, 0u, 0u, 1.0);
+}
+
 fn products(a: vec4<u32>, b: vec4<u32>) -> Terms {
     let low = quad_low(a, V_DTYPE) * quad_low(b, V_DTYPE);
     if V_DTYPE == F32 {

@@ -40,6 +40,10 @@ fn products_at(e: u32, f: u32) -> Terms {
     return v_at(e) * dw_at(f);
 }
 
+fn squares_beside(e: u32) -> Terms {
+    return square_at(e, 1.0);
+}
+
 fn square_at(e: u32, scale: f32) -> f32 {
     let a = v_at(e) * scale;
     return a * a;

@@ -198,7 +198,8 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::normalize_backward`] into `dv`, v's shape and any storage type, and `dg`, f32 in the norms' shape or
     /// flat, each if wanted. With known norms ([`WeightNorm::norms`]) they are not computed, but under [`Eps::After`].
     ///
-    /// The dispatches of [`Recorder::row_norms_into`] for the norms, the same number for the dot products, one for dv.
+    /// The dispatches of [`Recorder::row_norms_into`] for the dot products, one for dv. The norms are summed up beside the dot
+    /// products of contiguous rows that are not split over workgroups; else they take as many dispatches again.
     ///
     /// # Errors
     /// As [`Gpu::normalize_backward`]; [`Error::Alias`], [`Error::Overlap`].
@@ -233,9 +234,8 @@ impl Recorder<'_, '_> {
             return Ok(());
         }
         let kept = Layout::new(shape, weight.axis)?.wide().kept;
-        let known = self.differentiable_norms(weight)?;
         let out = View::scratch(self.gpu().scratch(Scratch::Scales, kept * 16)?, 4);
-        self.norms(&Job {
+        let job = |known| Job {
             v: weight.v,
             axis: weight.axis,
             eps: weight.eps,
@@ -245,7 +245,11 @@ impl Recorder<'_, '_> {
             out: out.clone(),
             norms_too: dg,
             dot: Some(Dot { dw, known, add: write == Write::Add }),
-        })?;
+        };
+        let are_known = weight.norms.is_some() && !matches!(weight.eps, Eps::After(_));
+        let beside = !are_known && self.sums_whole_rows(&job(None))?;
+        let known = if beside { None } else { Some(self.differentiable_norms(weight)?) };
+        self.norms(&job(known))?;
         match dv {
             Some(dv) => self.rescale_backward(dw, weight, &out, dv, write == Write::Add),
             None => Ok(()),

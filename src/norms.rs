@@ -71,8 +71,8 @@ pub(crate) struct Job<'a> {
 #[derive(Clone)]
 pub(crate) struct Dot<'a> {
     pub dw: &'a Tensor,
-    /// n̂, but n under [`Eps::After`]; f32.
-    pub known: View<'a>,
+    /// n̂, but n under [`Eps::After`]; f32. None only where [`Recorder::sums_whole_rows`]: there the norms are summed up beside.
+    pub known: Option<View<'a>>,
     /// Add to dg.
     pub add: bool,
 }
@@ -137,9 +137,7 @@ impl Recorder<'_, '_> {
 
     /// Records what `job` says; its arguments are checked.
     pub(crate) fn norms(&mut self, job: &Job<'_>) -> Result<(), Error> {
-        let layout = Layout::new(job.v.shape(), job.axis)?;
-        // Norms over nothing are norms of empty rows.
-        let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout };
+        let layout = job.layout()?;
         if job.known.is_some() {
             return self.known_norms(job, layout);
         }
@@ -155,6 +153,13 @@ impl Recorder<'_, '_> {
         }
     }
 
+    /// Whether the sums of this job are those of whole contiguous rows, each by one workgroup.
+    pub(crate) fn sums_whole_rows(&self, job: &Job<'_>) -> Result<bool, Error> {
+        let layout = job.layout()?;
+        let plan = Plan::new(self.gpu(), job, layout)?;
+        Ok(layout.outer == 1 && matches!(plan, Plan::Rows(Rows { splits: 1, .. })))
+    }
+
     fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
@@ -168,6 +173,7 @@ impl Recorder<'_, '_> {
         if direct {
             constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
             constants.push(("NORMS_TOO", job.norms_too.is_some().into()));
+            constants.push(("OWN_NORMS", (job.dot.is_some() && job.known_norms().is_none()).into()));
         }
         constants.extend(job.dot_constants());
         let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
@@ -366,6 +372,17 @@ impl<'a> Job<'a> {
         self.dot.as_ref().map_or(vec![], dw)
     }
 
+    fn layout(&self) -> Result<Layout, Error> {
+        let layout = Layout::new(self.v.shape(), self.axis)?;
+        // Norms over nothing are norms of empty rows.
+        Ok(if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout })
+    }
+
+    /// Of a dot product.
+    fn known_norms(&self) -> Option<&View<'a>> {
+        self.dot.as_ref().and_then(|dot| dot.known.as_ref())
+    }
+
     fn bind_dw(&self, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
         self.dot.as_ref().map_or((None, 0), |dot| View::of(dot.dw).bind(gpu, first, count))
     }
@@ -397,7 +414,7 @@ impl<'a> Out<'a> {
             gain: bind(gpu, job.gain, j, count),
             out: job.out.bind(gpu, j * words, count * words),
             norms_too: bind(gpu, job.norms_too, j, count),
-            known: job.dot.as_ref().map_or((None, 0), |dot| dot.known.bind(gpu, j, count)),
+            known: job.known_norms().map_or((None, 0), |known| known.bind(gpu, j, count)),
         }
     }
 }
@@ -454,8 +471,8 @@ impl Plan {
         let Layout { outer, kept, inner } = layout.wide();
         let in_binding = gpu.binding_capacity() / job.element();
         let sums_in_binding = gpu.binding_capacity() / 8;
-        // Where a dot product has to be formed again, that takes its elements one by one.
-        let passes = if job.dot.is_some() { 6 } else { 2 };
+        // Where a dot product has to be formed again, that takes its elements one by one; the squares beside it are too.
+        let passes = if job.dot.is_some() { 8 } else { 2 };
         let rows = Rows::new(gpu, job, outer * kept, inner, in_binding, passes);
         let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
         if outer == 1 || (inner >= ROW_FROM && rows_fit) {
