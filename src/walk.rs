@@ -301,14 +301,16 @@ impl Walk {
     pub(crate) fn least_rows_of_a_piece(self) -> u64 {
         match self {
             Walk::Gpu => 32,
-            Walk::Cpu => 128,
+            Walk::Cpu => 64,
         }
     }
 
-    /// Columns of a workgroup that adds up `splits` partial sums of each, of `columns` at most.
+    /// Columns of a workgroup that adds up `splits` partial sums of each, of `columns` at most if several invocations share one.
     pub(crate) fn columns_to_finish(self, columns: u64, splits: u64) -> u64 {
         match self {
             Walk::Gpu if splits > 16 => columns.min(8),
+            // Without barriers.
+            Walk::Cpu if splits <= 32 => THREADS,
             _ => columns,
         }
     }
