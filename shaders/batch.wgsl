@@ -45,10 +45,8 @@ var<immediate> p: Params;
 @group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
 @group(0) @binding(6) var<storage, read> g: array<f32>; // (columns)
 @group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
-@group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
 
 override A_DTYPE: u32 = F32;
-override Y_DTYPE: u32 = F32;
 override KIND: u32 = KIND_DOTS;
 override END: u32 = END_SUMS;
 override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0; subtract_means: u is the bias
@@ -59,7 +57,6 @@ override CY: u32 = THREADS / CX; // invocations that share a column of a split
 override WIDE: bool = END == END_FACTORS; // whether sum a * u has an exponent of its own
 
 const THREADS = 64u;
-const WORDS = 4u * THREADS;
 const KIND_DOTS = 0u;
 const KIND_MOMENTS = 1u;
 const END_SUMS = 0u;

@@ -3,7 +3,12 @@
 
 @group(0) @binding(0) var<storage, read> a: array<u32>; // (rows, columns) words of A_DTYPE
 @group(0) @binding(1) var<storage, read> u: array<f32>; // (rows, columns)
+@group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
 @group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
+
+override Y_DTYPE: u32 = F32;
+
+const WORDS = 4u * THREADS; // of y for a workgroup of subtract_means
 
 // An element of a, with its partner.
 fn pair(row: u32, column: u32) -> vec2<f32> {

@@ -132,6 +132,11 @@ fn rescaled(quad: Quad, s: Scales) -> Quad {
     return joined(a, words_rescaled(quad, s, 1u));
 }
 
+// Where quad q of a part is read: past its end the invocation's own first one, which nobody else writes.
+fn inside(q: u32, part: Part) -> u32 {
+    return select(part.first, q, q < part.end);
+}
+
 fn put(q: u32, end: u32, quad: Quad) {
     if q < end {
         w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
@@ -153,13 +158,12 @@ fn normalize_quads(
         own = scales_of(part.first, 2u, 0u);
     }
     let origin = extractBits(p.firsts, 0u, 8u) / QUAD;
-    let last = part.end - 1u;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
         let q = part.first + k * p.run;
-        let a = v[origin + min(q, last)];
-        let b = v[origin + min(q + p.run, last)];
-        let c = v[origin + min(q + 2u * p.run, last)];
-        let d = v[origin + min(q + 3u * p.run, last)];
+        let a = v[origin + inside(q, part)];
+        let b = v[origin + inside(q + p.run, part)];
+        let c = v[origin + inside(q + 2u * p.run, part)];
+        let d = v[origin + inside(q + 3u * p.run, part)];
         put(q, part.end, rescaled(a, own));
         put(q + p.run, part.end, rescaled(b, own));
         put(q + 2u * p.run, part.end, rescaled(c, own));
@@ -179,13 +183,12 @@ fn normalize_quads_in_place(
     }
     let own = scales_of(part.first, 2u, 0u);
     let origin = extractBits(p.firsts, 8u, 8u) / QUAD;
-    let last = part.end - 1u;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
         let q = part.first + k * p.run;
-        let a = w[origin + min(q, last)];
-        let b = w[origin + min(q + p.run, last)];
-        let c = w[origin + min(q + 2u * p.run, last)];
-        let d = w[origin + min(q + 3u * p.run, last)];
+        let a = w[origin + inside(q, part)];
+        let b = w[origin + inside(q + p.run, part)];
+        let c = w[origin + inside(q + 2u * p.run, part)];
+        let d = w[origin + inside(q + 3u * p.run, part)];
         put(q, part.end, rescaled(a, own));
         put(q + p.run, part.end, rescaled(b, own));
         put(q + 2u * p.run, part.end, rescaled(c, own));
@@ -241,15 +244,14 @@ fn normalize_quads_backward(
     let share = scales_of(part.first, 4u, 2u);
     let v_origin = extractBits(p.firsts, 0u, 8u) / QUAD;
     let dw_origin = extractBits(p.firsts, 24u, 8u) / QUAD;
-    let last = part.end - 1u;
     for (var k = 0u; k < p.each; k += 2u) { // each / 2 iterations
         let q = part.first + k * p.run;
-        let r = min(q + p.run, last);
-        let a = v[v_origin + min(q, last)];
+        let r = inside(q + p.run, part);
+        let a = v[v_origin + inside(q, part)];
         let b = v[v_origin + r];
-        let c = dw[dw_origin + min(q, last)];
+        let c = dw[dw_origin + inside(q, part)];
         let d = dw[dw_origin + r];
-        put(q, part.end, quad_backward(a, c, held_at(min(q, last)), scale, share));
+        put(q, part.end, quad_backward(a, c, held_at(inside(q, part)), scale, share));
         put(q + p.run, part.end, quad_backward(b, d, held_at(r), scale, share));
     }
 }

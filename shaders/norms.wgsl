@@ -202,11 +202,14 @@ fn stretch_squares(first: u32, end: u32, lane: u32, scale: f32) -> f32 {
     return total_of((a + b) + (c + d));
 }
 
-// The squares of v that stretch_dots passed by, with OWN_NORMS.
-var<private> squares_passed: f32;
+// A lane's sums over a stretch: dw * v, and with OWN_NORMS the squares of v.
+struct Dots {
+    products: Wide,
+    squares: Wide,
+}
 
-// sum of dw * v over a lane's part of the elements first .. end - 1 of v; f is the one of dw beside the first.
-fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
+// Those of a lane's part of the elements first .. end - 1 of v; f is the one of dw beside the first.
+fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Dots {
     let walk = walk_of(first / PRODUCT_UNIT, end / PRODUCT_UNIT, lane);
     let apart = f / PRODUCT_UNIT - first / PRODUCT_UNIT; // modulo 2^32
     var a = Terms();
@@ -222,29 +225,57 @@ fn stretch_dots(first: u32, end: u32, f: u32, lane: u32) -> Wide {
         c += products_at(u + 2u * RUN, u + 2u * RUN + apart);
         d += products_at(u + 3u * RUN, u + 3u * RUN + apart);
         if OWN_NORMS {
-            a_squares += squares_beside(u) + squares_beside(u + RUN);
-            b_squares += squares_beside(u + 2u * RUN) + squares_beside(u + 3u * RUN);
+            a_squares += squares_beside(u, 1.0) + squares_beside(u + RUN, 1.0);
+            b_squares += squares_beside(u + 2u * RUN, 1.0) + squares_beside(u + 3u * RUN, 1.0);
         }
     }
     for (; u < walk.end; u += RUN) { // at most 3 iterations
         a += products_at(u, u + apart);
         if OWN_NORMS {
-            a_squares += squares_beside(u);
+            a_squares += squares_beside(u, 1.0);
         }
     }
-    squares_passed = total_of(a_squares + b_squares);
     let s = total_of((a + b) + (c + d));
-    if is_safe(s) {
-        return Wide(s, 0);
+    var dots = Dots(Wide(s, 0), Wide(0.0, NOTHING));
+    if !is_safe(s) {
+        dots.products = wide_dots(walk, f - first); // modulo 2^32
     }
+    if OWN_NORMS {
+        var squares = total_of(a_squares + b_squares);
+        let up = lift(squares);
+        if up != 0 {
+            squares = walk_squares(walk, exp2i(up));
+        }
+        dots.squares = Wide(squares, -2 * up);
+    }
+    return dots;
+}
+
+// The products of a walk, each with an exponent of its own; element e of v belongs to e + apart of dw.
+fn wide_dots(walk: Walk, apart: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
-    for (u = walk.first; u < walk.end; u += RUN) { // a lane's part of (end - first) iterations, with those within
+    for (var u = walk.first; u < walk.end; u += RUN) { // a lane's part of (end - first) iterations, with those within
         for (var i = 0u; i < PRODUCT_UNIT; i += 1u) {
             let e = u * PRODUCT_UNIT + i;
-            sum = sum_of(sum, wide_product_at(e, e - first + f));
+            sum = sum_of(sum, wide_product_at(e, e + apart));
         }
     }
     return sum;
+}
+
+// The squares of a walk in units of products: of the same elements that a lane's dots took, wherever words begin.
+fn walk_squares(walk: Walk, scale: f32) -> f32 {
+    var a = Terms();
+    var b = Terms();
+    var u = walk.first;
+    for (; u + 3u * RUN < walk.end; u += 4u * RUN) { // (end - first) / (4 LANES) iterations
+        a += squares_beside(u, scale) + squares_beside(u + RUN, scale);
+        b += squares_beside(u + 2u * RUN, scale) + squares_beside(u + 3u * RUN, scale);
+    }
+    for (; u < walk.end; u += RUN) { // at most 3 iterations
+        a += squares_beside(u, scale);
+    }
+    return total_of(a + b);
 }
 
 // The squares of a row by one invocation.
@@ -308,14 +339,9 @@ fn row_sums(
         let first = extractBits(p.firsts, 0u, 8u) + place;
         let lane = t % LANES;
         if DOT {
-            sum = stretch_dots(first, first + length, extractBits(p.more_firsts, 0u, 8u) + place, lane);
-            if OWN_NORMS {
-                let up = lift(squares_passed);
-                if up != 0 {
-                    squares_passed = stretch_squares(first, first + length, lane, exp2i(up));
-                }
-                squares = Wide(squares_passed, -2 * up);
-            }
+            let dots = stretch_dots(first, first + length, extractBits(p.more_firsts, 0u, 8u) + place, lane);
+            sum = dots.products;
+            squares = dots.squares;
         } else {
             var s = stretch_squares(first, first + length, lane, 1.0);
             let up = lift(s);
@@ -333,36 +359,65 @@ fn row_sums(
         if DIRECT {
             finish(task, sum, squares);
         } else {
-            part[p.part_first + task] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
+            let stretch = settled(sum);
+            part[p.part_first + task] = vec2<u32>(bitcast<u32>(stretch.m), bitcast<u32>(stretch.e));
         }
     }
 }
 
-// A lane's part of the partial sums of norm j, added up as they are, or with exponents of their own.
-fn partial_sums(j: u32, lane: u32, with_exponents: bool) -> Wide {
-    let inner = p.split_length;
-    var a = lane / inner;
-    var b = lane % inner;
-    var s = 0.0;
+// A lane's part of the partial sums of norm j, added up as they are, which is right if none has an exponent of its own: the
+// exponent that comes of it is 0 then. In blocks, so that none of many is rounded as often as there are others.
+fn plain_partial_sums(j: u32, lane: u32) -> Wide {
+    var at = PartialSum(lane / p.split_length, lane % p.split_length);
+    var sum = 0.0;
+    var exponents = 0u;
+    while at.a < p.length { // bounded by the host, with those within
+        var block = 0.0;
+        for (var i = 0u; i < PARTIAL_SUMS && at.a < p.length; i += 1u) {
+            let pair = partial_sum(j, at);
+            block += bitcast<f32>(pair.x);
+            exponents |= pair.y;
+            at = next_partial_sum(at);
+        }
+        sum += block;
+    }
+    return Wide(sum, bitcast<i32>(exponents));
+}
+
+// The same whatever the exponents.
+fn wide_partial_sums(j: u32, lane: u32) -> Wide {
+    var at = PartialSum(lane / p.split_length, lane % p.split_length);
     var sum = Wide(0.0, NOTHING);
-    for (; a < p.length; a += LANES / inner) { // bounded by the host
-        let pair = part[p.part_first + a * p.stride + j * p.splits + b];
-        if with_exponents {
-            sum = sum_of(sum, Wide(bitcast<f32>(pair.x), bitcast<i32>(pair.y)));
-        } else {
-            // An infinity of those that have one: what comes of it is not plain.
-            s += bitcast<f32>(select(INFINITY, pair.x, pair.y == 0u));
+    while at.a < p.length { // bounded by the host, with those within
+        var block = Wide(0.0, NOTHING);
+        for (var i = 0u; i < PARTIAL_SUMS && at.a < p.length; i += 1u) {
+            let pair = partial_sum(j, at);
+            block = sum_of(block, Wide(bitcast<f32>(pair.x), bitcast<i32>(pair.y)));
+            at = next_partial_sum(at);
         }
-        b += LANES % inner;
-        if b >= inner {
-            b -= inner;
-            a += 1u;
-        }
+        sum = sum_of(sum, block);
     }
-    if with_exponents {
-        return sum;
-    }
-    return Wide(s, 0);
+    return sum;
+}
+
+const PARTIAL_SUMS = 64u; // of a block
+
+// Number b of the inner and number a of the outer partial sums of a norm.
+struct PartialSum {
+    a: u32,
+    b: u32,
+}
+
+fn partial_sum(j: u32, at: PartialSum) -> vec2<u32> {
+    return part[p.part_first + at.a * p.stride + j * p.splits + at.b];
+}
+
+// LANES further on.
+fn next_partial_sum(at: PartialSum) -> PartialSum {
+    let inner = p.split_length;
+    let b = at.b + LANES % inner;
+    let carry = select(0u, 1u, b >= inner);
+    return PartialSum(at.a + LANES / inner + carry, b - inner * carry);
 }
 
 // norms[j] from the partial sums part[part_first + a * stride + j * splits + b], a < length, b < split_length.
@@ -376,9 +431,9 @@ fn finish_sums(
     let j = flat(group, groups) * (THREADS / LANES) + t / LANES;
     var sum = Wide(0.0, NOTHING);
     if j < p.count {
-        sum = partial_sums(j, t % LANES, false);
-        if !is_fine(sum.m) {
-            sum = partial_sums(j, t % LANES, true);
+        sum = plain_partial_sums(j, t % LANES);
+        if sum.e != 0 || !is_fine(sum.m) {
+            sum = wide_partial_sums(j, t % LANES);
         }
     }
     sum = combine_lanes(sum, t, LANES);

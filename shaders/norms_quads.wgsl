@@ -47,8 +47,9 @@ fn squares_at(u: u32, first: u32, end: u32, scale: f32) -> Terms {
     return sum;
 }
 
-fn squares_beside(u: u32) -> Terms {
-    return squares_at(u, 0u, 0u, 1.0);
+// The squares of quad u of v, which products_at takes too.
+fn squares_beside(u: u32, scale: f32) -> Terms {
+    return squares_at(u, 0u, 0u, scale);
 }
 
 fn products(a: vec4<u32>, b: vec4<u32>) -> Terms {

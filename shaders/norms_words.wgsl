@@ -40,11 +40,8 @@ fn products_at(e: u32, f: u32) -> Terms {
     return v_at(e) * dw_at(f);
 }
 
-fn squares_beside(e: u32) -> Terms {
-    return square_at(e, 1.0);
-}
-
-fn square_at(e: u32, scale: f32) -> f32 {
+// The square of element e of v, which products_at takes too.
+fn squares_beside(e: u32, scale: f32) -> Terms {
     let a = v_at(e) * scale;
     return a * a;
 }
@@ -58,14 +55,14 @@ fn column_squares(first: u32, rows: u32, scale: f32) -> f32 {
     var e = first;
     var row = 0u;
     for (; row + 3u < rows; row += 4u) { // rows / 4 iterations
-        a += square_at(e, scale);
-        b += square_at(e + p.stride, scale);
-        c += square_at(e + 2u * p.stride, scale);
-        d += square_at(e + 3u * p.stride, scale);
+        a += squares_beside(e, scale);
+        b += squares_beside(e + p.stride, scale);
+        c += squares_beside(e + 2u * p.stride, scale);
+        d += squares_beside(e + 3u * p.stride, scale);
         e += 4u * p.stride;
     }
     for (; row < rows; row += 1u) { // at most 3 iterations
-        a += square_at(e, scale);
+        a += squares_beside(e, scale);
         e += p.stride;
     }
     return (a + b) + (c + d);

@@ -390,11 +390,11 @@ impl Recorder<'_, '_> {
         let gpu = self.gpu().clone();
         let (rows, columns) = matrix(t);
         let bias = bias.map(View::of);
-        let constants: Constants =
-            vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
         if self.center_in_quads(t, centers, bias.as_ref(), y)? {
             return Ok(());
         }
+        let constants: Constants =
+            vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
         let per_word = y.dtype().per_word();
         let capacity = gpu.binding_capacity();
         let step = capacity / t.dtype().size().max(y.dtype().size());

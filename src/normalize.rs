@@ -3,7 +3,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Held, Kernel, Module};
+use crate::kernel::{self, Constants, Held, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
 use crate::walk::{HeldRows, Pieces, RowBlocks, Walk, Word};
@@ -405,14 +405,13 @@ impl Recorder<'_, '_> {
         Ok(true)
     }
 
+    /// w by the scale of each norm, or a copy. Without v it is w.
     fn rescale(&mut self, v: Option<&Tensor>, w: &Tensor, scales: Option<(&View<'_>, Axis)>) -> Result<(), Error> {
-        let axis = scales.map_or(Axis::Whole, |(_, axis)| axis);
-        let scales = scales.map(|(view, _)| view);
-        let kernels = match v {
-            Some(_) => (&kernel::NORMALIZE, &kernel::NORMALIZE_QUADS),
-            None => (&kernel::NORMALIZE_IN_PLACE, &kernel::NORMALIZE_QUADS_IN_PLACE),
+        let (axis, does) = match scales {
+            Some((scales, axis)) => (axis, Does::Scale(scales)),
+            None => (Axis::Whole, Does::Copy),
         };
-        self.elementwise(&Elementwise { kernels, v, w, dw: None, scales, words: 2, bias: None, axis, add: false })
+        self.elementwise(&Elementwise { does, v, w, axis })
     }
 
     /// dv from dw and the two scales of each norm.
@@ -424,21 +423,12 @@ impl Recorder<'_, '_> {
         dv: &Tensor,
         add: bool,
     ) -> Result<(), Error> {
-        self.elementwise(&Elementwise {
-            kernels: (&kernel::NORMALIZE_BACKWARD, &kernel::NORMALIZE_QUADS_BACKWARD),
-            v: Some(weight.v),
-            w: dv,
-            dw: Some(dw),
-            scales: Some(scales),
-            words: 4,
-            bias: None,
-            axis: weight.axis,
-            add,
-        })
+        let does = Does::Backward { dw, scales, add };
+        self.elementwise(&Elementwise { does, v: Some(weight.v), w: dv, axis: weight.axis })
     }
 
     /// y = t - centers + bias, one of each for an index of the last axis, four words at once, if that can be: whether it was
-    /// recorded.
+    /// recorded. (Word by word: `batch_words.wgsl`.)
     pub(crate) fn center_in_quads(
         &mut self,
         t: &Tensor,
@@ -446,25 +436,23 @@ impl Recorder<'_, '_> {
         bias: Option<&View<'_>>,
         y: &Tensor,
     ) -> Result<bool, Error> {
-        self.quads(&Elementwise {
-            kernels: (&kernel::SUBTRACT_MEANS, &kernel::NORMALIZE_QUADS),
-            v: Some(t),
-            w: y,
-            dw: None,
-            scales: Some(centers),
-            words: 1,
-            bias,
-            axis: Axis::Kept(t.shape().len() - 1),
-            add: false,
-        })
+        let does = Does::Center { centers, bias };
+        self.in_quads(&Elementwise { does, v: Some(t), w: y, axis: Axis::Kept(t.shape().len() - 1) })
     }
 
     fn elementwise(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
+        if self.in_quads(job)? { Ok(()) } else { self.in_words(job) }
+    }
+
+    fn in_words(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
         let gpu = self.gpu().clone();
-        if self.quads(job)? {
-            return Ok(());
-        }
-        let &Elementwise { kernels: (kernel, _), v, w, dw, scales, words, axis, add, .. } = job;
+        let &Elementwise { ref does, v, w, axis } = job;
+        let kernel = match (does, v) {
+            (Does::Backward { .. }, _) => &kernel::NORMALIZE_BACKWARD,
+            (_, Some(_)) => &kernel::NORMALIZE,
+            (_, None) => &kernel::NORMALIZE_IN_PLACE,
+        };
+        let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
         let layout = Layout::new(w.shape(), axis)?;
         if layout.len() == 0 {
             return Ok(());
@@ -472,10 +460,10 @@ impl Recorder<'_, '_> {
         let total = layout.len() as u64;
         let Layout { kept, inner, .. } = layout.wide();
         let dtype = |tensor: Option<&Tensor>| tensor.map_or(w.dtype(), Tensor::dtype);
-        let mut constants: Constants =
-            vec![("V_DTYPE", dtype(v).code()), ("W_DTYPE", w.dtype().code()), ("COPY", scales.is_none().into())];
+        let mut constants: Constants = vec![("V_DTYPE", dtype(v).code()), ("W_DTYPE", w.dtype().code())];
+        constants.extend(does.constants());
         if dw.is_some() {
-            constants.extend([("G_DTYPE", dtype(dw).code()), ("ADD", add.into())]);
+            constants.push(("G_DTYPE", dtype(dw).code()));
         }
         let element = [dtype(v), dtype(dw), w.dtype()].map(DType::size).into_iter().max().unwrap_or(4);
         let step = gpu.binding_capacity() / element;
@@ -534,9 +522,15 @@ impl Recorder<'_, '_> {
     }
 
     /// The job four words at once, if that can be: whether it was recorded.
-    fn quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
+    fn in_quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
-        let &Elementwise { kernels: (_, kernel), v, w, dw, scales, words, bias, axis, add } = job;
+        let &Elementwise { ref does, v, w, axis } = job;
+        let kernel = match (does, v) {
+            (Does::Backward { .. }, _) => &kernel::NORMALIZE_QUADS_BACKWARD,
+            (_, Some(_)) => &kernel::NORMALIZE_QUADS,
+            (_, None) => &kernel::NORMALIZE_QUADS_IN_PLACE,
+        };
+        let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
         let layout = Layout::new(w.shape(), axis)?;
         let total = layout.len() as u64;
         let Layout { outer, kept, inner } = layout.wide();
@@ -569,14 +563,8 @@ impl Recorder<'_, '_> {
         if step == 0 {
             return Ok(false);
         }
-        let mut constants: Constants =
-            vec![("V_DTYPE", w.dtype().code()), ("ONE_EACH", one_norm.into()), ("COPY", scales.is_none().into())];
-        if words == 1 {
-            constants.extend([("CENTER", 1), ("HAS_BIAS", bias.is_some().into())]);
-        }
-        if dw.is_some() {
-            constants.push(("ADD", add.into()));
-        }
+        let mut constants: Constants = vec![("V_DTYPE", w.dtype().code()), ("ONE_EACH", one_norm.into())];
+        constants.extend(does.constants());
         let slabs = (0..total / slab).map(|i| i * slab);
         for (e, count) in slabs.flat_map(|e| windows(slab, step).map(move |(first, count)| (e + first, count))) {
             let row = row.min(count);
@@ -584,7 +572,7 @@ impl Recorder<'_, '_> {
             let (w_span, w_first) = bind(&gpu, Some(w), e, count);
             let (dw_span, dw_first) = bind(&gpu, dw, e, count);
             let (scales, scales_first) = scales.map_or((None, 0), |scales| scales.bind(&gpu, 0, words * kept));
-            let (bias, bias_first) = bias.map_or((None, 0), |bias| bias.bind(&gpu, 0, kept));
+            let (bias, bias_first) = does.bias().map_or((None, 0), |bias| bias.bind(&gpu, 0, kept));
             let buffers = match (v, dw) {
                 (None, _) => vec![scales, w_span, bias],
                 (_, None) => vec![v_span, scales, w_span, bias],
@@ -604,6 +592,7 @@ impl Recorder<'_, '_> {
                     inner: inner as u32,
                     kept: kept as u32,
                     position: (e % (kept * inner)) as u32,
+                    // Of dw and the bias one is there.
                     firsts: firsts([v_first, w_first, scales_first, dw_first + bias_first]),
                 },
                 groups: (count / row * tasks(row)).div_ceil(THREADS),
@@ -616,19 +605,59 @@ impl Recorder<'_, '_> {
 
 /// Something done to every element of a tensor.
 struct Elementwise<'a> {
-    /// Word by word, and in quads.
-    kernels: (&'static Kernel, &'static Kernel),
+    does: Does<'a>,
     /// `None` where w is both.
     v: Option<&'a Tensor>,
     w: &'a Tensor,
-    dw: Option<&'a Tensor>,
-    scales: Option<&'a View<'a>>,
-    /// f32 words of scales for each norm. 1: centers.
-    words: u64,
-    /// Beside centers.
-    bias: Option<&'a View<'a>>,
     axis: Axis,
-    add: bool,
+}
+
+enum Does<'a> {
+    /// w = v
+    Copy,
+    /// w = g v / n̂, the Scale of each norm.
+    Scale(&'a View<'a>),
+    /// w, which is dv, = g / n̂ (dw - dg v / d), or what it holds and that; the two Scales of each norm.
+    Backward { dw: &'a Tensor, scales: &'a View<'a>, add: bool },
+    /// w = v - center + bias, in quads alone.
+    Center { centers: &'a View<'a>, bias: Option<&'a View<'a>> },
+}
+
+impl<'a> Does<'a> {
+    /// What there is of each norm,
+    fn of_norms(&self) -> Option<&'a View<'a>> {
+        match *self {
+            Does::Copy => None,
+            Does::Scale(scales) | Does::Backward { scales, .. } => Some(scales),
+            Does::Center { centers, .. } => Some(centers),
+        }
+    }
+
+    /// in so many words of f32.
+    fn words(&self) -> u64 {
+        match self {
+            Does::Copy | Does::Center { .. } => 1,
+            Does::Scale(_) => 2,
+            Does::Backward { .. } => 4,
+        }
+    }
+
+    fn dw(&self) -> Option<&'a Tensor> {
+        if let Does::Backward { dw, .. } = *self { Some(dw) } else { None }
+    }
+
+    fn bias(&self) -> Option<&'a View<'a>> {
+        if let Does::Center { bias, .. } = *self { bias } else { None }
+    }
+
+    fn constants(&self) -> Constants {
+        match self {
+            Does::Copy => vec![("COPY", 1)],
+            Does::Scale(_) => vec![],
+            Does::Backward { add, .. } => vec![("ADD", (*add).into())],
+            Does::Center { bias, .. } => vec![("CENTER", 1), ("HAS_BIAS", bias.is_some().into())],
+        }
+    }
 }
 
 /// Invocations in a workgroup of the shaders.

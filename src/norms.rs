@@ -471,8 +471,9 @@ impl Plan {
         let Layout { outer, kept, inner } = layout.wide();
         let in_binding = gpu.binding_capacity() / job.element();
         let sums_in_binding = gpu.binding_capacity() / 8;
-        // Where a dot product has to be formed again, that takes its elements one by one; the squares beside it are too.
-        let passes = if job.dot.is_some() { 8 } else { 2 };
+        // Four elements of a dot product take a turn of a loop, eight where it has to be formed again, which takes them one by
+        // one in a loop within a loop, and one for the squares beside it: ten of the twelve that 2 * passes leaves.
+        let passes = if job.dot.is_some() { 6 } else { 2 };
         let rows = Rows::new(gpu, job, outer * kept, inner, in_binding, passes);
         let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
         if outer == 1 || (inner >= ROW_FROM && rows_fit) {

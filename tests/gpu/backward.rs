@@ -64,6 +64,8 @@ pub fn register(suite: &mut Suite) {
     test("normalize_long_rows", normalize_long_rows);
     test("normalize_windows", normalize_windows);
     test("normalize_scaled", normalize_scaled);
+    test("normalize_uneven_lanes", normalize_uneven_lanes);
+    test("normalize_longest_loops", normalize_longest_loops);
     test("normalize_zero_rows", normalize_zero_rows);
     test("normalize_not_finite", normalize_not_finite);
     test("normalize_quads", normalize_quads);
@@ -589,6 +591,11 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     let size = [67, 71, 75];
     let mut cases = vec![];
     cases.extend(Tile::all_on(gpu).map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
+    // More than one of the largest tile, along each of its sides.
+    if Tile::Huge.runs_on(gpu) {
+        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 35, 130]) });
+        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([35, 131, 130]) });
+    }
     cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
     for axis in AXES {
         cases.push(Case { split_length: Some(16), ..Case::of(axis, size) });
@@ -1567,7 +1574,75 @@ fn normalize_windows(gpu: &Gpu) -> Outcome {
             cases.push(Rescale { dtypes, ..Rescale::new(shape, axis) });
         }
     }
-    all(cases, |case| case.check(&device))
+    all(cases, |case| case.check(&device))?;
+    // In quads: whole rows in a window, windows within a row, down the rows, and more norms than a binding holds.
+    let mut cases = vec![];
+    for (shape, axis) in [
+        (&[61, 64][..], Axis::Kept(0)),
+        (&[61, 64], Axis::Kept(1)),
+        (&[4, 3_008], Axis::Kept(0)),
+        (&[31, 6, 16], Axis::Kept(1)),
+        (&[9, 2, 1_024], Axis::Kept(1)),
+        (&[3, 4_000], Axis::Kept(1)),
+    ] {
+        for (dtype, write) in [(DType::F32, Write::Replace), (DType::Bf16, Write::Add)] {
+            cases.push(Rescale { dtypes: [dtype; 3], alignment: 32, write, ..Rescale::new(shape, axis) });
+        }
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        with_walk(walk, || all(&cases, |case| case.check(&device)))?;
+    }
+    Ok(())
+}
+
+/// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again what it
+/// summed up itself, wherever words of packed types begin.
+fn normalize_uneven_lanes(gpu: &Gpu) -> Outcome {
+    let mut cases = vec![];
+    for dtypes in [[DType::F32, DType::Bf16, DType::F32], [DType::Bf16; 3], [DType::F16; 3], [DType::F32; 3]] {
+        let large = if dtypes[1] == DType::F16 { 1e4 } else { 1e20 };
+        for length in [17, 39, 257, 264] {
+            let of = |v: Vec<f64>| {
+                let shape = [v.len() / length, length];
+                Rescale { v: Some(v), dtypes, eps: Eps::None, ..Rescale::new(&shape, Axis::Kept(0)) }
+            };
+            let rows = |value: &dyn Fn(usize, usize) -> f64| {
+                let all = (0..3 * length).map(|i| rounded(value(i / length, i % length), dtypes[1]));
+                of(all.collect())
+            };
+            // One number in a row, all but every eighth, every eighth large.
+            cases.push(rows(&|row, k| if k == row + 1 { 1.0 } else { 0.0 }));
+            cases.push(rows(&|row, k| if (k + row) % 8 == 0 { 0.0 } else { 1.0 }));
+            cases.push(rows(&|row, k| if (k + row) % 8 == 0 { large } else { 1.0 }));
+        }
+    }
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        with_walk(walk, || all(&cases, |case| case.check(gpu)))?;
+    }
+    Ok(())
+}
+
+/// The longest rows that one invocation sums up, with products and squares that have to be formed again.
+fn normalize_longest_loops(gpu: &Gpu) -> Outcome {
+    let shape = [512, 20_000];
+    let tiny = |seed| Some(scaled(seed, shape[0] * shape[1], DType::F32, |_| 1e-25));
+    // In words, then in quads.
+    for (alignment, dispatches) in [(4, 1), (32, 1)] {
+        let case = Rescale {
+            v: tiny(92),
+            dw: tiny(93),
+            eps: Eps::None,
+            wanted: [false, true],
+            alignment,
+            ..Rescale::new(&shape, Axis::Kept(0))
+        };
+        with_walk(Walk::Cpu, || {
+            case.check(gpu)?;
+            assert_eq!(case.run(gpu)?.1, dispatches, "one invocation a row");
+            Ok::<_, Failed>(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Rows, gains and dw from 1e-30 to 1e30: dv and dg are right where f32 holds them.

@@ -424,6 +424,15 @@ fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
             counts.map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
         }
     }
+    // In quads: windows that end within a row, and more columns than a binding holds means of.
+    for walk in [Walk::Gpu, Walk::Cpu] {
+        for dtype in [DType::F32, DType::F16] {
+            for shape in [&[61, 64][..], &[301, 48], &[3, 4_000]] {
+                with_walk(walk, || check_batch_norm_at(&tiny, shape, dtype, dtype, [0; 5]))
+                    .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
+            }
+        }
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ pub const OFFSETS: [u64; 4] = [0, 4, 12, 256 + 4];
 
 /// One of them; and, unless `len` elements are many, also multiples of 16 and of 32 bytes, from where other kernels may be taken.
 pub fn offsets(seed: usize, len: usize) -> impl Iterator<Item = u64> {
-    let aligned: &[u64] = if len <= 1 << 14 { &[16, 32] } else { &[] };
+    let aligned: &[u64] = if len <= 1 << 19 { &[16, 32] } else { &[] };
     [OFFSETS[seed % OFFSETS.len()]].into_iter().chain(aligned.iter().copied())
 }
 
@@ -166,9 +166,8 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
 }
 
 /// Additions that one square passes through on its way into a norm of `length` elements. Everywhere four sums run side
-/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and what
-/// is added to a quarter of the length is a hundredth of it where the partial sums are added up, and some steps of a
-/// tree.
+/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and partial
+/// sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
 pub fn norm_chain(length: usize) -> usize {
     length.min(length / 3 + 64)
 }

@@ -1,6 +1,7 @@
 //! Work past a limit is split into windows that the caller does not see.
 use std::sync::Mutex;
 
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Axis, DType, Gpu, WeightNorm};
 
 use crate::common::{compare, dot_bound, weight_bound};
@@ -145,6 +146,15 @@ pub const SHAPES: [(&[usize], Axis); 12] = [
     (&[5, 7, 3, 11, 3], Axis::Kept(0)),
 ];
 
+/// Tensors larger than 8 KiB that are read and written in quads: windows of whole rows, within a row, and down the rows.
+const IN_QUADS: [(&[usize], Axis); 5] = [
+    (&[61, 64], Axis::Kept(0)),
+    (&[61, 64], Axis::Kept(1)),
+    (&[4, 3_008], Axis::Kept(0)),
+    (&[31, 6, 32], Axis::Kept(1)),
+    (&[9, 2, 1_024], Axis::Kept(1)),
+];
+
 /// Bindings of 8 KiB at multiples of 256 bytes, and 27 workgroups a dispatch: windows everywhere, for tensors of every
 /// rank.
 fn tiny(gpu: &Gpu) -> Outcome {
@@ -157,6 +167,13 @@ fn tiny(gpu: &Gpu) -> Outcome {
         for (i, (shape, axis)) in SHAPES.into_iter().enumerate() {
             for op in Op::OF_TENSORS {
                 Problem::new(op, shape, axis, 0, dtype).at(36 * i as u64).run(&tiny)?;
+            }
+        }
+        for walk in [Walk::Gpu, Walk::Cpu] {
+            for (shape, axis) in IN_QUADS {
+                for op in Op::OF_TENSORS {
+                    with_walk(walk, || Problem::new(op, shape, axis, 0, dtype).run(&tiny))?;
+                }
             }
         }
         for (i, (batch, outs, ins)) in

@@ -329,6 +329,10 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
             cases.push(Case { tile: Some(tile), split_length: Some(split_length), ..Case::new([67, 70, 259]) });
         }
     }
+    // More than one of the largest tile, along each of its sides.
+    if Tile::Huge.runs_on(gpu) {
+        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 130, 50]) });
+    }
     for axis in [IN, WHOLE, PLAIN] {
         for split_length in [16, 48] {
             let tile = Some(Tile::Stream8);
