@@ -49,6 +49,7 @@ struct Scales {
 
 const VECTORS = 2u * PARTS;
 
+// The Scale of norm j, or its center and bias.
 fn scale_at(j: u32, words: u32, skip: u32) -> Scale {
     let first = extractBits(p.firsts, 16u, 8u);
     if !CENTER {

@@ -276,8 +276,8 @@ impl Gpu {
     /// [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the device has less than WebGPU's default limits for compute shaders: 8 storage
-    /// buffers in a stage, 16 KiB of workgroup memory, 128 invocations in a workgroup; or if it has no pipeline caches, and
+    /// [`Error::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup memory and 128
+    /// invocations in a workgroup (WebGPU's default limits for compute shaders have all that); or if it has no pipeline caches, and
     /// the options bring one. [`Error::Variant`] for choices that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         Gpu::assemble(device, queue, options, None)

@@ -198,8 +198,8 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::normalize_backward`] into `dv`, v's shape and any storage type, and `dg`, f32 in the norms' shape or
     /// flat, each if wanted. With known norms ([`WeightNorm::norms`]) they are not computed, but under [`Eps::After`].
     ///
-    /// The dispatches of [`Recorder::row_norms_into`] for the dot products, one for dv. The norms are summed up beside the dot
-    /// products of contiguous rows that are not split over workgroups; else they take as many dispatches again.
+    /// The dispatches of [`Recorder::row_norms_into`] for the dot products, one for dv. Norms that are not known are summed up
+    /// beside the dot products of contiguous rows that are not split over workgroups; else they take dispatches of their own.
     ///
     /// # Errors
     /// As [`Gpu::normalize_backward`]; [`Error::Alias`], [`Error::Overlap`].

@@ -1738,6 +1738,8 @@ fn normalize_quads(gpu: &Gpu) -> Outcome {
         (&[3, 5, 8], Axis::Kept(1)),
         (&[20, 8, 5], Axis::Kept(1)),
         (&[131, 6, 16], Axis::Kept(1)),
+        (&[131, 2, 4], Axis::Kept(1)),
+        (&[131, 6, 8], Axis::Kept(1)),
     ] {
         for dtype in DTYPES {
             for (eps, write, alignment) in [
