@@ -352,7 +352,7 @@ impl Gpu {
     /// # fn main() -> Result<(), weightnorm::Error> {
     /// use weightnorm::{DType, Gpu, WeightNorm};
     /// let gpu = Gpu::new()?;
-    /// let (x, y) = (gpu.zeros(&[64, 512], DType::F32)?, gpu.zeros(&[64, 512], DType::F32)?);
+    /// let (x, y) = (gpu.upload(&[0.5f32; 64 * 512], &[64, 512])?, gpu.zeros(&[64, 512], DType::F32)?);
     /// let (v, g) = (gpu.upload(&[0.1f32; 512 * 512], &[512, 512])?, gpu.upload(&[1.0f32; 512], &[512])?);
     /// let layer = WeightNorm::new(&v, &g);
     /// gpu.profile(|ops| ops.linear_into(&x, layer, None, &y))?; // builds the pipelines
