@@ -3,7 +3,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Held, Module};
+use crate::kernel::{self, Constants, Held, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
 use crate::walk::{HeldRows, Pieces, RowBlocks, Walk, Word};
@@ -447,11 +447,7 @@ impl Recorder<'_, '_> {
     fn in_words(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let &Elementwise { ref does, v, w, axis } = job;
-        let kernel = match (does, v) {
-            (Does::Backward { .. }, _) => &kernel::NORMALIZE_BACKWARD,
-            (_, Some(_)) => &kernel::NORMALIZE,
-            (_, None) => &kernel::NORMALIZE_IN_PLACE,
-        };
+        let [kernel, _] = does.kernels(v.is_none());
         let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
         let layout = Layout::new(w.shape(), axis)?;
         if layout.len() == 0 {
@@ -525,11 +521,7 @@ impl Recorder<'_, '_> {
     fn in_quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
         let &Elementwise { ref does, v, w, axis } = job;
-        let kernel = match (does, v) {
-            (Does::Backward { .. }, _) => &kernel::NORMALIZE_QUADS_BACKWARD,
-            (_, Some(_)) => &kernel::NORMALIZE_QUADS,
-            (_, None) => &kernel::NORMALIZE_QUADS_IN_PLACE,
-        };
+        let [_, kernel] = does.kernels(v.is_none());
         let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
         let layout = Layout::new(w.shape(), axis)?;
         let total = layout.len() as u64;
@@ -624,7 +616,16 @@ enum Does<'a> {
 }
 
 impl<'a> Does<'a> {
-    /// What there is of each norm,
+    /// Word by word, and in quads.
+    fn kernels(&self, in_place: bool) -> [&'static Kernel; 2] {
+        match self {
+            Does::Backward { .. } => [&kernel::NORMALIZE_BACKWARD, &kernel::NORMALIZE_QUADS_BACKWARD],
+            _ if in_place => [&kernel::NORMALIZE_IN_PLACE, &kernel::NORMALIZE_QUADS_IN_PLACE],
+            _ => [&kernel::NORMALIZE, &kernel::NORMALIZE_QUADS],
+        }
+    }
+
+    /// What is read of each norm: its Scales, or its center.
     fn of_norms(&self) -> Option<&'a View<'a>> {
         match *self {
             Does::Copy => None,
@@ -633,7 +634,7 @@ impl<'a> Does<'a> {
         }
     }
 
-    /// in so many words of f32.
+    /// Words of [`Does::of_norms`] for a norm.
     fn words(&self) -> u64 {
         match self {
             Does::Copy | Does::Center { .. } => 1,

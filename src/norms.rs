@@ -156,16 +156,18 @@ impl Recorder<'_, '_> {
     /// Whether the sums of this job are those of whole contiguous rows, each by one workgroup.
     pub(crate) fn sums_whole_rows(&self, job: &Job<'_>) -> Result<bool, Error> {
         let layout = job.layout()?;
-        let plan = Plan::new(self.gpu(), job, layout)?;
-        Ok(layout.outer == 1 && matches!(plan, Plan::Rows(Rows { splits: 1, .. })))
+        Ok(match Plan::new(self.gpu(), job, layout)? {
+            Plan::Rows(rows) => rows.are_whole(layout),
+            Plan::Columns(_) => false,
+        })
     }
 
     fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
+        let direct = rows.are_whole(layout);
         let Rows { module, lanes, each, units, splits, split_length } = rows;
         let row_count = outer * kept;
-        let direct = splits == 1 && outer == 1;
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
@@ -496,6 +498,11 @@ fn fits(sums: u64) -> bool {
 }
 
 impl Rows {
+    /// Whether each row is one norm's, summed up in one stretch.
+    fn are_whole(&self, layout: Layout) -> bool {
+        self.splits == 1 && layout.outer == 1
+    }
+
     /// `passes`: how often a stretch is looped over, four words at a time.
     fn new(gpu: &Gpu, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
         let walk = Walk::of(gpu);

@@ -1,4 +1,5 @@
 //! Test data, and tensors between guards.
+use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
 use crate::Outcome;
@@ -170,6 +171,12 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
 /// sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
 pub fn norm_chain(length: usize) -> usize {
     length.min(length / 3 + 64)
+}
+
+/// As on a GPU and as on a CPU, whatever the device.
+pub fn either(check: impl Fn() -> Outcome) -> Outcome {
+    with_walk(Walk::Gpu, &check)?;
+    with_walk(Walk::Cpu, check)
 }
 
 /// Runs `check` for each case and says which ones failed.

@@ -3,10 +3,10 @@ use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound, weight_bound};
 use crate::data::{
-    DTYPES, Guarded, POLICIES, all, axes, gains, must_fail, norm_chain, norm_count, norm_length, offsets, random,
-    upload,
+    DTYPES, Guarded, POLICIES, all, axes, either, gains, must_fail, norm_chain, norm_count, norm_length, offsets,
+    random, upload,
 };
-use crate::norms::{LARGE, LONG, QUADS, SHAPES, either, simple};
+use crate::norms::{LARGE, LONG, QUADS, SHAPES, simple};
 use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {

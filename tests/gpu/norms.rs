@@ -1,11 +1,10 @@
 //! row_norms: every axis, policy and storage type, awkward and long sizes.
-use weightnorm::internals::{Walk, with_walk};
 use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
 use crate::common::{compare, norm_bound};
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, must_fail, norm_chain, norm_count, norm_length, offsets, random,
-    upload,
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, either, must_fail, norm_chain, norm_count, norm_length, offsets,
+    random, upload,
 };
 use crate::{Needs, Outcome, Suite};
 
@@ -92,12 +91,6 @@ pub const QUADS: &[&[usize]] = &[
     &[3, 20_008],
     &[5, 1001],
 ];
-
-/// As on a GPU and as on a CPU, whatever the device.
-pub fn either(check: impl Fn() -> Outcome) -> Outcome {
-    with_walk(Walk::Gpu, &check)?;
-    with_walk(Walk::Cpu, check)
-}
 
 /// Past 65,535 workgroups, rows split over workgroups, columns split over them.
 pub const LARGE: &[&[usize]] =

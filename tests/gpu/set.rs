@@ -3,11 +3,11 @@ use weightnorm::{Axis, DType, Eps, Error, Gpu, SetMember, SetOperator, Tensor, W
 
 use crate::common::{compare, dg_bound, dv_bound, norm_bound, normalize_terms, weight_bound};
 use crate::data::{
-    DTYPES, POISON, POLICIES, axes, from_bytes, gains, must_fail, norm_chain, norm_count, norm_length, norm_of, random,
-    rounded, to_bytes,
+    DTYPES, POISON, POLICIES, axes, either, from_bytes, gains, must_fail, norm_chain, norm_count, norm_length, norm_of,
+    random, rounded, to_bytes,
 };
 use crate::device::{limited, recorded, refused, small, tiny};
-use crate::norms::{LARGE, QUADS, SHAPES, either};
+use crate::norms::{LARGE, QUADS, SHAPES};
 use crate::{Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
