@@ -1,9 +1,8 @@
 // How batch.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS.
 // (batch_words.wgsl: all else.)
-// Joined behind four32.wgsl or four64.wgsl.
 
-@group(0) @binding(0) var<storage, read> a: array<Four>; // (rows, columns) quads of A_DTYPE
-@group(0) @binding(1) var<storage, read> u: array<Four>; // (rows, columns)
+@group(0) @binding(0) var<storage, read> a: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE
+@group(0) @binding(1) var<storage, read> u: array<vec4<u32>>; // (rows, columns)
 
 override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
 override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
@@ -60,11 +59,11 @@ fn batch_sums(
                 for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
                     // Rows past the last one read it again.
                     let offset = min(i + r, end - 1u) * step + min(k * RUN, last);
-                    words[r] = four_words(a[at + offset]);
+                    words[r] = a[at + offset];
                     if HAS_U {
-                        us[r] = four_numbers(u[at_u + offset * PARTS]);
+                        us[r] = bitcast<vec4<f32>>(u[at_u + offset * PARTS]);
                         if A_DTYPE != F32 {
-                            second_us[r] = four_numbers(u[at_u + offset * PARTS + 1u]);
+                            second_us[r] = bitcast<vec4<f32>>(u[at_u + offset * PARTS + 1u]);
                         }
                     }
                 }
@@ -137,10 +136,10 @@ fn batch_sums(
         var dot = Wide(0.0, NOTHING);
         for (var row = begin; row < end; row += 1u) { // split_length iterations
             let offset = row * step + k * RUN;
-            let word = four_words(a[at + offset])[select(i / 2u, i % 4u, A_DTYPE == F32)];
+            let word = a[at + offset][select(i / 2u, i % 4u, A_DTYPE == F32)];
             let x = unpack(word, i, A_DTYPE);
             sum += x;
-            dot = add_term(dot, x, four_numbers(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
+            dot = add_term(dot, x, bitcast<vec4<f32>>(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
         }
         let column = (unit + k * RUN) * QUAD + i;
         put(split, column, Stat(vec2<f32>(sum, dot.m), f32(dot.e)));

@@ -1,8 +1,8 @@
 // The operands of a product, both f16 or bf16, four elements, two words, at a time: their rows start at multiples of
-// four elements of the binding. See in_words.wgsl. Joined behind four32.wgsl or four64.wgsl.
+// four elements of the binding. See in_words.wgsl.
 
-@group(0) @binding(0) var<storage, read> a_pairs: array<Two>; // A, words of A_DTYPE
-@group(0) @binding(1) var<storage, read> b_pairs: array<Two>; // B, words of B_DTYPE
+@group(0) @binding(0) var<storage, read> a_pairs: array<vec2<u32>>; // A, words of A_DTYPE
+@group(0) @binding(1) var<storage, read> b_pairs: array<vec2<u32>>; // B, words of B_DTYPE
 
 const QUADS_MAY_END = false;
 
@@ -21,7 +21,7 @@ fn b_four(e: u32, left: u32) -> vec4<f32> {
 }
 
 // Four elements as they are stored, and what they are: see in_quads.wgsl.
-alias Held = Two;
+alias Held = vec2<u32>;
 
 fn a_held(e: u32, left: u32) -> Held {
     return a_pairs[e >> 2u];
@@ -32,28 +32,28 @@ fn b_held(e: u32, left: u32) -> Held {
 }
 
 fn a_of_held(held: Held) -> vec4<f32> {
-    let words = two_words(held);
+    let words = held;
     return vec4<f32>(unpack_pair(words.x, A_DTYPE), unpack_pair(words.y, A_DTYPE));
 }
 
 fn b_of_held(held: Held) -> vec4<f32> {
-    let words = two_words(held);
+    let words = held;
     return vec4<f32>(unpack_pair(words.x, B_DTYPE), unpack_pair(words.y, B_DTYPE));
 }
 
 fn a_at(e: u32) -> f32 {
-    return unpack(two_words(a_pairs[e >> 2u])[(e >> 1u) & 1u], e, A_DTYPE);
+    return unpack(a_pairs[e >> 2u][(e >> 1u) & 1u], e, A_DTYPE);
 }
 
 fn b_at(e: u32) -> f32 {
-    return unpack(two_words(b_pairs[e >> 2u])[(e >> 1u) & 1u], e, B_DTYPE);
+    return unpack(b_pairs[e >> 2u][(e >> 1u) & 1u], e, B_DTYPE);
 }
 
 // For coop.wgsl.
 fn a_stored(e: u32, left: u32) -> vec2<u32> {
-    return two_words(a_held(e, left));
+    return a_held(e, left);
 }
 
 fn b_stored(e: u32, left: u32) -> vec2<u32> {
-    return two_words(b_held(e, left));
+    return b_held(e, left);
 }

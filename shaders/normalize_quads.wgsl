@@ -1,5 +1,5 @@
 // What normalize.wgsl does, four words at once: tensors of whole quads from an aligned element on, all of one storage
-// type. Joined behind quad32.wgsl or quad64.wgsl. Element e belongs to norm j = e / inner % kept.
+// type. Element e belongs to norm j = e / inner % kept.
 //
 //   normalize_quads           w = g * v / n̂, or a plain copy
 //   normalize_quads_in_place  the same with v in w's place
@@ -23,10 +23,10 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> v: array<Quad>; // quads of V_DTYPE
+@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
 @group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl; CENTER: (kept) centers
-@group(0) @binding(2) var<storage, read_write> w: array<Quad>; // quads of V_DTYPE
-@group(0) @binding(3) var<storage, read> dw: array<Quad>; // quads of V_DTYPE
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(3) var<storage, read> dw: array<vec4<u32>>; // quads of V_DTYPE
 @group(0) @binding(4) var<storage, read> bias: array<f32>; // CENTER, HAS_BIAS: (kept)
 
 override V_DTYPE: u32 = F32;
@@ -37,17 +37,15 @@ override ONE_EACH: bool = true; // all elements of a quad have one norm
 override ADD: bool = false; // add to what dv holds
 
 override WORD: u32 = select(2u, 1u, V_DTYPE == F32); // elements of 32 bits
-override QUAD: u32 = 4u * PARTS * WORD; // elements
+override QUAD: u32 = 4u * WORD; // elements
 
 const THREADS = 64u;
 
-// A Scale for each element of a quad, or t its center and m its bias: of part i the vectors 2 * i for quad_low and 2 * i + 1 for quad_high.
+// A Scale for each element of a quad, or t its center and m its bias: vector 0 for quad_low and 1 for quad_high.
 struct Scales {
-    t: array<vec4<f32>, VECTORS>,
-    m: array<vec4<f32>, VECTORS>,
+    t: array<vec4<f32>, 2>,
+    m: array<vec4<f32>, 2>,
 }
-
-const VECTORS = 2u * PARTS;
 
 // The Scale of norm j, or its center and bias.
 fn scale_at(j: u32, words: u32, skip: u32) -> Scale {
@@ -69,18 +67,16 @@ fn scales_of(q: u32, words: u32, skip: u32) -> Scales {
     var found = Scales();
     if ONE_EACH {
         let scale = scale_at(j, words, skip);
-        for (var n = 0u; n < VECTORS; n += 1u) { // VECTORS iterations
+        for (var n = 0u; n < 2u; n += 1u) { // 2 iterations
             found.t[n] = vec4<f32>(scale.t);
             found.m[n] = vec4<f32>(scale.m);
         }
         return found;
     }
     for (var n = 0u; n < QUAD; n += 1u) { // QUAD iterations
-        let word = n / WORD;
-        let vector = 2u * (word % PARTS) + n % WORD;
         let scale = scale_at(j, words, skip);
-        found.t[vector][word / PARTS] = scale.t;
-        found.m[vector][word / PARTS] = scale.m;
+        found.t[n % WORD][n / WORD] = scale.t;
+        found.m[n % WORD][n / WORD] = scale.m;
         // (A quad lies within kept * inner.)
         i += 1u;
         j += select(0u, 1u, i == p.inner);
@@ -113,24 +109,15 @@ fn part_of(task: u32) -> Part {
     return Part(row * p.row + first, (row + 1u) * p.row);
 }
 
-fn words_rescaled(quad: Quad, s: Scales, part: u32) -> vec4<u32> {
-    let words = words_of(quad, part);
-    var high = vec4<f32>();
-    if V_DTYPE != F32 {
-        high = scaled_four(quad_high(words, V_DTYPE), s, 2u * part + 1u);
-    }
-    return quad_of(scaled_four(quad_low(words, V_DTYPE), s, 2u * part), high, V_DTYPE);
-}
-
-fn rescaled(quad: Quad, s: Scales) -> Quad {
+fn rescaled(quad: vec4<u32>, s: Scales) -> vec4<u32> {
     if COPY {
         return quad;
     }
-    let a = words_rescaled(quad, s, 0u);
-    if PARTS == 1u {
-        return joined(a, a);
+    var high = vec4<f32>();
+    if V_DTYPE != F32 {
+        high = scaled_four(quad_high(quad, V_DTYPE), s, 1u);
     }
-    return joined(a, words_rescaled(quad, s, 1u));
+    return quad_of(scaled_four(quad_low(quad, V_DTYPE), s, 0u), high, V_DTYPE);
 }
 
 // Where quad q of a part is read: past its end the invocation's own first one, which nobody else writes.
@@ -138,7 +125,7 @@ fn inside(q: u32, part: Part) -> u32 {
     return select(part.first, q, q < part.end);
 }
 
-fn put(q: u32, end: u32, quad: Quad) {
+fn put(q: u32, end: u32, quad: vec4<u32>) {
     if q < end {
         w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
     }
@@ -198,13 +185,11 @@ fn normalize_quads_in_place(
 }
 
 // dv of v and dw; `held` is what dv holds.
-fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales, part: u32) -> vec4<u32> {
-    let own = 2u * part;
-    var low = scaled_four(quad_low(dw, V_DTYPE) - scaled_four(quad_low(v, V_DTYPE), share, own), scale, own);
+fn quad_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, share: Scales) -> vec4<u32> {
+    var low = scaled_four(quad_low(dw, V_DTYPE) - scaled_four(quad_low(v, V_DTYPE), share, 0u), scale, 0u);
     var high = vec4<f32>();
     if V_DTYPE != F32 {
-        let along = scaled_four(quad_high(v, V_DTYPE), share, own + 1u);
-        high = scaled_four(quad_high(dw, V_DTYPE) - along, scale, own + 1u);
+        high = scaled_four(quad_high(dw, V_DTYPE) - scaled_four(quad_high(v, V_DTYPE), share, 1u), scale, 1u);
     }
     if ADD {
         low += quad_low(held, V_DTYPE);
@@ -215,20 +200,12 @@ fn words_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, s
     return quad_of(low, high, V_DTYPE);
 }
 
-fn quad_backward(v: Quad, dw: Quad, held: Quad, scale: Scales, share: Scales) -> Quad {
-    let a = words_backward(words_of(v, 0u), words_of(dw, 0u), words_of(held, 0u), scale, share, 0u);
-    if PARTS == 1u {
-        return joined(a, a);
-    }
-    return joined(a, words_backward(words_of(v, 1u), words_of(dw, 1u), words_of(held, 1u), scale, share, 1u));
-}
-
 // What dv holds, if it is added to.
-fn held_at(q: u32) -> Quad {
+fn held_at(q: u32) -> vec4<u32> {
     if ADD {
         return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
     }
-    return Quad();
+    return vec4<u32>();
 }
 
 @compute @workgroup_size(THREADS)

@@ -1,7 +1,7 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 //
-// Joined behind held.wgsl; across_workgroup.wgsl or across_subgroup.wgsl adds up between lanes. v and w are (rows, length)
-// quads: LANES invocations a row and HELD quads of it each, THREADS / LANES rows in a workgroup.
+// v and w are (rows, length) quads of one storage type that start with aligned elements: LANES invocations a row and HELD
+// quads of it each in registers, THREADS / LANES rows in a workgroup.
 
 struct Params {
     count: u32,  // rows
@@ -14,18 +14,42 @@ struct Params {
 
 var<immediate> p: Params;
 
+@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(1) var<storage, read> g: array<f32>; // one for each row
+@group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
+
+override V_DTYPE: u32 = F32;
+override IN_PLACE: bool = false; // v is w
+override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
+
 override THREADS: u32 = 64u;
 override LANES: u32 = 64u; // a power of two up to THREADS
 override RUN: u32 = 64u; // neighbouring lanes that read neighbouring quads, see norms.wgsl
-override HELD: u32 = 16u; // up to 32; length where LANES is 1
+override HELD: u32 = 16u; // up to MAX_HELD; length where LANES is 1
 override WHOLE: bool = false; // length is LANES * HELD
 
-// What take and give of held.wgsl go by.
+const MAX_HELD = 16u;
+
+// The quads of an invocation: registers, since only constants index it.
+var<private> held: array<vec4<u32>, MAX_HELD>;
+
+// What load and store go by.
 var<private> part: Part;
 var<private> sum: vec4<f32>; // of squares
 var<private> factor: f32;
 
-fn squares_of(words: vec4<u32>, scale: f32) -> vec4<f32> {
+fn quad_at(q: u32) -> vec4<u32> {
+    if IN_PLACE {
+        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
+    }
+    return v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
+}
+
+fn put(q: u32, quad: vec4<u32>) {
+    w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
+}
+
+fn squares(words: vec4<u32>, scale: f32) -> vec4<f32> {
     let a = quad_low(words, V_DTYPE) * scale;
     if V_DTYPE == F32 {
         return a * a;
@@ -34,19 +58,11 @@ fn squares_of(words: vec4<u32>, scale: f32) -> vec4<f32> {
     return a * a + b * b;
 }
 
-fn squares(quad: Quad, scale: f32) -> vec4<f32> {
-    var terms = squares_of(words_of(quad, 0u), scale);
-    if PARTS == 2u {
-        terms += squares_of(words_of(quad, 1u), scale);
-    }
-    return terms;
-}
-
 fn total_of(terms: vec4<f32>) -> f32 {
     return (terms.x + terms.y) + (terms.z + terms.w);
 }
 
-fn scaled_words(words: vec4<u32>, scale: Scale) -> vec4<u32> {
+fn scaled_quad(words: vec4<u32>, scale: Scale) -> vec4<u32> {
     var high = vec4<f32>();
     if V_DTYPE != F32 {
         high = ((quad_high(words, V_DTYPE) * scale.t) * scale.m) * scale.t;
@@ -54,28 +70,12 @@ fn scaled_words(words: vec4<u32>, scale: Scale) -> vec4<u32> {
     return quad_of(((quad_low(words, V_DTYPE) * scale.t) * scale.m) * scale.t, high, V_DTYPE);
 }
 
-fn scaled_quad(quad: Quad, scale: Scale) -> Quad {
-    let a = scaled_words(words_of(quad, 0u), scale);
-    if PARTS == 1u {
-        return joined(a, a);
-    }
-    return joined(a, scaled_words(words_of(quad, 1u), scale));
-}
-
-fn plainly_scaled_words(words: vec4<u32>, factor: f32) -> vec4<u32> {
+fn plainly_scaled_quad(words: vec4<u32>, factor: f32) -> vec4<u32> {
     var high = vec4<f32>();
     if V_DTYPE != F32 {
         high = quad_high(words, V_DTYPE) * factor;
     }
     return quad_of(quad_low(words, V_DTYPE) * factor, high, V_DTYPE);
-}
-
-fn plainly_scaled_quad(quad: Quad, factor: f32) -> Quad {
-    let a = plainly_scaled_words(words_of(quad, 0u), factor);
-    if PARTS == 1u {
-        return joined(a, a);
-    }
-    return joined(a, plainly_scaled_words(words_of(quad, 1u), factor));
 }
 
 // The quads of a lane: first, first + RUN, .. below end, HELD of them at most. Past the last row they are those of the
@@ -110,7 +110,7 @@ fn squares_again(scale: f32) -> f32 {
 }
 
 // Quad k of a part: held, and its squares added up.
-fn take(k: u32) {
+fn load(k: u32) {
     if k < HELD {
         let q = part.first + k * RUN;
         held[k] = quad_at(select(min(q, part.end - 1u), q, WHOLE));
@@ -118,7 +118,7 @@ fn take(k: u32) {
     }
 }
 
-fn give(k: u32) {
+fn store(k: u32) {
     if k < HELD {
         let q = part.first + k * RUN;
         if WHOLE || q < part.end {
@@ -127,17 +127,71 @@ fn give(k: u32) {
     }
 }
 
+// All that an invocation holds. Written out, since drivers unroll a loop of such a length only by luck.
+fn load_all() {
+    load(0u); load(1u); load(2u); load(3u);
+    load(4u); load(5u); load(6u); load(7u);
+    load(8u); load(9u); load(10u); load(11u);
+    load(12u); load(13u); load(14u); load(15u);
+}
+
+fn store_all() {
+    store(0u); store(1u); store(2u); store(3u);
+    store(4u); store(5u); store(6u); store(7u);
+    store(8u); store(9u); store(10u); store(11u);
+    store(12u); store(13u); store(14u); store(15u);
+}
+
+override SUMS: u32 = 2u * THREADS;
+
+var<workgroup> sums: array<f32, SUMS>;
+var<workgroup> left: array<u32, THREADS>; // 1: the row was not plain
+var<workgroup> any_left: u32;
+
+// The sum over the lanes of a row, the same in each; `half` is 0 and 1 in turn, so that nobody overwrites what a slower
+// lane still reads.
+fn sum_of_lanes(own: f32, t: u32, half: u32) -> f32 {
+    if LANES == 1u {
+        return own;
+    }
+    sums[half * THREADS + t] = own;
+    workgroupBarrier();
+    let begin = half * THREADS + t / LANES * LANES;
+    if LANES == 2u {
+        return sums[begin] + sums[begin + 1u];
+    }
+    var sum = vec4<f32>();
+    for (var lane = begin; lane < begin + LANES; lane += 4u) { // LANES / 4 iterations
+        sum += vec4<f32>(sums[lane], sums[lane + 1u], sums[lane + 2u], sums[lane + 3u]);
+    }
+    return total_of(sum);
+}
+
+// Whether a row of the workgroup is left.
+fn is_any_left(own: bool, t: u32) -> bool {
+    left[t] = select(0u, 1u, own);
+    workgroupBarrier();
+    if t == 0u {
+        var found = 0u;
+        for (var i = 0u; i < THREADS; i += LANES) { // THREADS / LANES iterations
+            found |= left[i];
+        }
+        any_left = found;
+    }
+    return workgroupUniformLoad(&any_left) != 0u;
+}
+
 // Of `row`, the part of this invocation, whose neighbours do the rest. Whether the row was too near the ends of f32's range, and was
 // left.
 fn normalize_row(row: u32, t: u32) -> bool {
     part = part_of(row, t);
     sum = vec4<f32>();
-    take_all();
+    load_all();
     let norm = plain_norm(sum_of_lanes(total_of(sum), t, 0u), p.policy, p.eps);
     factor = gain_of(part.row) / norm;
     let is_plain = norm != 0.0 && is_normal(factor);
     if is_plain && part.exists {
-        give_all();
+        store_all();
     }
     return !is_plain && part.exists;
 }

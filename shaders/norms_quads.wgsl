@@ -1,20 +1,19 @@
 // How norms.wgsl reads v and dw four words at once: rows (of columns: the matrix) of whole quads from an aligned element
-// on, dw of v's storage type. (norms_words.wgsl: all else.) Joined behind quad32.wgsl or quad64.wgsl.
+// on, dw of v's storage type. (norms_words.wgsl: all else.)
 
-@group(0) @binding(0) var<storage, read> v: array<Quad>; // quads of V_DTYPE
-@group(0) @binding(5) var<storage, read> dw: array<Quad>; // DOT: quads of V_DTYPE, shaped as v
+@group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
+@group(0) @binding(5) var<storage, read> dw: array<vec4<u32>>; // DOT: quads of V_DTYPE, shaped as v
 
 // What a unit, which is a quad, adds to a sum.
 alias Terms = vec4<f32>;
 
 override WORD: u32 = select(2u, 1u, V_DTYPE == F32); // elements of 32 bits
-override QUAD: u32 = 4u * PARTS * WORD; // elements
+override QUAD: u32 = 4u * WORD; // elements
 override SQUARE_UNIT: u32 = QUAD;
 override PRODUCT_UNIT: u32 = QUAD;
 override COLUMN_QUADS: u32 = 4u; // column_sums: quads of a row for an invocation, RUN apart, up to MAX_COLUMN_QUADS
 
 const MAX_COLUMN_QUADS = 4u;
-const COLUMN_PARTS = MAX_COLUMN_QUADS * PARTS;
 const BLOCK = 64u; // column_sums: rows that are added up by themselves
 
 fn total_of(terms: Terms) -> f32 {
@@ -22,11 +21,11 @@ fn total_of(terms: Terms) -> f32 {
 }
 
 fn v_at(e: u32) -> f32 {
-    return unpack(word_of(v[e / QUAD], e % QUAD / WORD), e, V_DTYPE);
+    return unpack(v[e / QUAD][e % QUAD / WORD], e, V_DTYPE);
 }
 
 fn dw_at(e: u32) -> f32 {
-    return unpack(word_of(dw[e / QUAD], e % QUAD / WORD), e, V_DTYPE);
+    return unpack(dw[e / QUAD][e % QUAD / WORD], e, V_DTYPE);
 }
 
 fn squares(words: vec4<u32>, scale: f32) -> Terms {
@@ -39,12 +38,7 @@ fn squares(words: vec4<u32>, scale: f32) -> Terms {
 }
 
 fn squares_at(u: u32, first: u32, end: u32, scale: f32) -> Terms {
-    let quad = v[u];
-    var sum = squares(words_of(quad, 0u), scale);
-    if PARTS == 2u {
-        sum += squares(words_of(quad, 1u), scale);
-    }
-    return sum;
+    return squares(v[u], scale);
 }
 
 // The squares of quad u of v, which products_at takes too.
@@ -62,13 +56,7 @@ fn products(a: vec4<u32>, b: vec4<u32>) -> Terms {
 
 // dw * v, quad u of v and f of dw.
 fn products_at(u: u32, f: u32) -> Terms {
-    let a = v[u];
-    let b = dw[f];
-    var sum = products(words_of(a, 0u), words_of(b, 0u));
-    if PARTS == 2u {
-        sum += products(words_of(a, 1u), words_of(b, 1u));
-    }
-    return sum;
+    return products(v[u], dw[f]);
 }
 
 fn column_squares(e: u32, rows: u32, scale: f32) -> f32 {
@@ -105,11 +93,11 @@ fn column_sums(
     // Quads past the last one repeat it.
     let last = units - 1u - unit;
 
-    var low = array<vec4<f32>, COLUMN_PARTS>();
-    var high = array<vec4<f32>, COLUMN_PARTS>();
+    var low = array<vec4<f32>, MAX_COLUMN_QUADS>();
+    var high = array<vec4<f32>, MAX_COLUMN_QUADS>();
     for (var row = 0u; row < rows; row += BLOCK) { // rows / BLOCK iterations
-        var block_low = array<vec4<f32>, COLUMN_PARTS>();
-        var block_high = array<vec4<f32>, COLUMN_PARTS>();
+        var block_low = array<vec4<f32>, MAX_COLUMN_QUADS>();
+        var block_high = array<vec4<f32>, MAX_COLUMN_QUADS>();
         for (var i = row; i < min(row + BLOCK, rows); i += 1u) { // BLOCK iterations
             for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
                 let offset = i * step + min(k * RUN, last);
@@ -118,17 +106,13 @@ fn column_sums(
                 if DOT {
                     b = dw[f / QUAD + offset];
                 }
-                for (var i = 0u; i < PARTS; i += 1u) { // PARTS iterations
-                    let x = words_of(a, i);
-                    let y = words_of(b, i);
-                    block_low[k * PARTS + i] += quad_low(x, V_DTYPE) * quad_low(y, V_DTYPE);
-                    if V_DTYPE != F32 {
-                        block_high[k * PARTS + i] += quad_high(x, V_DTYPE) * quad_high(y, V_DTYPE);
-                    }
+                block_low[k] += quad_low(a, V_DTYPE) * quad_low(b, V_DTYPE);
+                if V_DTYPE != F32 {
+                    block_high[k] += quad_high(a, V_DTYPE) * quad_high(b, V_DTYPE);
                 }
             }
         }
-        for (var k = 0u; k < COLUMN_QUADS * PARTS; k += 1u) { // COLUMN_QUADS * PARTS iterations
+        for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
             low[k] += block_low[k];
             high[k] += block_high[k];
         }
@@ -142,9 +126,7 @@ fn column_sums(
         }
         for (var i = 0u; i < QUAD; i += 1u) { // QUAD iterations
             // Of packed words, the even elements are the low ones.
-            let vector = k * PARTS + i / WORD % PARTS;
-            let word = i / WORD / PARTS;
-            let s = select(low[vector][word], high[vector][word], i % WORD == 1u);
+            let s = select(low[k][i / WORD], high[k][i / WORD], i % WORD == 1u);
             safe &= is_fine(s);
             part[at + k * RUN * QUAD + i] = vec2<u32>(bitcast<u32>(s), 0u);
         }

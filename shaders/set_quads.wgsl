@@ -1,41 +1,41 @@
 // How set.wgsl reaches tensors that start at multiples of 16 bytes, in buffers of whole 16 bytes. A place is a quad of four
-// words. (set_words.wgsl: all else.) Joined behind four32.wgsl or four64.wgsl.
+// words. (set_words.wgsl: all else.)
 
-@group(0) @binding(1) var<storage, read> v: array<Four>; // quads of each member's storage type
-@group(0) @binding(2) var<storage, read> dw: array<Four>; // the same
-@group(0) @binding(7) var<storage, read_write> w: array<Four>; // w or dv, the same
+@group(0) @binding(1) var<storage, read> v: array<vec4<u32>>; // quads of each member's storage type
+@group(0) @binding(2) var<storage, read> dw: array<vec4<u32>>; // the same
+@group(0) @binding(7) var<storage, read_write> w: array<vec4<u32>>; // w or dv, the same
 
 // Quad q and word i of the tensor at `place`.
 fn v_quad(place: u32, q: u32) -> vec4<u32> {
-    return four_words(v[place + q]);
+    return v[place + q];
 }
 
 fn dw_quad(place: u32, q: u32) -> vec4<u32> {
-    return four_words(dw[place + q]);
+    return dw[place + q];
 }
 
 fn v_word(place: u32, i: u32) -> u32 {
-    return four_words(v[place + i / 4u])[i % 4u];
+    return v[place + i / 4u][i % 4u];
 }
 
 fn dw_word(place: u32, i: u32) -> u32 {
-    return four_words(dw[place + i / 4u])[i % 4u];
+    return dw[place + i / 4u][i % 4u];
 }
 
 fn w_quad(place: u32, q: u32) -> vec4<u32> {
-    return four_words(w[place + q]);
+    return w[place + q];
 }
 
 fn w_word(place: u32, i: u32) -> u32 {
-    return four_words(w[place + i / 4u])[i % 4u];
+    return w[place + i / 4u][i % 4u];
 }
 
 fn put_quad(place: u32, q: u32, words: vec4<u32>) {
-    w[place + q] = four_of(words);
+    w[place + q] = words;
 }
 
 // The first `count` words of quad q, in which no other tensor of the set starts.
 fn put_words(place: u32, q: u32, words: vec4<u32>, count: u32) {
     let there = vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(count);
-    w[place + q] = four_of(select(four_words(w[place + q]), words, there));
+    w[place + q] = select(w[place + q], words, there);
 }

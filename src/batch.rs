@@ -1,11 +1,11 @@
 //! Statistics over the batch. Shader: `batch.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose::{self, ColumnQuads};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::norms::{ENOUGH_GROUPS, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_dtype, expect_shape, firsts};
-use crate::walk::{self, ColumnQuads, Walk, Word};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -444,14 +444,14 @@ impl Recorder<'_, '_> {
         let direct = plan.splits == 1;
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
         let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
-        let walk = Walk::of(&gpu);
+        let traits = gpu.traits();
         let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
         let mut constants = ends.clone();
         let module = match &plan.quads {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
-                constants.push(("ROWS", walk.rows_at_once() as u32));
-                Module::BatchQuads(Word::best(&gpu))
+                constants.push(("ROWS", traits.rows_at_once() as u32));
+                Module::BatchQuads
             }
             None => {
                 constants.push(("CX", plan.cx as u32));
@@ -513,7 +513,7 @@ impl Recorder<'_, '_> {
                 continue;
             }
             let fits = |cx: &u64| count.div_ceil(*cx) <= gpu.group_capacity();
-            let cx = Some(walk.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
+            let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
             let mut constants = ends.clone();
             constants.push(("CX", cx as u32));
             self.dispatch(&Dispatch {
@@ -616,16 +616,16 @@ impl Plan {
         let quads = Plan::quads(gpu, job).filter(|_| column_step == columns);
         let (enough, longest) = match &quads {
             Some(quads) => (
-                (Walk::of(gpu).enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
+                (gpu.traits().enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
                 // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
                 // the rows one by one.
-                MAX_ITERATIONS / (2 + quads.quads * (3 + walk::quad(job.dtype))),
+                MAX_ITERATIONS / (2 + quads.quads * (3 + choose::quad(job.dtype))),
             ),
             None => (ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
         };
         // More rows than that are in pieces anyway: as short as the device likes them.
         let shortest = match &quads {
-            Some(_) if rows > SHORTEST_SPLIT => Walk::of(gpu).least_rows_of_a_piece().min(SHORTEST_SPLIT),
+            Some(_) if rows > SHORTEST_SPLIT => gpu.traits().least_rows_of_a_piece().min(SHORTEST_SPLIT),
             _ => SHORTEST_SPLIT,
         };
         let useful = rows.div_ceil(shortest).min(enough);
@@ -648,16 +648,16 @@ impl Plan {
 
     /// How to sum up the columns four words at once, if that can be and pays.
     fn quads(gpu: &Gpu, job: &Job<'_>) -> Option<ColumnQuads> {
-        let walk = Walk::of(gpu);
-        let units = job.columns / walk::quad(job.dtype);
-        let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * walk::QUAD_WORDS);
-        let whole = job.columns.is_multiple_of(walk::quad(job.dtype)) && job.end != End::Scales;
+        let traits = gpu.traits();
+        let units = job.columns / choose::quad(job.dtype);
+        let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
+        let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.end != End::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
         // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
         // more rows there are always two splits.)
         let single = job.rows <= SHORTEST_SPLIT;
-        let at_once = job.factors.is_some() && single && walk == Walk::Gpu;
-        let pays = walk.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
-        (can && pays).then(|| if single { ColumnQuads::of_one(walk, units) } else { ColumnQuads::new(walk, units) })
+        let at_once = job.factors.is_some() && single && traits.is_gpu();
+        let pays = traits.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
+        (can && pays).then(|| if single { ColumnQuads::of_one(traits, units) } else { ColumnQuads::new(traits, units) })
     }
 }

@@ -1,10 +1,10 @@
 //! The device handle.
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use futures::FutureExt;
 
+use crate::choose::{Kind, Traits};
 use crate::kernel::{self, Pipelines};
 use crate::{Choices, DType, Element, Error, Recorder, Roof, Tensor};
 
@@ -43,6 +43,9 @@ pub struct Options {
     /// For tests: what the smallest subgroup is taken to be in cooperative matrices, less than it is.
     #[doc(hidden)]
     pub cooperative_lanes: Option<u32>,
+    /// For tests: what kind of device it is taken to be.
+    #[doc(hidden)]
+    pub kind: Option<Kind>,
 }
 
 impl Options {
@@ -58,6 +61,13 @@ impl Options {
     /// fail with [`Error::Wgpu`].
     pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
         self.pipeline_cache = Some(cache);
+        self
+    }
+
+    /// For tests: takes the device for one of this kind.
+    #[doc(hidden)]
+    pub fn kind(mut self, kind: Kind) -> Self {
+        self.kind = Some(kind);
         self
     }
 
@@ -119,11 +129,11 @@ pub struct Gpu {
 }
 
 struct Inner {
-    id: u64,
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
+    traits: Traits,
     /// `Auto` only with immediates.
     parameters: Parameters,
     /// As the options have them, for a device like this one.
@@ -181,8 +191,6 @@ const NOTHING_STRIDE: u64 = 256;
 
 /// The smallest binding that every operator can be split over.
 const MIN_BINDING: u64 = 8192;
-
-static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl Gpu {
     /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
@@ -342,8 +350,8 @@ impl Gpu {
         };
         let info = device.adapter_info();
         let inner = Inner {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             choices: options.choices.on(&info),
+            traits: traits(&device, &info, options.kind),
             info,
             limits,
             parameters,
@@ -368,8 +376,14 @@ impl Gpu {
 
     /// Another one on the same device, with pipelines and scratch memory of its own, which go when it is dropped.
     pub(crate) fn apart(&self) -> Result<Gpu, Error> {
+        self.as_kind(self.inner.traits.kind)
+    }
+
+    /// For tests: the same, taken for a device of this kind.
+    #[doc(hidden)]
+    pub fn as_kind(&self, kind: Kind) -> Result<Gpu, Error> {
         let Inner { device, queue, parameters, own, state, cooperative_matrices, .. } = &*self.inner;
-        let mut options = Options::default().parameters(*parameters);
+        let mut options = Options::default().parameters(*parameters).kind(kind);
         options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
         options.cooperative_lanes = Some(self.inner.cooperative_lanes);
         Gpu::assemble(device.clone(), queue.clone(), options, own.then(|| state.clone()))
@@ -377,13 +391,10 @@ impl Gpu {
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
     pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        let mut features = wgpu::Features::IMMEDIATES
+        let features = wgpu::Features::IMMEDIATES
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE;
-        if adapter.get_info().device_type == wgpu::DeviceType::Cpu {
-            features |= LONG_WORDS;
-        }
         Wanted { features: adapter.features() & features, limits: adapter.limits() }
     }
 
@@ -495,10 +506,6 @@ impl Gpu {
         self.inner.pipelines.count()
     }
 
-    pub(crate) fn id(&self) -> u64 {
-        self.inner.id
-    }
-
     pub(crate) fn immediates(&self) -> bool {
         self.parameters() == Parameters::Auto
     }
@@ -530,30 +537,15 @@ impl Gpu {
         &self.inner.limits
     }
 
-    /// Lanes of a subgroup where all are of one size, as `few.wgsl` and the family `lanes` want them.
-    pub(crate) fn lanes(&self) -> Option<u64> {
-        let Inner { info, device, .. } = &*self.inner;
-        let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
-        let can = device.features().contains(wgpu::Features::SUBGROUP) && one_size && [4, 8, 16].contains(&size);
-        can.then_some(u64::from(size))
-    }
-
-    /// Whether shaders can have words of 64 bits.
-    pub(crate) fn long_words(&self) -> bool {
-        self.inner.device.features().contains(LONG_WORDS)
+    /// What decides how work is shared out.
+    #[doc(hidden)]
+    pub fn traits(&self) -> Traits {
+        self.inner.traits
     }
 
     /// Lanes of the smallest subgroup, where cooperative matrices of `side` by `side` can be used.
     pub(crate) fn cooperative(&self, side: u32) -> Option<u64> {
         self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.cooperative_lanes))
-    }
-
-    pub(crate) fn is_cpu(&self) -> bool {
-        self.device_type() == wgpu::DeviceType::Cpu
-    }
-
-    pub(crate) fn device_type(&self) -> wgpu::DeviceType {
-        self.inner.info.device_type
     }
 
     pub(crate) fn is_gl(&self) -> bool {
@@ -646,10 +638,20 @@ impl Gpu {
     }
 }
 
-/// What words of 64 bits take.
-const LONG_WORDS: wgpu::Features = wgpu::Features::SHADER_INT64;
 /// What cooperative matrices take, beside subgroups.
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// A device's own traits, but for what tests say.
+fn traits(device: &wgpu::Device, info: &wgpu::AdapterInfo, kind: Option<Kind>) -> Traits {
+    let own = if info.device_type == wgpu::DeviceType::Cpu { Kind::Software } else { Kind::Gpu };
+    let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
+    let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP) && one_size && [4, 8, 16].contains(&size);
+    Traits {
+        kind: kind.unwrap_or(own),
+        integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
+        subgroup: has_subgroups.then_some(u64::from(size)),
+    }
+}
 
 /// Workgroups are lines of invocations.
 fn workgroup_capacity(limits: &wgpu::Limits) -> u32 {

@@ -2,7 +2,6 @@
 //! `norms.wgsl`, and `normalize_backward` of `normalize.wgsl`.
 use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
-use crate::few::Few;
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Ends, Kernel};
 use crate::linear::{LinearEnd, Norm};
@@ -299,9 +298,7 @@ impl Recorder<'_, '_> {
     /// [`Eps::After`], whose d is not among them.
     ///
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. Where a CPU
-    /// computes, dx and dv of a batch of up to 8 come out of one dispatch, with more than 1024 outputs out of two: f32 that
-    /// is replaced, rows of whole quads, tensors that start at multiples of 16 bytes, kept axis 0 or a plain weight. A product
+    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
     /// whose sums are formed in pieces, as in [`Recorder::linear_into`], takes two, windows past the limit of a binding or a
     /// dispatch one more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides.
     ///
@@ -322,9 +319,6 @@ impl Recorder<'_, '_> {
         let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
         let Some(norm) = weight.normalized() else {
             self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
-            if self.few_rows(x, weight.v(), dy, gradients, None)? {
-                return Ok(());
-            }
             let end = GradientEnd::plain(write);
             if let Some(dv) = dv {
                 self.weight_product(x, dy, &sizes, gradients, &GradientEnd { out: Some(dv), ..end.clone() })?;
@@ -367,9 +361,6 @@ impl Recorder<'_, '_> {
                 None
             }
         };
-        if norm.axis == Axis::Kept(0) && self.few_rows(x, norm.v, dy, gradients, end.factors.clone())? {
-            return Ok(());
-        }
         if let Some(dv) = dv {
             let of = match norm.axis {
                 Axis::Kept(0) => Of::Rows,
@@ -454,26 +445,6 @@ impl Recorder<'_, '_> {
         let cooperative = (dv.is_none() || are_halves([dy, x]))
             && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
         gradients.forced().check(OP, self.gpu(), cooperative)
-    }
-
-    /// Both products at once, if both are wanted and that can be done: whether they were recorded.
-    fn few_rows(
-        &mut self,
-        x: &Tensor,
-        v: &Tensor,
-        dy: &Tensor,
-        gradients: &Gradients<'_>,
-        factors: Option<View<'_>>,
-    ) -> Result<bool, Error> {
-        let &Gradients { dx: Some(dx), dv: Some(dv), write: Write::Replace, tile: None, split_length: None, .. } =
-            gradients
-        else {
-            return Ok(false);
-        };
-        if x.is_empty() || v.is_empty() {
-            return Ok(false);
-        }
-        self.few(&Few { x, v, dy, dx, dv, factors })
     }
 
     /// dyᵀ x with an end.

@@ -2,7 +2,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use crate::walk::Word;
 use crate::{Error, Gpu, Parameters, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
@@ -30,60 +29,18 @@ macro_rules! shader {
 #[doc(hidden)]
 pub enum Module {
     NormsWords,
-    NormsQuads(Word),
+    NormsQuads,
     Normalize,
-    NormalizeQuads(Word),
-    NormalizeRows(Word, Held),
-    NormalizeBlocks(Word, Held),
-    /// `word`: of what is read or written in quads; [`Word::Short`] where nothing is.
-    Product {
-        ends: Ends,
-        family: Family,
-        reads: Reads,
-        writes: Writes,
-        word: Word,
-    },
+    NormalizeQuads,
+    NormalizeRows,
+    Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
     BatchWords,
-    BatchQuads(Word),
-    Few(Word),
+    BatchQuads,
     Optimizer,
-    OptimizerQuads(Word),
+    OptimizerQuads,
     SetWords,
-    SetQuads(Word),
+    SetQuads,
     Probe,
-}
-
-/// The quads that an invocation may hold, of which there are fewer: `held.wgsl`. What is done to each is written out there, and drivers
-/// take long over calls that will turn out to be dead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Held {
-    Four = 4,
-    Eight = 8,
-    Sixteen = 16,
-    ThirtyTwo = 32,
-}
-
-impl Held {
-    /// For so many.
-    pub(crate) fn of(quads: u64) -> Held {
-        match quads {
-            0..=4 => Held::Four,
-            5..=8 => Held::Eight,
-            9..=16 => Held::Sixteen,
-            _ => Held::ThirtyTwo,
-        }
-    }
-
-    /// Without the lines whose calls begin with a later quad.
-    fn keep(self, source: &str) -> String {
-        let late = |line: &str| {
-            let number =
-                ["take(", "give("].iter().find_map(|call| line.trim_start().strip_prefix(call)?.split_once('u'));
-            number.and_then(|(number, _)| number.parse::<u32>().ok()).is_some_and(|first| first >= self as u32)
-        };
-        source.lines().filter(|line| !late(line)).flat_map(|line| [line, "\n"]).collect()
-    }
 }
 
 /// What a product starts from and what becomes of it.
@@ -138,73 +95,55 @@ impl Module {
     pub fn all() -> Vec<Module> {
         let mut all = vec![
             Module::NormsWords,
+            Module::NormsQuads,
             Module::Normalize,
+            Module::NormalizeQuads,
+            Module::NormalizeRows,
             Module::BatchWords,
+            Module::BatchQuads,
             Module::Optimizer,
+            Module::OptimizerQuads,
             Module::SetWords,
+            Module::SetQuads,
             Module::Probe,
         ];
-        for word in [Word::Short, Word::Long] {
-            all.extend([Module::NormsQuads(word), Module::NormalizeQuads(word), Module::BatchQuads(word)]);
-            all.extend([Module::Few(word), Module::OptimizerQuads(word), Module::SetQuads(word)]);
-            all.extend([Module::NormalizeRows, Module::NormalizeBlocks].map(|module| module(word, Held::ThirtyTwo)));
-        }
         for ends in [Ends::Linear, Ends::Gradient] {
             for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
                 // Cooperative matrices are for f16 alone.
                 let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
                 for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
-                    for writes in [Writes::Words, Writes::Halves, Writes::Quads] {
-                        // Long words are for CPUs, cooperative matrices for GPUs.
-                        let long = f32_too && Module::has_quads(reads, writes);
-                        let words = [Word::Short].into_iter().chain(long.then_some(Word::Long));
-                        all.extend(words.map(|word| Module::Product { ends, family, reads, writes, word }));
-                    }
+                    let writes = [Writes::Words, Writes::Halves, Writes::Quads];
+                    all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
                 }
             }
         }
         all
     }
 
-    /// Whether a product reads or writes anything in quads.
-    pub(crate) fn has_quads(reads: Reads, writes: Writes) -> bool {
-        reads != Reads::Words || writes == Writes::Quads
-    }
-
     /// The file with the entry points.
     pub fn stem(self) -> &'static str {
         match self {
-            Module::NormsWords | Module::NormsQuads(_) => "norms",
+            Module::NormsWords | Module::NormsQuads => "norms",
             Module::Normalize => "normalize",
-            Module::NormalizeQuads(_) => "normalize_quads",
-            Module::NormalizeRows(..) => "normalize_rows",
-            Module::NormalizeBlocks(..) => "normalize_blocks",
+            Module::NormalizeQuads => "normalize_quads",
+            Module::NormalizeRows => "normalize_rows",
             Module::Product { ends: Ends::Linear, .. } => "linear",
             Module::Product { ends: Ends::Gradient, .. } => "gradient",
-            Module::BatchWords | Module::BatchQuads(_) => "batch",
-            Module::Few(_) => "few",
+            Module::BatchWords | Module::BatchQuads => "batch",
             Module::Optimizer => "optimizer",
-            Module::OptimizerQuads(_) => "optimizer_quads",
-            Module::SetWords | Module::SetQuads(_) => "set",
+            Module::OptimizerQuads => "optimizer_quads",
+            Module::SetWords | Module::SetQuads => "set",
             Module::Probe => "probe",
         }
     }
 
     /// The stem, and what distinguishes the modules that share it.
     pub fn name(self) -> String {
-        let long = |word| if word == Word::Long { "64" } else { "" };
-        let (family, reads, writes, word) = match self {
-            Module::Product { family, reads, writes, word, .. } => (family, reads, writes, word),
+        let (family, reads, writes) = match self {
+            Module::Product { family, reads, writes, .. } => (family, reads, writes),
             Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads(word) | Module::BatchQuads(word) | Module::SetQuads(word) => {
-                return format!("{}_quads{}", self.stem(), long(word));
-            }
-            Module::NormalizeQuads(word)
-            | Module::NormalizeRows(word, _)
-            | Module::NormalizeBlocks(word, _)
-            | Module::Few(word)
-            | Module::OptimizerQuads(word) => return format!("{}{}", self.stem(), long(word)),
-            Module::Normalize | Module::Optimizer | Module::Probe => return self.stem().to_owned(),
+            Module::NormsQuads | Module::BatchQuads | Module::SetQuads => return format!("{}_quads", self.stem()),
+            _ => return self.stem().to_owned(),
         };
         let family = match family {
             Family::Tile => "tile",
@@ -223,7 +162,7 @@ impl Module {
             Writes::Halves => "_to_halves",
             Writes::Quads => "_to_quads",
         };
-        format!("{}_{family}_{reads}{writes}{}", self.stem(), long(word))
+        format!("{}_{family}_{reads}{writes}", self.stem())
     }
 
     /// The WGSL with the parameters as immediates.
@@ -236,30 +175,15 @@ impl Module {
         let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
         match self {
             Module::NormsWords => files.extend([shader!("combine"), shader!("norms_words"), shader!("norms")]),
-            Module::NormsQuads(word) => {
-                files.extend([shader!("combine"), quads_of(word), shader!("norms_quads"), shader!("norms")]);
-            }
+            Module::NormsQuads => files.extend([shader!("combine"), shader!("norms_quads"), shader!("norms")]),
             Module::Normalize => files.push(shader!("normalize")),
-            Module::NormalizeQuads(word) => files.extend([quads_of(word), shader!("normalize_quads")]),
-            Module::NormalizeRows(word, _) => {
-                let across = match word {
-                    Word::Short => shader!("across_workgroup"),
-                    Word::Long => shader!("across_subgroup"),
-                };
-                files.extend([quads_of(word), shader!("held"), across, shader!("normalize_rows")]);
-            }
-            Module::NormalizeBlocks(word, _) => {
-                files.extend([quads_of(word), shader!("held"), shader!("normalize_blocks")]);
-            }
+            Module::NormalizeQuads => files.push(shader!("normalize_quads")),
+            Module::NormalizeRows => files.push(shader!("normalize_rows")),
             Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
-            Module::BatchQuads(word) => files.extend([fours_of(word), shader!("batch_quads"), shader!("batch")]),
-            Module::Few(word) => files.extend([fours_of(word), shader!("few")]),
+            Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
             Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
-            Module::OptimizerQuads(word) => {
-                files.extend([fours_of(word), shader!("optimizer_steps"), shader!("optimizer_quads")]);
-            }
-            Module::Product { ends, family, reads, writes, word } => files.extend([
-                if Module::has_quads(reads, writes) { fours_of(word) } else { "" },
+            Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
+            Module::Product { ends, family, reads, writes } => files.extend([
                 match reads {
                     Reads::Words => shader!("in_words"),
                     Reads::Pairs => shader!("in_pairs"),
@@ -284,16 +208,10 @@ impl Module {
                 },
             ]),
             Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads(word) => {
-                files.extend([shader!("combine"), fours_of(word), shader!("set_quads"), shader!("set")]);
-            }
+            Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
             Module::Probe => files.push(shader!("probe")),
         }
-        let source = files.join("\n");
-        match self {
-            Module::NormalizeRows(_, held) | Module::NormalizeBlocks(_, held) => held.keep(&source),
-            _ => source,
-        }
+        files.join("\n")
     }
 
     /// The WGSL with the parameters as a uniform buffer.
@@ -320,20 +238,6 @@ impl Module {
             }
         }
         reversed
-    }
-}
-
-fn quads_of(word: Word) -> &'static str {
-    match word {
-        Word::Short => shader!("quad32"),
-        Word::Long => shader!("quad64"),
-    }
-}
-
-fn fours_of(word: Word) -> &'static str {
-    match word {
-        Word::Short => shader!("four32"),
-        Word::Long => shader!("four64"),
     }
 }
 
@@ -393,16 +297,6 @@ pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
 };
 pub static NORMALIZE_ROWS: Kernel =
     Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static NORMALIZE_BLOCKS: Kernel = Kernel {
-    entry: "normalize_blocks",
-    stem: "normalize_blocks",
-    bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
-};
-pub static NORM_BLOCKS: Kernel = Kernel {
-    entry: "norm_blocks",
-    stem: "normalize_blocks",
-    bindings: &[(0, Read), (2, Write), (3, Write), (5, Write)],
-};
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
     stem: "linear",
@@ -433,12 +327,6 @@ pub static BATCH_FINISH: Kernel = Kernel {
 };
 pub static SUBTRACT_MEANS: Kernel =
     Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
-pub static FEW: Kernel = Kernel {
-    entry: "few",
-    stem: "few",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write)],
-};
-pub static FEW_FINISH: Kernel = Kernel { entry: "few_finish", stem: "few", bindings: &[(4, Write), (6, Write)] };
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
 pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
@@ -463,7 +351,7 @@ pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "o
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
-pub static KERNELS: [&Kernel; 34] = [
+pub static KERNELS: [&Kernel; 30] = [
     &ROW_SUMS,
     &COLUMN_SUMS,
     &FINISH_SUMS,
@@ -475,8 +363,6 @@ pub static KERNELS: [&Kernel; 34] = [
     &NORMALIZE_QUADS_IN_PLACE,
     &NORMALIZE_QUADS_BACKWARD,
     &NORMALIZE_ROWS,
-    &NORMALIZE_BLOCKS,
-    &NORM_BLOCKS,
     &LINEAR_WHOLE,
     &LINEAR_PARTIAL,
     &LINEAR_FINISH,
@@ -486,8 +372,6 @@ pub static KERNELS: [&Kernel; 34] = [
     &BATCH_SUMS,
     &BATCH_FINISH,
     &SUBTRACT_MEANS,
-    &FEW,
-    &FEW_FINISH,
     &OPTIMIZER,
     &OPTIMIZER_ROWS,
     &OPTIMIZER_QUADS,

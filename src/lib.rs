@@ -2,10 +2,10 @@
 mod batch;
 #[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
 pub mod checkpoint;
+mod choose;
 mod contract;
 pub mod cpu;
 mod error;
-mod few;
 mod gpu;
 mod gradient;
 mod kernel;
@@ -21,7 +21,6 @@ mod tensor;
 mod train;
 mod trusted;
 mod tune;
-mod walk;
 
 pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
@@ -42,9 +41,9 @@ pub use tune::{Choices, LinearShape};
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::kernel::{Access, Family, Held, KERNELS, Kernel, Module};
+    pub use crate::choose::{Kind, Traits};
+    pub use crate::kernel::{Access, Family, KERNELS, Kernel, Module};
     use crate::record::View;
-    pub use crate::walk::{Walk, Word, with_walk};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.

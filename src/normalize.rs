@@ -1,12 +1,12 @@
 //! Rescaling: w = g·v/n̂, and the way back. Shader: `normalize.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose::{self, HeldRows, Pieces};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Held, Kernel, Module};
+use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
-use crate::walk::{HeldRows, Pieces, RowBlocks, Walk, Word};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -46,32 +46,6 @@ struct RowParams {
     policy: u32,
     eps: f32,
     has_gain: u32,
-}
-
-/// Of `normalize_blocks.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct BlockParams {
-    count: u32,
-    firsts: u32,
-    policy: u32,
-    eps: f32,
-}
-
-/// Short rows a block at a time: see `normalize_blocks.wgsl`.
-pub(crate) struct Blocks<'a> {
-    /// None: what is written is read.
-    pub v: Option<&'a Tensor>,
-    pub axis: Axis,
-    pub eps: Eps,
-    pub gain: Option<&'a Tensor>,
-    pub out: BlocksOut<'a>,
-}
-
-pub(crate) enum BlocksOut<'a> {
-    Weight(&'a Tensor),
-    /// f32, one for each row.
-    Norms(View<'a>),
 }
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
@@ -207,7 +181,7 @@ impl Recorder<'_, '_> {
             .output("w", w)
             .operations(weight.operations())
             .begin(self)?;
-        if self.normalize_blocks(weight, Some(weight.v), w)? || self.normalize_rows(weight, Some(weight.v), w)? {
+        if self.normalize_rows(weight, Some(weight.v), w)? {
             return Ok(());
         }
         let scales = self.scales(weight, Form::Scales, None)?;
@@ -227,7 +201,7 @@ impl Recorder<'_, '_> {
             .output_onto(true, "v", weight.v)
             .operations(weight.operations())
             .begin(self)?;
-        if self.normalize_blocks(weight, None, weight.v)? || self.normalize_rows(weight, None, weight.v)? {
+        if self.normalize_rows(weight, None, weight.v)? {
             return Ok(());
         }
         let scales = self.scales(weight, Form::Scales, None)?;
@@ -275,83 +249,6 @@ impl Recorder<'_, '_> {
         Ok(out)
     }
 
-    /// Norm and rescaling of short rows in one dispatch, if that can be: whether it was recorded. Without v it is w.
-    fn normalize_blocks(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
-        if weight.norms.is_some() {
-            return Ok(false);
-        }
-        self.blocks(&Blocks { v, axis: weight.axis, eps: weight.eps, gain: weight.g, out: BlocksOut::Weight(w) })
-    }
-
-    /// Short rows a block at a time, if that can be: whether it was recorded.
-    pub(crate) fn blocks(&mut self, job: &Blocks<'_>) -> Result<bool, Error> {
-        let gpu = self.gpu().clone();
-        let w = if let BlocksOut::Weight(w) = job.out { Some(w) } else { None };
-        let Some(read) = job.v.or(w) else { return Ok(false) };
-        let Layout { outer, kept, inner } = Layout::new(read.shape(), job.axis)?.wide();
-        let blocks = |word| {
-            Some((
-                word,
-                Walk::of(&gpu).row_blocks(kept, inner, read.dtype(), word, w.is_none()).filter(|_| outer == 1)?,
-            ))
-        };
-        let blocks = Word::all(&gpu, [read].into_iter().chain(w), kept * inner).find_map(blocks);
-        let Some((word, RowBlocks { rows, quads })) = blocks else { return Ok(false) };
-        let of_rows = match &job.out {
-            BlocksOut::Weight(_) => job.gain.map_or(0, Tensor::offset),
-            BlocksOut::Norms(norms) => norms.offset,
-        };
-        let in_quads = word.holds(of_rows, rows, DType::F32);
-        let in_binding = gpu.binding_capacity() / (rows * inner * read.dtype().size()).max(4 * rows);
-        let step = in_binding.min(gpu.group_capacity() * THREADS).min(self.work_capacity(rows * inner));
-        if step == 0 {
-            return Ok(false);
-        }
-        let mut constants: Constants = vec![
-            ("V_DTYPE", read.dtype().code()),
-            ("COLUMNS", inner as u32),
-            ("ROWS", rows as u32),
-            ("HELD", quads as u32),
-            ("IN_QUADS", in_quads.into()),
-        ];
-        if w.is_some() {
-            constants.extend([("HAS_GAIN", job.gain.is_some().into()), ("IN_PLACE", job.v.is_none().into())]);
-        }
-        for (block, count) in windows(kept / rows, step) {
-            let (row, row_count) = (block * rows, count * rows);
-            let (v, v_first) = bind(&gpu, job.v, row * inner, row_count * inner);
-            let (w, w_first) = bind(&gpu, w, row * inner, row_count * inner);
-            let (gain, gain_first) = bind(&gpu, job.gain, row, row_count);
-            let either = |span| if in_quads { [None, span] } else { [span, None] };
-            let (kernel, buffers, norms_first) = match &job.out {
-                BlocksOut::Weight(_) => {
-                    let [gain, gain_quads] = either(gain);
-                    (&kernel::NORMALIZE_BLOCKS, vec![v, gain, w, gain_quads], 0)
-                }
-                BlocksOut::Norms(norms) => {
-                    let (norms, first) = norms.bind(&gpu, row, row_count);
-                    let [norms, norm_quads] = either(norms);
-                    (&kernel::NORM_BLOCKS, vec![v, None, norms, norm_quads], first)
-                }
-            };
-            self.dispatch(&Dispatch {
-                kernel,
-                module: Module::NormalizeBlocks(word, Held::of(quads)),
-                constants: &constants,
-                buffers: &buffers,
-                params: BlockParams {
-                    count: count as u32,
-                    firsts: firsts([v_first, w_first, gain_first, norms_first]),
-                    policy: job.eps.code(),
-                    eps: job.eps.value(),
-                },
-                groups: count.div_ceil(THREADS),
-                work: row_count * inner,
-            })?;
-        }
-        Ok(true)
-    }
-
     /// Norm and rescaling in one dispatch, if that can be: whether it was recorded. Without v it is w.
     fn normalize_rows(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
         let gpu = self.gpu().clone();
@@ -359,13 +256,10 @@ impl Recorder<'_, '_> {
         if outer != 1 || kept == 0 || weight.norms.is_some() {
             return Ok(false);
         }
-        let walk = Walk::of(&gpu);
-        let held = |word: Word| {
-            let quads = inner / word.quad(w.dtype());
-            Some((word, quads, walk.held_rows(kept, quads, word, gpu.lanes())?))
-        };
-        let held = Word::all(&gpu, v.into_iter().chain([w]), inner).find_map(held);
-        let Some((word, quads, HeldRows { threads, lanes, held })) = held else { return Ok(false) };
+        let traits = gpu.traits();
+        let quads = inner / choose::quad(w.dtype());
+        let held = traits.held_rows(kept, quads).filter(|_| choose::in_quads(v.into_iter().chain([w]), inner));
+        let Some(HeldRows { threads, lanes, held }) = held else { return Ok(false) };
         let in_group = threads / lanes;
         let in_binding = (gpu.binding_capacity() / (inner * w.dtype().size())).min(gpu.binding_capacity() / 4);
         let step = in_binding.min(gpu.group_capacity() * in_group).min(self.work_capacity(inner));
@@ -376,7 +270,7 @@ impl Recorder<'_, '_> {
             ("V_DTYPE", w.dtype().code()),
             ("THREADS", threads as u32),
             ("LANES", lanes as u32),
-            ("RUN", walk.run(lanes) as u32),
+            ("RUN", traits.run(lanes) as u32),
             ("HELD", held as u32),
             ("WHOLE", (quads == lanes * held).into()),
             ("IN_PLACE", v.is_none().into()),
@@ -387,7 +281,7 @@ impl Recorder<'_, '_> {
             let (gain, gain_first) = bind(&gpu, weight.g, row, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::NORMALIZE_ROWS,
-                module: Module::NormalizeRows(word, Held::of(held)),
+                module: Module::NormalizeRows,
                 constants: &constants,
                 buffers: &[v_span, gain, w_span],
                 params: RowParams {
@@ -527,22 +421,22 @@ impl Recorder<'_, '_> {
         let total = layout.len() as u64;
         let Layout { outer, kept, inner } = layout.wide();
         let tensors = v.into_iter().chain(dw).chain([w]);
-        let walk = Walk::of(&gpu);
-        // Down the rows of a matrix, or along rows of one norm each.
-        let along =
-            Word::of(&gpu, tensors.clone(), inner).filter(|word| !walk.goes_down(outer, inner / word.quad(w.dtype())));
-        let down = || Word::of(&gpu, tensors, kept * inner);
-        let Some(word) = along.or_else(down) else { return Ok(false) };
-        let quad = word.quad(w.dtype());
-        let row = if along.is_some() { inner } else { kept * inner };
+        let traits = gpu.traits();
+        let quad = choose::quad(w.dtype());
+        // Along rows of one norm each, or down the rows of a matrix.
+        let one_norm = choose::in_quads(tensors.clone(), inner);
+        let along = one_norm && !traits.goes_down(outer, inner / quad);
+        if !along && !choose::in_quads(tensors, kept * inner) {
+            return Ok(false);
+        }
+        let row = if along { inner } else { kept * inner };
         if total == 0 || kept > gpu.binding_capacity() / (4 * words) {
             return Ok(false);
         }
         let Pieces { run, each } =
-            if along.is_some() { walk.pieces(row / quad) } else { walk.pieces_down(outer, row / quad) };
+            if along { traits.pieces(row / quad) } else { traits.pieces_down(outer, row / quad) };
         // Down the rows, all there is counts as one row.
-        let row = if along.is_some() { row } else { total };
-        let one_norm = word.holds(0, inner, w.dtype());
+        let row = if along { row } else { total };
         let tasks = |row: u64| (row / quad).div_ceil(run * each) * run;
         let step = (gpu.binding_capacity() / w.dtype().size()).min(self.work_capacity(1));
         let most_tasks = gpu.group_capacity() * THREADS;
@@ -572,7 +466,7 @@ impl Recorder<'_, '_> {
             };
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::NormalizeQuads(word),
+                module: Module::NormalizeQuads,
                 constants: &constants,
                 buffers: &buffers,
                 params: QuadParams {

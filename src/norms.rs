@@ -1,13 +1,12 @@
 //! Row norms: n̂_j = eps policy of sqrt(Σ v²) over all axes but one. Shader: `norms.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose::{self, ColumnQuads};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
-use crate::normalize::{Blocks, BlocksOut};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
-use crate::walk::{self, ColumnQuads, Walk, Word};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 #[repr(C)]
@@ -141,12 +140,6 @@ impl Recorder<'_, '_> {
         if job.known.is_some() {
             return self.known_norms(job, layout);
         }
-        if job.form == Form::Norms && job.norms_too.is_none() {
-            let out = BlocksOut::Norms(job.out.clone());
-            if self.blocks(&Blocks { v: Some(job.v), axis: job.axis, eps: job.eps, gain: None, out })? {
-                return Ok(());
-            }
-        }
         match Plan::new(self.gpu(), job, layout)? {
             Plan::Rows(rows) => self.row_sums(job, layout, rows),
             Plan::Columns(columns) => self.column_sums(job, layout, columns),
@@ -171,7 +164,7 @@ impl Recorder<'_, '_> {
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
-        constants.push(("RUN", Walk::of(&gpu).run(lanes) as u32));
+        constants.push(("RUN", gpu.traits().run(lanes) as u32));
         if direct {
             constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
             constants.push(("NORMS_TOO", job.norms_too.is_some().into()));
@@ -229,8 +222,8 @@ impl Recorder<'_, '_> {
         let sums = sums_of(&gpu, splits * kept_step * inner)?;
         let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
         constants.extend(job.dot_constants());
-        let shared = if let Module::NormsQuads(word) = module {
-            let shared = ColumnQuads::new(Walk::of(&gpu), kept * inner / word.quad(job.v.dtype()));
+        let shared = if module == Module::NormsQuads {
+            let shared = ColumnQuads::new(gpu.traits(), kept * inner / choose::quad(job.v.dtype()));
             constants.extend([("RUN", shared.run as u32), ("COLUMN_QUADS", shared.quads as u32)]);
             Some(shared)
         } else {
@@ -287,7 +280,7 @@ impl Recorder<'_, '_> {
         let each = partial.a * partial.b;
         // As many as can add up all of them, plainly and then with exponents.
         let least = each.div_ceil(MAX_ITERATIONS / 2).next_power_of_two();
-        let lanes = Walk::of(&gpu).lanes(j_count, each).max(least);
+        let lanes = gpu.traits().lanes(j_count, each).max(least);
         let constants: Constants =
             vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
         let in_out = gpu.binding_capacity() / (4 * job.form.words());
@@ -390,9 +383,10 @@ impl<'a> Job<'a> {
     }
 
     /// How v and dw can be read, where `length` elements lie together.
-    fn module(&self, gpu: &Gpu, length: u64) -> Module {
+    fn module(&self, length: u64) -> Module {
         let dw = self.dot.as_ref().map(|dot| dot.dw);
-        Word::of(gpu, dw.into_iter().chain([self.v]), length).map_or(Module::NormsWords, Module::NormsQuads)
+        let quads = choose::in_quads(dw.into_iter().chain([self.v]), length);
+        if quads { Module::NormsQuads } else { Module::NormsWords }
     }
 
     /// Bytes of the widest element that is read.
@@ -505,24 +499,24 @@ impl Rows {
 
     /// `passes`: how often a stretch is looped over, four words at a time.
     fn new(gpu: &Gpu, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
-        let walk = Walk::of(gpu);
-        let module = job.module(gpu, length);
+        let traits = gpu.traits();
+        let module = job.module(length);
         let unit = match (module, &job.dot) {
-            (Module::NormsQuads(word), _) => word.quad(job.v.dtype()),
+            (Module::NormsQuads, _) => choose::quad(job.v.dtype()),
             (_, Some(_)) => 1,
             (_, None) => job.v.dtype().per_word(),
         };
-        let useful = length.div_ceil(SHORTEST_STRETCH).min(walk.enough_groups().div_ceil(rows.max(1)));
-        let lanes = walk.lanes(rows * useful.max(1), length.div_ceil(unit));
+        let useful = length.div_ceil(SHORTEST_STRETCH).min(traits.enough_groups().div_ceil(rows.max(1)));
+        let lanes = traits.lanes(rows * useful.max(1), length.div_ceil(unit));
         let longest = (MAX_ITERATIONS / (2 * passes) * 4 * lanes).min(in_binding).max(1);
         let splits = length.div_ceil(longest).max(useful).max(1);
         // Whole quads, so that no stretch starts in the middle of one unless its row does.
-        let whole = unit.max(walk::quad(job.v.dtype()));
+        let whole = unit.max(choose::quad(job.v.dtype()));
         let longest = (longest / whole * whole).max(1);
         let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
         let units = length.div_ceil(unit);
-        let each = if lanes == 1 && job.dot.is_none() { walk.rows_of_a_lane(rows, units) } else { 1 };
-        let loads = units * if let Module::NormsQuads(_) = module { walk::QUAD_WORDS } else { 1 };
+        let each = if lanes == 1 && job.dot.is_none() { traits.rows_of_a_lane(rows, units) } else { 1 };
+        let loads = units * if module == Module::NormsQuads { choose::QUAD_WORDS } else { 1 };
         let units = if each > 1 && length.is_multiple_of(unit) && loads <= 16 { units } else { 0 };
         Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
@@ -539,21 +533,21 @@ impl Columns {
     ) -> Result<Columns, Error> {
         let Layout { outer, kept, inner } = layout;
         let columns = kept * inner;
-        let walk = Walk::of(gpu);
+        let traits = gpu.traits();
         let group_capacity = gpu.group_capacity();
         // All columns in one window, since another one might start within a quad.
-        let module = if columns <= in_binding { job.module(gpu, columns) } else { Module::NormsWords };
+        let module = if columns <= in_binding { job.module(columns) } else { Module::NormsWords };
         let (blocks, passes) = match module {
             // In quads each column of an invocation may have to be summed up again.
-            Module::NormsQuads(word) => {
-                let quad = word.quad(job.v.dtype());
-                let shared = ColumnQuads::new(walk, columns / quad);
+            Module::NormsQuads => {
+                let quad = choose::quad(job.v.dtype());
+                let shared = ColumnQuads::new(traits, columns / quad);
                 (shared.blocks, (quad + 2) * shared.quads + 2)
             }
             _ => (columns, passes),
         };
         let rows_in_binding = (in_binding / columns).max(1);
-        let useful = (walk.enough_groups() * THREADS).div_ceil(blocks).min(outer.div_ceil(16)).max(1);
+        let useful = (traits.enough_groups() * THREADS).div_ceil(blocks).min(outer.div_ceil(16)).max(1);
         let split_length = outer.div_ceil(useful).min(MAX_ITERATIONS / passes).min(rows_in_binding);
         let splits = outer.div_ceil(split_length);
         let kept_step =

@@ -1,11 +1,11 @@
 //! Optimizer steps on a direction and a gain together. Shader: `optimizer.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose;
 use crate::contract::Layout;
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
-use crate::walk::{self, Walk, Word};
 use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor, WeightNorm};
 
 #[repr(C)]
@@ -261,7 +261,7 @@ impl Recorder<'_, '_> {
         let v = step.v.value;
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
-            Some((axis, eps)) if Walk::of(self.gpu()).projects_at_once(v.len() as u64) || !step.in_quads() => {
+            Some((axis, eps)) if self.gpu().traits().projects_at_once(v.len() as u64) || !step.in_quads() => {
                 step.rows(self.gpu(), Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
             }
             _ => None,
@@ -285,15 +285,15 @@ impl Recorder<'_, '_> {
         // What one task is: an element of v, or a row.
         let quads = rows.is_none() && step.in_quads();
         let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
-            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads(Word::best(&gpu)), 1),
+            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads, 1),
             None => (&kernel::OPTIMIZER, Module::Optimizer, 1),
             Some((length, _)) => (&kernel::OPTIMIZER_ROWS, Module::Optimizer, length),
         };
         if quads {
-            constants.push(("RUN", Walk::of(&gpu).run(THREADS) as u32));
+            constants.push(("RUN", gpu.traits().run(THREADS) as u32));
         }
         let (v_in_group, params) = match rows {
-            None if quads => (WORDS * walk::quad(v_dtype), *params),
+            None if quads => (WORDS * choose::quad(v_dtype), *params),
             None => (WORDS * v_dtype.per_word(), *params),
             Some((length, eps)) => {
                 let lanes = lanes_for(length / v_dtype.per_word());
@@ -398,8 +398,8 @@ impl Step<'_> {
     /// Whether v can be stepped four words at once.
     fn in_quads(&self) -> bool {
         let Parameter { value: v, gradient: dv, first, second } = self.v;
-        let aligned = [first, second].into_iter().flatten().all(|state| walk::in_quads([state], 4));
-        aligned && walk::in_quads([v, dv], v.len() as u64)
+        let aligned = [first, second].into_iter().flatten().all(|state| choose::in_quads([state], 4));
+        aligned && choose::in_quads([v, dv], v.len() as u64)
     }
 
     /// The length of the rows, where one workgroup can step and project each: they are contiguous, not too long, and

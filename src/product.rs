@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose::Traits;
 use crate::gpu::Scratch;
 use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads, Writes};
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
 use crate::tune::Key;
-use crate::walk::{Walk, Word};
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
 /// `Params` of `product.wgsl`.
@@ -129,9 +129,9 @@ impl Tile {
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
     fn lanes(self, gpu: &Gpu) -> Option<u64> {
         match self.family() {
-            Family::Tile | Family::Stream => gpu.lanes(),
+            Family::Tile | Family::Stream => gpu.traits().subgroup,
             // With four, `large` takes half the time (SwiftShader), which takes minutes and gigabytes to compile these besides.
-            Family::Lanes => gpu.lanes().filter(|&lanes| lanes >= 8),
+            Family::Lanes => gpu.traits().subgroup.filter(|&lanes| lanes >= 8),
             Family::Coop8 => gpu.cooperative(8),
             Family::Coop16 => gpu.cooperative(16),
         }
@@ -236,10 +236,10 @@ const LEAST_PIECE: u64 = 256;
 impl Busy {
     /// None on a CPU, which is busy with anything.
     fn of(gpu: &Gpu) -> Option<Busy> {
-        match (Walk::of(gpu), gpu.device_type()) {
-            (Walk::Cpu, _) => None,
-            (Walk::Gpu, wgpu::DeviceType::IntegratedGpu) => Some(Busy { enough: 24, wanted: 64 }),
-            (Walk::Gpu, _) => Some(Busy { enough: 192, wanted: 512 }),
+        match gpu.traits() {
+            traits if !traits.is_gpu() => None,
+            Traits { integrated: true, .. } => Some(Busy { enough: 24, wanted: 64 }),
+            _ => Some(Busy { enough: 192, wanted: 512 }),
         }
     }
 
@@ -542,7 +542,7 @@ impl Recorder<'_, '_> {
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(&gpu, plan.tile.tile, reads, end.quads && window.columns.is_multiple_of(4)),
+                module: product.module(plan.tile.tile, reads, end.quads && window.columns.is_multiple_of(4)),
                 constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
@@ -582,7 +582,7 @@ impl Recorder<'_, '_> {
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.module(&gpu, plan.tile.tile, reads, false),
+                    module: product.module(plan.tile.tile, reads, false),
                     constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
@@ -601,7 +601,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.module(&gpu, Tile::Large, Reads::Words, false),
+                module: product.module(Tile::Large, Reads::Words, false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -693,15 +693,13 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn module(&self, gpu: &Gpu, tile: Tile, reads: Reads, quads: bool) -> Module {
+    fn module(&self, tile: Tile, reads: Reads, quads: bool) -> Module {
         let writes = match self.end.out() {
             DType::F32 if quads => Writes::Quads,
             DType::F32 => Writes::Words,
             DType::F16 | DType::Bf16 => Writes::Halves,
         };
-        let may_be_long = !tile.is_cooperative() && Module::has_quads(reads, writes);
-        let word = if may_be_long { Word::best(gpu) } else { Word::Short };
-        Module::Product { ends: self.end.ends(), family: tile.family(), reads, writes, word }
+        Module::Product { ends: self.end.ends(), family: tile.family(), reads, writes }
     }
 
     /// How the operands can be read, given the places of their first elements within their bindings.

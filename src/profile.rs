@@ -554,7 +554,7 @@ fn probe(
 
 /// The faster variant, in all likelihood.
 fn walk(gpu: &Gpu) -> Constants {
-    vec![("CONTIGUOUS", gpu.is_cpu().into())]
+    vec![("CONTIGUOUS", (!gpu.traits().is_gpu()).into())]
 }
 
 /// Copies `source` to `target`, which is as long, in whole workgroups.

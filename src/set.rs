@@ -8,12 +8,12 @@ use std::collections::HashMap;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::choose::Traits;
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Kernel, MAX_ITERATIONS, Module};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_per_norm, expect_shape};
-use crate::walk::Walk;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Work, Write};
 
 /// A weight of a [`WeightSet`], with the tensors that the operators on the set read and write beside it. Each operator
@@ -281,7 +281,7 @@ impl Recorder<'_, '_> {
     ) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         gpu.reported()?;
-        if set.gpu.id() != gpu.id() {
+        if set.gpu.device() != gpu.device() {
             return Err(Error::OtherGpu { op, arg: "the set" });
         }
         let plan = set.plan(operator)?;
@@ -596,7 +596,7 @@ impl Job<'_> {
 /// Makes a plan.
 struct Planner<'g> {
     gpu: &'g Gpu,
-    walk: Walk,
+    traits: Traits,
     sources: Vec<Source>,
     numbers: HashMap<Source, usize>,
     /// Of each [`Kind`].
@@ -612,7 +612,7 @@ struct Planner<'g> {
 
 impl Plan {
     fn new(gpu: &Gpu, operator: SetOperator, members: &[SetMember<'_>]) -> Result<Plan, Error> {
-        let walk = Walk::of(gpu);
+        let traits = gpu.traits();
         let mut jobs = vec![];
         for (index, member) in members.iter().enumerate() {
             let job = member.job(operator).map_err(|e| Error::Member { index, error: Box::new(e) })?;
@@ -623,7 +623,7 @@ impl Plan {
         let elements = jobs.iter().map(|job| job.v.len() as u64).sum();
         let mut planner = Planner {
             gpu,
-            walk,
+            traits,
             sources: vec![],
             numbers: HashMap::new(),
             drafts: Default::default(),
@@ -631,7 +631,7 @@ impl Plan {
             norms: 0,
             // A window starts and ends at multiples of 16 bytes.
             capacity: gpu.binding_capacity() - 32,
-            target: walk.elements_of_an_item(elements),
+            target: traits.elements_of_an_item(elements),
         };
         for job in &mut jobs {
             job.first_scale = planner.norms;
@@ -719,7 +719,7 @@ impl Planner<'_> {
             return Err(Error::TooLarge { what: "a member of a set in elements", size, limit });
         }
         let in_binding = self.capacity / job.widest(false);
-        let stretch = self.walk.stretch_of_a_set(self.target);
+        let stretch = self.traits.stretch_of_a_set(self.target);
         let most = (2 * stretch).min(in_binding - OCTET);
         let splits = if inner > most { inner.div_ceil(stretch.min(most)) } else { 1 };
         let fit = outer * kept * splits * 8 * job.parts() <= self.capacity && fits(outer * splits);
@@ -745,14 +745,14 @@ impl Planner<'_> {
         let in_binding = self.capacity / job.widest(false);
         // Rows side by side in an item, or stretches of one row.
         let fit = (in_binding / length.max(1)).max(1);
-        let most = self.walk.rows_of_a_set(self.target, length).min(fit).min(if splits > 1 { splits } else { all });
-        let lanes = self.walk.lanes_of_a_set(length.div_ceil(OCTET));
+        let most = self.traits.rows_of_a_set(self.target, length).min(fit).min(if splits > 1 { splits } else { all });
+        let lanes = self.traits.lanes_of_a_set(length.div_ceil(OCTET));
         let most = most.min(MAX_TURNS * (THREADS / lanes)).min(self.capacity / 16).max(1);
         let part_first = self.parts;
         if !direct {
             self.parts += all * splits;
         }
-        let run_bits = self.walk.run(lanes).ilog2();
+        let run_bits = self.traits.run(lanes).ilog2();
         let groups = if splits > 1 { all } else { 1 };
         for group in 0..groups {
             let (count, end) = if splits > 1 { (splits, (group + 1) * inner) } else { (all, all * inner) };
@@ -853,7 +853,7 @@ impl Planner<'_> {
         let in_binding = self.capacity / job.widest(true);
         let target = self.target.min(in_binding - 2 * OCTET);
         let target = target.min((self.capacity / scale_bytes - 2).saturating_mul(inner));
-        let run = self.walk.run(THREADS);
+        let run = self.traits.run(THREADS);
         let step = run * OCTET;
         let flags = if inner.is_multiple_of(OCTET) { OCTETS } else { 0 };
         // Whole octets; the elements behind them go with the last item.
@@ -905,7 +905,7 @@ impl Planner<'_> {
             }
         }
         for (_, quads, members) in groups {
-            let module = if quads { Module::SetQuads(self.walk.word(self.gpu)) } else { Module::SetWords };
+            let module = if quads { Module::SetQuads } else { Module::SetWords };
             let mut open: Vec<Draft> = vec![];
             let mut reach: [Option<Window>; SLOTS] = Default::default();
             let mut work = 0;
@@ -918,7 +918,7 @@ impl Planner<'_> {
                     reach = wider;
                 } else {
                     let all = std::mem::take(&mut open);
-                    stages.push(stage(kind, operator, module, self.walk.balanced(all, |d| d.work), reach, table));
+                    stages.push(stage(kind, operator, module, self.traits.balanced(all, |d| d.work), reach, table));
                     reach = self.widened(&Default::default(), &draft.places);
                     work = 0;
                 }
@@ -926,7 +926,7 @@ impl Planner<'_> {
                 open.push(draft);
             }
             if !open.is_empty() {
-                stages.push(stage(kind, operator, module, self.walk.balanced(open, |d| d.work), reach, table));
+                stages.push(stage(kind, operator, module, self.traits.balanced(open, |d| d.work), reach, table));
             }
         }
     }

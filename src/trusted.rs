@@ -18,10 +18,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !matches!(
-            module,
-            Module::Product { .. } | Module::Few(_) | Module::NormalizeRows(..) | Module::NormalizeBlocks(..)
-        ),
+        bounds_checks: !matches!(module, Module::Product { .. } | Module::NormalizeRows),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };
@@ -29,10 +26,9 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     // Without `force_loop_bounding` a loop that never ends is undefined behaviour: each loop counts towards a bound that
     // was known when it was entered, which stands as a comment beside the loop, and the host keeps the parameters such
     // that the bounds of an invocation add up to at most `kernel::MAX_ITERATIONS`.
-    // Without `bounds_checks` an index past the end of a buffer or an array is: in the products, and in `few`, every index into a
-    // buffer is that of a row, column and step that `left_of`, a comparison or a clamp found to be there, the host binds
-    // what the rows, columns and steps of the parameters take up, and the indices into arrays follow from constants. In
-    // `normalize_blocks` an invocation has a block below `count`, of constants alone, and the host binds so many blocks whole; in
-    // `normalize_rows` quads of a row below `count`, none past its end, and the host binds so many rows.
+    // Without `bounds_checks` an index past the end of a buffer or an array is: in the products every index into a buffer is
+    // that of a row, column and step that `left_of`, a comparison or a clamp found to be there, the host binds what the
+    // rows, columns and steps of the parameters take up, and the indices into arrays follow from constants. In
+    // `normalize_rows` an invocation has quads of a row below `count`, none past its end, and the host binds so many rows.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }

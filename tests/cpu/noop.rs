@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use weightnorm::internals::{Walk, with_walk};
+use weightnorm::internals::Kind;
 use weightnorm::{
     Activation, Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameters, Recorder,
     RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
@@ -20,7 +20,7 @@ fn adopt(parameters: Parameters, change: impl FnOnce(&mut wgpu::Limits)) -> Resu
     let required_features = wgpu::Features::IMMEDIATES;
     let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
     let (device, queue) = wgpu::Device::noop(&descriptor);
-    Gpu::from_wgpu(device, queue, Options::default().parameters(parameters))
+    Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))
 }
 
 fn noop() -> Gpu {
@@ -249,10 +249,11 @@ fn noop_dispatch_counts_of_windows() {
     let norms = zeros(&[256]);
     assert_eq!(dispatches(&gpu, |o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)).unwrap(), 4);
     let w = zeros(&[256, 256]);
-    // Where a workgroup holds the rows they are read once; on a CPU so many are read twice.
-    for (walk, expected) in [(Walk::Gpu, 4), (Walk::Cpu, 4 + 4)] {
-        let count = || dispatches(&gpu, |o| o.normalize_into(WeightNorm::unit(&v), &w)).unwrap();
-        assert_eq!(with_walk(walk, count), expected, "{walk:?}");
+    // Where a workgroup holds the rows they are read once; on a software driver so many are read twice.
+    for (kind, expected) in [(Kind::Gpu, 4), (Kind::Software, 4 + 4)] {
+        let gpu = gpu.as_kind(kind).unwrap();
+        let count = dispatches(&gpu, |o| o.normalize_into(WeightNorm::unit(&v), &w)).unwrap();
+        assert_eq!(count, expected, "{kind:?}");
     }
     // Word by word, the one that a window may share costs it a pair of elements.
     let halves = gpu.zeros(&[256, 256], DType::F16).unwrap();
@@ -283,10 +284,11 @@ fn noop_long_rows() {
         }
         gpu.linear(&x, WeightNorm::new(&v, &g), None).unwrap();
     }
-    for walk in [Walk::Gpu, Walk::Cpu] {
+    for kind in [Kind::Gpu, Kind::Software] {
+        let gpu = gpu.as_kind(kind).unwrap();
         let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
         let state = gpu.adam_state(&v, None).unwrap();
-        with_walk(walk, || gpu.adam_step(trainable, &state, 1, &Adam::new(0.1))).unwrap();
+        gpu.adam_step(trainable, &state, 1, &Adam::new(0.1)).unwrap();
     }
 }
 
@@ -402,7 +404,7 @@ proptest! {
     // Fewer: nearly every case makes wgpu check pipelines of its own.
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The same of what training takes, on either kind of walk through memory.
+    /// The same of what training takes, on either kind of device.
     #[test]
     fn noop_training_never_panics(
         shapes in prop::array::uniform4(sizes()),
@@ -410,7 +412,7 @@ proptest! {
         (dtype, dv_dtype) in (prop::sample::select(DTYPES.to_vec()), prop::sample::select(DTYPES.to_vec())),
         split in prop::option::of(any::<u32>()),
         tile in prop::option::of(prop::sample::select(Tile::ALL.to_vec())),
-        (fit, walk) in (any::<bool>(), prop::sample::select(vec![Walk::Gpu, Walk::Cpu])),
+        (fit, kind) in (any::<bool>(), prop::sample::select(vec![Kind::Gpu, Kind::Software])),
         (step, momentum) in (0u64..3, prop::sample::select(vec![0.0, 0.9])),
     ) {
         let gpu = &*TINY;
@@ -444,7 +446,8 @@ proptest! {
         let sgd = Sgd { momentum, ..Sgd::new(0.1) };
         let trainable = Trainable::new(&v, &dv);
         let saved = gpu.linear_saved(&x, weight, None);
-        let results = with_walk(walk, || [
+        let gpu = &gpu.as_kind(kind).unwrap();
+        let results = [
             gpu.normalize_backward(&dv, weight).map(drop),
             gpu.normalize_backward(&dv, weight.norms(&g)).map(drop),
             saved.as_ref().map_or(Ok(()), |(_, saved)| gpu.linear_backward(&x, weight, &dy, saved).map(drop)),
@@ -458,7 +461,7 @@ proptest! {
             gpu.sgd_step(trainable.project(axis, eps), &sgd_state, step, &sgd),
             gpu.adam_step(trainable.gain(&g, &dg).project(axis, eps), &adam_state, step, &Adam::new(0.1)),
             gpu.adam_step(trainable, &adam_state, step, &Adam::adamw(0.1, 0.1)),
-        ]);
+        ];
         for result in results.into_iter().chain([saved.map(drop)]) {
             let foreseen = !matches!(
                 result,

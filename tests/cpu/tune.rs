@@ -1,5 +1,5 @@
 //! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
-use weightnorm::internals::{Walk, with_walk};
+use weightnorm::internals::Kind;
 use weightnorm::{
     Choices, Clock, DType, Error, Gpu, Gradients, LinearOptions, LinearShape, Options, Recorder, Tensor, Tile,
     WeightNorm,
@@ -7,7 +7,7 @@ use weightnorm::{
 
 fn adopt(choices: &str) -> Result<Gpu, Error> {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-    Gpu::from_wgpu(device, queue, Options::default().choices(choices.parse()?))
+    Gpu::from_wgpu(device, queue, Options::default().kind(Kind::Gpu).choices(choices.parse()?))
 }
 
 /// The first line of the choices of this device.
@@ -249,7 +249,7 @@ fn table_keeps_a_gpu_busy() {
             let [batch, ins, outs] = size;
             let length = pieces.then_some([ins, outs, batch][product] as u32 / 4);
             let by_hand = of_product(layer.labels(product, Some(tile), length));
-            let by_table = with_walk(Walk::Gpu, || of_product(layer.labels(product, None, None)));
+            let by_table = of_product(layer.labels(product, None, None));
             assert_eq!(by_table, by_hand, "product {product} of {size:?}");
         }
     }

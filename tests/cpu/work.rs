@@ -1,4 +1,5 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
+use weightnorm::internals::Kind;
 use weightnorm::{
     Adam, Axis, Clock, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, RunningMean, Sgd,
     Tensor, Trainable, WeightNorm, Work, Write,
@@ -6,7 +7,7 @@ use weightnorm::{
 
 fn noop() -> Gpu {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-    Gpu::from_wgpu(device, queue, Options::default()).expect("WebGPU's default limits will do")
+    Gpu::from_wgpu(device, queue, Options::default().kind(Kind::Gpu)).expect("WebGPU's default limits will do")
 }
 
 /// The work of the one operator that `record` records.

@@ -1,5 +1,5 @@
 //! What looks at a whole batch: its sums, data-dependent initialization, mean-only batch normalization.
-use weightnorm::internals::{Walk, column_dot_sums, with_walk};
+use weightnorm::internals::column_dot_sums;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
 
 use crate::common::{compare, dot_bound, gamma, storage_bound};
@@ -130,7 +130,7 @@ fn column_dot_sums_quads(gpu: &Gpu) -> Outcome {
             }
         }
     }
-    either(|| all(&cases, |case| case.run(gpu).map(drop)))
+    either(gpu, |gpu| all(&cases, |case| case.run(gpu).map(drop)))
 }
 
 fn column_dot_sums_dispatches(gpu: &Gpu) -> Outcome {
@@ -394,17 +394,17 @@ fn mean_only_batch_norm(gpu: &Gpu) -> Outcome {
 
 /// What is read four words at once, as on either kind of device.
 fn mean_only_batch_norm_quads(gpu: &Gpu) -> Outcome {
-    for walk in [Walk::Gpu, Walk::Cpu] {
+    either(gpu, |gpu| {
         for dtype in DTYPES {
             for shape in [&[1, 8][..], &[37, 40], &[2, 64, 264], &[300, 16]] {
                 for places in [[0, 0, 3, 0, 16], [0, 1, 3, 0, 32]] {
-                    with_walk(walk, || check_batch_norm_at(gpu, shape, dtype, dtype, places))
-                        .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
+                    check_batch_norm_at(gpu, shape, dtype, dtype, places)
+                        .map_err(|e| format!("{shape:?} {dtype:?}: {}", e.message().unwrap_or("failed")))?;
                 }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
@@ -422,15 +422,15 @@ fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
         }
     }
     // In quads: windows that end within a row, and more columns than a binding holds means of.
-    for walk in [Walk::Gpu, Walk::Cpu] {
+    either(&tiny, |tiny| {
         for dtype in [DType::F32, DType::F16] {
             for shape in [&[61, 64][..], &[301, 48], &[3, 4_000]] {
-                with_walk(walk, || check_batch_norm_at(&tiny, shape, dtype, dtype, [0; 5]))
-                    .map_err(|e| format!("{shape:?} {dtype:?} {walk:?}: {}", e.message().unwrap_or("failed")))?;
+                check_batch_norm_at(tiny, shape, dtype, dtype, [0; 5])
+                    .map_err(|e| format!("{shape:?} {dtype:?}: {}", e.message().unwrap_or("failed")))?;
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Without bias and running mean, and a running mean of momentum 1, which is the batch's.

@@ -1,5 +1,5 @@
 //! Test data, and tensors between guards.
-use weightnorm::internals::{Walk, with_walk};
+use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
 use crate::Outcome;
@@ -173,10 +173,13 @@ pub fn norm_chain(length: usize) -> usize {
     length.min(length / 3 + 64)
 }
 
-/// As on a GPU and as on a CPU, whatever the device.
-pub fn either(check: impl Fn() -> Outcome) -> Outcome {
-    with_walk(Walk::Gpu, &check)?;
-    with_walk(Walk::Cpu, check)
+/// As on a GPU and as on a software driver, whatever the device.
+pub fn either(gpu: &Gpu, check: impl Fn(&Gpu) -> Outcome) -> Outcome {
+    for kind in [Kind::Gpu, Kind::Software] {
+        let check = |gpu: &Gpu| check(gpu).map_err(|e| format!("{kind:?}: {}", e.message().unwrap_or("failed")));
+        check(&gpu.as_kind(kind)?)?;
+    }
+    Ok(())
 }
 
 /// Runs `check` for each case and says which ones failed.

@@ -19,7 +19,7 @@ pub fn limited(gpu: &Gpu, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu,
         wgpu::DeviceDescriptor { required_features: wanted.features, required_limits, ..Default::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))?;
     let parameters = if report.immediates { Parameters::Auto } else { Parameters::Uniform };
-    Ok(Gpu::from_wgpu(device, queue, Options::default().parameters(parameters))?)
+    Ok(Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(gpu.traits().kind))?)
 }
 
 /// Bindings of 1 MiB and 64 workgroups in a dimension.

@@ -66,12 +66,10 @@ fn adopts_devices(gpu: &Gpu) -> Outcome {
     let wanted = Gpu::wanted(&adapter);
     let has = adapter.features().contains(wgpu::Features::IMMEDIATES);
     assert_eq!(wanted.features.contains(wgpu::Features::IMMEDIATES), has);
-    let mut used = wgpu::Features::IMMEDIATES
+    let used = wgpu::Features::IMMEDIATES
         | wgpu::Features::SUBGROUP
         | wgpu::Features::TIMESTAMP_QUERY
         | wgpu::Features::PIPELINE_CACHE;
-    // Words of 64 bits are for drivers on CPUs alone.
-    used.set(wgpu::Features::SHADER_INT64, adapter.get_info().device_type == wgpu::DeviceType::Cpu);
     assert_eq!(wanted.features, adapter.features() & used);
     assert_eq!(wanted.limits, adapter.limits());
     for (with, parameters, immediates) in
@@ -83,7 +81,8 @@ fn adopts_devices(gpu: &Gpu) -> Outcome {
                 limits.max_immediate_size = 0;
             }
         })?;
-        let gpu = Gpu::from_wgpu(device.clone(), queue, Options::default().parameters(parameters))?;
+        let gpu =
+            Gpu::from_wgpu(device.clone(), queue, Options::default().parameters(parameters).kind(gpu.traits().kind))?;
         assert_eq!(gpu.report().immediates, immediates);
         assert_eq!(gpu.device(), &device);
         every_operator(&gpu, DType::F32)?;

@@ -169,10 +169,10 @@ fn tiny(gpu: &Gpu) -> Outcome {
                 Problem::new(op, shape, axis, 0, dtype).at(36 * i as u64).run(&tiny)?;
             }
         }
-        either(|| {
+        either(&tiny, |tiny| {
             for (shape, axis) in IN_QUADS {
                 for op in Op::OF_TENSORS {
-                    Problem::new(op, shape, axis, 0, dtype).run(&tiny)?;
+                    Problem::new(op, shape, axis, 0, dtype).run(tiny)?;
                 }
             }
             Ok(())

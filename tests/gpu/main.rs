@@ -1,4 +1,5 @@
-//! Every test that needs a GPU, in one binary with one shared device.
+//! Every test that needs a GPU, in one binary with one shared device, which is taken for a GPU whatever it is: so the tests
+//! prove what users run. What a software driver takes instead is tested by name (`Kind::Software`, `either`).
 //!
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
@@ -35,6 +36,7 @@ mod tune;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use weightnorm::internals::Kind;
 use weightnorm::{Error, Gpu, Options, Parameters};
 
 /// What a test comes back with.
@@ -101,7 +103,7 @@ fn main() -> ExitCode {
         (_, true) => Parameters::Uniform,
         _ => Parameters::Auto,
     };
-    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters))) {
+    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters).kind(Kind::Gpu))) {
         Ok(gpu) => {
             let info = gpu.report().info;
             println!("adapter: {:?} | {} | {} | {}", info.backend, info.name, info.driver, info.driver_info);

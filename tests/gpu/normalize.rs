@@ -14,7 +14,7 @@ pub fn register(suite: &mut Suite) {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
     });
     suite.test("normalize_quads_on_either_device", Needs::Nothing, |gpu| {
-        either(|| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
+        either(gpu, |gpu| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
     });
     suite.test("normalize_large_tensors", Needs::Nothing, |gpu| all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3])));
     suite.test("normalize_long_rows", Needs::Nothing, |gpu| {

@@ -13,7 +13,7 @@ pub fn register(suite: &mut Suite) {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
     });
     suite.test("row_norms_of_quads_on_either_device", Needs::Nothing, |gpu| {
-        either(|| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
+        either(gpu, |gpu| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
     });
     suite.test("row_norms_of_large_tensors", Needs::Nothing, |gpu| {
         all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3]))

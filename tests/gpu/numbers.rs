@@ -133,7 +133,7 @@ fn scaled_quads(gpu: &Gpu) -> Outcome {
         let policies = if count > 100 { POLICIES[2..3].to_vec() } else { POLICIES.to_vec() };
         let chain = norm_length(shape, axis);
         let g = gains(3, count);
-        either(|| {
+        either(gpu, |gpu| {
             all(&policies, |&&eps| {
                 check_norms(gpu, &v, shape, dtype, axis, eps, chain)?;
                 Normalize { v: &v, shape, dtype, g: Some(&g), axis, eps, chain }.check(gpu, dtype)

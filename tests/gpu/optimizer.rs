@@ -1,6 +1,6 @@
 //! Optimizer steps: each of 50 from the GPU's own state against the CPU reference, and all 50 in a row.
 use weightnorm::cpu::{self, Moments};
-use weightnorm::internals::{Walk, with_walk};
+use weightnorm::internals::Kind;
 use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm};
 
 use crate::common::{compare, gamma, storage_bound};
@@ -338,7 +338,7 @@ fn projection(gpu: &Gpu) -> Outcome {
     cases.push((Case { shape: vec![2, 16_384], offset: 4, ..long.clone() }, true));
     cases.push((long, false));
     cases.extend(DTYPES.map(|dtype| (Case { project, ..Case::new(methods()[4], &[37, 64], dtype) }, true)));
-    let check = |case: &Case, at_once: bool| -> Outcome {
+    let check = |gpu: &Gpu, case: &Case, at_once: bool| -> Outcome {
         let count = case.run(gpu, 2)?;
         let v = gpu.zeros(&case.shape, case.dtype)?;
         let (axis, eps) = case.project.ok_or("a projection")?;
@@ -346,12 +346,12 @@ fn projection(gpu: &Gpu) -> Outcome {
         let expected = if at_once { 1 } else { 1 + more };
         if count == expected { Ok(()) } else { Err(format!("{count} dispatches, expected {expected}").into()) }
     };
-    // Dispatches of their own on a CPU.
+    // Dispatches of their own on a software driver.
     let large = Case { project, ..Case::new(methods()[4], &[260, 64], DType::F32) };
-    for (walk, at_once) in [(Walk::Gpu, true), (Walk::Cpu, false)] {
-        with_walk(walk, || check(&large, at_once))?;
+    for (kind, at_once) in [(Kind::Gpu, true), (Kind::Software, false)] {
+        check(&gpu.as_kind(kind)?, &large, at_once)?;
     }
-    all(cases, |(case, at_once)| check(case, *at_once))
+    all(cases, |(case, at_once)| check(gpu, case, *at_once))
 }
 
 fn windows(gpu: &Gpu) -> Outcome {

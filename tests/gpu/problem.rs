@@ -343,7 +343,7 @@ pub fn device(
 /// The options under which the shared device runs.
 pub fn options(gpu: &Gpu) -> Options {
     let parameters = if gpu.report().immediates { Parameters::Auto } else { Parameters::Uniform };
-    Options::default().parameters(parameters)
+    Options::default().parameters(parameters).kind(gpu.traits().kind)
 }
 
 /// [`device`], adopted.

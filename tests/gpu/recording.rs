@@ -1,6 +1,7 @@
 //! Recording into the caller's encoder or pass: nothing is submitted, each dispatch keeps its own parameters, scratch
 //! memory is shared safely, and nothing is allocated.
 use libtest_mimic::Completion;
+use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Gpu, Options, Parameters, WeightNorm};
 
 use crate::golden::read;
@@ -242,7 +243,7 @@ fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
     for parameters in [Parameters::Auto, Parameters::Uniform] {
         let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
         let (device, queue) = device(&adapter, |_, _| ())?;
-        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameters(parameters))?;
+        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))?;
         let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32);
         let layers: Vec<_> =
             (0..LAYERS).map(|_| Ok((zeros(&[32, 32])?, zeros(&[32])?))).collect::<Result<_, Failed>>()?;

@@ -14,7 +14,7 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("set::{name}"), Needs::Nothing, test);
     };
-    test("mixed", |gpu| either(|| Layers::new(mixed()).check(gpu)));
+    test("mixed", |gpu| either(gpu, |gpu| Layers::new(mixed()).check(gpu)));
     test("mixed_from_any_word", |gpu| Layers { align: 4, ..Layers::new(mixed()) }.check(gpu));
     test("of_one_dtype", of_one_dtype);
     test("large_tensors", large_tensors);
