@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use weightnorm::internals::Module;
+use weightnorm::internals::modules;
 
 fn main() -> ExitCode {
     let [folder] = &std::env::args_os().skip(1).map(PathBuf::from).collect::<Vec<_>>()[..] else {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 
 fn write(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    for module in Module::all() {
+    for module in modules() {
         let name = module.name();
         std::fs::write(folder.join(format!("{name}.wgsl")), module.source())?;
         std::fs::write(folder.join(format!("{name}.uniform.wgsl")), module.uniform_source())?;

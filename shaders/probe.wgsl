@@ -1,4 +1,5 @@
 // What an adapter can do at most: the roof that kernels are held against.
+// import numbers/storage
 //
 //   probe_copy          results[i] = source[i]
 //   probe_read          sums[t] = sum of the PER vectors of source that invocation t reads
@@ -39,8 +40,9 @@ fn vector(group: u32, t: u32, i: u32) -> u32 {
 fn probe_copy(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    @builtin(local_invocation_index) index: u32,
 ) {
+    let t = ordered(index, THREADS);
     let group = group_of(id, count);
     if group >= p.groups {
         return;
@@ -55,8 +57,9 @@ fn probe_copy(
 fn probe_read(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    @builtin(local_invocation_index) index: u32,
 ) {
+    let t = ordered(index, THREADS);
     let group = group_of(id, count);
     if group >= p.groups {
         return;
@@ -94,8 +97,9 @@ fn four_steps(c: Chains, a: f32, b: f32) -> Chains {
 fn probe_multiply_add(
     @builtin(workgroup_id) id: vec3<u32>,
     @builtin(num_workgroups) count: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    @builtin(local_invocation_index) index: u32,
 ) {
+    let t = ordered(index, THREADS);
     let group = group_of(id, count);
     if group >= p.groups {
         return;

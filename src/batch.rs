@@ -3,10 +3,15 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::choose::{self, ColumnQuads};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
+use crate::kernel::{self, Constants, MAX_ITERATIONS};
 use crate::norms::{ENOUGH_GROUPS, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_dtype, expect_shape, firsts};
+use crate::source::Module;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
+
+const WORDS: Module = Module::new("batch/words");
+const QUADS: Module = Module::new("batch/quads");
+pub(crate) const MODULES: [Module; 2] = [WORDS, QUADS];
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -413,7 +418,7 @@ impl Recorder<'_, '_> {
                 let (centers, centers_first) = centers.bind(&gpu, j, j_count);
                 self.dispatch(&Dispatch {
                     kernel: &kernel::SUBTRACT_MEANS,
-                    module: Module::BatchWords,
+                    module: WORDS,
                     constants: &constants,
                     buffers: &[t_span, bias, centers, y_span],
                     params: Params {
@@ -451,11 +456,11 @@ impl Recorder<'_, '_> {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
                 constants.push(("ROWS", traits.rows_at_once() as u32));
-                Module::BatchQuads
+                QUADS
             }
             None => {
                 constants.push(("CX", plan.cx as u32));
-                Module::BatchWords
+                WORDS
             }
         };
         constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
@@ -518,7 +523,7 @@ impl Recorder<'_, '_> {
             constants.push(("CX", cx as u32));
             self.dispatch(&Dispatch {
                 kernel: &kernel::BATCH_FINISH,
-                module: Module::BatchWords,
+                module: WORDS,
                 constants: &constants,
                 buffers: &[part, first, second, means, g, norms],
                 params: Params {

@@ -56,18 +56,6 @@ impl Traits {
         }
     }
 
-    /// Neighbouring rows of `units` terms that one invocation sums up, where it has each for itself: what is done once
-    /// for all of them costs little then. 1, or a multiple of four.
-    pub(crate) fn rows_of_a_lane(self, rows: u64, units: u64) -> u64 {
-        match self.kind {
-            Kind::Software if units <= 32 => match rows / (self.enough_groups() * THREADS) {
-                0..4 => 1,
-                each => 1 << each.min(64).ilog2(),
-            },
-            _ => 1,
-        }
-    }
-
     /// Neighbouring invocations, of `lanes`, that read neighbouring units.
     pub(crate) fn run(self, lanes: u64) -> u64 {
         match self.kind {

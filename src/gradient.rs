@@ -3,7 +3,7 @@
 use crate::batch::Factors;
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Ends, Kernel};
+use crate::kernel::{self, Constants, Kernel};
 use crate::linear::{LinearEnd, Norm};
 use crate::norms::{Dot, Form, Job};
 use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
@@ -554,7 +554,7 @@ impl Sizes {
     }
 }
 
-/// Which element of C belongs to which norm: END of `gradient.wgsl`.
+/// Which element of C belongs to which norm: END of `product/gradient.wgsl`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Of {
     Nothing,
@@ -563,7 +563,7 @@ enum Of {
     Whole,
 }
 
-/// How B is scaled: SCALE of `gradient.wgsl`.
+/// How B is scaled before it is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Scale {
     Nothing,
@@ -602,33 +602,39 @@ impl<'a> End<'a> for GradientEnd<'a> {
         [&kernel::GRADIENT, &kernel::GRADIENT_PARTIAL, &kernel::GRADIENT_FINISH]
     }
 
-    fn ends(&self) -> Ends {
-        Ends::Gradient
-    }
-
     fn out(&self) -> DType {
         self.out.map_or(DType::F32, Tensor::dtype)
     }
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
         // The norms that the rows, columns or steps of the window belong to.
-        let range = match (self.of, self.scale, stage) {
-            (Of::Nothing, Scale::ByK, Stage::Whole | Stage::Partial) => Some((window.k, window.depth)),
-            (Of::Nothing, Scale::Whole, Stage::Whole | Stage::Partial) => Some((0, 1)),
-            (_, _, Stage::Partial) | (Of::Nothing, _, _) => None,
-            (Of::Rows, _, _) => Some((window.row, window.rows)),
-            (Of::Columns, _, _) => Some((window.column, window.columns)),
-            (Of::Whole, _, _) => Some((0, 1)),
+        let range = match (self.of, stage) {
+            (Of::Nothing, _) | (_, Stage::Partial) => None,
+            (Of::Rows, _) => Some((window.row, window.rows)),
+            (Of::Columns, _) => Some((window.column, window.columns)),
+            (Of::Whole, _) => Some((0, 1)),
         };
-        let factors: Bound<'a> = (self.factors.as_ref().zip(range))
-            .map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count));
-        let mut constants: Constants = vec![("END", self.of as u32), ("SCALE", self.scale as u32)];
+        let bound = |range: Option<(u64, u64)>| -> Bound<'a> {
+            let range = self.factors.as_ref().zip(range);
+            range.map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count))
+        };
+        let factors = bound(range);
+        // The Scales that B is scaled by: the first two words of each step's factors.
+        let (given, given_first) = bound(match self.scale {
+            Scale::ByK if stage != Stage::Finish => Some((window.k, window.depth)),
+            Scale::Whole if stage != Stage::Finish => Some((0, 1)),
+            _ => None,
+        });
+        let mut constants: Constants = vec![("END", self.of as u32)];
+        if self.scale != Scale::Nothing {
+            constants.push(("SCALE_STRIDE", if self.scale == Scale::ByK { 4 } else { 0 }));
+        }
         if let Some(dtype @ (DType::F16 | DType::Bf16)) = self.out.map(Tensor::dtype) {
             constants.push(("Y_DTYPE", dtype.code()));
         }
         if stage == Stage::Partial {
-            let more_firsts = [factors.1, 0, 0, 0];
-            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts, quads: false };
+            let more_firsts = [0, 0, 4 * given_first, 0];
+            return EndOf { constants, buffers: vec![given], firsts: [0, 0], more_firsts, quads: false };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
@@ -641,8 +647,12 @@ impl<'a> End<'a> for GradientEnd<'a> {
             constants.push(("V_DTYPE", v_dtype.code()));
         }
         constants.push(("ADD", self.add.into()));
-        let more_firsts = [factors.1, v.1, 0, 0];
-        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts, quads }
+        let more_firsts = [factors.1, v.1, 4 * given_first, 0];
+        let mut buffers = vec![factors.0, given, out.0, v.0];
+        if stage == Stage::Finish {
+            buffers.remove(1);
+        }
+        EndOf { constants, buffers, firsts: [out.1, 0], more_firsts, quads }
     }
 
     fn scales_b(&self) -> bool {

@@ -2,244 +2,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crate::source::Module;
 use crate::{Error, Gpu, Parameters, trusted};
 
 /// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
 pub(crate) const MAX_ITERATIONS: u64 = 60_000;
 
-/// The line of each shader that declares the parameters of a dispatch, and what stands there on a device without
-/// immediates.
-const IMMEDIATE: &str = "var<immediate> p: Params;";
-const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
 const UNIFORM_BINDING: u32 = 15;
-/// How an entry point begins, and its parameter with the number of the invocation.
-const WORKGROUP_SIZE: &str = "@compute @workgroup_size(";
-const INVOCATION: &str = "@builtin(local_invocation_index) t";
 /// Binding numbers in use: below this.
 pub(crate) const MAX_BINDINGS: u64 = UNIFORM_BINDING as u64 + 1;
-
-macro_rules! shader {
-    ($file:literal) => {
-        include_str!(concat!("../shaders/", $file, ".wgsl"))
-    };
-}
-
-/// A complete WGSL module: the files that are joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Module {
-    NormsWords,
-    NormsQuads,
-    Normalize,
-    NormalizeQuads,
-    NormalizeRows,
-    Product { ends: Ends, family: Family, reads: Reads, writes: Writes },
-    BatchWords,
-    BatchQuads,
-    Optimizer,
-    OptimizerQuads,
-    SetWords,
-    SetQuads,
-    Probe,
-}
-
-/// What a product starts from and what becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Ends {
-    Linear,
-    Gradient,
-}
-
-/// How a product is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Family {
-    /// From workgroup memory.
-    Tile,
-    /// From registers, for few rows of A.
-    Stream,
-    /// By the lanes of a subgroup.
-    Lanes,
-    /// In cooperative matrices of 8 by 8.
-    Coop8,
-    /// In cooperative matrices of 16 by 16.
-    Coop16,
-}
-
-/// How the operands of a product are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Reads {
-    /// Element by element: anything.
-    Words,
-    /// Both f16 or bf16, four at a time.
-    Pairs,
-    /// Both f32, four at a time.
-    Quads,
-}
-
-/// How the result of a product is written, and read what is shaped as it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[doc(hidden)]
-pub enum Writes {
-    /// f32, element by element.
-    Words,
-    /// f16 or bf16.
-    Halves,
-    /// All f32, four at a time.
-    Quads,
-}
-
-impl Module {
-    pub fn all() -> Vec<Module> {
-        let mut all = vec![
-            Module::NormsWords,
-            Module::NormsQuads,
-            Module::Normalize,
-            Module::NormalizeQuads,
-            Module::NormalizeRows,
-            Module::BatchWords,
-            Module::BatchQuads,
-            Module::Optimizer,
-            Module::OptimizerQuads,
-            Module::SetWords,
-            Module::SetQuads,
-            Module::Probe,
-        ];
-        for ends in [Ends::Linear, Ends::Gradient] {
-            for family in [Family::Tile, Family::Stream, Family::Lanes, Family::Coop8, Family::Coop16] {
-                // Cooperative matrices are for f16 alone.
-                let f32_too = !matches!(family, Family::Coop8 | Family::Coop16);
-                for reads in [Reads::Words, Reads::Pairs].into_iter().chain(f32_too.then_some(Reads::Quads)) {
-                    let writes = [Writes::Words, Writes::Halves, Writes::Quads];
-                    all.extend(writes.map(|writes| Module::Product { ends, family, reads, writes }));
-                }
-            }
-        }
-        all
-    }
-
-    /// The file with the entry points.
-    pub fn stem(self) -> &'static str {
-        match self {
-            Module::NormsWords | Module::NormsQuads => "norms",
-            Module::Normalize => "normalize",
-            Module::NormalizeQuads => "normalize_quads",
-            Module::NormalizeRows => "normalize_rows",
-            Module::Product { ends: Ends::Linear, .. } => "linear",
-            Module::Product { ends: Ends::Gradient, .. } => "gradient",
-            Module::BatchWords | Module::BatchQuads => "batch",
-            Module::Optimizer => "optimizer",
-            Module::OptimizerQuads => "optimizer_quads",
-            Module::SetWords | Module::SetQuads => "set",
-            Module::Probe => "probe",
-        }
-    }
-
-    /// The stem, and what distinguishes the modules that share it.
-    pub fn name(self) -> String {
-        let (family, reads, writes) = match self {
-            Module::Product { family, reads, writes, .. } => (family, reads, writes),
-            Module::NormsWords | Module::BatchWords | Module::SetWords => return format!("{}_words", self.stem()),
-            Module::NormsQuads | Module::BatchQuads | Module::SetQuads => return format!("{}_quads", self.stem()),
-            _ => return self.stem().to_owned(),
-        };
-        let family = match family {
-            Family::Tile => "tile",
-            Family::Stream => "stream",
-            Family::Lanes => "lanes",
-            Family::Coop8 => "coop8",
-            Family::Coop16 => "coop16",
-        };
-        let reads = match reads {
-            Reads::Words => "words",
-            Reads::Pairs => "pairs",
-            Reads::Quads => "quads",
-        };
-        let writes = match writes {
-            Writes::Words => "",
-            Writes::Halves => "_to_halves",
-            Writes::Quads => "_to_quads",
-        };
-        format!("{}_{family}_{reads}{writes}", self.stem())
-    }
-
-    /// The WGSL with the parameters as immediates.
-    pub fn source(self) -> String {
-        let directives = match self {
-            Module::Product { family: Family::Coop8, .. } => Some(shader!("coop8")),
-            Module::Product { family: Family::Coop16, .. } => Some(shader!("coop16")),
-            _ => None,
-        };
-        let mut files: Vec<_> = directives.into_iter().chain([shader!("numbers")]).collect();
-        match self {
-            Module::NormsWords => files.extend([shader!("combine"), shader!("norms_words"), shader!("norms")]),
-            Module::NormsQuads => files.extend([shader!("combine"), shader!("norms_quads"), shader!("norms")]),
-            Module::Normalize => files.push(shader!("normalize")),
-            Module::NormalizeQuads => files.push(shader!("normalize_quads")),
-            Module::NormalizeRows => files.push(shader!("normalize_rows")),
-            Module::BatchWords => files.extend([shader!("batch_words"), shader!("batch")]),
-            Module::BatchQuads => files.extend([shader!("batch_quads"), shader!("batch")]),
-            Module::Optimizer => files.extend([shader!("optimizer_steps"), shader!("optimizer")]),
-            Module::OptimizerQuads => files.extend([shader!("optimizer_steps"), shader!("optimizer_quads")]),
-            Module::Product { ends, family, reads, writes } => files.extend([
-                match reads {
-                    Reads::Words => shader!("in_words"),
-                    Reads::Pairs => shader!("in_pairs"),
-                    Reads::Quads => shader!("in_quads"),
-                },
-                match writes {
-                    Writes::Words => concat!(shader!("out_words"), "\n", shader!("with_c")),
-                    Writes::Halves => concat!(shader!("out_halves"), "\n", shader!("with_c")),
-                    Writes::Quads => shader!("out_quads"),
-                },
-                shader!("product"),
-                match family {
-                    Family::Tile => concat!(shader!("workgroup"), "\n", shader!("tile")),
-                    Family::Stream => concat!(shader!("workgroup"), "\n", shader!("stream")),
-                    Family::Lanes => shader!("lanes"),
-                    Family::Coop8 | Family::Coop16 => concat!(shader!("workgroup"), "\n", shader!("coop")),
-                },
-                shader!("parts"),
-                match ends {
-                    Ends::Linear => shader!("linear"),
-                    Ends::Gradient => shader!("gradient"),
-                },
-            ]),
-            Module::SetWords => files.extend([shader!("combine"), shader!("set_words"), shader!("set")]),
-            Module::SetQuads => files.extend([shader!("combine"), shader!("set_quads"), shader!("set")]),
-            Module::Probe => files.push(shader!("probe")),
-        }
-        files.join("\n")
-    }
-
-    /// The WGSL with the parameters as a uniform buffer.
-    pub fn uniform_source(self) -> String {
-        self.source().replace(IMMEDIATE, UNIFORM)
-    }
-
-    /// The same with the invocations of a workgroup in reverse order, where they are not those of subgroups.
-    pub fn reversed_source(self) -> String {
-        let source = self.uniform_source();
-        let code = |line: &str| line.split("//").next().unwrap_or_default().contains("subgroup");
-        if source.lines().any(code) {
-            return source;
-        }
-        let mut reversed = String::new();
-        let mut size = "";
-        for line in source.lines() {
-            size = line.strip_prefix(WORKGROUP_SIZE).and_then(|rest| rest.strip_suffix(')')).unwrap_or(size);
-            reversed += &line.replace(INVOCATION, &format!("{INVOCATION}_reversed"));
-            reversed.push('\n');
-            // The parameters of an entry point have lines of their own, those of other functions have not.
-            if line == ") {" {
-                reversed += &format!("    let t = {size} - 1u - t_reversed;\n");
-            }
-        }
-        reversed
-    }
-}
 
 /// How a kernel uses a storage buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,99 +26,136 @@ use Access::{Read, Write};
 #[doc(hidden)]
 pub struct Kernel {
     pub entry: &'static str,
-    /// [`Module::stem`] of the modules that may have it.
-    pub stem: &'static str,
+    /// [`Module::file`] of the modules that have it.
+    pub file: &'static str,
     pub bindings: &'static [(u32, Access)],
 }
 
 pub static ROW_SUMS: Kernel = Kernel {
     entry: "row_sums",
-    stem: "norms",
+    file: "weight/norms",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
 };
 pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", stem: "norms", bindings: &[(0, Read), (2, Write), (5, Read)] };
+    Kernel { entry: "column_sums", file: "weight/norms", bindings: &[(0, Read), (2, Write), (5, Read)] };
 pub static FINISH_SUMS: Kernel = Kernel {
     entry: "finish_sums",
-    stem: "norms",
+    file: "weight/norms",
     bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
 };
 pub static KNOWN_NORMS: Kernel =
-    Kernel { entry: "known_norms", stem: "norms", bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
+    Kernel { entry: "known_norms", file: "weight/norms", bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
 pub static NORMALIZE: Kernel =
-    Kernel { entry: "normalize", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
+    Kernel { entry: "normalize", file: "weight/normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static NORMALIZE_IN_PLACE: Kernel =
-    Kernel { entry: "normalize_in_place", stem: "normalize", bindings: &[(1, Read), (2, Write)] };
-pub static NORMALIZE_BACKWARD: Kernel =
-    Kernel { entry: "normalize_backward", stem: "normalize", bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)] };
+    Kernel { entry: "normalize_in_place", file: "weight/normalize", bindings: &[(1, Read), (2, Write)] };
+pub static NORMALIZE_BACKWARD: Kernel = Kernel {
+    entry: "normalize_backward",
+    file: "weight/normalize",
+    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
+};
 pub static NORMALIZE_QUADS: Kernel = Kernel {
     entry: "normalize_quads",
-    stem: "normalize_quads",
+    file: "weight/normalize_quads",
     bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
 };
 pub static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
     entry: "normalize_quads_in_place",
-    stem: "normalize_quads",
+    file: "weight/normalize_quads",
     bindings: &[(1, Read), (2, Write), (4, Read)],
 };
 pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
     entry: "normalize_quads_backward",
-    stem: "normalize_quads",
+    file: "weight/normalize_quads",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Read), (4, Read)],
 };
 pub static NORMALIZE_ROWS: Kernel =
-    Kernel { entry: "normalize_rows", stem: "normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
+    Kernel { entry: "normalize_rows", file: "weight/normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
 pub static LINEAR_WHOLE: Kernel = Kernel {
     entry: "linear",
-    stem: "linear",
+    file: "product/linear",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
 };
-pub static LINEAR_PARTIAL: Kernel =
-    Kernel { entry: "linear_partial", stem: "linear", bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)] };
+pub static LINEAR_PARTIAL: Kernel = Kernel {
+    entry: "linear_partial",
+    file: "product/linear",
+    bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)],
+};
 pub static LINEAR_FINISH: Kernel = Kernel {
     entry: "linear_finish",
-    stem: "linear",
+    file: "product/linear",
     bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
 };
-pub static GRADIENT: Kernel =
-    Kernel { entry: "gradient", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (5, Write), (6, Read)] };
-pub static GRADIENT_PARTIAL: Kernel =
-    Kernel { entry: "gradient_partial", stem: "gradient", bindings: &[(0, Read), (1, Read), (2, Read), (8, Write)] };
-pub static GRADIENT_FINISH: Kernel =
-    Kernel { entry: "gradient_finish", stem: "gradient", bindings: &[(2, Read), (5, Write), (6, Read), (8, Write)] };
+pub static GRADIENT: Kernel = Kernel {
+    entry: "gradient",
+    file: "product/gradient",
+    bindings: &[(0, Read), (1, Read), (2, Read), (4, Read), (5, Write), (6, Read)],
+};
+pub static GRADIENT_PARTIAL: Kernel = Kernel {
+    entry: "gradient_partial",
+    file: "product/gradient",
+    bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)],
+};
+pub static GRADIENT_FINISH: Kernel = Kernel {
+    entry: "gradient_finish",
+    file: "product/gradient",
+    bindings: &[(2, Read), (5, Write), (6, Read), (8, Write)],
+};
 pub static BATCH_SUMS: Kernel = Kernel {
     entry: "batch_sums",
-    stem: "batch",
+    file: "batch/statistics",
     bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
 };
 pub static BATCH_FINISH: Kernel = Kernel {
     entry: "batch_finish",
-    stem: "batch",
+    file: "batch/statistics",
     bindings: &[(2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
 };
-pub static SUBTRACT_MEANS: Kernel =
-    Kernel { entry: "subtract_means", stem: "batch", bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)] };
+pub static SUBTRACT_MEANS: Kernel = Kernel {
+    entry: "subtract_means",
+    file: "batch/statistics",
+    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
+};
 const STEP: &[(u32, Access)] =
     &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
-pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", stem: "optimizer", bindings: STEP };
-pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", stem: "optimizer", bindings: STEP };
+pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", file: "optimizer/words", bindings: STEP };
+pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", file: "optimizer/words", bindings: STEP };
 
 pub static SET_ROWS: Kernel = Kernel {
     entry: "set_rows",
-    stem: "set",
+    file: "weight/set",
     bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
 };
 pub static SET_COLUMNS: Kernel =
-    Kernel { entry: "set_columns", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (4, Write)] };
-pub static SET_FINISH: Kernel =
-    Kernel { entry: "set_finish", stem: "set", bindings: &[(0, Read), (3, Read), (4, Write), (5, Write), (6, Write)] };
-pub static SET_RESCALE: Kernel =
-    Kernel { entry: "set_rescale", stem: "set", bindings: &[(0, Read), (1, Read), (2, Read), (5, Read), (7, Write)] };
+    Kernel { entry: "set_columns", file: "weight/set", bindings: &[(0, Read), (1, Read), (2, Read), (4, Write)] };
+pub static SET_FINISH: Kernel = Kernel {
+    entry: "set_finish",
+    file: "weight/set",
+    bindings: &[(0, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
+};
+pub static SET_RESCALE: Kernel = Kernel {
+    entry: "set_rescale",
+    file: "weight/set",
+    bindings: &[(0, Read), (1, Read), (2, Read), (5, Read), (7, Write)],
+};
 
-pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", stem: "probe", bindings: &[(0, Read), (1, Write)] };
-pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", stem: "probe", bindings: &[(0, Read), (2, Write)] };
-pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", stem: "probe", bindings: &[(2, Write)] };
-pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", stem: "optimizer_quads", bindings: STEP };
+pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", file: "probe", bindings: &[(0, Read), (1, Write)] };
+pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", file: "probe", bindings: &[(0, Read), (2, Write)] };
+pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", file: "probe", bindings: &[(2, Write)] };
+pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", file: "optimizer/quads", bindings: STEP };
+
+/// Every module, for tests and other compilers.
+#[doc(hidden)]
+pub fn modules() -> Vec<Module> {
+    let mut all = vec![crate::profile::PROBE];
+    all.extend(crate::norms::MODULES);
+    all.extend(crate::normalize::MODULES);
+    all.extend(crate::set::MODULES);
+    all.extend(crate::batch::MODULES);
+    all.extend(crate::optimizer::MODULES);
+    all.extend(crate::product::modules());
+    all
+}
 
 /// Every kernel, for the tests of the binding tables.
 #[doc(hidden)]
@@ -428,6 +236,8 @@ impl Pipelines {
         let (device, parameters) = (gpu.device(), gpu.parameters());
         let made = gpu.guarded("a pipeline", 0, || {
             let shader = self.module(device, parameters, module);
+            let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
+            let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };
             build(device, gpu.immediates(), kernel, module, constants, &shader, self.cache.as_ref())
         });
         if made.is_err() {

@@ -17,6 +17,7 @@ mod product;
 mod profile;
 mod record;
 mod set;
+mod source;
 mod tensor;
 mod train;
 mod trusted;
@@ -42,8 +43,9 @@ pub use tune::{Choices, LinearShape};
 #[doc(hidden)]
 pub mod internals {
     pub use crate::choose::{Kind, Traits};
-    pub use crate::kernel::{Access, Family, KERNELS, Kernel, Module};
+    pub use crate::kernel::{Access, KERNELS, Kernel, modules};
     use crate::record::View;
+    pub use crate::source::{FILES, Import, Module, imports};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.

@@ -1,6 +1,6 @@
 //! The weight-normalized matrix product. Shader: `linear.wgsl`.
 use crate::contract::norms_shape;
-use crate::kernel::{self, Constants, Ends, Kernel};
+use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{Form, Job};
 use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
 use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
@@ -340,10 +340,6 @@ impl LinearOptions<'_> {
 impl<'a> End<'a> for LinearEnd<'a> {
     fn kernels(&self) -> [&'static Kernel; 3] {
         [&kernel::LINEAR_WHOLE, &kernel::LINEAR_PARTIAL, &kernel::LINEAR_FINISH]
-    }
-
-    fn ends(&self) -> Ends {
-        Ends::Linear
     }
 
     fn out(&self) -> DType {

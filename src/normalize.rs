@@ -4,10 +4,16 @@ use bytemuck::{Pod, Zeroable};
 use crate::choose::{self, HeldRows, Pieces};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{Form, Job, windows};
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
+use crate::source::Module;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
+
+const WORDS: Module = Module::new("weight/normalize");
+const QUADS: Module = Module::new("weight/normalize_quads");
+const ROWS: Module = Module::new("weight/normalize_rows");
+pub(crate) const MODULES: [Module; 3] = [WORDS, QUADS, ROWS];
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -281,7 +287,7 @@ impl Recorder<'_, '_> {
             let (gain, gain_first) = bind(&gpu, weight.g, row, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::NORMALIZE_ROWS,
-                module: Module::NormalizeRows,
+                module: ROWS,
                 constants: &constants,
                 buffers: &[v_span, gain, w_span],
                 params: RowParams {
@@ -392,7 +398,7 @@ impl Recorder<'_, '_> {
             }
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::Normalize,
+                module: WORDS,
                 constants: &constants,
                 buffers: &buffers,
                 params: Params {
@@ -466,7 +472,7 @@ impl Recorder<'_, '_> {
             };
             self.dispatch(&Dispatch {
                 kernel,
-                module: Module::NormalizeQuads,
+                module: QUADS,
                 constants: &constants,
                 buffers: &buffers,
                 params: QuadParams {

@@ -4,10 +4,16 @@ use bytemuck::{Pod, Zeroable};
 use crate::choose::{self, ColumnQuads};
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
+use crate::kernel::{self, Constants, MAX_ITERATIONS};
 use crate::product::Bound;
 use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
+use crate::source::Module;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
+
+const SCALAR: Module = Module::new("weight/norms");
+const VEC4: Module =
+    Module::new("weight/norms").fill("access", "weight/access_vec4").fill("columns", "weight/columns_vec4");
+pub(crate) const MODULES: [Module; 2] = [SCALAR, VEC4];
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -159,20 +165,19 @@ impl Recorder<'_, '_> {
         let gpu = self.gpu().clone();
         let Layout { outer, kept, inner } = layout.wide();
         let direct = rows.are_whole(layout);
-        let Rows { module, lanes, each, units, splits, split_length } = rows;
+        let Rows { module, lanes, splits, split_length } = rows;
         let row_count = outer * kept;
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
         constants.push(("RUN", gpu.traits().run(lanes) as u32));
         if direct {
-            constants.extend([("OUT", job.form as u32), ("ROWS", each as u32), ("UNITS", units as u32)]);
-            constants.push(("NORMS_TOO", job.norms_too.is_some().into()));
+            constants.push(("OUT", job.form as u32));
             constants.push(("OWN_NORMS", (job.dot.is_some() && job.known_norms().is_none()).into()));
         }
         constants.extend(job.dot_constants());
         let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
-        let in_group = THREADS / lanes * if direct { each } else { 1 };
+        let in_group = THREADS / lanes;
         let in_dispatch = gpu.group_capacity() * in_group;
         let out_words = if direct { job.form.words() } else { 0 };
         let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
@@ -222,7 +227,7 @@ impl Recorder<'_, '_> {
         let sums = sums_of(&gpu, splits * kept_step * inner)?;
         let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
         constants.extend(job.dot_constants());
-        let shared = if module == Module::NormsQuads {
+        let shared = if module == VEC4 {
             let shared = ColumnQuads::new(gpu.traits(), kept * inner / choose::quad(job.v.dtype()));
             constants.extend([("RUN", shared.run as u32), ("COLUMN_QUADS", shared.quads as u32)]);
             Some(shared)
@@ -290,7 +295,7 @@ impl Recorder<'_, '_> {
             let (part, _) = sums.bind(&gpu, 0, sum_count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::FINISH_SUMS,
-                module: Module::NormsWords,
+                module: SCALAR,
                 constants: &constants,
                 buffers: &[out.gain.0, part, out.out.0, out.norms_too.0, out.known.0],
                 params: Params {
@@ -321,7 +326,7 @@ impl Recorder<'_, '_> {
             let (known, known_first) = View::of(known).bind(&gpu, j, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::KNOWN_NORMS,
-                module: Module::NormsWords,
+                module: SCALAR,
                 constants: &vec![("OUT", job.form as u32)],
                 buffers: &[out.gain.0, out.out.0, out.norms_too.0, known],
                 params: Params {
@@ -386,7 +391,7 @@ impl<'a> Job<'a> {
     fn module(&self, length: u64) -> Module {
         let dw = self.dot.as_ref().map(|dot| dot.dw);
         let quads = choose::in_quads(dw.into_iter().chain([self.v]), length);
-        if quads { Module::NormsQuads } else { Module::NormsWords }
+        if quads { VEC4 } else { SCALAR }
     }
 
     /// Bytes of the widest element that is read.
@@ -435,10 +440,6 @@ enum Plan {
 struct Rows {
     module: Module,
     lanes: u64,
-    /// Rows of an invocation, where each has its own.
-    each: u64,
-    /// Units of a row, if the kernel is made for that number; else 0.
-    units: u64,
     splits: u64,
     split_length: u64,
 }
@@ -502,7 +503,7 @@ impl Rows {
         let traits = gpu.traits();
         let module = job.module(length);
         let unit = match (module, &job.dot) {
-            (Module::NormsQuads, _) => choose::quad(job.v.dtype()),
+            (m, _) if m == VEC4 => choose::quad(job.v.dtype()),
             (_, Some(_)) => 1,
             (_, None) => job.v.dtype().per_word(),
         };
@@ -514,11 +515,7 @@ impl Rows {
         let whole = unit.max(choose::quad(job.v.dtype()));
         let longest = (longest / whole * whole).max(1);
         let split_length = length.div_ceil(splits).next_multiple_of(whole).min(longest);
-        let units = length.div_ceil(unit);
-        let each = if lanes == 1 && job.dot.is_none() { traits.rows_of_a_lane(rows, units) } else { 1 };
-        let loads = units * if module == Module::NormsQuads { choose::QUAD_WORDS } else { 1 };
-        let units = if each > 1 && length.is_multiple_of(unit) && loads <= 16 { units } else { 0 };
-        Rows { module, lanes, each, units, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
+        Rows { module, lanes, splits: length.div_ceil(split_length.max(1)).max(1), split_length }
     }
 }
 
@@ -536,10 +533,10 @@ impl Columns {
         let traits = gpu.traits();
         let group_capacity = gpu.group_capacity();
         // All columns in one window, since another one might start within a quad.
-        let module = if columns <= in_binding { job.module(columns) } else { Module::NormsWords };
+        let module = if columns <= in_binding { job.module(columns) } else { SCALAR };
         let (blocks, passes) = match module {
             // In quads each column of an invocation may have to be summed up again.
-            Module::NormsQuads => {
+            VEC4 => {
                 let quad = choose::quad(job.v.dtype());
                 let shared = ColumnQuads::new(traits, columns / quad);
                 (shared.blocks, (quad + 2) * shared.quads + 2)
@@ -552,8 +549,8 @@ impl Columns {
         let splits = outer.div_ceil(split_length);
         let kept_step =
             kept.min(in_binding / inner).min(sums_in_binding / (splits * inner)).min(group_capacity * THREADS / inner);
-        let module = if kept_step == kept { module } else { Module::NormsWords };
-        let blocks = if module == Module::NormsWords { kept_step.max(1) * inner } else { blocks };
+        let module = if kept_step == kept { module } else { SCALAR };
+        let blocks = if module == SCALAR { kept_step.max(1) * inner } else { blocks };
         let split_step = (rows_in_binding / split_length).min(group_capacity * THREADS / blocks);
         if kept_step == 0 || split_step == 0 || !fits(splits * inner) {
             let (size, limit) = (splits * inner, sums_in_binding);

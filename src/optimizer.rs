@@ -3,10 +3,15 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::choose;
 use crate::contract::Layout;
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
+use crate::source::Module;
 use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor, WeightNorm};
+
+const ONE_BY_ONE: Module = Module::new("optimizer/words");
+const QUADS: Module = Module::new("optimizer/quads");
+pub(crate) const MODULES: [Module; 2] = [ONE_BY_ONE, QUADS];
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -285,9 +290,9 @@ impl Recorder<'_, '_> {
         // What one task is: an element of v, or a row.
         let quads = rows.is_none() && step.in_quads();
         let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
-            None if quads => (&kernel::OPTIMIZER_QUADS, Module::OptimizerQuads, 1),
-            None => (&kernel::OPTIMIZER, Module::Optimizer, 1),
-            Some((length, _)) => (&kernel::OPTIMIZER_ROWS, Module::Optimizer, length),
+            None if quads => (&kernel::OPTIMIZER_QUADS, QUADS, 1),
+            None => (&kernel::OPTIMIZER, ONE_BY_ONE, 1),
+            Some((length, _)) => (&kernel::OPTIMIZER_ROWS, ONE_BY_ONE, length),
         };
         if quads {
             constants.push(("RUN", gpu.traits().run(THREADS) as u32));

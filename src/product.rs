@@ -1,5 +1,5 @@
 //! The matrix product C[m,n] = Σ_k A[m,k]·B[n,k] that forward and backward are made of: tiles, windows, splits.
-//! Shaders: `product.wgsl`, the families `tile.wgsl`, `stream.wgsl`, `lanes.wgsl` and `coop.wgsl`, the ends `linear.wgsl` and `gradient.wgsl`.
+//! Shaders: `shaders/product`.
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,13 +7,14 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::choose::Traits;
 use crate::gpu::Scratch;
-use crate::kernel::{Constants, Ends, Family, Kernel, MAX_ITERATIONS, Module, Reads, Writes};
+use crate::kernel::{Constants, Kernel, MAX_ITERATIONS};
 use crate::norms::windows;
 use crate::record::{Dispatch, Span, View, firsts};
+use crate::source::Module;
 use crate::tune::Key;
 use crate::{DType, Error, Gpu, Recorder, Tensor};
 
-/// `Params` of `product.wgsl`.
+/// `Params` of `product/shape.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Params {
@@ -31,6 +32,60 @@ pub(crate) struct Params {
     policy: u32,
     eps: f32,
     slope: f32,
+}
+
+/// How a product is computed: what fills the slot `family`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// From workgroup memory.
+    Tile,
+    /// From registers, for few rows of A.
+    Stream,
+    /// By the lanes of a subgroup, for software drivers.
+    Subgroup,
+    /// In cooperative matrices of 8 by 8.
+    Cooperative8,
+    /// In cooperative matrices of 16 by 16.
+    Cooperative16,
+}
+
+impl Family {
+    const ALL: [Family; 5] =
+        [Family::Tile, Family::Stream, Family::Subgroup, Family::Cooperative8, Family::Cooperative16];
+
+    /// The module of a product with this epilogue. `vec4`: whether its operands are read four elements at a time.
+    fn module(self, epilogue: &'static str, vec4: bool, result: &'static str) -> Module {
+        let family = match self {
+            Family::Tile => "product/tile",
+            Family::Stream => "product/stream",
+            Family::Subgroup => "product/subgroup",
+            Family::Cooperative8 | Family::Cooperative16 => "product/cooperative",
+        };
+        let operand = if vec4 { "product/operand_vec4" } else { "product/operand_scalar" };
+        let module = Module::new(epilogue).fill("family", family).fill("operand", operand).fill("result", result);
+        match self {
+            Family::Cooperative8 => module.fill("matrix", "product/matrix8"),
+            Family::Cooperative16 => module.fill("matrix", "product/matrix16"),
+            _ => module,
+        }
+    }
+}
+
+const LINEAR: &str = "product/linear";
+const GRADIENT: &str = "product/gradient";
+const RESULTS: [&str; 3] = ["product/result_scalar", "product/result_packed", "product/result_vec4"];
+
+/// Every module of a product.
+pub(crate) fn modules() -> Vec<Module> {
+    let mut all = vec![];
+    for epilogue in [LINEAR, GRADIENT] {
+        for family in Family::ALL {
+            for vec4 in [false, true] {
+                all.extend(RESULTS.map(|result| family.module(epilogue, vec4, result)));
+            }
+        }
+    }
+    all
 }
 
 /// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
@@ -131,9 +186,9 @@ impl Tile {
         match self.family() {
             Family::Tile | Family::Stream => gpu.traits().subgroup,
             // With four, `large` takes half the time (SwiftShader), which takes minutes and gigabytes to compile these besides.
-            Family::Lanes => gpu.traits().subgroup.filter(|&lanes| lanes >= 8),
-            Family::Coop8 => gpu.cooperative(8),
-            Family::Coop16 => gpu.cooperative(16),
+            Family::Subgroup => gpu.traits().subgroup.filter(|&lanes| lanes >= 8),
+            Family::Cooperative8 => gpu.cooperative(8),
+            Family::Cooperative16 => gpu.cooperative(16),
         }
     }
 
@@ -141,14 +196,14 @@ impl Tile {
         match self {
             Tile::Huge | Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
             Tile::Stream8 | Tile::Stream4 | Tile::Stream2 | Tile::Stream1 => Family::Stream,
-            Tile::Coop8 => Family::Coop8,
-            Tile::Coop16 => Family::Coop16,
-            _ => Family::Lanes,
+            Tile::Coop8 => Family::Cooperative8,
+            Tile::Coop16 => Family::Cooperative16,
+            _ => Family::Subgroup,
         }
     }
 
     pub(crate) fn is_cooperative(self) -> bool {
-        matches!(self.family(), Family::Coop8 | Family::Coop16)
+        matches!(self.family(), Family::Cooperative8 | Family::Cooperative16)
     }
 
     /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.
@@ -284,14 +339,14 @@ impl FromStr for Tile {
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     tile: Tile,
-    /// WX, WY, TM, TN of `product.wgsl`.
+    /// WX, WY, TM, TN of `product/shape.wgsl`.
     wx: u64,
     wy: u64,
     tm: u64,
     tn: u64,
     /// Invocations of a workgroup.
     threads: u64,
-    /// BK of `tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
+    /// BK of `product/tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
     /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
     steps: u64,
 }
@@ -358,11 +413,11 @@ impl Shape {
             // A team takes 16 quads of k or more at a time, four steps each may be scaled.
             Family::Stream => 2,
             // Everything within a step of four k is unrolled.
-            Family::Lanes => BK / 4,
+            Family::Subgroup => BK / 4,
             // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
-            Family::Coop8 | Family::Coop16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
+            Family::Cooperative8 | Family::Cooperative16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
-        // redo_dot of each element, a_is_calm, b_is_calm, redo_squares.
+        // exact_dot of each element, a_in_range, b_in_range, exact_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
         // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
         let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
@@ -373,14 +428,14 @@ impl Shape {
 
     /// Steps of k at a time where sums over so many are formed again: lanes take as few as `MAX_ITERATIONS` allows.
     fn redo_steps(self, length: u64) -> u64 {
-        let few = [4, 8].into_iter().filter(|_| self.tile.family() == Family::Lanes);
+        let few = [4, 8].into_iter().filter(|_| self.tile.family() == Family::Subgroup);
         few.clone().find(|&steps| self.max_length_of(steps) >= length).unwrap_or(BK)
     }
 }
 
-/// A split has a multiple of so many steps of k: what `tile.wgsl` stages at a time, at most.
+/// A split has a multiple of so many steps of k: what `product/tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
-/// `FINISH_THREADS` of `parts.wgsl`.
+/// `FINISH_THREADS` of `product/split.wgsl`.
 const FINISH_THREADS: u64 = 64;
 /// Partial sums kept at a time; a larger product is computed in pieces.
 const MAX_PARTIAL_BYTES: u64 = 64 << 20;
@@ -414,11 +469,13 @@ impl Forced {
     pub fn check(&self, op: &'static str, gpu: &Gpu, cooperative: bool) -> Result<(), Error> {
         if let Some(tile) = self.tile.filter(|tile| !tile.runs_on(gpu)) {
             let reason = match tile.family() {
-                Family::Coop8 | Family::Coop16 => {
+                Family::Cooperative8 | Family::Cooperative16 => {
                     "the device has no cooperative matrices of this size, or they were not asked for"
                 }
                 Family::Tile | Family::Stream => "the device has no workgroups of so many invocations",
-                Family::Lanes => "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for",
+                Family::Subgroup => {
+                    "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for"
+                }
             };
             return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
         }
@@ -482,7 +539,6 @@ pub(crate) struct EndOf<'a> {
 pub(crate) trait End<'a> {
     /// The kernels of [`Stage::Whole`], `Partial` and `Finish`.
     fn kernels(&self) -> [&'static Kernel; 3];
-    fn ends(&self) -> Ends;
     /// The storage type of the result.
     fn out(&self) -> DType;
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a>;
@@ -536,14 +592,14 @@ impl Recorder<'_, '_> {
             let (a, a_first) = product.a.bind(&gpu, window.row, window.rows, &window, product.rows, product.depth);
             let (b, b_first) =
                 product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
-            let reads = product.reads(&window, a_first, b_first);
+            let vec4 = product.vec4(&window, a_first, b_first);
             let end = product.end.of(&gpu, Stage::Whole, &window);
             let mut buffers = vec![a, b];
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile, reads, end.quads && window.columns.is_multiple_of(4)),
-                constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
+                module: product.module(plan.tile.tile, vec4, end.quads && window.columns.is_multiple_of(4)),
+                constants: &product.constants(plan.tile, end.constants, vec4, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
                     splits: 1,
@@ -575,15 +631,15 @@ impl Recorder<'_, '_> {
                 let (a, a_first) = product.a.bind(&gpu, piece.row, piece.rows, &piece, product.rows, product.depth);
                 let (b, b_first) =
                     product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
-                let reads = product.reads(&piece, a_first, b_first);
+                let vec4 = product.vec4(&piece, a_first, b_first);
                 let end = product.end.of(&gpu, Stage::Partial, &piece);
                 let mut buffers = vec![a, b];
                 buffers.extend(end.buffers);
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.module(plan.tile.tile, reads, false),
-                    constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
+                    module: product.module(plan.tile.tile, vec4, false),
+                    constants: &product.constants(plan.tile, end.constants, vec4, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
                         depth: piece.depth as u32,
@@ -601,7 +657,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.module(Tile::Large, Reads::Words, false),
+                module: product.module(Tile::Large, false, false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -693,54 +749,43 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn module(&self, tile: Tile, reads: Reads, quads: bool) -> Module {
-        let writes = match self.end.out() {
-            DType::F32 if quads => Writes::Quads,
-            DType::F32 => Writes::Words,
-            DType::F16 | DType::Bf16 => Writes::Halves,
+    /// `vec4`: whether the operands are read four elements at a time; `quads`: whether the result and all that is shaped as
+    /// it can be.
+    fn module(&self, tile: Tile, vec4: bool, quads: bool) -> Module {
+        let result = match self.end.out() {
+            DType::F32 if quads => RESULTS[2],
+            DType::F32 => RESULTS[0],
+            DType::F16 | DType::Bf16 => RESULTS[1],
         };
-        Module::Product { ends: self.end.ends(), family: tile.family(), reads, writes }
+        tile.family().module(self.end.kernels()[0].file, vec4, result)
     }
 
-    /// How the operands can be read, given the places of their first elements within their bindings.
-    fn reads(&self, window: &Window, a_first: u32, b_first: u32) -> Reads {
+    /// Whether the operands can be read four elements at a time, given the places of their first elements within their
+    /// bindings.
+    fn vec4(&self, window: &Window, a_first: u32, b_first: u32) -> bool {
         let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
             let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
             first.is_multiple_of(4) && lengths.iter().all(|length| length.is_multiple_of(4))
         };
-        let packed = [self.a, self.b].map(|operand| operand.tensor.dtype() != DType::F32);
-        if packed[0] != packed[1]
-            || !whole_quads(&self.a, a_first, window.rows, self.rows)
-            || !whole_quads(&self.b, b_first, window.columns, self.columns)
-        {
-            return Reads::Words;
-        }
-        if packed[0] { Reads::Pairs } else { Reads::Quads }
+        whole_quads(&self.a, a_first, window.rows, self.rows)
+            && whole_quads(&self.b, b_first, window.columns, self.columns)
     }
 
     /// `length`: steps of k that an invocation goes through.
-    fn constants(
-        &self,
-        shape: Shape,
-        mut constants: Constants,
-        reads: Reads,
-        window: &Window,
-        length: u64,
-    ) -> Constants {
+    fn constants(&self, shape: Shape, mut constants: Constants, vec4: bool, window: &Window, length: u64) -> Constants {
         let Shape { wx, wy, tm, tn, threads, .. } = shape;
         constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
-        if reads != Reads::Quads {
-            constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
-        }
+        constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
+        constants.extend([("SQUARES", self.end.column_sums().into()), ("SCALED_B", self.end.scales_b().into())]);
         match shape.tile.family() {
-            Family::Tile => constants.push(("BK", shape.steps as u32)),
+            Family::Tile => constants.extend([("BK", shape.steps as u32), ("STEP", 4 * wx as u32)]),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),
-            Family::Lanes => constants.extend([
-                ("RAGGED", (reads == Reads::Words || !window.depth.is_multiple_of(8)).into()),
+            Family::Subgroup => constants.extend([
+                ("RAGGED", (!vec4 || !window.depth.is_multiple_of(8)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
-            Family::Coop8 | Family::Coop16 => constants.push(("LANES", (wx * wy / 4) as u32)),
+            Family::Cooperative8 | Family::Cooperative16 => constants.push(("LANES", (wx * wy / 4) as u32)),
         }
         constants
     }

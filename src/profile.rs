@@ -4,9 +4,12 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::kernel::{self, Constants, Kernel, Module};
+use crate::kernel::{self, Constants, Kernel};
 use crate::record::{Dispatch, GL_WORK, PASS, Pass, View, new_encoder};
+use crate::source::Module;
 use crate::{DType, Error, Gpu, Recorder, Tensor};
+
+pub(crate) const PROBE: Module = Module::new("probe");
 
 /// How dispatches are timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -549,7 +552,7 @@ fn probe(
     };
     let buffers: Vec<_> = kernel.bindings.iter().map(bind).collect();
     let params = Params { groups: groups as u32, scale: 0.75, offset: 0.5 };
-    ops.dispatch(&Dispatch { kernel, module: Module::Probe, constants, buffers: &buffers, params, groups, work: 0 })
+    ops.dispatch(&Dispatch { kernel, module: PROBE, constants, buffers: &buffers, params, groups, work: 0 })
 }
 
 /// The faster variant, in all likelihood.

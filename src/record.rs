@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu::util::align_to;
 
-use crate::kernel::{self, Access, Constants, Kernel, Module};
+use crate::kernel::{self, Access, Constants, Kernel};
 use crate::profile::Session;
+use crate::source::Module;
 use crate::{DType, Error, Gpu, Tensor, Work};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.

@@ -11,10 +11,15 @@ use bytemuck::{Pod, Zeroable};
 use crate::choose::Traits;
 use crate::contract::{Layout, norms_shape};
 use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, MAX_ITERATIONS, Module};
+use crate::kernel::{self, Constants, Kernel, MAX_ITERATIONS};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_per_norm, expect_shape};
+use crate::source::Module;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Work, Write};
+
+const WORDS: Module = Module::new("weight/set");
+const QUADS: Module = Module::new("weight/set").fill("access", "weight/set_quads");
+pub(crate) const MODULES: [Module; 2] = [WORDS, QUADS];
 
 /// A weight of a [`WeightSet`], with the tensors that the operators on the set read and write beside it. Each operator
 /// needs its own of them, of every member or of none.
@@ -905,7 +910,7 @@ impl Planner<'_> {
             }
         }
         for (_, quads, members) in groups {
-            let module = if quads { Module::SetQuads } else { Module::SetWords };
+            let module = if quads { QUADS } else { WORDS };
             let mut open: Vec<Draft> = vec![];
             let mut reach: [Option<Window>; SLOTS] = Default::default();
             let mut work = 0;

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "shader modules without loop bounding; the block says why it is sound")]
 
 use crate::Parameters;
-use crate::kernel::Module;
+use crate::source::Module;
 
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///
@@ -11,14 +11,13 @@ use crate::kernel::Module;
 pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: Parameters) -> wgpu::ShaderModule {
     let source = match parameters {
         Parameters::Auto => module.source(),
-        Parameters::Uniform => module.uniform_source(),
-        Parameters::Reversed => module.reversed_source(),
+        Parameters::Uniform | Parameters::Reversed => module.uniform_source(),
     };
     let label = format!("weightnorm.{}", module.name());
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !matches!(module, Module::Product { .. } | Module::NormalizeRows),
+        bounds_checks: !["product/linear", "product/gradient", "weight/normalize_rows"].contains(&module.file),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };

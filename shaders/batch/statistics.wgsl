@@ -1,0 +1,227 @@
+// Statistics down the columns of a (rows, columns) matrix, rows being the batch, and what is made of them:
+// import numbers/norm
+//
+//   KIND_DOTS     sum_b a[b,j]  and  sum_b a[b,j] * u[b,j]
+//   KIND_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
+//                 never E[a²] - E[a]²
+//
+//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
+//   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the Scale
+//                 dg / d, four f32 from means[4j] on. d is n̂, but n under EPS_AFTER, where norms holds n. Where the clamp
+//                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0. dg has an exponent
+//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
+//                 or a t is not 1, the t of the second Scale is negative, which its square does not show
+//   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
+//                 from means[j])
+//   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
+//                 with first as gain and second as bias column j has mean 0 and variance 1
+//
+// `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
+// in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
+// `subtract_means` is the elementwise end of mean-only batch normalization, where normalize_quads.wgsl cannot do it.
+// No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
+
+struct Params {
+    count: u32,        // columns; subtract_means: elements
+    rows: u32,         // rows in this dispatch; batch_finish: in all
+    stride: u32,       // elements from a row to the next
+    split_length: u32, // rows in a split
+    splits: u32,       // in this dispatch; batch_finish: in all
+    part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
+                       // counted from the first one bound
+    firsts: u32,       // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
+    more_firsts: u32,  // the same of means (subtract_means: centers), g, norms
+    flags: u32,        // HAS_
+    rate: f32,         // END_MEANS: 1 / rows
+    momentum: f32,
+    policy: u32,       // END_FACTORS
+    eps: f32,
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(2) var<storage, read_write> part: array<Part>; // (splits, columns)
+@group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
+@group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
+@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
+@group(0) @binding(6) var<storage, read> g: array<f32>; // (columns)
+@group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
+
+override A_DTYPE: u32 = F32;
+override KIND: u32 = KIND_DOTS;
+override END: u32 = END_SUMS;
+override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0; subtract_means: u is the bias
+override DIRECT: bool = true; // batch_sums: one split is all there is: write the end out
+override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
+
+override CY: u32 = THREADS / CX; // invocations that share a column of a split
+override WIDE: bool = END == END_FACTORS; // whether sum a * u has an exponent of its own
+
+const THREADS = 64u;
+const KIND_DOTS = 0u;
+const KIND_MOMENTS = 1u;
+const END_SUMS = 0u;
+const END_MEANS = 1u;
+const END_SCALES = 2u;
+const END_FACTORS = 3u;
+const HAS_FIRST = 1u;
+const HAS_SECOND = 2u;
+const ACCUMULATE = 4u;
+const HAS_GAIN = 8u;
+
+// KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in the range of
+// f32 however many rows there are.
+struct Stat {
+    s: vec2<f32>,
+    n: f32, // KIND_MOMENTS: of so many rows; WIDE: sum a * u is s.y * 2^n
+}
+
+// A Stat in memory, (s.x, s.y, n of WIDE).
+struct Part {
+    x: f32,
+    y: f32,
+    e: f32,
+}
+
+var<workgroup> stats: array<vec2<f32>, THREADS>;
+var<workgroup> sizes: array<f32, THREADS>;
+
+fn has(flag: u32) -> bool {
+    return (p.flags & flag) != 0u;
+}
+
+fn dot_of(stat: Stat) -> Wide {
+    return Wide(stat.s.y, i32(stat.n));
+}
+
+// sum + x * u
+fn add_term(sum: Wide, x: f32, u: f32) -> Wide {
+    return sum_of(sum, product_of(Wide(x, 0), Wide(u, 0)));
+}
+
+fn merge(x: Stat, y: Stat) -> Stat {
+    if KIND == KIND_DOTS && WIDE {
+        let sum = sum_of(dot_of(x), dot_of(y));
+        return Stat(vec2<f32>(x.s.x + y.s.x, sum.m), f32(sum.e));
+    }
+    if KIND == KIND_DOTS {
+        return Stat(x.s + y.s, 0.0);
+    }
+    if y.n == 0.0 {
+        return x;
+    }
+    let n = x.n + y.n;
+    let part_x = x.n / n;
+    let part_y = y.n / n;
+    let distance = y.s.x - x.s.x;
+    let variance = x.s.y * part_x + y.s.y * part_y + (distance * part_x) * (distance * part_y);
+    return Stat(vec2<f32>(x.s.x + distance * part_y, variance), n);
+}
+
+// Puts together what the CY invocations of each column have; the result is right in the first CX invocations.
+fn combine_lanes(own: Stat, t: u32) -> Stat {
+    var total = own;
+    for (var step = CY / 2u; step > 0u; step /= 2u) { // at most 6 iterations
+        // Nobody may overwrite what a slower lane still reads.
+        workgroupBarrier();
+        stats[t] = total.s;
+        sizes[t] = total.n;
+        workgroupBarrier();
+        if t < step * CX {
+            let other = t + step * CX;
+            total = merge(total, Stat(stats[other], sizes[other]));
+        }
+    }
+    return total;
+}
+
+fn write_factors(column: u32, dg: Wide) {
+    let n = norms[extractBits(p.more_firsts, 16u, 8u) + column];
+    let size = magnitude(n);
+    var gain = 1.0;
+    if has(HAS_GAIN) {
+        gain = g[extractBits(p.more_firsts, 8u, 8u) + column];
+    }
+    let norm = select(n, n + p.eps, p.policy == EPS_AFTER);
+    let scale = scale_of(quotient(wide(gain), wide(norm)));
+    var share = Scale(1.0, 0.0);
+    if !((p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST)) {
+        share = scale_of(quotient(dg, wide(n)));
+    }
+    let size_of_dg = wide(dg.m).e + dg.e;
+    let wild = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
+    if wild || scale.t != 1.0 || share.t != 1.0 {
+        share.t = -share.t;
+    }
+    let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;
+    means[at] = scale.t;
+    means[at + 1u] = scale.m;
+    means[at + 2u] = share.t;
+    means[at + 3u] = share.m;
+}
+
+fn write_end(column: u32, stat: Stat) {
+    let at = extractBits(p.firsts, 16u, 8u) + column;
+    let at_second = extractBits(p.firsts, 24u, 8u) + column;
+    if END == END_SCALES {
+        // A variance below 2^-126 counts as none.
+        let constant = magnitude(stat.s.y) < SMALLEST;
+        let scale = 1.0 / sqrt(select(stat.s.y, 1.0, constant));
+        first[at] = scale;
+        second[at_second] = -stat.s.x * scale;
+        return;
+    }
+    if has(HAS_FIRST) {
+        var sum = stat.s.x;
+        if has(ACCUMULATE) {
+            sum += first[at];
+        }
+        first[at] = sum;
+    }
+    if END == END_SUMS || END == END_FACTORS {
+        if has(HAS_SECOND) {
+            var sum = stat.s.y;
+            if WIDE {
+                sum = narrow(dot_of(stat));
+            }
+            if has(ACCUMULATE) {
+                sum += second[at_second];
+            }
+            second[at_second] = sum;
+        }
+        if END == END_FACTORS {
+            write_factors(column, dot_of(stat));
+        }
+        return;
+    }
+    let mean = stat.s.x * p.rate;
+    means[extractBits(p.more_firsts, 0u, 8u) + column] = mean;
+    if has(HAS_SECOND) {
+        let old = second[at_second];
+        second[at_second] = old + p.momentum * (mean - old);
+    }
+}
+
+// batch_sums over its partial results: splits for rows. A workgroup takes CX columns, its invocation t every CY-th split
+// from t / CX on.
+@compute @workgroup_size(THREADS)
+fn batch_finish(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let t = ordered(index, THREADS);
+    let column = flat(group, groups) * CX + t % CX;
+    var stat = Stat(vec2<f32>(), 0.0);
+    if column < p.count {
+        for (var split = t / CX; split < p.splits; split += CY) { // bounded by the host
+            let own = part[split * p.count + column];
+            let rows = f32(min(p.split_length, p.rows - split * p.split_length));
+            stat = merge(stat, Stat(vec2<f32>(own.x, own.y), select(rows, own.e, KIND == KIND_DOTS)));
+        }
+    }
+    stat = combine_lanes(stat, t);
+    if column < p.count && t < CX {
+        write_end(column, stat);
+    }
+}

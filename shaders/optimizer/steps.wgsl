@@ -1,0 +1,127 @@
+// Optimizer steps, in place, on a direction v and a gain g together. θ is an element of either, d its gradient:
+// import numbers/storage
+//
+//   KIND_SGD       θ ← θ - rate * d'                               d' = d + decay * θ
+//   KIND_MOMENTUM  m ← d' in the first step, then inertia * m + fresh * d';    θ ← θ - rate * m
+//   KIND_NESTEROV  the same m;                                     θ ← θ - rate * (d' + inertia * m)
+//   KIND_ADAM      m ← (1 - fresh) * m + fresh * d';   s ← (1 - fresh_square) * s + fresh_square * d'²
+//                  θ ← θ - rate * m / (sqrt(s) / root + eps)
+//   KIND_ADAMW     the same with d' = d and θ ← decay * θ first
+//
+// where Adam's rate is γ / (1 - β₁ᵗ) and root is sqrt(1 - β₂ᵗ), made by the host in f64, and AdamW's decay is 1 - γλ.
+// The first workgroups take v, the others g. Without a gain, or with an ordinary weight or a bias, there is only v.
+//
+// `optimizer` works element by element, `optimizer_quads` four words at once. `optimizer_rows` gives each row of v to LANES invocations and leaves it with
+// norm 1: v ← v / n̂, the norm taken before v is rounded to its storage type.
+// No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
+
+struct Params {
+    v_count: u32, // elements of v; optimizer_rows: rows
+    g_count: u32, // elements of g
+    length: u32,  // optimizer_rows: elements of a row
+    firsts: u32,  // 8 bits each: the first element of v, dv, m_v, s_v within its binding
+    more_firsts: u32, // the same of g, dg, m_g, s_g
+    first_step: u32, // KIND_MOMENTUM, KIND_NESTEROV: 1 where m has no value yet
+    v_rate: f32,
+    v_decay: f32,
+    g_rate: f32,
+    g_decay: f32,
+    inertia: f32,
+    fresh: f32,
+    fresh_square: f32,
+    root: f32,
+    eps: f32,
+    norm_eps: f32, // optimizer_rows: of the policy
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(4) var<storage, read_write> g: array<f32>;
+@group(0) @binding(5) var<storage, read> dg: array<f32>;
+@group(0) @binding(6) var<storage, read_write> m_g: array<f32>;
+@group(0) @binding(7) var<storage, read_write> s_g: array<f32>;
+
+override V_DTYPE: u32 = F32;
+override DV_DTYPE: u32 = F32;
+override KIND: u32 = KIND_SGD;
+
+const THREADS = 64u;
+const WORDS = 4u * THREADS; // of v or g, for a workgroup
+const KIND_SGD = 0u;
+const KIND_MOMENTUM = 1u;
+const KIND_NESTEROV = 2u;
+const KIND_ADAM = 3u;
+const KIND_ADAMW = 4u;
+
+fn has_m() -> bool {
+    return KIND != KIND_SGD;
+}
+
+fn has_s() -> bool {
+    return KIND == KIND_ADAM || KIND == KIND_ADAMW;
+}
+
+// d', the gradients of four elements with the decay in them.
+fn decayed(theta: vec4<f32>, d: vec4<f32>, decay: f32) -> vec4<f32> {
+    if KIND == KIND_ADAMW {
+        return d;
+    }
+    return d + decay * theta;
+}
+
+struct Moments {
+    m: vec4<f32>,
+    s: vec4<f32>,
+}
+
+// The new (m, s).
+fn moments(old: Moments, d: vec4<f32>) -> Moments {
+    if has_s() {
+        let m = (1.0 - p.fresh) * old.m + p.fresh * d;
+        return Moments(m, (1.0 - p.fresh_square) * old.s + (p.fresh_square * d) * d);
+    }
+    if p.first_step != 0u {
+        return Moments(d, vec4<f32>());
+    }
+    return Moments(p.inertia * old.m + p.fresh * d, vec4<f32>());
+}
+
+// The new θ, given the new (m, s).
+fn moved(theta: vec4<f32>, d: vec4<f32>, ms: Moments, rate: f32, decay: f32) -> vec4<f32> {
+    if has_s() {
+        let start = select(theta, theta * decay, KIND == KIND_ADAMW);
+        // Not max(), which would make a 0 of NaN.
+        let square = select(ms.s, vec4<f32>(), ms.s < vec4<f32>());
+        return start - rate * (ms.m / (sqrt(square) / p.root + p.eps));
+    }
+    if KIND == KIND_MOMENTUM {
+        return theta - rate * ms.m;
+    }
+    return theta - rate * (d + p.inertia * ms.m);
+}
+
+// Words begin, begin + THREADS, .. of g.
+fn g_steps(begin: u32) {
+    for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
+        let e = begin + i;
+        if e >= p.g_count {
+            return;
+        }
+        let at = extractBits(p.more_firsts, 0u, 8u) + e;
+        let at_m = extractBits(p.more_firsts, 16u, 8u) + e;
+        let at_s = extractBits(p.more_firsts, 24u, 8u) + e;
+        let theta = vec4<f32>(g[at]);
+        let d = decayed(theta, vec4<f32>(dg[extractBits(p.more_firsts, 8u, 8u) + e]), p.g_decay);
+        var ms = Moments();
+        if has_s() {
+            ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>(s_g[at_s])), d);
+            s_g[at_s] = ms.s.x;
+        } else if has_m() {
+            ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>()), d);
+        }
+        if has_m() {
+            m_g[at_m] = ms.m.x;
+        }
+        g[at] = moved(theta, d, ms, p.g_rate, p.g_decay).x;
+    }
+}

@@ -1,0 +1,140 @@
+// What every matrix product shares: C[m,n] = sum_k A[m,k] * B[n,k], its parameters, its tiles, and where elements lie.
+// slot operand = product/operand_scalar
+//
+// A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise. The entry points,
+// in linear.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
+//
+// A workgroup computes BM by BN of C, an invocation TM neighbouring rows of it and, of each, QUADS quads of neighbouring
+// columns that lie STEP apart.
+// No invocation loops more often than the host allows (product.rs, max_length).
+
+struct Params {
+    rows: u32,         // of C in this dispatch
+    columns: u32,      // of C in this dispatch
+    depth: u32,        // steps of k in this dispatch
+    a_stride: u32,     // elements from a row of A, as stored, to the next
+    b_stride: u32,     // the same of B
+    c_stride: u32,     // the same of C
+    split_length: u32, // steps of k in a split
+    split_first: u32,  // the number of the first split in this dispatch
+    splits: u32,       // of all dispatches
+    offsets: u32,      // 8 bits each: the first element within its binding of A, of B; the others are the epilogue's
+    more_offsets: u32, // 8 bits each: the epilogue's, of `given`, the epilogue's
+    policy: u32,
+    eps: f32,
+    slope: f32,
+}
+
+var<immediate> p: Params;
+
+// What is known of norms: with SCALED_B the Scales of the steps of k, two words each; else the epilogue's.
+@group(0) @binding(4) var<storage, read> given: array<f32>;
+
+override A_ALONG_K: bool = true;
+override B_ALONG_K: bool = true;
+override SCALED_B: bool = false; // B[n,k] is scaled by step_scale(k) before it is multiplied
+override SCALE_STRIDE: u32 = 2u; // words of `given` from one step's Scale to the next one's; 0: one for all
+override SQUARES: bool = false; // the squares of each row of B are added up beside the product
+
+override WX: u32 = 8u; // invocations along the columns of C
+override WY: u32 = 8u; // along its rows
+override TM: u32 = 8u; // rows of an invocation
+override TN: u32 = 8u; // its columns, 4 or 8
+override STEP: u32 = 4u; // columns from a quad of an invocation to its next
+
+override THREADS: u32 = WX * WY;
+override BM: u32 = WY * TM;
+override BN: u32 = WX * TN;
+override QUADS: u32 = TN / 4u;
+override BLOCK: u32 = min(TM, 8u); // rows that are finished together
+
+const WHOLE = select(4u, 1u, QUADS_MAY_END); // neighbouring elements of an operand that are there or not together
+
+// The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they share,
+// rows of the larger operand, is still in the cache.
+fn tile_origin(tile: u32) -> vec2<u32> {
+    let tiles_m = (p.rows + BM - 1u) / BM;
+    let tiles_n = (p.columns + BN - 1u) / BN;
+    let down = vec2<u32>(tile % tiles_m, tile / tiles_m);
+    let along = vec2<u32>(tile / tiles_n, tile % tiles_n);
+    return select(along, down, p.rows < p.columns) * vec2<u32>(BM, BN);
+}
+
+fn tile_count() -> u32 {
+    return ((p.rows + BM - 1u) / BM) * ((p.columns + BN - 1u) / BN);
+}
+
+fn a_place(m: u32, k: u32) -> u32 {
+    return extractBits(p.offsets, 0u, 8u) + select(k * p.a_stride + m, m * p.a_stride + k, A_ALONG_K);
+}
+
+fn b_place(n: u32, k: u32) -> u32 {
+    return extractBits(p.offsets, 8u, 8u) + select(k * p.b_stride + n, n * p.b_stride + k, B_ALONG_K);
+}
+
+// How many of the elements i .. end - 1 there are, none unless `there`.
+fn left_of(i: u32, end: u32, there: bool) -> u32 {
+    return select(0u, end - i, i < end && there);
+}
+
+// Word i of `given`, as the first one within its binding lies.
+fn given_at(i: u32) -> f32 {
+    return given[extractBits(p.more_offsets, 16u, 8u) + i];
+}
+
+// Part 0 or 1, t or m, of the Scale of step k.
+fn step_scale(k: u32, part: u32) -> f32 {
+    return given_at(SCALE_STRIDE * k + part);
+}
+
+// Scales of the steps k .. k + 3, which the family fetches.
+var<private> step_t: vec4<f32>;
+var<private> step_m: vec4<f32>;
+
+// Four steps of a row of B, scaled.
+fn scaled_along(four: vec4<f32>) -> vec4<f32> {
+    if !SCALED_B {
+        return four;
+    }
+    return ((four * step_t) * step_m) * step_t;
+}
+
+// Four columns of B at the given one of the four steps.
+fn scaled_across(four: vec4<f32>, step: u32) -> vec4<f32> {
+    if !SCALED_B {
+        return four;
+    }
+    return ((four * step_t[step]) * step_m[step]) * step_t[step];
+}
+
+// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: where k runs down the
+// columns element by element, which keeps the code small.
+fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
+    if A_ALONG_K && !QUADS_MAY_END {
+        return a_four(a_place(m, k), left);
+    }
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = left - 1u;
+    let four = vec4<f32>(
+        a_at(a_place(m, k)), a_at(a_place(m, k + min(1u, last))),
+        a_at(a_place(m, k + min(2u, last))), a_at(a_place(m, k + min(3u, last))),
+    );
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}
+
+fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
+    if B_ALONG_K && !QUADS_MAY_END {
+        return b_four(b_place(n, k), left);
+    }
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = left - 1u;
+    let four = vec4<f32>(
+        b_at(b_place(n, k)), b_at(b_place(n, k + min(1u, last))),
+        b_at(b_place(n, k + min(2u, last))), b_at(b_place(n, k + min(3u, last))),
+    );
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}

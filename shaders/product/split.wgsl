@@ -1,0 +1,79 @@
+// Products whose sums over k are split: partial sums of each split, then their sum in order.
+// slot family = product/tile
+
+const FINISH_THREADS = 64u;
+
+@group(0) @binding(8) var<storage, read_write> partial: array<vec2<u32>>; // Wide, f32 m and i32 e: (splits, rows, columns)
+
+fn put_partial(at: u32, sum: Wide) {
+    partial[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
+}
+
+fn partial_at(at: u32) -> Wide {
+    return Wide(bitcast<f32>(partial[at].x), bitcast<i32>(partial[at].y));
+}
+
+// Where a workgroup computes: a split of a tile.
+struct Piece {
+    row: u32,    // the first ones of the tile
+    column: u32,
+    split: u32,  // of all dispatches
+    k_first: u32,
+    k_end: u32,  // k_first where there is none
+}
+
+fn piece_of(group: u32) -> Piece {
+    let split = group / tile_count();
+    let origin = tile_origin(group % tile_count());
+    let k_first = min(split * p.split_length, p.depth);
+    return Piece(origin.x, origin.y, p.split_first + split, k_first, min(k_first + p.split_length, p.depth));
+}
+
+// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column). With
+// `exact`, sums that left the safe range are formed again.
+fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32, piece: Piece, exact: bool) {
+    take_block(block);
+    worst = 0u;
+    for (var q = 0u; q < QUADS; q += 1u) {
+        var found = 0u;
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            found |= look_at(i, q);
+            let four = sum_at(i, q);
+            for (var c = 0u; c < 4u; c += 1u) {
+                let n = column + STEP * q + c;
+                if row + i < p.rows && n < p.columns {
+                    put_partial((partial_row + row + i) * p.columns + n, Wide(four[c], 0));
+                }
+            }
+        }
+        unsafe_bits[q] = found;
+    }
+    // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
+    for (var i = select(1u, 0u, exact && (unsafe_bits[0] | unsafe_bits[1]) != 0u); i < 1u; i += 1u) { // 1 iteration
+        var redo = elements_to_redo(row, column, 0u, piece.k_first, piece.k_end);
+        while any_of(redo) { // at most BLOCK * TN iterations
+            let at = lowest(redo);
+            redo = without_lowest(redo);
+            let sum = exact_dot(row + at.x, column + at.y, piece.k_first, piece.k_end);
+            put_partial((partial_row + row + at.x) * p.columns + column + at.y, sum);
+        }
+    }
+}
+
+// Computes a piece and writes the invocation's partial sums.
+fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
+    product(piece.row, piece.column, piece.k_first, piece.k_end, t);
+    let row = piece.row + t / WX * TM;
+    for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        put_partial_block(block, piece.split * p.rows, row + block * BLOCK, piece.column + own_column(t), piece, exact);
+    }
+}
+
+// The partial sums of one element of C, added up in order.
+fn sum_of_partials(row: u32, column: u32) -> Wide {
+    var sum = Wide(0.0, NOTHING);
+    for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
+        sum = sum_of(sum, partial_at((s * p.rows + row) * p.columns + column));
+    }
+    return sum;
+}

@@ -1,0 +1,233 @@
+// The matrix product in register tiles, from workgroup memory.
+// import product/exact
+// import product/shared_norms
+//
+// Slot `family`. What every family declares:
+//   own_column(t)         the first column of invocation t within its tile; its rows begin at t / WX * TM
+//   product(..)           computes the tile at (row0, column0) over k_first .. k_end - 1
+//   take_block(block)     puts the invocation's sums of a block of rows into `sums` and `more_sums` of exact.wgsl
+//   stage_squares(t), column_square(c)      with SQUARES: the sum of squares of column c, once all invocations have staged
+//   NORMS, SHARE, norm_m, norm_e, first_norm(t), norms_column(column0, t), own_norms(t), share_norms()
+//                         the norms of the tile's columns, and who finds which: see shared_norms.wgsl
+//
+// BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step of an
+// invocation's 8 by 8 elements takes four wide reads.
+
+override BK: u32 = 16u; // a multiple of 8
+
+override BK4: u32 = BK / 4u;
+override BM4: u32 = BM / 4u;
+override BN4: u32 = BN / 4u;
+// What is staged for BK steps of k, in blocks of 4 rows by 4 steps: those of A, then no more of B than there are invocations.
+// STAGES blocks of an invocation, at most 3; at most one is of B.
+override A_BLOCKS: u32 = BM4 * BK4;
+override BLOCKS: u32 = A_BLOCKS + BN4 * BK4;
+override STAGES: u32 = (BLOCKS + THREADS - 1u) / THREADS;
+
+// Sizes of workgroup memory have names, since naga 30 panics where an override is declared behind an array whose size
+// is an expression of overrides.
+override A_STAGED: u32 = BM4 * BK;
+override B_STAGED: u32 = BN4 * BK;
+
+var<workgroup> staged_as: array<vec4<f32>, A_STAGED>; // [k][m / 4]
+var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
+
+var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
+alias Block = array<Raw, 4>; // of four rows, or of four steps of k, as it is stored
+var<private> ahead: array<Block, 3>; // on their way
+var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
+
+// STEP is 4 WX: neighbouring invocations read neighbouring quads of B, and write those of C.
+fn own_column(t: u32) -> u32 {
+    return t % WX * 4u;
+}
+
+fn own_norms(t: u32) -> u32 {
+    return own_column(t) % BN;
+}
+
+// All of the invocation's rows are one block.
+fn take_block(block: u32) {
+    for (var i = 0u; i < TM; i += 1u) {
+        sums[i] = acc[i * QUADS];
+        if QUADS == 2u {
+            more_sums[i] = acc[i * QUADS + 1u];
+        }
+    }
+}
+
+// An invocation stages blocks of 4 rows by 4 steps of k. Neighbours take two blocks along k, then further rows: so whole
+// 32-byte sectors are read, and few invocations of a cycle write into the same banks.
+fn block_of(i: u32, quads: u32) -> vec2<u32> {
+    return vec2<u32>(i / 2u % quads, i % 2u + i / (2u * quads) * 2u);
+}
+
+// A[m .. m + 3, k .. k + 3]; past the edges anything. Without branches, so that the reads do not wait for each other.
+fn a_block(m: u32, k: u32, k_end: u32) -> Block {
+    if A_ALONG_K {
+        let last = p.rows - 1u;
+        let at = min(k, k_end - WHOLE);
+        let left = k_end - at;
+        return Block(
+            a_raw(a_place(min(m, last), at), left), a_raw(a_place(min(m + 1u, last), at), left),
+            a_raw(a_place(min(m + 2u, last), at), left), a_raw(a_place(min(m + 3u, last), at), left),
+        );
+    }
+    let last = k_end - 1u;
+    let at = min(m, p.rows - WHOLE);
+    let left = p.rows - at;
+    return Block(
+        a_raw(a_place(at, min(k, last)), left), a_raw(a_place(at, min(k + 1u, last)), left),
+        a_raw(a_place(at, min(k + 2u, last)), left), a_raw(a_place(at, min(k + 3u, last)), left),
+    );
+}
+
+// The same of B.
+fn b_block(n: u32, k: u32, k_end: u32) -> Block {
+    if B_ALONG_K {
+        let last = p.columns - 1u;
+        let at = min(k, k_end - WHOLE);
+        let left = k_end - at;
+        return Block(
+            b_raw(b_place(min(n, last), at), left), b_raw(b_place(min(n + 1u, last), at), left),
+            b_raw(b_place(min(n + 2u, last), at), left), b_raw(b_place(min(n + 3u, last), at), left),
+        );
+    }
+    let last = k_end - 1u;
+    let at = min(n, p.columns - WHOLE);
+    let left = p.columns - at;
+    return Block(
+        b_raw(b_place(at, min(k, last)), left), b_raw(b_place(at, min(k + 1u, last)), left),
+        b_raw(b_place(at, min(k + 2u, last)), left), b_raw(b_place(at, min(k + 3u, last)), left),
+    );
+}
+
+// Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with them here,
+// which would have to wait for them.
+fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            ahead[stage] = a_block(row0 + 4u * at.x, k0 + 4u * at.y, k_end);
+        } else if i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            let k = k0 + 4u * at.y;
+            prepare_b(k, k_end);
+            ahead[stage] = b_block(column0 + 4u * at.x, k, k_end);
+        }
+    }
+}
+
+// What `left` steps leave of a block: past the last one zeros. (Rows past the edge are no matter.)
+fn steps_there(steps: mat4x4<f32>, left: u32) -> mat4x4<f32> {
+    let none = vec4<f32>();
+    return mat4x4<f32>(
+        select(none, steps[0], left > 0u), select(none, steps[1], left > 1u),
+        select(none, steps[2], left > 2u), select(none, steps[3], left > 3u),
+    );
+}
+
+// Puts what was fetched into workgroup memory, a vector for each step, B scaled.
+fn stage_fetched(k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        let block = ahead[stage];
+        if i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            let first = 4u * at.y * BM4 + at.x;
+            var steps = mat4x4<f32>(a_values(block[0]), a_values(block[1]), a_values(block[2]), a_values(block[3]));
+            if A_ALONG_K {
+                steps = transpose(steps);
+            }
+            steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
+            staged_as[first] = steps[0];
+            staged_as[first + BM4] = steps[1];
+            staged_as[first + 2u * BM4] = steps[2];
+            staged_as[first + 3u * BM4] = steps[3];
+        } else if i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            let first = 4u * at.y * BN4 + at.x;
+            var steps = mat4x4<f32>(b_values(block[0]), b_values(block[1]), b_values(block[2]), b_values(block[3]));
+            if B_ALONG_K {
+                steps = transpose(steps);
+            }
+            if SCALED_B {
+                steps = mat4x4<f32>(
+                    scaled_across(steps[0], 0u), scaled_across(steps[1], 1u),
+                    scaled_across(steps[2], 2u), scaled_across(steps[3], 3u),
+                );
+            }
+            steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
+            if SQUARES { // of what is not scaled
+                squares += (steps[0] * steps[0] + steps[1] * steps[1]) + (steps[2] * steps[2] + steps[3] * steps[3]);
+            }
+            staged_bs[first] = steps[0];
+            staged_bs[first + BN4] = steps[1];
+            staged_bs[first + 2u * BN4] = steps[2];
+            staged_bs[first + 3u * BN4] = steps[3];
+        }
+    }
+}
+
+// acc += step k of the staged A times that of the staged B, for the m-th TM rows and the n-th columns of the tile.
+fn multiply(k: u32, m: u32, n: u32) {
+    var b: array<vec4<f32>, 2>;
+    for (var q = 0u; q < QUADS; q += 1u) {
+        b[q] = staged_bs[k * BN4 + q * WX + n];
+    }
+    for (var i = 0u; i < TM; i += 4u) {
+        let a = staged_as[k * BM4 + m * (TM / 4u) + i / 4u];
+        for (var r = 0u; r < 4u; r += 1u) {
+            for (var q = 0u; q < QUADS; q += 1u) {
+                acc[(i + r) * QUADS + q] += a[r] * b[q];
+            }
+        }
+    }
+}
+
+// acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
+fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
+    let m = t / WX;
+    let n = t % WX;
+    for (var i = 0u; i < TM * QUADS; i += 1u) {
+        acc[i] = vec4<f32>();
+    }
+    if k_first < k_end {
+        fetch(row0, column0, k_first, k_end, t);
+    }
+    for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
+        stage_fetched(k0, k_end, t);
+        workgroupBarrier();
+        // The next ones are on their way meanwhile; behind the last, what comes is not used.
+        fetch(row0, column0, k0 + BK, k_end, t);
+        for (var k = 0u; k < BK; k += 2u) { // BK / 2 iterations
+            multiply(k, m, n);
+            multiply(k + 1u, m, n);
+        }
+        // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no second barrier,
+        // but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on RDNA4 6 for 8.)
+        workgroupBarrier();
+    }
+}
+
+// Puts the squares of each invocation where column_square finds them.
+fn stage_squares(t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i >= A_BLOCKS && i < BLOCKS {
+            let at = block_of(i - A_BLOCKS, BN4);
+            staged_bs[at.y * BN4 + at.x] = squares;
+        }
+    }
+    workgroupBarrier();
+}
+
+// The sum of squares of column c of the tile.
+fn column_square(c: u32) -> f32 {
+    var s = 0.0;
+    for (var i = 0u; i < BK4; i += 1u) { // BK / 4 iterations
+        s += staged_bs[i * BN4 + c / 4u][c % 4u];
+    }
+    return s;
+}

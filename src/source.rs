@@ -1,0 +1,156 @@
+//! WGSL modules, composed of files.
+//!
+//! A file names what it needs in lines of its own: `// import FILE`, and `// slot NAME = FILE`, a place that a module may fill
+//! with another file that declares the same functions; the file named is the default. Imports run downward only, and no file is
+//! taken twice, so that a module is a file and what fills its slots, and every file is valid with its defaults.
+
+/// A complete WGSL module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(hidden)]
+pub struct Module {
+    /// The file with the entry points.
+    pub file: &'static str,
+    /// Slots and the files that fill them; those that are not here have their default.
+    pub slots: [Slot; 4],
+}
+
+/// A slot and a file. ("", "") is none.
+type Slot = (&'static str, &'static str);
+const NO_SLOT: Slot = ("", "");
+
+/// The line that declares the parameters of a dispatch, and what stands there on a device without immediates.
+const IMMEDIATE: &str = "var<immediate> p: Params;";
+const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
+
+macro_rules! files {
+    ($($name:literal)*) => {
+        /// Every file by its path below `shaders`.
+        #[doc(hidden)]
+        pub static FILES: &[(&str, &str)] = &[$(($name, include_str!(concat!("../shaders/", $name, ".wgsl")))),*];
+    };
+}
+
+files! {
+    "numbers/storage" "numbers/wide" "numbers/norm" "numbers/lanes"
+    "product/operand_scalar" "product/operand_vec4" "product/shape" "product/exact" "product/shared_norms"
+    "product/tile" "product/stream" "product/subgroup" "product/cooperative" "product/matrix8" "product/matrix16"
+    "product/result_beside" "product/result_scalar" "product/result_packed" "product/result_vec4"
+    "product/split" "product/activation" "product/linear" "product/gradient"
+    "weight/shape" "weight/access_scalar" "weight/access_vec4" "weight/exact"
+    "weight/columns_scalar" "weight/columns_vec4" "weight/norms"
+    "weight/normalize" "weight/normalize_quads" "weight/normalize_rows"
+    "weight/set_words" "weight/set_quads" "weight/set"
+    "batch/statistics" "batch/words" "batch/quads"
+    "optimizer/steps" "optimizer/words" "optimizer/quads"
+    "probe"
+}
+
+fn file(name: &str) -> &'static str {
+    let found = FILES.iter().find(|(file, _)| *file == name);
+    found.unwrap_or_else(|| panic!("{name} is no file of the crate's: the tests compose every module")).1
+}
+
+impl Module {
+    pub(crate) const fn new(file: &'static str) -> Module {
+        Module { file, slots: [NO_SLOT; 4] }
+    }
+
+    pub(crate) const fn fill(mut self, slot: &'static str, file: &'static str) -> Module {
+        let mut i = 0;
+        while !self.slots[i].0.is_empty() {
+            i += 1;
+        }
+        self.slots[i] = (slot, file);
+        self
+    }
+
+    /// The file's name, and those of what fills its slots.
+    pub fn name(self) -> String {
+        let last = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
+        let mut name = match self.file.split_once('/') {
+            Some(("product" | "weight", file)) => file.to_owned(),
+            _ => self.file.replace('/', "_"),
+        };
+        let mut before = "";
+        for (slot, file) in self.slots {
+            let file = last(file);
+            let filler = file.strip_prefix(slot).unwrap_or(file).trim_start_matches('_');
+            let filler = filler.strip_prefix(last(self.file)).unwrap_or(filler).trim_start_matches('_');
+            if !filler.is_empty() && (filler != before || slot == "result") {
+                name = format!("{name}_{filler}");
+            }
+            before = filler;
+        }
+        name
+    }
+
+    /// Whether its lanes are those of subgroups, which no order of ours changes.
+    pub fn by_subgroups(self) -> bool {
+        self.slots.iter().any(|(_, file)| ["product/subgroup", "product/cooperative"].contains(file))
+    }
+
+    /// The WGSL with the parameters as immediates.
+    pub fn source(self) -> String {
+        let mut composed = Composed { module: self, taken: vec![], enables: String::new(), text: String::new() };
+        composed.take(self.file);
+        composed.enables + &composed.text
+    }
+
+    /// The WGSL with the parameters as a uniform buffer.
+    pub fn uniform_source(self) -> String {
+        self.source().replace(IMMEDIATE, UNIFORM)
+    }
+}
+
+struct Composed {
+    module: Module,
+    taken: Vec<&'static str>,
+    /// Directives, which come first.
+    enables: String,
+    text: String,
+}
+
+impl Composed {
+    /// A file behind all that it imports.
+    fn take(&mut self, name: &'static str) {
+        if self.taken.contains(&name) {
+            return;
+        }
+        self.taken.push(name);
+        let text = file(name);
+        for import in imports(text) {
+            self.take(match import {
+                Import::File(file) => file,
+                Import::Slot(slot, default) => {
+                    self.module.slots.iter().find(|filled| filled.0 == slot).map_or(default, |filled| filled.1)
+                }
+            });
+        }
+        for line in text.lines() {
+            let to = if line.starts_with("enable ") { &mut self.enables } else { &mut self.text };
+            to.push_str(line);
+            to.push('\n');
+        }
+    }
+}
+
+/// What a file names.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(hidden)]
+pub enum Import {
+    File(&'static str),
+    /// A slot and its default.
+    Slot(&'static str, &'static str),
+}
+
+/// The imports of a file's text.
+#[doc(hidden)]
+pub fn imports(text: &'static str) -> impl Iterator<Item = Import> {
+    text.lines().filter_map(|line| {
+        let line = line.strip_prefix("// ")?;
+        match line.strip_prefix("import ") {
+            Some(file) => Some(Import::File(file)),
+            None => line.strip_prefix("slot ")?.split_once(" = ").map(|(slot, file)| Import::Slot(slot, file)),
+        }
+    })
+}
