@@ -1,8 +1,9 @@
 //! WGSL modules, composed of files.
 //!
 //! A file names what it needs in lines of its own: `// import FILE`, and `// slot NAME = FILE`, a place that a module may fill
-//! with another file that declares the same functions; the file named is the default. Imports run downward only, and no file is
-//! taken twice, so that a module is a file and what fills its slots, and every file is valid with its defaults.
+//! with another file that declares the same functions; the file named is the default, of the first line that names the slot.
+//! Imports run downward only, and no file is taken twice, so that a module is a file and what fills its slots, and every file is
+//! valid with its defaults.
 
 /// A complete WGSL module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,11 +90,23 @@ impl Module {
         self.slots.iter().any(|(_, file)| ["product/subgroup", "product/cooperative"].contains(file))
     }
 
+    /// The files, each behind all that it imports.
+    pub fn files(self) -> Vec<&'static str> {
+        let mut composed = Composed { slots: self.slots.to_vec(), seen: vec![], files: vec![] };
+        composed.take(self.file);
+        composed.files
+    }
+
     /// The WGSL with the parameters as immediates.
     pub fn source(self) -> String {
-        let mut composed = Composed { module: self, taken: vec![], enables: String::new(), text: String::new() };
-        composed.take(self.file);
-        composed.enables + &composed.text
+        let (mut directives, mut text) = (String::new(), String::new());
+        for line in self.files().into_iter().flat_map(|name| file(name).lines()) {
+            // Directives come first.
+            let to = if line.starts_with("enable ") { &mut directives } else { &mut text };
+            to.push_str(line);
+            to.push('\n');
+        }
+        directives + &text
     }
 
     /// The WGSL with the parameters as a uniform buffer.
@@ -103,34 +116,32 @@ impl Module {
 }
 
 struct Composed {
-    module: Module,
-    taken: Vec<&'static str>,
-    /// Directives, which come first.
-    enables: String,
-    text: String,
+    /// What fills them, as far as it is known.
+    slots: Vec<Slot>,
+    seen: Vec<&'static str>,
+    files: Vec<&'static str>,
 }
 
 impl Composed {
-    /// A file behind all that it imports.
     fn take(&mut self, name: &'static str) {
-        if self.taken.contains(&name) {
+        if self.seen.contains(&name) {
             return;
         }
-        self.taken.push(name);
-        let text = file(name);
-        for import in imports(text) {
-            self.take(match import {
+        self.seen.push(name);
+        for import in imports(file(name)) {
+            let below = match import {
                 Import::File(file) => file,
                 Import::Slot(slot, default) => {
-                    self.module.slots.iter().find(|filled| filled.0 == slot).map_or(default, |filled| filled.1)
+                    let filled = self.slots.iter().find(|filled| filled.0 == slot).map(|filled| filled.1);
+                    filled.unwrap_or_else(|| {
+                        self.slots.push((slot, default));
+                        default
+                    })
                 }
-            });
+            };
+            self.take(below);
         }
-        for line in text.lines() {
-            let to = if line.starts_with("enable ") { &mut self.enables } else { &mut self.text };
-            to.push_str(line);
-            to.push('\n');
-        }
+        self.files.push(name);
     }
 }
 

@@ -1,5 +1,5 @@
 // Sums down the columns of a matrix, partial sums of norms, word by word.
-// import weight/access_scalar
+// slot access = weight/access_scalar
 // import weight/exact
 //
 // Slot `columns` of norms.wgsl, which columns_vec4.wgsl fills too.

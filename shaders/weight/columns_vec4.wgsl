@@ -1,5 +1,5 @@
 // Sums down the columns of a matrix, partial sums of norms, four words at once.
-// import weight/access_vec4
+// slot access = weight/access_vec4
 // import weight/exact
 //
 // Fills the slot `columns` of norms.wgsl.

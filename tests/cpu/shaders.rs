@@ -18,26 +18,6 @@ fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     (module, info)
 }
 
-/// The files that a module is composed of.
-fn source_files(module: Module) -> Vec<&'static str> {
-    let filled = |slot| module.slots.iter().find(|filled| filled.0 == slot).map(|filled| filled.1);
-    let mut files = vec![module.file];
-    let mut next = 0;
-    while let Some(&file) = files.get(next) {
-        next += 1;
-        for import in imports(text(file)) {
-            let file = match import {
-                Import::File(file) => file,
-                Import::Slot(slot, default) => filled(slot).unwrap_or(default),
-            };
-            if !files.contains(&file) {
-                files.push(file);
-            }
-        }
-    }
-    files
-}
-
 fn text(file: &str) -> &'static str {
     FILES.iter().find(|(name, _)| *name == file).unwrap_or_else(|| panic!("no file {file}")).1
 }
@@ -72,10 +52,10 @@ fn shaders_import_downward_only() {
 #[test]
 fn shaders_fill_slots_with_what_they_want() {
     let declared = |file: &'static str| -> std::collections::BTreeSet<String> {
-        let files = source_files(Module { file, slots: [("", ""); 4] });
+        let files = Module { file, slots: [("", ""); 4] }.files();
         let functions = files.iter().flat_map(|file| text(file).lines()).filter_map(|line| {
             // By types: `name(u32, f32) -> f32`.
-            let (name, rest) = line.strip_prefix("fn ")?.trim_end_matches('{').trim().split_once('(')?;
+            let (name, rest) = line.strip_prefix("fn ")?.split('{').next()?.trim().split_once('(')?;
             let (parameters, result) = rest.rsplit_once(')')?;
             let types = parameters.split(", ").map(|parameter| parameter.split(": ").nth(1).unwrap_or_default());
             Some(format!("{name}({}){result}", types.collect::<Vec<_>>().join(", ")))
@@ -84,7 +64,7 @@ fn shaders_fill_slots_with_what_they_want() {
     };
     let mut slots = 0;
     for module in modules() {
-        for file in source_files(module) {
+        for file in module.files() {
             for import in imports(text(file)) {
                 let Import::Slot(slot, default) = import else { continue };
                 let Some((_, filler)) = module.slots.iter().find(|filled| filled.0 == slot) else { continue };
@@ -130,7 +110,7 @@ fn shaders_bind_what_the_host_binds() {
         for (index, entry) in parsed.entry_points.iter().enumerate() {
             let kernel = KERNELS
                 .iter()
-                .find(|k| k.entry == entry.name && source_files(module).contains(&k.file))
+                .find(|k| k.entry == entry.name && module.files().contains(&k.file))
                 .unwrap_or_else(|| panic!("{}.{} has no table", module.name(), entry.name));
             let used = info.get_entry_point(index);
             let mut bindings: Vec<(u32, Access)> = parsed
@@ -158,7 +138,7 @@ fn shaders_bind_what_the_host_binds() {
     for kernel in KERNELS {
         let has = |module: &Module| parse(&module.source()).0.entry_points.iter().any(|e| e.name == kernel.entry);
         assert!(
-            modules().into_iter().filter(|m| source_files(*m).contains(&kernel.file)).any(|m| has(&m)),
+            modules().into_iter().filter(|m| m.files().contains(&kernel.file)).any(|m| has(&m)),
             "{}",
             kernel.entry
         );
