@@ -608,33 +608,26 @@ impl<'a> End<'a> for GradientEnd<'a> {
 
     fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
         // The norms that the rows, columns or steps of the window belong to.
-        let range = match (self.of, stage) {
-            (Of::Nothing, _) | (_, Stage::Partial) => None,
-            (Of::Rows, _) => Some((window.row, window.rows)),
-            (Of::Columns, _) => Some((window.column, window.columns)),
-            (Of::Whole, _) => Some((0, 1)),
+        let range = match (self.of, self.scale, stage) {
+            (Of::Nothing, Scale::ByK, Stage::Whole | Stage::Partial) => Some((window.k, window.depth)),
+            (Of::Nothing, Scale::Whole, Stage::Whole | Stage::Partial) => Some((0, 1)),
+            (_, _, Stage::Partial) | (Of::Nothing, _, _) => None,
+            (Of::Rows, _, _) => Some((window.row, window.rows)),
+            (Of::Columns, _, _) => Some((window.column, window.columns)),
+            (Of::Whole, _, _) => Some((0, 1)),
         };
-        let bound = |range: Option<(u64, u64)>| -> Bound<'a> {
-            let range = self.factors.as_ref().zip(range);
-            range.map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count))
-        };
-        let factors = bound(range);
-        // The Scales that B is scaled by: the first two words of each step's factors.
-        let (given, given_first) = bound(match self.scale {
-            Scale::ByK if stage != Stage::Finish => Some((window.k, window.depth)),
-            Scale::Whole if stage != Stage::Finish => Some((0, 1)),
-            _ => None,
-        });
+        let factors: Bound<'a> = (self.factors.as_ref().zip(range))
+            .map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count));
         let mut constants: Constants = vec![("END", self.of as u32)];
-        if self.scale != Scale::Nothing {
-            constants.push(("SCALE_STRIDE", if self.scale == Scale::ByK { 4 } else { 0 }));
+        if self.scale == Scale::Whole {
+            constants.push(("ONE_SCALE", 1));
         }
         if let Some(dtype @ (DType::F16 | DType::Bf16)) = self.out.map(Tensor::dtype) {
             constants.push(("Y_DTYPE", dtype.code()));
         }
         if stage == Stage::Partial {
-            let more_firsts = [0, 0, 4 * given_first, 0];
-            return EndOf { constants, buffers: vec![given], firsts: [0, 0], more_firsts, quads: false };
+            let more_firsts = [0, 0, factors.1, 0];
+            return EndOf { constants, buffers: vec![factors.0], firsts: [0, 0], more_firsts, quads: false };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
@@ -647,12 +640,8 @@ impl<'a> End<'a> for GradientEnd<'a> {
             constants.push(("V_DTYPE", v_dtype.code()));
         }
         constants.push(("ADD", self.add.into()));
-        let more_firsts = [factors.1, v.1, 4 * given_first, 0];
-        let mut buffers = vec![factors.0, given, out.0, v.0];
-        if stage == Stage::Finish {
-            buffers.remove(1);
-        }
-        EndOf { constants, buffers, firsts: [out.1, 0], more_firsts, quads }
+        let more_firsts = [0, v.1, factors.1, 0];
+        EndOf { constants, buffers: vec![factors.0, out.0, v.0], firsts: [out.1, 0], more_firsts, quads }
     }
 
     fn scales_b(&self) -> bool {

@@ -89,12 +89,12 @@ pub static LINEAR_FINISH: Kernel = Kernel {
 pub static GRADIENT: Kernel = Kernel {
     entry: "gradient",
     file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (4, Read), (5, Write), (6, Read)],
+    bindings: &[(0, Read), (1, Read), (2, Read), (5, Write), (6, Read)],
 };
 pub static GRADIENT_PARTIAL: Kernel = Kernel {
     entry: "gradient_partial",
     file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)],
+    bindings: &[(0, Read), (1, Read), (2, Read), (8, Write)],
 };
 pub static GRADIENT_FINISH: Kernel = Kernel {
     entry: "gradient_finish",

@@ -53,22 +53,62 @@ impl Family {
     const ALL: [Family; 5] =
         [Family::Tile, Family::Stream, Family::Subgroup, Family::Cooperative8, Family::Cooperative16];
 
-    /// The module of a product with this epilogue. `vec4`: whether its operands are read four elements at a time.
-    fn module(self, epilogue: &'static str, vec4: bool, result: &'static str) -> Module {
+    /// Software drivers read mixed types element by element; cooperative matrices take f16 alone.
+    fn can_read(self, reads: [Read; 2]) -> bool {
+        match self {
+            Family::Tile | Family::Stream => true,
+            Family::Subgroup => reads[0] == reads[1],
+            Family::Cooperative8 | Family::Cooperative16 => reads[0] == reads[1] && reads[0] != Read::Quad,
+        }
+    }
+
+    /// The module of a product with this epilogue.
+    fn module(self, epilogue: &'static str, [a, b]: [Read; 2], result: &'static str) -> Module {
         let family = match self {
             Family::Tile => "product/tile",
             Family::Stream => "product/stream",
             Family::Subgroup => "product/subgroup",
             Family::Cooperative8 | Family::Cooperative16 => "product/cooperative",
         };
-        let operand = if vec4 { "product/operand_vec4" } else { "product/operand_scalar" };
-        let module = Module::new(epilogue).fill("family", family).fill("operand", operand).fill("result", result);
+        let a = match a {
+            Read::Scalar => "product/a_scalar",
+            Read::Quad => "product/a_quad",
+            Read::Pair => "product/a_pair",
+        };
+        let b = match b {
+            Read::Scalar => "product/b_scalar",
+            Read::Quad => "product/b_quad",
+            Read::Pair => "product/b_pair",
+        };
+        let module = Module::new(epilogue).fill("family", family).fill("a", a).fill("b", b).fill("result", result);
         match self {
             Family::Cooperative8 => module.fill("matrix", "product/matrix8"),
             Family::Cooperative16 => module.fill("matrix", "product/matrix16"),
             _ => module,
         }
     }
+}
+
+/// How an operand is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// Element by element: anything.
+    Scalar,
+    /// f32, four at a time.
+    Quad,
+    /// f16 or bf16, four at a time.
+    Pair,
+}
+
+impl Read {
+    /// What comes together: both operands four at a time, or neither.
+    const BOTH: [[Read; 2]; 5] = [
+        [Read::Scalar, Read::Scalar],
+        [Read::Quad, Read::Quad],
+        [Read::Pair, Read::Pair],
+        [Read::Pair, Read::Quad],
+        [Read::Quad, Read::Pair],
+    ];
 }
 
 const LINEAR: &str = "product/linear";
@@ -80,8 +120,8 @@ pub(crate) fn modules() -> Vec<Module> {
     let mut all = vec![];
     for epilogue in [LINEAR, GRADIENT] {
         for family in Family::ALL {
-            for vec4 in [false, true] {
-                all.extend(RESULTS.map(|result| family.module(epilogue, vec4, result)));
+            for reads in Read::BOTH.into_iter().filter(|reads| family.can_read(*reads)) {
+                all.extend(RESULTS.map(|result| family.module(epilogue, reads, result)));
             }
         }
     }
@@ -592,14 +632,14 @@ impl Recorder<'_, '_> {
             let (a, a_first) = product.a.bind(&gpu, window.row, window.rows, &window, product.rows, product.depth);
             let (b, b_first) =
                 product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
-            let vec4 = product.vec4(&window, a_first, b_first);
+            let reads = product.reads(plan.tile.tile.family(), &window, a_first, b_first);
             let end = product.end.of(&gpu, Stage::Whole, &window);
             let mut buffers = vec![a, b];
             buffers.extend(end.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile, vec4, end.quads && window.columns.is_multiple_of(4)),
-                constants: &product.constants(plan.tile, end.constants, vec4, &window, window.depth),
+                module: product.module(plan.tile.tile, reads, end.quads && window.columns.is_multiple_of(4)),
+                constants: &product.constants(plan.tile, end.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: Params {
                     splits: 1,
@@ -631,15 +671,15 @@ impl Recorder<'_, '_> {
                 let (a, a_first) = product.a.bind(&gpu, piece.row, piece.rows, &piece, product.rows, product.depth);
                 let (b, b_first) =
                     product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
-                let vec4 = product.vec4(&piece, a_first, b_first);
+                let reads = product.reads(plan.tile.tile.family(), &piece, a_first, b_first);
                 let end = product.end.of(&gpu, Stage::Partial, &piece);
                 let mut buffers = vec![a, b];
                 buffers.extend(end.buffers);
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.end.kernels()[Stage::Partial as usize],
-                    module: product.module(plan.tile.tile, vec4, false),
-                    constants: &product.constants(plan.tile, end.constants, vec4, &piece, split_length),
+                    module: product.module(plan.tile.tile, reads, false),
+                    constants: &product.constants(plan.tile, end.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: Params {
                         depth: piece.depth as u32,
@@ -657,7 +697,7 @@ impl Recorder<'_, '_> {
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.end.kernels()[Stage::Finish as usize],
-                module: product.module(Tile::Large, false, false),
+                module: product.module(Tile::Large, Read::BOTH[0], false),
                 constants: &end.constants,
                 buffers: &buffers,
                 params: Params {
@@ -749,40 +789,53 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// `vec4`: whether the operands are read four elements at a time; `quads`: whether the result and all that is shaped as
-    /// it can be.
-    fn module(&self, tile: Tile, vec4: bool, quads: bool) -> Module {
+    /// `quads`: whether the result and all that is shaped as it can be written four elements at a time.
+    fn module(&self, tile: Tile, reads: [Read; 2], quads: bool) -> Module {
         let result = match self.end.out() {
             DType::F32 if quads => RESULTS[2],
             DType::F32 => RESULTS[0],
             DType::F16 | DType::Bf16 => RESULTS[1],
         };
-        tile.family().module(self.end.kernels()[0].file, vec4, result)
+        tile.family().module(self.end.kernels()[0].file, reads, result)
     }
 
-    /// Whether the operands can be read four elements at a time, given the places of their first elements within their
-    /// bindings.
-    fn vec4(&self, window: &Window, a_first: u32, b_first: u32) -> bool {
+    /// How the operands are read, given the places of their first elements within their bindings.
+    fn reads(&self, family: Family, window: &Window, a_first: u32, b_first: u32) -> [Read; 2] {
         let whole_quads = |operand: &Operand<'_>, first: u32, rows: u64, all_rows: u64| {
             let lengths = if operand.along_k { [self.depth, window.depth] } else { [all_rows, rows] };
             first.is_multiple_of(4) && lengths.iter().all(|length| length.is_multiple_of(4))
         };
-        whole_quads(&self.a, a_first, window.rows, self.rows)
-            && whole_quads(&self.b, b_first, window.columns, self.columns)
+        let in_quads = whole_quads(&self.a, a_first, window.rows, self.rows)
+            && whole_quads(&self.b, b_first, window.columns, self.columns);
+        let read = |operand: Operand<'_>| if operand.tensor.dtype() == DType::F32 { Read::Quad } else { Read::Pair };
+        let reads = [self.a, self.b].map(read);
+        if in_quads && family.can_read(reads) { reads } else { Read::BOTH[0] }
     }
 
     /// `length`: steps of k that an invocation goes through.
-    fn constants(&self, shape: Shape, mut constants: Constants, vec4: bool, window: &Window, length: u64) -> Constants {
+    fn constants(
+        &self,
+        shape: Shape,
+        mut constants: Constants,
+        [a, b]: [Read; 2],
+        window: &Window,
+        length: u64,
+    ) -> Constants {
         let Shape { wx, wy, tm, tn, threads, .. } = shape;
         constants.extend([("WX", wx as u32), ("WY", wy as u32), ("TM", tm as u32), ("TN", tn as u32)]);
         constants.extend([("A_ALONG_K", self.a.along_k.into()), ("B_ALONG_K", self.b.along_k.into())]);
-        constants.extend([("A_DTYPE", self.a.tensor.dtype().code()), ("B_DTYPE", self.b.tensor.dtype().code())]);
+        if a != Read::Quad {
+            constants.push(("A_DTYPE", self.a.tensor.dtype().code()));
+        }
+        if b != Read::Quad {
+            constants.push(("B_DTYPE", self.b.tensor.dtype().code()));
+        }
         constants.extend([("SQUARES", self.end.column_sums().into()), ("SCALED_B", self.end.scales_b().into())]);
         match shape.tile.family() {
             Family::Tile => constants.extend([("BK", shape.steps as u32), ("STEP", 4 * wx as u32)]),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),
             Family::Subgroup => constants.extend([
-                ("RAGGED", (!vec4 || !window.depth.is_multiple_of(8)).into()),
+                ("RAGGED", (a == Read::Scalar || !window.depth.is_multiple_of(8)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
             Family::Cooperative8 | Family::Cooperative16 => constants.push(("LANES", (wx * wy / 4) as u32)),

@@ -12,7 +12,7 @@ pub struct Module {
     /// The file with the entry points.
     pub file: &'static str,
     /// Slots and the files that fill them; those that are not here have their default.
-    pub slots: [Slot; 4],
+    pub slots: [Slot; 5],
 }
 
 /// A slot and a file. ("", "") is none.
@@ -33,7 +33,7 @@ macro_rules! files {
 
 files! {
     "numbers/storage" "numbers/wide" "numbers/norm" "numbers/lanes"
-    "product/operand_scalar" "product/operand_vec4" "product/shape" "product/exact" "product/shared_norms"
+    "product/a_scalar" "product/a_quad" "product/a_pair" "product/b_scalar" "product/b_quad" "product/b_pair" "product/scale_pairs" "product/scale_factors" "product/shape" "product/exact" "product/shared_norms"
     "product/tile" "product/stream" "product/subgroup" "product/cooperative" "product/matrix8" "product/matrix16"
     "product/result_beside" "product/result_scalar" "product/result_packed" "product/result_vec4"
     "product/split" "product/activation" "product/linear" "product/gradient"
@@ -53,7 +53,7 @@ fn file(name: &str) -> &'static str {
 
 impl Module {
     pub(crate) const fn new(file: &'static str) -> Module {
-        Module { file, slots: [NO_SLOT; 4] }
+        Module { file, slots: [NO_SLOT; 5] }
     }
 
     pub(crate) const fn fill(mut self, slot: &'static str, file: &'static str) -> Module {

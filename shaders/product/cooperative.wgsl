@@ -1,5 +1,7 @@
 // The matrix product in cooperative matrices, whose elements are spread over a subgroup as the device likes: A and B are
 // f16, C is f32.
+// slot a = product/a_pair
+// slot b = product/b_pair
 // slot matrix = product/matrix16
 // import product/exact
 // import product/shared_norms

@@ -3,8 +3,10 @@
 // import product/shape
 // import numbers/wide
 //
-// An invocation finishes its rows in blocks: its family puts the sums of a block here (take_block), the epilogue looks at each
-// as it writes it (look_at), and forms again what elements_to_redo names.
+// An invocation finishes its rows in blocks: its family puts the sums of a block here (take_block), and the epilogue looks at
+// each as it writes it (look_at). Where some are unsafe it goes through the blocks once more and forms again what
+// elements_to_redo names. Of several blocks it takes each anew for that (look_at_all); one alone has been looked at, and its
+// sums need be in no register any more.
 
 // Steps of k at a time where a sum is formed again: 4, 8 or 16. A software driver runs through them once for nothing, so few
 // where the sum is short.
@@ -163,12 +165,29 @@ fn bits_of(four: vec4<bool>) -> u32 {
 }
 
 // Which sums of row i and quad q of the block are unsafe, bits as in `unsafe_bits`. Called when they are written, row by
-// row: looked at all together they would need twice the registers. The callers gather a quad's bits before they store
-// them, since with a store for each row drivers take twice the time to compile.
+// row: looked at all together they would need twice the registers.
 fn look_at(i: u32, q: u32) -> u32 {
     let distance = unsafe_distance(sum_at(i, q));
     worst = max(worst, max(max(distance.x, distance.y), max(distance.z, distance.w)));
     return bits_of(distance >= vec4<u32>(UNSAFE)) << (4u * i);
+}
+
+// Looks at the sums of a block, which are taken.
+fn look_at_all() {
+    worst = 0u;
+    for (var q = 0u; q < QUADS; q += 1u) {
+        var found = 0u;
+        for (var i = 0u; i < BLOCK; i += 1u) {
+            found |= look_at(i, q);
+        }
+        unsafe_bits[q] = found;
+    }
+}
+
+// The first block to go through once more: behind the last one if nothing was found. (With a loop from there on, since some
+// drivers run all code between the braces of an `if`, and throw it away.)
+fn first_block(found: u32) -> u32 {
+    return select(TM / BLOCK, 0u, found != 0u);
 }
 
 // Elements of a block, bits as above.

@@ -1,4 +1,5 @@
 // The gradients of a linear layer that are matrix products.
+// slot scale = product/scale_factors
 // slot family = product/tile
 // slot result = product/result_scalar
 // import product/split
@@ -9,13 +10,10 @@
 //                    a = g / n̂, one for each row (END_ROWS), column (END_COLUMNS), or for all of v (END_WHOLE)
 //   dw = dyᵀ x       the same with END_PLAIN
 //
-// The two factors of each norm, a and dg / d (see batch.wgsl, write_factors), are there already; so are the Scales a of
-// SCALED_B, as `given`.
+// The two factors of each norm, a and dg / d (see batch.wgsl, write_factors), are there already.
 //
 // `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
 // in `partial`, and `gradient_finish` adds them up in order.
-
-@group(0) @binding(2) var<storage, read> factors: array<vec4<f32>>; // of each norm: the Scale a, the Scale dg / d
 
 override END: u32 = END_ROWS;
 override ADD: bool = false; // add to what C holds
@@ -28,7 +26,7 @@ const END_WHOLE = 3u;
 // The factors of the norm that an element of C belongs to.
 fn factors_of(row: u32, column: u32) -> vec4<f32> {
     let norm = select(select(row, column, END == END_COLUMNS), 0u, END == END_WHOLE);
-    return factors[extractBits(p.more_offsets, 0u, 8u) + norm];
+    return factors[extractBits(p.more_offsets, 16u, 8u) + norm];
 }
 
 fn v_place(row: u32, column: u32) -> u32 {
@@ -58,7 +56,7 @@ struct Factors {
 
 // Those of the invocation's columns, for END_COLUMNS and END_WHOLE.
 var<private> own_factors: array<Factors, 2>;
-// END_ROWS: the least share_t of the block's rows.
+// END_ROWS: the least share_t of the invocation's rows.
 var<private> least_share: f32;
 
 // The elements of a block that lie in rows whose share_t is negative, bits as in `unsafe_bits`.
@@ -66,7 +64,7 @@ fn rows_out_of_range(row: u32) -> u32 {
     var found = 0u;
     let count = select(0u, min(left_of(row, p.rows, true), BLOCK), least_share < 0.0);
     for (var i = 0u; i < count; i += 1u) { // BLOCK iterations
-        found |= select(0u, 0xfu << (4u * i), factors[extractBits(p.more_offsets, 0u, 8u) + row + i].z < 0.0);
+        found |= select(0u, 0xfu << (4u * i), factors[extractBits(p.more_offsets, 16u, 8u) + row + i].z < 0.0);
     }
     return found;
 }
@@ -77,7 +75,7 @@ fn raised(row: u32) -> Elements {
         var of_rows = 0u;
         let count = min(left_of(row, p.rows, true), BLOCK);
         for (var i = 0u; i < count; i += 1u) { // BLOCK iterations
-            let of_row = factors[extractBits(p.more_offsets, 0u, 8u) + row + i];
+            let of_row = factors[extractBits(p.more_offsets, 16u, 8u) + row + i];
             of_rows |= select(0u, 0xfu << (4u * i), abs(of_row.y) > 1.0 && of_row.w != 0.0);
         }
         return Elements(of_rows, of_rows);
@@ -111,11 +109,10 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
 }
 
 // Writes a block of C, or adds to it; the block's first element is at (row, column). With ADD the unsafe sums are left out:
-// each element is added to once.
-fn put_block(block: u32, row: u32, column: u32) {
+// each element is added to once. Bits of the sums that left the safe range.
+fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
-    worst = 0u;
-    least_share = 0.0;
+    var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
         let n = column + STEP * q;
         let left = left_of(n, p.columns, true);
@@ -159,11 +156,17 @@ fn put_block(block: u32, row: u32, column: u32) {
             }
         }
         unsafe_bits[q] = found;
+        all_found |= found;
     }
+    return all_found;
 }
 
-// Writes once more what f32 did not hold safely in the block that put_block wrote, or adds what it left out.
-fn put_block_again(row: u32, column: u32, bad_columns: u32) {
+// Writes once more what f32 did not hold safely in the block, or adds what was left out.
+fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32) {
+    if TM > BLOCK {
+        take_block(block);
+        look_at_all();
+    }
     let there = elements_there(row, column);
     var of_rows = Elements(0u, 0u);
     if END == END_ROWS {
@@ -220,14 +223,17 @@ fn gradient(
             bad_columns |= bits_of(own_factors[q].share_t < vec4<f32>()) << (4u * q);
         }
     }
+    let row = row0 + t / WX * TM;
+    var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        let row = row0 + t / WX * TM + block * BLOCK;
-        put_block(block, row, column);
-        // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
-        let found = (unsafe_bits[0] | unsafe_bits[1] | bad_columns) != 0u || least_share < 0.0;
-        for (var i = select(1u, 0u, END != END_PLAIN && found); i < 1u; i += 1u) { // 1 iteration
-            put_block_again(row, column, bad_columns);
-        }
+        found |= put_block(block, row + block * BLOCK, column);
+    }
+    if END == END_PLAIN {
+        return;
+    }
+    found |= select(0u, 1u, least_share < 0.0);
+    for (var block = first_block(found); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        put_block_again(block, row + block * BLOCK, column, bad_columns);
     }
 }
 

@@ -1,4 +1,5 @@
 // y[b,j] = activation(sum_k x[b,k] * w[j,k] + bias_j),   x: (batch, in_features)   v, w: (out_features, in_features)
+// slot scale = product/scale_pairs
 // slot family = product/tile
 // slot result = product/result_scalar
 // import product/split
@@ -83,10 +84,11 @@ fn put_norm(c: u32, base: u32, norm: Wide, write: bool) {
 }
 
 fn known_norm(column: u32) -> Wide {
+    let first = extractBits(p.more_offsets, 16u, 8u);
     if NORM == NORM_WHOLE {
-        return Wide(given_at(0u), bitcast<i32>(given_at(1u)));
+        return Wide(given[first], bitcast<i32>(given[first + 1u]));
     }
-    return Wide(given_at(column), 0);
+    return Wide(given[first + column], 0);
 }
 
 fn gain_of(column: u32) -> f32 {
@@ -154,10 +156,10 @@ var<private> reciprocals: array<vec4<f32>, 2>;
 var<private> gains: array<vec4<f32>, 2>;
 var<private> biases: array<vec4<f32>, 2>;
 
-// Writes a block of y, and of u; the block's first element is at (row, column).
-fn put_block(block: u32, row: u32, column: u32) {
+// Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe range.
+fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
-    worst = 0u;
+    var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
         let c = column + STEP * q;
         let left = left_of(c, p.columns, true);
@@ -181,11 +183,17 @@ fn put_block(block: u32, row: u32, column: u32) {
             }
         }
         unsafe_bits[q] = found;
+        all_found |= found;
     }
+    return all_found;
 }
 
-// Writes once more what f32 did not hold safely in the block that put_block wrote. `own`: of the first column's norm.
-fn put_block_again(row: u32, column: u32, bad_columns: u32, own: u32) {
+// Writes once more what f32 did not hold safely in the block. `own`: of the first column's norm.
+fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32) {
+    if TM > BLOCK {
+        take_block(block);
+        look_at_all();
+    }
     var redo = elements_to_redo(row, column, bad_columns, 0u, p.depth);
     while any_of(redo) { // at most BLOCK * TN iterations
         let at = lowest(redo);
@@ -225,14 +233,16 @@ fn linear(
         gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
         biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
+    let row = origin.x + t / WX * TM;
+    var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        let row = origin.x + t / WX * TM + block * BLOCK;
-        put_block(block, row, column);
-        // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
-        let found = NORMED && (unsafe_bits[0] | unsafe_bits[1] | bad_columns) != 0u;
-        for (var i = select(1u, 0u, found); i < 1u; i += 1u) { // 1 iteration
-            put_block_again(row, column, bad_columns, own_norms(t));
-        }
+        found |= put_block(block, row + block * BLOCK, column);
+    }
+    if !NORMED {
+        return;
+    }
+    for (var block = first_block(found); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        put_block_again(block, row + block * BLOCK, column, bad_columns, own_norms(t));
     }
 }
 

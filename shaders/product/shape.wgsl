@@ -1,5 +1,7 @@
 // What every matrix product shares: C[m,n] = sum_k A[m,k] * B[n,k], its parameters, its tiles, and where elements lie.
-// slot operand = product/operand_scalar
+// slot a = product/a_scalar
+// slot b = product/b_scalar
+// slot scale = product/scale_pairs
 //
 // A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise. The entry points,
 // in linear.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
@@ -19,7 +21,7 @@ struct Params {
     split_first: u32,  // the number of the first split in this dispatch
     splits: u32,       // of all dispatches
     offsets: u32,      // 8 bits each: the first element within its binding of A, of B; the others are the epilogue's
-    more_offsets: u32, // 8 bits each: the epilogue's, of `given`, the epilogue's
+    more_offsets: u32, // 8 bits each: the epilogue's, the third of the Scales of the steps
     policy: u32,
     eps: f32,
     slope: f32,
@@ -27,13 +29,9 @@ struct Params {
 
 var<immediate> p: Params;
 
-// What is known of norms: with SCALED_B the Scales of the steps of k, two words each; else the epilogue's.
-@group(0) @binding(4) var<storage, read> given: array<f32>;
-
 override A_ALONG_K: bool = true;
 override B_ALONG_K: bool = true;
-override SCALED_B: bool = false; // B[n,k] is scaled by step_scale(k) before it is multiplied
-override SCALE_STRIDE: u32 = 2u; // words of `given` from one step's Scale to the next one's; 0: one for all
+override SCALED_B: bool = false; // B[n,k] is scaled by the Scale of step k before it is multiplied
 override SQUARES: bool = false; // the squares of each row of B are added up beside the product
 
 override WX: u32 = 8u; // invocations along the columns of C
@@ -48,7 +46,9 @@ override BN: u32 = WX * TN;
 override QUADS: u32 = TN / 4u;
 override BLOCK: u32 = min(TM, 8u); // rows that are finished together
 
-const WHOLE = select(4u, 1u, QUADS_MAY_END); // neighbouring elements of an operand that are there or not together
+// Whether quads of an operand may end within the four elements that are read, and how many are there or not together.
+const QUADS_MAY_END = A_MAY_END || B_MAY_END;
+const WHOLE = select(4u, 1u, QUADS_MAY_END);
 
 // The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they share,
 // rows of the larger operand, is still in the cache.
@@ -77,14 +77,9 @@ fn left_of(i: u32, end: u32, there: bool) -> u32 {
     return select(0u, end - i, i < end && there);
 }
 
-// Word i of `given`, as the first one within its binding lies.
-fn given_at(i: u32) -> f32 {
-    return given[extractBits(p.more_offsets, 16u, 8u) + i];
-}
-
-// Part 0 or 1, t or m, of the Scale of step k.
-fn step_scale(k: u32, part: u32) -> f32 {
-    return given_at(SCALE_STRIDE * k + part);
+// The Scale of step k, t and m.
+fn step_scale(k: u32) -> vec2<f32> {
+    return scale_at(extractBits(p.more_offsets, 16u, 8u), k);
 }
 
 // Scales of the steps k .. k + 3, which the family fetches.

@@ -8,8 +8,9 @@ fn prepare_b(k: u32, k_end: u32) {
     }
     let last = k_end - 1u;
     let at = vec4<u32>(min(k, last), min(k + 1u, last), min(k + 2u, last), min(k + 3u, last));
-    step_t = vec4<f32>(step_scale(at.x, 0u), step_scale(at.y, 0u), step_scale(at.z, 0u), step_scale(at.w, 0u));
-    step_m = vec4<f32>(step_scale(at.x, 1u), step_scale(at.y, 1u), step_scale(at.z, 1u), step_scale(at.w, 1u));
+    let scales = transpose(mat4x2<f32>(step_scale(at.x), step_scale(at.y), step_scale(at.z), step_scale(at.w)));
+    step_t = scales[0];
+    step_m = scales[1];
 }
 
 // Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those from

@@ -29,11 +29,11 @@ fn piece_of(group: u32) -> Piece {
     return Piece(origin.x, origin.y, p.split_first + split, k_first, min(k_first + p.split_length, p.depth));
 }
 
-// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column). With
-// `exact`, sums that left the safe range are formed again.
-fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32, piece: Piece, exact: bool) {
+// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column). Bits of
+// its sums that left the safe range.
+fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32 {
     take_block(block);
-    worst = 0u;
+    var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
         var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
@@ -47,9 +47,30 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32, piece:
             }
         }
         unsafe_bits[q] = found;
+        all_found |= found;
     }
-    // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
-    for (var i = select(1u, 0u, exact && (unsafe_bits[0] | unsafe_bits[1]) != 0u); i < 1u; i += 1u) { // 1 iteration
+    return all_found;
+}
+
+// Computes a piece and writes the invocation's partial sums. With `exact`, those that left the safe range are formed again.
+fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
+    product(piece.row, piece.column, piece.k_first, piece.k_end, t);
+    let row0 = piece.row + t / WX * TM;
+    let column = piece.column + own_column(t);
+    let partial_row = piece.split * p.rows;
+    var found = 0u;
+    for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        found |= put_partial_block(block, partial_row, row0 + block * BLOCK, column);
+    }
+    if !exact {
+        return;
+    }
+    for (var block = first_block(found); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
+        let row = row0 + block * BLOCK;
+        if TM > BLOCK {
+            take_block(block);
+            look_at_all();
+        }
         var redo = elements_to_redo(row, column, 0u, piece.k_first, piece.k_end);
         while any_of(redo) { // at most BLOCK * TN iterations
             let at = lowest(redo);
@@ -57,15 +78,6 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32, piece:
             let sum = exact_dot(row + at.x, column + at.y, piece.k_first, piece.k_end);
             put_partial((partial_row + row + at.x) * p.columns + column + at.y, sum);
         }
-    }
-}
-
-// Computes a piece and writes the invocation's partial sums.
-fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
-    product(piece.row, piece.column, piece.k_first, piece.k_end, t);
-    let row = piece.row + t / WX * TM;
-    for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        put_partial_block(block, piece.split * p.rows, row + block * BLOCK, piece.column + own_column(t), piece, exact);
     }
 }
 

@@ -29,10 +29,10 @@ fn prepare_b(k: u32, t: u32) {
         return;
     }
     let own_k = min(k + t % 4u, p.depth - 1u);
-    let own = step_scale(own_k, t / 4u % 2u);
+    let own = step_scale(own_k);
     for (var i = 0u; i < 4u; i += 1u) {
-        step_t[i] = subgroupShuffle(own, i);
-        step_m[i] = subgroupShuffle(own, i + 4u);
+        step_t[i] = subgroupShuffle(own.x, i);
+        step_m[i] = subgroupShuffle(own.y, i);
     }
 }
 

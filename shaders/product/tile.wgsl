@@ -33,7 +33,7 @@ var<workgroup> staged_as: array<vec4<f32>, A_STAGED>; // [k][m / 4]
 var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
 
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
-alias Block = array<Raw, 4>; // of four rows, or of four steps of k, as it is stored
+alias Block = array<vec4<u32>, 4>; // of four rows, or of four steps of k, as it is stored
 var<private> ahead: array<Block, 3>; // on their way
 var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
 
