@@ -272,11 +272,10 @@ impl fmt::Display for Problem {
                 write!(f, "it is in {file} too, which is left out: the index lists it in {listed}")
             }
             Problem::NoSuchAxis { axis, rank } => write!(f, "kept axis {axis} of a tensor of rank {rank}"),
-            Problem::NotComputable { tensor, dtype } if dtype.starts_with("F8") => {
-                write!(
-                    f,
-                    "{tensor} is {dtype}, numbers of 8 bits: write it as BF16 or F32 first, times its scale if it has one"
-                )
+            // Floats of 8 bits and fewer.
+            Problem::NotComputable { tensor, dtype } if dtype.starts_with('F') => {
+                write!(f, "{tensor} is {dtype}, which is not computed: write it as BF16 or F32 first, ")?;
+                write!(f, "times its scale if it has one")
             }
             Problem::NotComputable { tensor, dtype } => {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")

@@ -1,5 +1,5 @@
 //! The index of a sharded checkpoint: `{"metadata":{"total_size":..},"weight_map":{"NAME":"FILE",..}}`.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -172,7 +172,9 @@ fn compare(weight_map: &Map<String, Value>, files: &[&str], shards: &mut [Source
             files_of.entry(tensor.name.clone()).or_default().push(shard);
         }
     }
-    for (name, file) in weight_map {
+    let metadata = shards.iter().filter_map(|shard| shard.header.metadata.as_ref()).flatten();
+    let tied: HashSet<&str> = metadata.filter(|(_, of)| files_of.contains_key(of)).map(|(name, _)| &**name).collect();
+    for (name, file) in weight_map.iter().filter(|(name, _)| !tied.contains(name.as_str())) {
         if let (Some(file), None) = (file.as_str(), files_of.get(name)) {
             warn(name, Problem::NotInFiles { file: file.to_owned() });
         }

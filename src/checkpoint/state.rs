@@ -34,12 +34,12 @@ pub(super) fn is_optimizer_state(name: &str) -> bool {
     let name = half.filter(|parameter| is_own(parameter)).unwrap_or(&name);
     let has_word = |test: &dyn Fn(&str) -> bool| name.split(['.', '/', '_']).any(test);
     let has_part = |test: &dyn Fn(&str) -> bool| name.split(['.', '/']).any(test);
-    let is_moment = |word: &str| ["moment", "moments", "moment1", "moment2"].contains(&word);
-    // A momentum encoder is an average of weights; `momentum` alone is SGD's.
-    if has_word(&is_moment) || has_part(&|part| part == "momentum") {
+    // Whole parts: a momentum encoder is an average of weights, and a module may be called after moments in time.
+    let moments = ["moment", "moments", "moment1", "moment2", "first_moment", "second_moment", "momentum"];
+    if has_part(&|part| moments.contains(&part)) {
         return true;
     }
-    let moments_of_it = ["m", "v", "mu", "nu", "momentum"];
+    let moments_of_it = ["m", "v", "mu", "nu", "momentum", "moment", "moment1", "moment2"];
     if has_word(&|word| OPTIMIZERS.contains(&word)) && has_word(&|word| moments_of_it.contains(&word)) {
         return true;
     }
@@ -70,6 +70,8 @@ mod tests {
             "momentum.layer.weight_v",
             "sgd_momentum.layer.weight_v",
             "moment1.layer.weight_v",
+            "adam_moment1.layer.weight_v",
+            "second_moment.layer.weight_g",
             "gen_optimizer.layer.weight_g",
             "ema.optimizer.exp_avg.layer.weight_v",
         ] {
@@ -86,6 +88,7 @@ mod tests {
             "swa.layer.weight_g",
             "optimizer.ema.layer.weight_v",
             "momentum_encoder.layer.weight_v",
+            "moment_pool.layer.weight_v",
             "adam.layer.weight_v",
             "option.m.weight_v",
             "decoder.lstm.weight_hh_l0_v",

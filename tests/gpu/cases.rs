@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weightnorm::checkpoint::{self, Checkpoint, Report, Rules, Spelling};
 use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
-use crate::common::files::{Folder, Made, made, write};
+use crate::common::files::{Folder, Made, made, write, write_sharded};
 use crate::common::program::{command, run, run_json};
 use crate::common::{compare, weight_bound};
 use crate::data::norm_chain;
@@ -277,6 +277,23 @@ fn tied_fold(gpu: &Gpu) -> Outcome {
             assert_eq!(after.tensors.len(), 4 + usize::from(before.contains_key("direction")), "{left} {tied:?}");
         }
     }
+    // In files with an index, as huggingface_hub writes them: each has the names of all.
+    let folder_of = |name: &str| folder.join(name);
+    let index =
+        write_sharded(&folder_of("shards"), &[("1.safetensors", vec![of("a.weight_g", 1)]), ("2.safetensors", vec![])]);
+    let tied = [("b.weight_g", "a.weight_g"), ("b.weight_v", "a.weight_v"), ("format", "pt")];
+    write(&folder_of("shards").join("1.safetensors"), &[of("a.weight_g", 1)], &tied);
+    write(&folder_of("shards").join("2.safetensors"), &[of("a.weight_v", 2), of("c.bias", 3)], &tied);
+    let map = r#"{"a.weight_g":"1.safetensors","a.weight_v":"2.safetensors","b.weight_v":"2.safetensors","c.bias":"2.safetensors"}"#;
+    std::fs::write(&index, format!("{{\"weight_map\":{map}}}"))?;
+    let report = fold(gpu, &index, &folder_of("folded"), &Rules::default())?;
+    assert_eq!((report.weights.len(), &report.warnings[..]), (2, &[][..]));
+    let after = Content::read(&folder_of("folded"))?;
+    assert_eq!((after.names(), after.metadata["b.weight"].as_str()), (vec!["a.weight", "c.bias"], "a.weight"));
+    assert_eq!(after.metadata.len(), 2);
+    fold(gpu, &index, &folder_of("half"), &Rules::default().exclude("b.*"))?;
+    assert_eq!(Content::read(&folder_of("half"))?.names(), ["a.weight", "b.weight_g", "b.weight_v", "c.bias"]);
+
     // The same tensors along another axis are another weight.
     let (g, v) = (made("a.weight_g", Dtype::F32, &[4], 1), made("a.weight_v", Dtype::F32, &[4, 4], 2));
     write_tied(&from, &[("b.weight_g", "a.weight_g"), ("b.weight_v", "a.weight_v")], &[g.clone(), v.clone()])?;
@@ -334,8 +351,11 @@ fn tied_pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
     };
     python("save")?;
     for spelling in ["suffixes", "parametrizations"] {
-        let [from, to] = ["", ".folded"].map(|kind| folder.join(&format!("{spelling}{kind}.safetensors")));
+        let [from, to, converted] =
+            ["", ".folded", ".converted"].map(|kind| folder.join(&format!("{spelling}{kind}.safetensors")));
         assert_eq!(fold(gpu, &from, &to, &Rules::default())?.weights.len(), 3);
+        let other = if spelling == "suffixes" { Spelling::Parametrizations } else { Spelling::Suffixes };
+        checkpoint::convert(&Checkpoint::open(&from)?, &converted, other, &Rules::default(), &mut |_| ())?;
     }
     python("load")?;
     Ok(Completion::Completed)

@@ -3,7 +3,8 @@
     python tied.py save FOLDER
     python tied.py load FOLDER
 
-The first writes SPELLING.safetensors; the second reads SPELLING.folded.safetensors and compares.
+The first writes SPELLING.safetensors; the second reads SPELLING.folded.safetensors, and SPELLING.converted.safetensors, which has the
+other spelling, and compares.
 """
 import sys
 import warnings
@@ -43,6 +44,13 @@ for spelling in ("suffixes", "parametrizations"):
     if sys.argv[1] == "save":
         save_model(model, f"{path}.safetensors")
         continue
+    other = "parametrizations" if spelling == "suffixes" else "suffixes"
+    converted, fresh = normalized(other), normalized(other)
+    for parameter in converted.parameters():
+        parameter.data.zero_()
+    load_model(converted, f"{path}.converted.safetensors")
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], tensor), name
     plain = Model()
     plain.out.weight = plain.inp.weight
     load_model(plain, f"{path}.folded.safetensors")
