@@ -2,7 +2,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
-use super::state::is_optimizer_state;
+use super::state::{is_moment_of_another, is_optimizer_state};
 use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo};
 use crate::Axis;
 use crate::contract::norms_shape;
@@ -104,7 +104,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     let mut strangers: HashMap<String, &str> = HashMap::new();
     let mut states: Vec<&str> = vec![];
     for (at, name) in checkpoint.names() {
-        let is_state = is_optimizer_state(name);
+        let is_state = is_optimizer_state(name) || is_moment_of_another(name, &present);
         if is_state {
             states.push(name);
         }

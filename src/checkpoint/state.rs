@@ -1,4 +1,6 @@
 //! What an optimizer keeps of parameters, by the names of its tensors.
+use std::collections::HashSet;
+
 use super::names::is_own;
 
 /// Names that nothing but a moment has.
@@ -46,6 +48,24 @@ pub(super) fn is_optimizer_state(name: &str) -> bool {
     let is_average = |word: &str| ["ema", "averaged", "average", "swa"].contains(&word);
     let is_optimizer = |word: &str| ["optimizer", "optimizers", "optim"].contains(&word);
     (has_word(&is_optimizer) || has_part(&|part| part == "opt_state")) && !has_word(&is_average)
+}
+
+/// Whether a tensor `m.NAME` or `v.NAME`, `NAME.m` or `NAME_v`, stands beside the other one and NAME itself: they are both moments of
+/// it, called after nothing else.
+pub(super) fn is_moment_of_another(name: &str, present: &HashSet<&str>) -> bool {
+    let has = |name: String| present.contains(name.as_str());
+    [("m", "v"), ("v", "m"), ("mu", "nu"), ("nu", "mu")].into_iter().any(|(moment, other)| {
+        let part = format!("{moment}.");
+        let in_front = name.match_indices(&part).any(|(at, _)| {
+            let (prefix, of) = (&name[..at], &name[at + part.len()..]);
+            (prefix.is_empty() || prefix.ends_with('.')) && present.contains(of) && has(format!("{prefix}{other}.{of}"))
+        });
+        in_front
+            || ['.', '_'].into_iter().any(|mark| {
+                let of = name.strip_suffix(moment).and_then(|name| name.strip_suffix(mark));
+                of.is_some_and(|of| present.contains(of) && has(format!("{of}{mark}{other}")))
+            })
+    })
 }
 
 #[cfg(test)]

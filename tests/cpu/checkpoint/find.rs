@@ -309,6 +309,18 @@ fn optimizer_state_is_left_and_averages_are_taken() {
         let name = format!("{prefix}m.weight");
         assert_eq!(reported(&tensors, &Rules::default().include(&*name)).0, [name]);
     }
+    // Moments that are called after nothing else: beside each other, and beside what they are of.
+    let names = ["", "state.m.", "state.v."].map(pair).concat();
+    let tensors: Vec<(&str, &[usize])> =
+        names.iter().map(|name| (&**name, if name.ends_with('g') { &[4, 1][..] } else { &[4, 3] })).collect();
+    let expected = (vec!["m.weight".to_owned()], vec!["state.m.m.weight_g optimizer".to_owned()]);
+    assert_eq!(reported(&tensors, &Rules::default()), expected);
+    // Two modules of such names.
+    assert_eq!(reported(&tensors[2..], &Rules::default()).0, ["state.m.m.weight", "state.v.m.weight"]);
+    let names = ["m.weight_g", "m.weight_v", "m.weight_v_m", "m.weight_v_v", "m.weight_g.m", "m.weight_g.v"];
+    let tensors = names.map(|name| (name, if name.contains("_g") { &[4, 1][..] } else { &[4, 3] }));
+    let expected = (vec!["m.weight".to_owned()], vec!["m.weight_g.m optimizer".to_owned()]);
+    assert_eq!(reported(&tensors, &Rules::default()), expected);
     for prefix in ["ema.", "ema_model.module.", "model_ema.", "averaged.", "swa."] {
         let [g, v] = pair(prefix);
         let name = format!("{prefix}m.weight");
