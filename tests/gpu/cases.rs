@@ -309,7 +309,7 @@ fn tied_split(gpu: &Gpu) -> Outcome {
     let (from, to) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
     for dtype in [Dtype::F32, Dtype::F64] {
         let w = made("a.weight", dtype, &[6, 4], 1);
-        write_tied(&from, &[("b.weight", "a.weight")], &[w.clone()])?;
+        write_tied(&from, &[("b.weight", "a.weight")], std::slice::from_ref(&w))?;
         let split = |rules: &Rules| -> Result<Content, Failed> {
             checkpoint::split(gpu, &Checkpoint::open(&from)?, &to, Spelling::Suffixes, rules, &mut |_| ())?;
             Content::read(&to)

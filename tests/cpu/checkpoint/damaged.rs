@@ -91,6 +91,41 @@ fn damaged_headers_are_errors() {
     assert!(refused(&path, &bytes).contains("UTF-8"));
 }
 
+/// What the `safetensors` crate reads is read here too.
+#[test]
+fn odd_headers_that_are_read() {
+    let folder = Folder::new("odd-headers");
+    let path = folder.join("a.safetensors");
+    for (header, data) in [
+        ("{}", 0),
+        (r#"{"__metadata__":null}"#, 0),
+        (r#"{"__metadata__":{}}"#, 0),
+        (" { \n\t\"__metadata__\" : { } } \n", 0),
+        (r#"{"":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#, 4),
+        (
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":[{"x":null},-1.5e3,"\u00e9"]},"__metadata__":null}"#,
+            8,
+        ),
+        (r#"{"a":{"more":1,"more":2,"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8),
+        (r#"{"a":["F32",[2],[0,8]]}"#, 8),
+        (r#"{"a":{"dtype":{"F32":null},"shape":[2],"data_offsets":[0,8]}}"#, 8),
+        (
+            r#"{"a":{"dtype":"F4","shape":[4],"data_offsets":[0,2]},"b":{"dtype":"F32","shape":[0,3],"data_offsets":[2,2]}}"#,
+            2,
+        ),
+        (
+            r#"{"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#,
+            3,
+        ),
+    ] {
+        let bytes = raw(header, &vec![0; data]);
+        let theirs = SafeTensors::deserialize(&bytes).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        let ours = Checkpoint::open(&path).unwrap_or_else(|e| panic!("{header}: {e}"));
+        assert_eq!(ours.tensors().count(), theirs.len(), "{header}");
+    }
+}
+
 #[test]
 fn damaged_things_that_are_no_files() {
     let folder = Folder::new("none");
@@ -257,7 +292,7 @@ proptest! {
         match (Checkpoint::open(&path), SafeTensors::deserialize(&bytes)) {
             (Err(ours), Ok(_)) => {
                 let ours = ours.to_string();
-                let stricter = ["twice", "unknown field", "object of strings", "no shape"];
+                let stricter = ["twice", "no shape"];
                 prop_assert!(stricter.iter().any(|word| ours.contains(word)), "we alone refuse it: {ours}");
             }
             (Ok(_), Err(theirs)) => prop_assert!(false, "we alone take it: {theirs}"),
