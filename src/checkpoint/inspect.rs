@@ -1,8 +1,11 @@
 //! A look at the numbers of weights, in f64 on the CPU.
+use std::collections::HashSet;
+
 use half::{bf16, f16};
 
 use super::compute::{Input, steps};
 use super::file::{buffer, reserve};
+use super::find::At;
 use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 use crate::contract::Layout;
 
@@ -70,11 +73,9 @@ pub fn inspect(
     let found = checkpoint.weights(rules);
     let total = found.weights.iter().map(|weight| checkpoint.at(weight.v).bytes()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let mut inspection = Inspection {
-        rows: vec![],
-        findings: found.findings,
-        others: checkpoint.tensors().count() - 2 * found.weights.len(),
-    };
+    let parts: HashSet<At> = found.weights.iter().flat_map(|weight| [weight.g, weight.v]).collect();
+    let mut inspection =
+        Inspection { rows: vec![], findings: found.findings, others: checkpoint.tensors().count() - parts.len() };
     for weight in found.weights {
         let row = row(checkpoint, weight, rules, &mut meter)?;
         for (count, problem) in [

@@ -6,3 +6,4 @@ mod find;
 mod inspect;
 mod killed;
 mod targets;
+mod tied;

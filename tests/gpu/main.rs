@@ -10,6 +10,7 @@ mod common;
 
 mod backward;
 mod batch;
+mod cases;
 mod checkpoint;
 mod cli;
 mod coop;
@@ -126,6 +127,7 @@ fn main() -> ExitCode {
     golden::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);
+    cases::register(&mut suite);
     optimizer::register(&mut suite);
     norms::register(&mut suite);
     normalize::register(&mut suite);

@@ -453,6 +453,14 @@ fn finding_json(finding: &Finding) -> Value {
         Problem::NonFinite { .. } => "non_finite",
         Problem::GainOverflow { .. } => "gain_overflow",
         Problem::Narrowed => "narrowed",
+        Problem::OtherShape { .. } => "other_shape",
+        Problem::Pruned { .. } => "pruned",
+        Problem::NotTaken { .. } => "not_taken",
+        Problem::OptimizerState { .. } => "optimizer_state",
+        Problem::NotInFiles { .. } => "not_in_files",
+        Problem::NotInIndex { .. } => "not_in_index",
+        Problem::Misplaced { .. } => "misplaced",
+        Problem::SecondCopy { .. } => "second_copy",
         _ => "other",
     };
     json!({ "weight": finding.weight, "kind": kind, "message": finding.problem.to_string() })
@@ -460,24 +468,35 @@ fn finding_json(finding: &Finding) -> Value {
 
 /// Whether a finding about what a file holds makes the exit code 1.
 fn is_problem(finding: &Finding) -> bool {
-    finding.problem != Problem::Narrowed
+    !finding.problem.is_warning() || matches!(finding.problem, Problem::NonFinite { .. })
 }
 
 /// Lists what was found, with a word on what to do about problems.
 fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Finding) -> bool, idle: &[String]) {
     for finding in findings {
-        let what = if problems(finding) { "problem" } else { "warning" };
+        let what = match finding.problem {
+            _ if problems(finding) => "problem",
+            Problem::NotTaken { .. } | Problem::OptimizerState { .. } => "note",
+            _ => "warning",
+        };
         let _ = writeln!(text, "{what}: {}", in_line(&finding.to_string()));
     }
     for note in idle {
         let _ = writeln!(text, "note: {}", in_line(note));
     }
     let any = |test: fn(&Problem) -> bool| findings.iter().any(|f| problems(f) && test(&f.problem));
-    if any(|p| matches!(p, Problem::AmbiguousAxis { .. } | Problem::NoSuchAxis { .. } | Problem::Shape { .. })) {
+    let is_of_axis = |p: &Problem| {
+        use Problem::{AmbiguousAxis, NoSuchAxis, OtherShape, Shape};
+        matches!(p, AmbiguousAxis { .. } | NoSuchAxis { .. } | Shape { .. } | OtherShape { .. })
+    };
+    if any(is_of_axis) {
         let _ = writeln!(text, "--axis 'NAME=AXIS' says which axis a weight keeps");
     }
     if any(|p| matches!(p, Problem::ZeroRows { .. })) {
         let _ = writeln!(text, "--allow-zero-rows computes weights with rows of zeros as --eps says");
+    }
+    if findings.iter().any(|finding| matches!(finding.problem, Problem::NotTaken { .. })) {
+        let _ = writeln!(text, "--include 'NAME' takes a pair of another name, and only what is included");
     }
     if any(|p| !p.is_warning()) {
         let _ = writeln!(text, "--exclude 'NAME' leaves a weight as it is");
