@@ -7,14 +7,23 @@ use crate::DType;
 pub enum Error {
     /// No adapter that wgpu can use was found.
     #[error(
-        "no GPU adapter found ({tried}). Install a Vulkan driver: Debian and Ubuntu `apt install libvulkan1 \
-         mesa-vulkan-drivers` (it includes lavapipe, which needs no GPU), Fedora `dnf install vulkan-loader \
-         mesa-vulkan-drivers`; macOS 10.13 and later has Metal, Windows 10 and later has DX12: update the \
-         graphics driver there. WGPU_BACKEND and WGPU_ADAPTER_NAME narrow the choice: unset them to see every adapter"
+        "no GPU adapter found (tried {tried}).\nInstall a Vulkan driver: `apt install libvulkan1 mesa-vulkan-drivers` \
+         (Debian, Ubuntu; needs no GPU), `dnf install vulkan-loader mesa-vulkan-drivers` (Fedora); on macOS and Windows \
+         update the graphics driver"
     )]
     NoAdapter {
         /// What was looked for.
         tried: String,
+    },
+    /// A variable of the environment leaves no adapter to choose, though there may be some.
+    #[error("{variable} is {value:?}: {reason}")]
+    AdapterChoice {
+        /// `WGPU_BACKEND` or `WGPU_ADAPTER_NAME`.
+        variable: &'static str,
+        /// What it is set to.
+        value: String,
+        /// What is wrong with that, and what there is.
+        reason: String,
     },
     /// The adapter refused to make a device.
     #[error("adapter {adapter} gave no device: {reason}")]
@@ -189,10 +198,10 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// A tensor belongs to another [`Gpu`](crate::Gpu).
-    #[error("{op}: {arg} belongs to another Gpu")]
+    /// A tensor, buffer, queue or pipeline cache belongs to another device than that of this [`Gpu`](crate::Gpu).
+    #[error("{op}: {arg} belongs to another device")]
     OtherGpu {
-        /// The operator.
+        /// The operator, or the function.
         op: &'static str,
         /// The argument.
         arg: &'static str,

@@ -527,6 +527,11 @@ impl Pipelines {
         Pipelines { cache, modules: Mutex::default(), slots: Mutex::default() }
     }
 
+    /// The caller's, if there is one.
+    pub fn cache(&self) -> Option<&wgpu::PipelineCache> {
+        self.cache.as_ref()
+    }
+
     /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,

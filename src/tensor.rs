@@ -94,6 +94,7 @@ impl Tensor {
         if needed > buffer.size() {
             return Err(Error::BufferTooShort { needed, size: buffer.size() });
         }
+        gpu.expect_buffer("tensor", &buffer)?;
         Ok(Tensor { gpu: gpu.clone(), buffer, offset, shape: shape.to_vec(), dtype })
     }
 
@@ -189,7 +190,7 @@ impl Tensor {
         }
         let mapped = wait(device, receiver).await;
         // A lost device fails the mapping, and says why to its own handler.
-        self.gpu.check()?;
+        self.gpu.settled().await?;
         let lost = |reason: String| Error::DeviceLost { reason };
         match mapped {
             Ok(Ok(())) => {}

@@ -89,9 +89,11 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("linear: norms is F16, expected F32", &|o| o.linear_into(&x, weight.norms(&half), None, &y));
     refused("split: v is F32, expected F16", &|o| o.split_into(&half, Axis::Kept(0), Eps::None, &norms, &g));
     // Buffers.
-    refused("row_norms: v belongs to another Gpu", &|o| o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms));
-    refused("normalize: w belongs to another Gpu", &|o| o.normalize_into(weight, &foreign));
-    refused("linear: weight belongs to another Gpu", &|o| o.linear_into(&x, &foreign, None, &y));
+    refused("row_norms: v belongs to another device", &|o| {
+        o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms)
+    });
+    refused("normalize: w belongs to another device", &|o| o.normalize_into(weight, &foreign));
+    refused("linear: weight belongs to another device", &|o| o.linear_into(&x, &foreign, None, &y));
     refused("row_norms: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
         o.row_norms_into(&no_storage, Axis::Kept(0), Eps::None, &norms)
     });

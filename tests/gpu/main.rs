@@ -23,6 +23,7 @@ mod normalize;
 mod norms;
 mod numbers;
 mod optimizer;
+mod owner;
 mod problem;
 mod profile;
 mod properties;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
     golden::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);
+    owner::register(&mut suite);
     optimizer::register(&mut suite);
     norms::register(&mut suite);
     normalize::register(&mut suite);

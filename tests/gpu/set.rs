@@ -665,7 +665,7 @@ fn errors(gpu: &Gpu) -> Outcome {
         (texts(&[good.w(&v)]), "normalize_set: output w shares its buffer with input v"),
         (texts(&[unit(&two[0]).w(&two[1])]), "normalize_set: output w shares its buffer with input v"),
         (texts(&[unit_two[0].w(&two[0]), unit_two[1].w(&overlapping)]), "normalize_set: outputs w and w overlap"),
-        (texts(&[unit(&foreign).w(&w)]), "normalize_set: v belongs to another Gpu"),
+        (texts(&[unit(&foreign).w(&w)]), "normalize_set: v belongs to another device"),
     ] {
         assert_eq!(got, expected);
     }
