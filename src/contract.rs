@@ -146,10 +146,18 @@ impl DType {
     }
 }
 
-/// A Rust type that is a [`DType`].
-pub trait Element: bytemuck::Pod + Send + Sync {
+/// A Rust type that is a [`DType`]: `f32`, [`half::f16`] and [`half::bf16`], and no others.
+pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
     /// Its storage type.
     const DTYPE: DType;
+}
+
+mod sealed {
+    /// Who could implement [`Element`](super::Element) could have the kernels read what they do not know.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
 }
 
 impl Element for f32 {

@@ -262,7 +262,7 @@ impl Gpu {
     /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TooLarge`], [`Error::OutOfMemory`],
+    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TensorTooLarge`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
         Tensor::upload(self, data, shape)
@@ -271,9 +271,14 @@ impl Gpu {
     /// A new tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::TensorTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::zeros(self, shape, dtype)
+        self.zeros_of("zeros", shape, dtype)
+    }
+
+    /// [`Gpu::zeros`] for an operator, whose result it is.
+    pub(crate) fn zeros_of(&self, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::zeros(self, what, shape, dtype)
     }
 
     /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
@@ -287,7 +292,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`Error::TooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
+    /// tensor's last 32-bit word; [`Error::TensorTooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
     /// [`Error::DeviceLost`].
     pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         Tensor::adopt(self, buffer.clone(), offset, shape, dtype)

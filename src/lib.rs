@@ -48,6 +48,9 @@ pub use set::{SetMember, SetOperator, WeightSet};
 pub use tensor::Tensor;
 pub use train::{Adam, Group, Sgd};
 pub use tune::{Choices, LinearShape};
+// For programs whose own versions would not fit: tensors are over wgpu's buffers, and elements are half's numbers.
+pub use half;
+pub use wgpu;
 
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]
