@@ -267,7 +267,7 @@ impl fmt::Display for Shape<'_> {
 struct Short<'a>(&'a str);
 
 impl Short<'_> {
-    const LENGTH: usize = 160;
+    const LENGTH: usize = 140;
 
     fn line(&self) -> String {
         // wgpu's headings say nothing.

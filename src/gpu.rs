@@ -11,8 +11,8 @@ use crate::{Choices, DType, Element, Error, Options, Parameters, Recorder, Repor
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
-/// Usable from several threads at once, each with its own encoder. (On GL wgpu takes one context lock per device and
-/// panics when a thread waits for it longer than six seconds: use one thread there.)
+/// Usable from several threads at once, each with its own encoder. (On GL wgpu takes one context lock, for all devices
+/// that the crate makes, and panics when a thread waits for it longer than six seconds: use one thread there.)
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,

@@ -10,6 +10,7 @@ pub(crate) const LONG_WORDS: wgpu::Features = wgpu::Features::SHADER_INT64;
 pub(crate) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
+const UNIFORM: &str = "each dispatch makes a small buffer for its parameters";
 const PRODUCTS_ON_CPU: &str = "products are up to 8 times slower";
 
 /// Features and limits that an owner of a device should ask for, as far as the adapter has them. See
@@ -98,14 +99,18 @@ pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
     let maybe = if adapter.is_none() { ", if the adapter has it" } else { "" };
     let on_cpu = info.device_type == wgpu::DeviceType::Cpu;
     let costs = [
-        (wgpu::Features::SUBGROUP, if on_cpu { PRODUCTS_ON_CPU } else { "products of few rows are slower" }),
-        (LONG_WORDS, "f16 and bf16 are read and written more slowly"),
-        (wgpu::Features::IMMEDIATES, "each dispatch makes a small buffer for its parameters"),
-        (wgpu::Features::TIMESTAMP_QUERY, "profiles have the host's clock only"),
-        (wgpu::Features::PIPELINE_CACHE, "pipelines cannot be kept from run to run"),
+        (
+            "SUBGROUP",
+            wgpu::Features::SUBGROUP,
+            if on_cpu { PRODUCTS_ON_CPU } else { "products of few rows are slower" },
+        ),
+        ("SHADER_INT64", LONG_WORDS, "f16 and bf16 are read and written more slowly"),
+        ("IMMEDIATES", wgpu::Features::IMMEDIATES, UNIFORM),
+        ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY, "profiles have the host's clock only"),
+        ("PIPELINE_CACHE", wgpu::Features::PIPELINE_CACHE, "pipelines cannot be kept from run to run"),
     ];
-    let costs = costs.into_iter().filter(|(feature, _)| missing.contains(*feature));
-    let mut lines: Vec<_> = costs.map(|(feature, cost)| format!("{feature:?}{maybe}: {cost}")).collect();
+    let costs = costs.into_iter().filter(|(_, feature, _)| missing.contains(*feature));
+    let mut lines: Vec<_> = costs.map(|(name, _, cost)| format!("{name}{maybe}: {cost}")).collect();
     let Some(can) = adapter.map(|adapter| adapter.limits()) else { return lines };
     let has_limits = device.limits();
     let limits = |l: &wgpu::Limits| {
@@ -122,7 +127,7 @@ pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
         }
     }
     if has.contains(wgpu::Features::IMMEDIATES) && has_limits.max_immediate_size < kernel::MAX_PARAMS {
-        lines.push(format!("max_immediate_size of {}: each dispatch makes a small buffer", kernel::MAX_PARAMS));
+        lines.push(format!("max_immediate_size of {}: {UNIFORM}", kernel::MAX_PARAMS));
     }
     lines
 }
