@@ -228,17 +228,23 @@ impl Gpu {
 
     /// [`Gpu::check`] without asking the device.
     pub(crate) fn reported(&self) -> Result<(), Error> {
-        if let Some(error) = self.inner.scopes.first() {
+        self.report_late(self.inner.scopes.first());
+        self.inner.owner.state.check()
+    }
+
+    /// An error of a call that has returned is told by the next one. What that call made may be no good, so that nothing is kept.
+    fn report_late(&self, error: Option<Error>) {
+        if let Some(error) = error {
+            self.inner.pipelines.forget();
+            *self.inner.scratch.lock().expect("no panic while held") = Default::default();
             self.inner.owner.state.report(error);
         }
-        self.inner.owner.state.check()
     }
 
     /// [`Gpu::check`] after all that wgpu has still to say of what was done so far, which only a browser lets wait for.
     pub(crate) async fn settled(&self) -> Result<(), Error> {
-        if let Some(error) = self.inner.scopes.settled().await {
-            self.inner.owner.state.report(error);
-        }
+        let late = self.inner.scopes.settled().await;
+        self.report_late(late);
         self.check()
     }
 

@@ -532,6 +532,12 @@ impl Pipelines {
         self.cache.as_ref()
     }
 
+    /// Has all built anew.
+    pub fn forget(&self) {
+        self.modules.lock().expect("no panic while held").clear();
+        self.slots.lock().expect("no panic while held").clear();
+    }
+
     /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,

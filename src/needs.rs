@@ -10,8 +10,8 @@ pub(crate) const LONG_WORDS: wgpu::Features = wgpu::Features::SHADER_INT64;
 pub(crate) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-const UNIFORM: &str = "each dispatch makes a small buffer for its parameters";
-const PRODUCTS_ON_CPU: &str = "products are up to 8 times slower";
+const UNIFORM: &str = "each dispatch makes a small buffer, a quarter of the time of a small operator";
+const PRODUCTS_ON_CPU: &str = "products take two to four times as long";
 
 /// Features and limits that an owner of a device should ask for, as far as the adapter has them. See
 /// [`Gpu::wanted`](crate::Gpu::wanted).
@@ -104,7 +104,7 @@ pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
             wgpu::Features::SUBGROUP,
             if on_cpu { PRODUCTS_ON_CPU } else { "products of few rows are slower" },
         ),
-        ("SHADER_INT64", LONG_WORDS, "f16 and bf16 are read and written more slowly"),
+        ("SHADER_INT64", LONG_WORDS, "norms and products take up to twice as long"),
         ("IMMEDIATES", wgpu::Features::IMMEDIATES, UNIFORM),
         ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY, "profiles have the host's clock only"),
         ("PIPELINE_CACHE", wgpu::Features::PIPELINE_CACHE, "pipelines cannot be kept from run to run"),
