@@ -70,6 +70,8 @@ impl Gpu {
 
     /// Every adapter behind these backends, in the order in which [`Gpu::new`] prefers them; those that cannot run the
     /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no part.
+    ///
+    /// They belong to the one [`wgpu::Instance`] that the crate makes in a process, as [`Gpu::new`]'s do.
     #[cfg(not(target_arch = "wasm32"))]
     pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
         adapter::adapters(backends).await
@@ -292,7 +294,8 @@ impl Gpu {
     ///
     /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
     /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
-    /// device, where it may be logged, or be printed as a panic that is caught here. Not checked are buffers that are
+    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
+    /// once, not for each step. Not checked are buffers that are
     /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
     /// after the call (see [`Gpu::check`]).
     ///
