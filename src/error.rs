@@ -208,7 +208,7 @@ pub enum Error {
         limit: u64,
     },
     /// More than the device can hold of what an operator works with.
-    #[error("{what} is {size}, the limit is {limit}")]
+    #[error("{what}: {size}, the limit is {limit}")]
     TooLarge {
         /// What is too large.
         what: &'static str,

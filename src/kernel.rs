@@ -528,6 +528,7 @@ impl Pipelines {
     }
 
     /// The caller's, if there is one.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn cache(&self) -> Option<&wgpu::PipelineCache> {
         self.cache.as_ref()
     }
