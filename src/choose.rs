@@ -31,6 +31,18 @@ pub(crate) const QUAD_WORDS: u64 = 4;
 const GOLDEN_RATIO: u32 = 0x9e37_79b9;
 
 impl Traits {
+    /// A device's own, but for what tests say.
+    pub(crate) fn of(device: &wgpu::Device, info: &wgpu::AdapterInfo, kind: Option<Kind>) -> Traits {
+        let own = if info.device_type == wgpu::DeviceType::Cpu { Kind::Software } else { Kind::Gpu };
+        let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
+        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        Traits {
+            kind: kind.unwrap_or(own),
+            integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
+            subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
+        }
+    }
+
     pub(crate) fn is_gpu(self) -> bool {
         self.kind == Kind::Gpu
     }

@@ -146,10 +146,35 @@ impl DType {
     }
 }
 
-/// A Rust type that is a [`DType`].
-pub trait Element: bytemuck::Pod + Send + Sync {
+/// A Rust type that is a [`DType`]: `f32`, [`half::f16`] and [`half::bf16`].
+///
+/// ```
+/// use weightnorm::{DType, Element, half};
+/// assert_eq!((f32::DTYPE, half::bf16::DTYPE), (DType::F32, DType::Bf16));
+/// ```
+///
+/// There are no others, and nobody can make any:
+///
+/// ```compile_fail,E0277
+/// #[derive(Clone, Copy)]
+/// struct Mine(f32);
+/// unsafe impl bytemuck::Zeroable for Mine {}
+/// unsafe impl bytemuck::Pod for Mine {}
+/// impl weightnorm::Element for Mine {
+///     const DTYPE: weightnorm::DType = weightnorm::DType::F32;
+/// }
+/// ```
+pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
     /// Its storage type.
     const DTYPE: DType;
+}
+
+mod sealed {
+    /// Who could implement [`Element`](super::Element) could have the kernels read what they do not know.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
 }
 
 impl Element for f32 {

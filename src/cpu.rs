@@ -22,7 +22,7 @@
 //!
 //! Gradients: a name d… is ∂L/∂… of a scalar loss L, in the shape of what follows the d.
 //!
-//! Every operator returns [`Error::Length`] where a slice does not hold what its shape says, and [`Error::TooLarge`]
+//! Every operator returns [`Error::Length`] where a slice does not hold what its shape says, and [`Error::TensorTooLarge`]
 //! past 2³² − 1 elements.
 mod backward;
 mod batch;
@@ -53,7 +53,7 @@ pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {
 /// - [`Eps::None`] gives the plain norm n. An empty row has n = 0.
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`].
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`].
 pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     eps.check()?;
     check_elements("v", shape, v.len())?;
@@ -82,7 +82,7 @@ pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec
 /// - A zero row gives w = 0, but NaN under [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`]; [`Error::Shape`] for a `g` of another size.
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`]; [`Error::Shape`] for a `g` of another size.
 pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     let norms = row_norms(v, shape, axis, eps)?;
     check_gain("normalize", g, shape, axis)?;
@@ -115,7 +115,7 @@ pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps:
 /// [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`].
+/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`].
 pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let g = row_norms(w, shape, axis, eps)?;
     Ok((w.to_vec(), g))
@@ -133,7 +133,7 @@ pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f6
 ///
 /// # Errors
 /// [`Error::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
-/// [`Error::Length`]; [`Error::TooLarge`], also for y.
+/// [`Error::Length`]; [`Error::TensorTooLarge`], also for y.
 pub fn linear(
     x: &[f64],
     x_shape: &[usize],
@@ -267,5 +267,8 @@ fn check_elements(arg: &'static str, shape: &[usize], len: usize) -> Result<(), 
 fn check_size(what: &'static str, shape: &[usize]) -> Result<(), Error> {
     let limit = u64::from(u32::MAX);
     let size = shape.iter().fold(1u64, |size, &d| size.saturating_mul(d.max(1) as u64));
-    if size > limit { Err(Error::TooLarge { what, size, limit }) } else { Ok(()) }
+    if size > limit {
+        return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "elements", limit });
+    }
+    Ok(())
 }

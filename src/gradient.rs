@@ -138,7 +138,7 @@ impl Gpu {
         bias: Option<&Tensor>,
     ) -> Result<(Tensor, Saved), Error> {
         let weight = weight.into();
-        let y = self.zeros(&crate::linear::y_shape(x, weight.v())?, x.dtype())?;
+        let y = self.zeros_of("linear_saved: y", &crate::linear::y_shape(x, weight.v())?, x.dtype())?;
         let normalized = weight.normalized();
         let norms = |w: WeightNorm<'_>| self.zeros(&norms_shape(w.v.shape(), w.axis), DType::F32);
         let norms = normalized.map(norms).transpose()?;
@@ -399,8 +399,7 @@ impl Recorder<'_, '_> {
         }
         let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
         if needs_u && u.is_none() {
-            let expected = format!("{y_shape:?}, saved by the forward pass (LinearOptions::u)");
-            return Err(Error::Shape { op: OP, arg: "u", got: vec![], expected });
+            return Err(Error::Missing { op: OP, arg: "u" });
         }
         for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
             if let Some(tensor) = tensor {

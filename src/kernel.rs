@@ -219,6 +219,18 @@ impl Pipelines {
         Pipelines { cache, modules: Mutex::default(), slots: Mutex::default() }
     }
 
+    /// The caller's, if there is one.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn cache(&self) -> Option<&wgpu::PipelineCache> {
+        self.cache.as_ref()
+    }
+
+    /// Has all built anew.
+    pub fn forget(&self) {
+        self.modules.lock().expect("no panic while held").clear();
+        self.slots.lock().expect("no panic while held").clear();
+    }
+
     /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+mod adapter;
 mod batch;
 #[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
 pub mod checkpoint;
@@ -10,12 +11,18 @@ mod gpu;
 mod gradient;
 mod kernel;
 mod linear;
+mod memory;
+mod needs;
 mod normalize;
 mod norms;
 mod optimizer;
+mod options;
+mod owner;
 mod product;
 mod profile;
 mod record;
+mod report;
+mod scope;
 mod set;
 mod source;
 mod tensor;
@@ -26,18 +33,24 @@ mod tune;
 pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};
 pub use error::Error;
-pub use gpu::{Gpu, Options, Parameters, Report, Wanted};
+pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
 pub use linear::{LinearOptions, Weight};
+pub use needs::Wanted;
 pub use normalize::WeightNorm;
 pub use optimizer::{AdamState, Moments, SgdState, Trainable};
+pub use options::{Options, Parameters};
 pub use product::Tile;
 pub use profile::{Clock, DispatchTime, OperatorTime, Profile, Roof, Work};
 pub use record::Recorder;
+pub use report::Report;
 pub use set::{SetMember, SetOperator, WeightSet};
 pub use tensor::Tensor;
 pub use train::{Adam, Group, Sgd};
 pub use tune::{Choices, LinearShape};
+// For programs whose own versions would not fit: tensors are over wgpu's buffers, and elements are half's numbers.
+pub use half;
+pub use wgpu;
 
 /// The kernels, for the crate's own tests: no part of the interface.
 #[doc(hidden)]

@@ -133,7 +133,7 @@ impl Gpu {
         options: &LinearOptions<'_>,
     ) -> Result<Tensor, Error> {
         let weight = weight.into();
-        let y = self.zeros(&y_shape(x, weight.v())?, x.dtype())?;
+        let y = self.zeros_of("linear: y", &y_shape(x, weight.v())?, x.dtype())?;
         self.run(|ops| ops.linear_into_with(x, weight, bias, &y, options))?;
         Ok(y)
     }
@@ -296,8 +296,8 @@ impl Recorder<'_, '_> {
             expect_dtype(OP, "u", u, DType::F32)?;
             expect_shape(OP, "u", u, &shape)?;
             if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
-                let expected = "a weight normalized along axis 0 or as a whole".to_owned();
-                return Err(Error::Shape { op: OP, arg: "u", got: v.shape().to_vec(), expected });
+                let expected = "none: it wants a weight normalized along axis 0 or as a whole".to_owned();
+                return Err(Error::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected });
             }
         }
         Arguments::new(OP)

@@ -334,7 +334,7 @@ impl<'a> Arguments<'a> {
         gpu.reported()?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
-            if tensor.gpu().device() != gpu.device() {
+            if !tensor.gpu().is_one_with(gpu) {
                 return Err(Error::OtherGpu { op, arg });
             }
             let missing = wgpu::BufferUsages::STORAGE - tensor.buffer().usage();

@@ -286,7 +286,7 @@ impl Recorder<'_, '_> {
     ) -> Result<(), Error> {
         let gpu = self.gpu().clone();
         gpu.reported()?;
-        if set.gpu.device() != gpu.device() {
+        if !set.gpu.is_one_with(&gpu) {
             return Err(Error::OtherGpu { op, arg: "the set" });
         }
         let plan = set.plan(operator)?;

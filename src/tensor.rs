@@ -21,42 +21,49 @@ pub struct Tensor {
 
 impl Tensor {
     pub(crate) fn upload<T: Element>(gpu: &Gpu, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
-        let expected = element_count(shape)?;
+        let expected = element_count("upload", shape)?;
         if data.len() as u64 != expected {
             let shape = shape.to_vec();
             return Err(Error::Length { got: data.len(), expected: expected as usize, shape });
         }
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        Tensor::written(gpu, shape, T::DTYPE, |mut all| all.slice(..bytes.len()).copy_from_slice(bytes))
+        Tensor::written(gpu, "upload", shape, T::DTYPE, |mut all| all.slice(..bytes.len()).copy_from_slice(bytes))
     }
 
     /// One word again and again.
     pub(crate) fn repeat(gpu: &Gpu, word: u32, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::written(gpu, shape, dtype, |all| all.into_chunks().0.fill(word.to_ne_bytes()))
+        Tensor::written(gpu, "a tensor", shape, dtype, |all| all.into_chunks().0.fill(word.to_ne_bytes()))
     }
 
     fn written(
         gpu: &Gpu,
+        what: &'static str,
         shape: &[usize],
         dtype: DType,
         write: impl FnOnce(wgpu::WriteOnly<'_, [u8]>),
     ) -> Result<Tensor, Error> {
-        Tensor::made(gpu, shape, dtype, |size| gpu.create_written_buffer("tensor", size, TENSOR_USAGE, write))
+        Tensor::made(gpu, what, shape, dtype, |size| gpu.create_written_buffer("tensor", size, TENSOR_USAGE, write))
     }
 
-    pub(crate) fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::made(gpu, shape, dtype, |size| gpu.create_buffer("tensor", size, TENSOR_USAGE))
+    pub(crate) fn zeros(gpu: &Gpu, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::made(gpu, what, shape, dtype, |size| gpu.create_buffer("tensor", size, TENSOR_USAGE))
     }
 
     fn made(
         gpu: &Gpu,
+        what: &'static str,
         shape: &[usize],
         dtype: DType,
         make: impl FnOnce(u64) -> Result<wgpu::Buffer, Error>,
     ) -> Result<Tensor, Error> {
         gpu.check()?;
-        let bytes = element_count(shape)? * dtype.size();
-        let buffer = make(bytes.next_multiple_of(16).max(16))?;
+        let bytes = element_count(what, shape)? * dtype.size();
+        let size = bytes.next_multiple_of(16).max(16);
+        let limit = gpu.limits().max_buffer_size;
+        if size > limit {
+            return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit });
+        }
+        let buffer = make(size)?;
         Ok(Tensor { gpu: gpu.clone(), buffer, offset: 0, shape: shape.to_vec(), dtype })
     }
 
@@ -67,7 +74,7 @@ impl Tensor {
         let mut places = vec![];
         for &(shape, dtype) in tensors {
             places.push(bytes);
-            bytes += (element_count(shape)? * dtype.size()).next_multiple_of(16);
+            bytes += (element_count("zeros", shape)? * dtype.size()).next_multiple_of(16);
         }
         let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE)?;
         let placed = tensors.iter().zip(places);
@@ -89,11 +96,12 @@ impl Tensor {
         if !offset.is_multiple_of(4) {
             return Err(Error::Offset { offset });
         }
-        let bytes = (element_count(shape)? * dtype.size()).next_multiple_of(4);
+        let bytes = (element_count("tensor", shape)? * dtype.size()).next_multiple_of(4);
         let needed = offset.saturating_add(bytes);
         if needed > buffer.size() {
             return Err(Error::BufferTooShort { needed, size: buffer.size() });
         }
+        gpu.expect_buffer("tensor", &buffer)?;
         Ok(Tensor { gpu: gpu.clone(), buffer, offset, shape: shape.to_vec(), dtype })
     }
 
@@ -132,7 +140,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Length`].
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, Error> {
-        if element_count(shape)? != self.len() as u64 {
+        if element_count("reshape", shape)? != self.len() as u64 {
             let expected = shape.iter().product();
             return Err(Error::Length { got: self.len(), expected, shape: shape.to_vec() });
         }
@@ -189,7 +197,7 @@ impl Tensor {
         }
         let mapped = wait(device, receiver).await;
         // A lost device fails the mapping, and says why to its own handler.
-        self.gpu.check()?;
+        self.gpu.settled().await?;
         let lost = |reason: String| Error::DeviceLost { reason };
         match mapped {
             Ok(Ok(())) => {}
@@ -246,10 +254,11 @@ async fn wait<T>(device: &wgpu::Device, mut receiver: oneshot::Receiver<T>) -> R
 
 /// The number of elements of a shape. The sizes beside a zero are held to the same limit, so that no product of
 /// sizes overflows anywhere.
-fn element_count(shape: &[usize]) -> Result<u64, Error> {
+fn element_count(what: &'static str, shape: &[usize]) -> Result<u64, Error> {
     let product = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64)).unwrap_or(u64::MAX);
     if product > MAX_ELEMENTS {
-        return Err(Error::TooLarge { what: "a tensor in elements", size: product, limit: MAX_ELEMENTS });
+        let (shape, size, unit) = (shape.to_vec(), product, "elements");
+        return Err(Error::TensorTooLarge { what, shape, size, unit, limit: MAX_ELEMENTS });
     }
     Ok(if shape.contains(&0) { 0 } else { product })
 }

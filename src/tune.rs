@@ -421,7 +421,7 @@ impl Layer {
             let seconds = match self.seconds(along_k, &[choice; 2]).await {
                 Ok(seconds) => seconds[1],
                 // It does not fit the device; the choice of the table does.
-                Err(Error::TooLarge { .. }) if !once.is_empty() => continue,
+                Err(Error::TooLarge { .. } | Error::TensorTooLarge { .. }) if !once.is_empty() => continue,
                 Err(error) => return Err(error),
             };
             once.push((choice, seconds));

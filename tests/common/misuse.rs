@@ -1,6 +1,6 @@
 //! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
 //! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
-use weightnorm::{Axis, DType, Element, Eps, Error, Gpu, LinearOptions, Recorder, Tile, WeightNorm};
+use weightnorm::{Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tile, WeightNorm};
 
 /// Records each misuse and compares its error with the text that belongs to it.
 pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
@@ -73,6 +73,23 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("linear: norms has shape [4], expected a weight with norms", &|o| {
         o.linear_into_with(&x, &v, None, &y, &plain.norms(&norms))
     });
+    // The u of a forward pass: its own shape is named, and one that is missing is missing.
+    let wanted = plain.u(&y);
+    let text = "linear: u has shape [3, 4], expected none: it wants a weight normalized along axis 0 or as a whole";
+    refused(text, &|o| o.linear_into_with(&x, &v, None, &zeros(&[3, 4]), &wanted));
+    let square = zeros(&[4, 5]);
+    let of_inputs = WeightNorm::unit(&square).axis(Axis::Kept(1));
+    refused(text, &|o| o.linear_into_with(&x, of_inputs, None, &zeros(&[3, 4]), &wanted));
+    refused("linear: u has shape [4], expected [3, 4]", &|o| {
+        o.linear_into_with(&x, weight, None, &y, &plain.u(&norms))
+    });
+    let gradients = Gradients::default().dv(&w);
+    refused("linear_backward: u is missing: the forward pass saves it (LinearOptions::u)", &|o| {
+        o.linear_backward_into(&x, weight, &y, None, &gradients)
+    });
+    refused("linear_backward: u has shape [4, 5], expected [3, 4]", &|o| {
+        o.linear_backward_into(&x, weight, &y, Some(&v), &gradients)
+    });
     // Axes.
     refused("kept axis 2 of a tensor of rank 2", &|o| o.row_norms_into(&v, Axis::Kept(2), Eps::None, &norms));
     refused("kept axis 18446744073709551615 of a tensor of rank 2", &|o| {
@@ -89,9 +106,11 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("linear: norms is F16, expected F32", &|o| o.linear_into(&x, weight.norms(&half), None, &y));
     refused("split: v is F32, expected F16", &|o| o.split_into(&half, Axis::Kept(0), Eps::None, &norms, &g));
     // Buffers.
-    refused("row_norms: v belongs to another Gpu", &|o| o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms));
-    refused("normalize: w belongs to another Gpu", &|o| o.normalize_into(weight, &foreign));
-    refused("linear: weight belongs to another Gpu", &|o| o.linear_into(&x, &foreign, None, &y));
+    refused("row_norms: v belongs to another device", &|o| {
+        o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms)
+    });
+    refused("normalize: w belongs to another device", &|o| o.normalize_into(weight, &foreign));
+    refused("linear: weight belongs to another device", &|o| o.linear_into(&x, &foreign, None, &y));
     refused("row_norms: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
         o.row_norms_into(&no_storage, Axis::Kept(0), Eps::None, &norms)
     });
@@ -100,28 +119,37 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
         o.normalize_in_place(WeightNorm::unit(&no_storage))
     });
     refused("linear: the buffer of weight lacks BufferUsages(STORAGE)", &|o| o.linear_into(&x, &no_storage, None, &y));
-    refused("normalize: output w shares its buffer with input v", &|o| o.normalize_into(WeightNorm::unit(&w), &w));
-    refused("normalize: output w shares its buffer with input v", &|o| {
-        o.normalize_into(WeightNorm::unit(&front), &back)
-    });
-    refused("normalize_in_place: output v shares its buffer with input g", &|o| {
-        o.normalize_in_place(WeightNorm::new(&front, &tail))
-    });
-    refused("normalize_in_place: output v shares its buffer with input norms", &|o| {
-        o.normalize_in_place(WeightNorm::unit(&front).norms(&tail))
-    });
-    refused("row_norms: output norms shares its buffer with input v", &|o| {
-        o.row_norms_into(&front, Axis::Kept(0), Eps::None, &tail)
-    });
-    refused("split: output g shares its buffer with input w", &|o| {
+    refused(
+        "normalize: output w shares its buffer with input v, and disjoint parts of one buffer do not help...",
+        &|o| o.normalize_into(WeightNorm::unit(&w), &w),
+    );
+    refused(
+        "normalize: output w shares its buffer with input v, and disjoint parts of one buffer do not help...",
+        &|o| o.normalize_into(WeightNorm::unit(&front), &back),
+    );
+    refused(
+        "normalize_in_place: output v shares its buffer with input g, and disjoint parts of one buffer do not help...",
+        &|o| o.normalize_in_place(WeightNorm::new(&front, &tail)),
+    );
+    refused(
+        "normalize_in_place: output v shares its buffer with input norms, and disjoint parts of one buffer do not help...",
+        &|o| o.normalize_in_place(WeightNorm::unit(&front).norms(&tail)),
+    );
+    refused(
+        "row_norms: output norms shares its buffer with input v, and disjoint parts of one buffer do not help...",
+        &|o| o.row_norms_into(&front, Axis::Kept(0), Eps::None, &tail),
+    );
+    refused("split: output g shares its buffer with input w, and disjoint parts of one buffer do not help...", &|o| {
         o.split_into(&front, Axis::Kept(0), Eps::None, &w, &tail)
     });
-    refused("linear: output norms shares its buffer with input weight", &|o| {
-        o.linear_into_with(&x, WeightNorm::unit(&front), None, &y, &plain.norms(&tail))
-    });
-    refused("linear: output norms shares its buffer with input known norms", &|o| {
-        o.linear_into_with(&x, weight.norms(&norms), None, &y, &plain.norms(&norms))
-    });
+    refused(
+        "linear: output norms shares its buffer with input weight, and disjoint parts of one buffer do not help...",
+        &|o| o.linear_into_with(&x, WeightNorm::unit(&front), None, &y, &plain.norms(&tail)),
+    );
+    refused(
+        "linear: output norms shares its buffer with input known norms, and disjoint parts of one buffer do not help...",
+        &|o| o.linear_into_with(&x, weight.norms(&norms), None, &y, &plain.norms(&norms)),
+    );
     refused("split: outputs v and g overlap", &|o| o.split_into(&v, Axis::Kept(0), Eps::None, &back, &tail));
     refused("linear: outputs y and norms overlap", &|o| {
         o.linear_into_with(&x, weight, None, &part(0, &[3, 4]), &plain.norms(&part(44, &[4])))
@@ -208,7 +236,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
             six.reshape(shape).map(drop),
         ];
         for result in all {
-            if !matches!(result, Err(Error::TooLarge { what: "a tensor in elements", .. })) {
+            if !matches!(result, Err(Error::TensorTooLarge { unit: "elements", .. })) {
                 return Err(format!("{result:?} for {shape:?}"));
             }
         }
@@ -217,7 +245,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
     let (x, v) = (gpu.zeros(&[1 << 16, 0], DType::F32), gpu.zeros(&[1 << 16, 0], DType::F32));
     let (x, v) = (x.map_err(|e| e.to_string())?, v.map_err(|e| e.to_string())?);
     match gpu.linear(&x, &v, None) {
-        Err(Error::TooLarge { .. }) => Ok(()),
+        Err(Error::TensorTooLarge { what: "linear: y", .. }) => Ok(()),
         other => Err(format!("{other:?} for 2^32 elements")),
     }
 }

@@ -41,7 +41,7 @@ fn row_norms_rejects_what_is_too_large() {
     for shape in [&[usize::MAX, 2][..], &[1 << 40], &[1 << 40, 0], &[usize::MAX, usize::MAX, 0], &[0, 1 << 16, 1 << 16]]
     {
         for axis in [Axis::Kept(0), Axis::Whole] {
-            assert!(matches!(all(&[], shape, axis, Eps::None), Error::TooLarge { what: "v", .. }), "{shape:?}");
+            assert!(matches!(all(&[], shape, axis, Eps::None), Error::TensorTooLarge { what: "v", .. }), "{shape:?}");
         }
     }
 }
@@ -82,8 +82,8 @@ fn linear_rejects_what_does_not_fit() {
     assert_eq!(linear(5, &[2, 3], 12, &[4, 3], None), Error::Length { got: 5, expected: 6, shape: vec![2, 3] });
     assert_eq!(linear(6, &[2, 3], 11, &[4, 3], None), Error::Length { got: 11, expected: 12, shape: vec![4, 3] });
     // Empty inputs, yet a y of 2³² elements.
-    assert!(matches!(linear(0, &[1 << 16, 0], 0, &[1 << 16, 0], None), Error::TooLarge { what: "y", .. }));
-    assert!(matches!(linear(0, &[usize::MAX, 2, 0], 0, &[1, 0], None), Error::TooLarge { what: "x", .. }));
+    assert!(matches!(linear(0, &[1 << 16, 0], 0, &[1 << 16, 0], None), Error::TensorTooLarge { what: "y", .. }));
+    assert!(matches!(linear(0, &[usize::MAX, 2, 0], 0, &[1, 0], None), Error::TensorTooLarge { what: "x", .. }));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn batch_operators_reject_what_does_not_fit() {
     assert_eq!(error, Error::Length { got: 5, expected: 6, shape: vec![2, 3] });
     assert!(matches!(
         cpu::mean_only_batch_norm_backward(&[], &[usize::MAX, 2, 0]).unwrap_err(),
-        Error::TooLarge { what: "dy", .. }
+        Error::TensorTooLarge { what: "dy", .. }
     ));
     let error = cpu::update_running_mean(&mut [0.0; 2], &[0.0; 3], 0.1).unwrap_err();
     assert_eq!(error, shape("update_running_mean", "mean", &[3], "[2]"));

@@ -49,11 +49,17 @@ fn noop_tensors_come_back() {
     misuse::tensors_come_back(&noop()).unwrap();
 }
 
+fn no_uniforms(limits: &mut wgpu::Limits, buffers: u32, bytes: u64) {
+    limits.max_immediate_size = 0;
+    limits.max_uniform_buffers_per_shader_stage = buffers;
+    limits.max_uniform_buffer_binding_size = bytes;
+}
+
 /// A device with less than WebGPU's defaults, limit by limit.
 #[test]
 fn noop_small_devices_are_unsupported() {
     type Change = fn(&mut wgpu::Limits);
-    let lower: [(&str, Change); 8] = [
+    let lower: [(&str, Change); 12] = [
         ("storage buffers", |l| l.max_storage_buffers_per_shader_stage = 7),
         ("workgroup memory", |l| l.max_compute_workgroup_storage_size = 16_383),
         ("invocations in a workgroup", |l| l.max_compute_invocations_per_workgroup = 127),
@@ -62,6 +68,11 @@ fn noop_small_devices_are_unsupported() {
         ("bindings in a bind group", |l| l.max_bindings_per_bind_group = 15),
         ("bindings of 8192 bytes", |l| l.max_storage_buffer_binding_size = 8191),
         ("multiples of 256", |l| l.min_storage_buffer_offset_alignment = 512),
+        // Neither immediates nor a uniform buffer.
+        ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 0, 0)),
+        ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 1, 48)),
+        ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 0, 65_536)),
+        ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 0, 64)),
     ];
     for (what, change) in lower {
         match adopt(Parameters::Auto, change) {
@@ -74,6 +85,14 @@ fn noop_small_devices_are_unsupported() {
 /// Uniform parameters where the device has no immediates, or too few of them.
 #[test]
 fn noop_parameters_follow_the_device() {
+    // No uniform buffer is needed with immediates, unless it is asked for.
+    let bare = |l: &mut wgpu::Limits| l.max_uniform_buffers_per_shader_stage = 0;
+    let gpu = adopt(Parameters::Auto, bare).unwrap();
+    gpu.row_norms(&gpu.zeros(&[2, 2], DType::F32).unwrap(), Axis::Whole, Eps::None).unwrap();
+    match adopt(Parameters::Uniform, bare) {
+        Err(Error::Unsupported { what }) => assert!(what.contains("uniform buffers of 64 bytes"), "{what}"),
+        other => panic!("{other:?}"),
+    }
     assert!(noop().report().immediates);
     assert!(!adopt(Parameters::Uniform, |_| ()).unwrap().report().immediates);
     assert!(!adopt(Parameters::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
@@ -87,7 +106,12 @@ fn noop_too_large() {
         assert!(matches!(gpu.reserve(bytes), Err(Error::TooLarge { limit: 1_048_576, .. })));
     }
     gpu.reserve(1 << 20).unwrap();
-    assert!(matches!(gpu.zeros(&[1 << 19], DType::F32), Err(Error::TooLarge { limit: 1_048_576, .. })));
+    let error = gpu.zeros(&[2, 1 << 18], DType::F32).unwrap_err().to_string();
+    let text = "zeros: a tensor of shape [2, 262144] has 2097152 bytes, the limit is 1048576. Make it in parts";
+    assert_eq!(error, text);
+    let (x, v) = (gpu.zeros(&[1024, 1], DType::F32).unwrap(), gpu.zeros(&[1024, 1], DType::F32).unwrap());
+    let error = gpu.linear(&x, &v, None).unwrap_err().to_string();
+    assert!(error.starts_with("linear: y: a tensor of shape [1024, 1024] has 4194304 bytes"), "{error}");
 }
 
 /// Every variant of every kernel becomes a pipeline, with either kind of parameters, and wgpu finds no fault in the
@@ -310,7 +334,7 @@ fn eps() -> impl Strategy<Value = Eps> {
 fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Option<Tensor> {
     match gpu.zeros(shape, dtype) {
         Ok(tensor) => Some(tensor),
-        Err(Error::TooLarge { .. }) => None,
+        Err(Error::TensorTooLarge { .. }) => None,
         Err(other) => panic!("{other:?} for {shape:?}"),
     }
 }

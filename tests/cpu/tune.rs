@@ -221,7 +221,7 @@ fn tune_names_each_product() {
     assert_eq!(gpu.pipeline_count(), 0);
     assert!(gpu.tune(&[]).unwrap() == *gpu.choices());
     let huge = LinearShape::new(1 << 20, 1 << 20, 1);
-    assert!(matches!(gpu.tune(&[huge]), Err(Error::TooLarge { .. })));
+    assert!(matches!(gpu.tune(&[huge]), Err(Error::TensorTooLarge { .. })));
 }
 
 /// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an H200 had

@@ -739,7 +739,7 @@ fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
         limits.max_storage_buffer_binding_size = v_bytes + 4096;
     })?;
     match device.zeros(&[outs, ins], DType::F32) {
-        Err(Error::TooLarge { .. }) => {}
+        Err(Error::TensorTooLarge { .. }) => {}
         other => return Err(format!("there is room for dw: {:?}", other.map(|t| t.len())).into()),
     }
     let allocated = || {

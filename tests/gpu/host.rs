@@ -13,6 +13,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("host::no_adapter", Needs::Nothing, no_adapter);
     suite.test("host::adopts_devices", Needs::Nothing, adopts_devices);
     suite.test("host::reports", Needs::Nothing, reports);
+    suite.test("host::reports_what_is_lacking", Needs::Nothing, reports_what_is_lacking);
     suite.test("host::threads", Needs::NotGl, threads);
     suite.test("host::offsets", Needs::Nothing, offsets);
     suite.test("host::tensors_come_back", Needs::Nothing, |gpu| Ok(misuse::tensors_come_back(gpu)?));
@@ -44,19 +45,25 @@ fn environment_chooses(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// A name or backend that is not there: the message says how to get an adapter, the tests are skipped, or fail on demand.
-fn no_adapter(_: &Gpu) -> Outcome {
+/// A variable that leaves no adapter: the message says so, and what there is; the tests fail, since it is a mistake.
+fn no_adapter(gpu: &Gpu) -> Outcome {
     let elsewhere = if cfg!(windows) { "metal" } else { "dx12" };
-    for variable in [("WGPU_ADAPTER_NAME", "no such adapter"), ("WGPU_BACKEND", elsewhere)] {
-        let (output, passed) = again(&[variable, ("WEIGHTNORM_REQUIRE_GPU", "0")])?;
-        assert!(passed && output.contains("1 ignored"), "{output}");
-        for word in ["Debian", "Fedora", "macOS", "Windows", "WGPU_ADAPTER_NAME"] {
-            assert!(output.contains(word), "{word} in {output}");
+    let name = gpu.report().info.name;
+    for (variable, value, words) in [
+        ("WGPU_ADAPTER_NAME", "no such adapter", &["no adapter has that in its name. There are: ", name.as_str()][..]),
+        ("WGPU_BACKEND", elsewhere, &["this system cannot have that, only "]),
+        ("WGPU_BACKEND", "vulcan", &["there is no backend \"vulcan\", only vulkan, metal, dx12 and gl"]),
+    ] {
+        for require in ["0", "1"] {
+            let (output, passed) = again(&[(variable, value), ("WEIGHTNORM_REQUIRE_GPU", require)])?;
+            assert!(!passed && output.contains(&format!("{variable} is {value:?}: ")), "{output}");
+            assert!(words.iter().all(|word| output.contains(word)), "{output}");
+            assert!(!output.contains("Install") && !output.contains("0x0"), "{output}");
         }
-        assert!(variable.0 == "WGPU_BACKEND" || output.contains("no such adapter"), "{output}");
-        let (output, passed) = again(&[variable, ("WEIGHTNORM_REQUIRE_GPU", "1")])?;
-        assert!(!passed && output.contains("no GPU adapter found"), "{output}");
     }
+    // Empty ones count as unset.
+    let (output, passed) = again(&[("WGPU_BACKEND", ""), ("WGPU_ADAPTER_NAME", " ")])?;
+    assert!(passed && output.contains("1 passed"), "{output}");
     Ok(())
 }
 
@@ -99,6 +106,47 @@ fn reports(gpu: &Gpu) -> Outcome {
     assert_eq!(text.contains("immediates"), report.immediates);
     assert_eq!(report.limits, gpu.device().limits());
     assert!(text.contains(&format!("{} workgroups", report.limits.max_compute_workgroups_per_dimension)));
+    Ok(())
+}
+
+/// What a device of the caller's was made without is told, with what it costs; of one with all that is wanted, nothing.
+fn reports_what_is_lacking(gpu: &Gpu) -> Outcome {
+    assert!(gpu.report().lacks.is_empty(), "{}", gpu.report());
+    let (_instance, adapter) = adapter_of(gpu, wgpu::MemoryBudgetThresholds::default())?;
+    let lacks = |change: &dyn Fn(&mut wgpu::Features, &mut wgpu::Limits)| -> Result<Vec<String>, Failed> {
+        let (device, queue) = device(&adapter, change)?;
+        let report = Gpu::from_wgpu(device, queue, Options::default())?.report();
+        let text = report.to_string();
+        assert!(report.lacks.iter().all(|line| text.contains(&format!("lacks:      {line}"))), "{text}");
+        Ok(report.lacks)
+    };
+    // On GL the adapter is not looked for, and may have no more.
+    let on_gl = gpu.report().info.backend == wgpu::Backend::Gl;
+    let with_all = lacks(&|_, _| ())?;
+    assert!(with_all.iter().all(|line| on_gl && line.contains("if the adapter has it")), "{with_all:?}");
+    let wanted = Gpu::wanted(&adapter).features;
+    let names = [
+        ("SUBGROUP", wgpu::Features::SUBGROUP),
+        ("IMMEDIATES", wgpu::Features::IMMEDIATES),
+        ("TIMESTAMP_QUERY", wgpu::Features::TIMESTAMP_QUERY),
+        ("PIPELINE_CACHE", wgpu::Features::PIPELINE_CACHE),
+    ];
+    let with_none = lacks(&|features, limits| {
+        *features = wgpu::Features::empty();
+        limits.max_immediate_size = 0;
+    })?;
+    for (name, feature) in names {
+        let told = with_none.iter().any(|line| line.starts_with(name));
+        assert!(told == wanted.contains(feature) || (on_gl && told), "{name}: {with_none:?}");
+    }
+    let with_less = lacks(&|_, limits| {
+        limits.max_storage_buffer_binding_size = 1 << 20;
+        limits.max_compute_workgroups_per_dimension = 64;
+    })?;
+    for name in ["max_storage_buffer_binding_size", "max_compute_workgroups_per_dimension"] {
+        assert!(on_gl || with_less.iter().any(|line| line.starts_with(name)), "{with_less:?}");
+    }
+    assert!(on_gl || with_less.len() == 2, "{with_less:?}");
     Ok(())
 }
 

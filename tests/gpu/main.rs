@@ -25,6 +25,7 @@ mod normalize;
 mod norms;
 mod numbers;
 mod optimizer;
+mod owner;
 mod problem;
 mod profile;
 mod properties;
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
     backward::register(&mut suite);
     batch::register(&mut suite);
     cases::register(&mut suite);
+    owner::register(&mut suite);
     optimizer::register(&mut suite);
     norms::register(&mut suite);
     normalize::register(&mut suite);

@@ -201,14 +201,6 @@ fn pipeline_cache(shared: &Gpu) -> Result<Completion, Failed> {
     let bits = run(&cache)?;
     let full = cache.get_data().ok_or("no data of a used cache")?;
     assert!(run(&new_cache(Some(&full)))? == bits, "other results with a cache that has everything");
-
-    // A cache of another device is an error of every operator.
-    let (other, other_queue) =
-        crate::problem::device(&adapter, |features, _| *features |= wgpu::Features::PIPELINE_CACHE)?;
-    let gpu = Gpu::from_wgpu(other, other_queue, options(shared).pipeline_cache(cache))?;
-    let v = gpu.upload(&[1f32], &[1, 1])?;
-    let refused = gpu.row_norms(&v, Axis::Whole, Eps::None);
-    assert!(matches!(refused, Err(Error::Wgpu { .. })), "{refused:?}");
     Ok(Completion::Completed)
 }
 
