@@ -1,6 +1,7 @@
 //! Statistics over the batch. Shader: `batch.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
+use crate::contract::Range;
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS, Module};
 use crate::norms::{ENOUGH_GROUPS, windows};
@@ -59,7 +60,7 @@ pub enum Write {
 pub struct RunningMean<'a> {
     /// f32, `[features]`.
     pub mean: &'a Tensor,
-    /// The part of the new batch in it, as PyTorch means it (0.1 there).
+    /// The part of the new batch in it, from 0 to 1, as PyTorch means it (0.1 there).
     pub momentum: f32,
 }
 
@@ -141,8 +142,8 @@ impl Gpu {
     /// `bias`: f32, `[features]`. Returns t's shape and storage type. Only the running mean is needed afterwards.
     ///
     /// # Errors
-    /// [`Error::Shape`], also for an empty batch; [`Error::DType`], [`Error::OtherGpu`], [`Error::Usage`],
-    /// [`Error::Alias`], [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Shape`], also for an empty batch; [`Error::Number`] for a momentum that is not from 0 to 1;
+    /// [`Error::DType`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::Alias`], [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn mean_only_batch_norm(
         &self,
         t: &Tensor,
@@ -248,6 +249,7 @@ impl Recorder<'_, '_> {
         bias: &Tensor,
     ) -> Result<(), Error> {
         const OP: &str = "data_dependent_init";
+        eps.check()?;
         let (rows, _) = checked_matrix(OP, "x", x)?;
         expect_rows(OP, "x", x, rows)?;
         let &[features, _] = v.shape() else {
@@ -293,6 +295,7 @@ impl Recorder<'_, '_> {
         expect_rows(OP, "t", t, rows)?;
         expect_features(OP, "bias", bias, columns)?;
         expect_features(OP, "running", running.map(|r| r.mean), columns)?;
+        Range::Part.check(OP, "the momentum", running.map_or(0.0, |r| r.momentum.into()))?;
         expect_shape(OP, "y", y, t.shape())?;
         Arguments::new(OP)
             .input("t", t)

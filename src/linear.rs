@@ -124,7 +124,7 @@ impl Gpu {
     /// [`Gpu::linear`] with options.
     ///
     /// # Errors
-    /// As [`Gpu::linear`]; [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Gpu::linear`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
     pub fn linear_with<'a>(
         &self,
         x: &Tensor,
@@ -202,7 +202,7 @@ impl Recorder<'_, '_> {
     /// [`Recorder::linear_into`] with options.
     ///
     /// # Errors
-    /// As [`Recorder::linear_into`]; [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Recorder::linear_into`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
     pub fn linear_into_with<'a>(
         &mut self,
         x: &Tensor,
@@ -277,6 +277,7 @@ impl Recorder<'_, '_> {
         let v = weight.v();
         let shape = y_shape(x, v)?;
         expect_shape(OP, "y", y, &shape)?;
+        options.activation.check(OP)?;
         if let Some(weight) = weight.normalized() {
             weight.check(OP)?;
         }

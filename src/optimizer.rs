@@ -170,8 +170,8 @@ impl Gpu {
     /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
     ///
     /// # Errors
-    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Shape`] or
-    /// [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
+    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Number`] for a rate,
+    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`Error::Shape`] or [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
     /// [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::TooLarge`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn sgd_step(&self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
@@ -202,6 +202,7 @@ impl Recorder<'_, '_> {
     /// As [`Gpu::sgd_step`].
     pub fn sgd_step(&mut self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         const OP: &str = "sgd_step";
+        sgd.check(OP, step)?;
         let kind = match sgd {
             Sgd { momentum: 0.0, .. } => Kind::Sgd,
             Sgd { nesterov: true, .. } => Kind::Nesterov,
@@ -224,7 +225,7 @@ impl Recorder<'_, '_> {
         };
         let v = Parameter { value: weight.v, gradient: weight.dv, first: m_v, second: None };
         let g = weight.gain.map(|(value, gradient)| Parameter { value, gradient, first: m_g, second: None });
-        self.step(OP, step, &Step { v, g, project: weight.project, kind, params })
+        self.step(OP, &Step { v, g, project: weight.project, kind, params })
     }
 
     /// Records [`Gpu::adam_step`]. The dispatches are those of [`Recorder::sgd_step`].
@@ -233,6 +234,7 @@ impl Recorder<'_, '_> {
     /// As [`Gpu::adam_step`].
     pub fn adam_step(&mut self, weight: Trainable<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
         const OP: &str = "adam_step";
+        adam.check(OP, step)?;
         expect_state(OP, "the state of g", weight.gain.is_some(), state.g.as_ref())?;
         let (correction, root) = adam.corrections(step);
         let decay = |group: Group| match adam.decoupled {
@@ -253,11 +255,11 @@ impl Recorder<'_, '_> {
         let v = Parameter::new((weight.v, weight.dv), &state.v);
         let g = weight.gain.zip(state.g.as_ref()).map(|(gain, moments)| Parameter::new(gain, moments));
         let kind = if adam.decoupled { Kind::AdamW } else { Kind::Adam };
-        self.step(OP, step, &Step { v, g, project: weight.project, kind, params })
+        self.step(OP, &Step { v, g, project: weight.project, kind, params })
     }
 
-    fn step(&mut self, op: &'static str, number: u64, step: &Step<'_>) -> Result<(), Error> {
-        step.begin(op, number, self)?;
+    fn step(&mut self, op: &'static str, step: &Step<'_>) -> Result<(), Error> {
+        step.begin(op, self)?;
         let v = step.v.value;
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
@@ -359,10 +361,7 @@ impl<'a> Parameter<'a> {
 }
 
 impl Step<'_> {
-    fn begin(&self, op: &'static str, number: u64, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        if number == 0 {
-            return Err(Error::Step { op });
-        }
+    fn begin(&self, op: &'static str, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         if let Some((axis, eps)) = self.project {
             Layout::new(self.v.value.shape(), axis)?;
             eps.check()?;
