@@ -3,10 +3,11 @@
 // Joined behind quad32.wgsl or quad64.wgsl.
 
 @group(0) @binding(0) var<storage, read> v: array<Quad>; // quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> g: array<f32>; // one for each row
+@group(0) @binding(1) var<storage, read> g: array<u32>; // one for each row, words of GAIN_DTYPE
 @group(0) @binding(2) var<storage, read_write> w: array<Quad>; // quads of V_DTYPE
 
 override V_DTYPE: u32 = F32;
+override GAIN_DTYPE: u32 = F32;
 override IN_PLACE: bool = false; // v is w
 
 override QUAD: u32 = select(8u, 4u, V_DTYPE == F32) * PARTS; // elements

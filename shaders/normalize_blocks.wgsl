@@ -124,7 +124,7 @@ fn gains_of() -> OfRows {
     }
     for (var r = 0u; r < 8u; r += 1u) { // 8 iterations
         if r < ROWS {
-            gains[r / 4u][r % 4u] = g[first + r];
+            gains[r / 4u][r % 4u] = bitcast<f32>(g[first + r]);
         }
     }
     return gains;
@@ -139,7 +139,7 @@ fn gain_of(row: u32) -> f32 {
     if IN_QUADS {
         return bitcast<f32>(word_of(g_quads[at / (4u * PARTS)], at % (4u * PARTS)));
     }
-    return g[at];
+    return bitcast<f32>(g[at]);
 }
 
 fn put_norm(row: u32, norm: f32) {

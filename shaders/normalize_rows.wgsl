@@ -98,7 +98,8 @@ fn gain_of(row: u32) -> f32 {
     if p.has_gain == 0u {
         return 1.0;
     }
-    return g[extractBits(p.firsts, 16u, 8u) + row];
+    let at = extractBits(p.firsts, 16u, 8u) + row;
+    return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
 }
 
 fn squares_again(scale: f32) -> f32 {

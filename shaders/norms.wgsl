@@ -33,7 +33,7 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(1) var<storage, read> g: array<f32>; // (kept)
+@group(0) @binding(1) var<storage, read> g: array<u32>; // (kept), words of GAIN_DTYPE
 @group(0) @binding(2) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(3) var<storage, read_write> norms: array<f32>; // (kept) or (kept, 2), see OUT_ above
 @group(0) @binding(4) var<storage, read_write> norms_too: array<f32>; // (kept)
@@ -41,6 +41,7 @@ var<immediate> p: Params;
 
 override V_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
+override GAIN_DTYPE: u32 = F32;
 override DOT: bool = false;
 override OWN_NORMS: bool = false; // DOT and DIRECT only
 override OUT: u32 = OUT_NORMS;
@@ -57,6 +58,11 @@ override RUN: u32 = 64u;
 const OUT_NORMS = 0u;
 const OUT_SCALES = 1u;
 const OUT_WIDE = 2u;
+
+fn gain_of(j: u32) -> f32 {
+    let at = extractBits(p.firsts, 8u, 8u) + j;
+    return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
+}
 
 fn write_norm(j: u32, norm: Wide) {
     if p.has_norms_too != 0u {
@@ -75,7 +81,7 @@ fn write_norm(j: u32, norm: Wide) {
     }
     var gain = 1.0;
     if p.has_gain != 0u {
-        gain = g[extractBits(p.firsts, 8u, 8u) + j];
+        gain = gain_of(j);
     }
     let scale = scale_of(quotient(wide(gain), norm));
     norms[at] = scale.t;
@@ -90,7 +96,7 @@ fn write_plain_norms(j: u32, last: u32, sum: vec4<f32>) -> bool {
     if OUT == OUT_SCALES {
         if p.has_gain != 0u {
             for (var k = 0u; k < GROUP; k += 1u) { // GROUP iterations
-                scale[k] = g[extractBits(p.firsts, 8u, 8u) + min(j + k, last)];
+                scale[k] = gain_of(min(j + k, last));
             }
         }
         scale /= norm;
@@ -140,7 +146,7 @@ fn finish(j: u32, sum: Wide, squares: Wide) {
     }
     var gain = 1.0;
     if p.has_gain != 0u {
-        gain = g[extractBits(p.firsts, 8u, 8u) + j];
+        gain = gain_of(j);
     }
     // Where the clamp is active, or n = 0 under EPS_AFTER, n̂ does not depend on v.
     let size = magnitude(n);

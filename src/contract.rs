@@ -1,5 +1,5 @@
 //! What an operator computes: the kept axis, the eps policy, the activation, the storage type.
-use crate::Error;
+use crate::{Error, Tensor};
 
 /// The axis of `v` that keeps one norm per index; the norm runs over all others.
 ///
@@ -171,6 +171,11 @@ impl DType {
             DType::Bf16 => 2,
         }
     }
+}
+
+/// The storage type of a gain or a bias as a constant of the kernel that reads it, where that is not f32.
+pub(crate) fn stored_as(name: &'static str, tensor: Option<&Tensor>) -> Option<(&'static str, u32)> {
+    tensor.map(Tensor::dtype).filter(|&dtype| dtype != DType::F32).map(|dtype| (name, dtype.code()))
 }
 
 /// A Rust type that is a [`DType`].

@@ -139,7 +139,7 @@ struct Inner {
     pipelines: Pipelines,
     choices: Choices,
     roof: OnceLock<Roof>,
-    scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
     nothing_written: wgpu::Buffer,
@@ -173,6 +173,7 @@ pub(crate) enum Scratch {
     Scales,
     Norms,
     Factors,
+    Vectors,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.

@@ -21,6 +21,7 @@ mod tensor;
 mod train;
 mod trusted;
 mod tune;
+mod vectors;
 mod walk;
 
 pub use batch::{RunningMean, Write};

@@ -1,7 +1,7 @@
 //! Optimizer steps on a direction and a gain together. Shader: `optimizer.wgsl`.
 use bytemuck::{Pod, Zeroable};
 
-use crate::contract::Layout;
+use crate::contract::{Layout, stored_as};
 use crate::kernel::{self, Constants, Kernel, Module};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
@@ -57,7 +57,7 @@ impl<'a> Trainable<'a> {
         Trainable { v, dv, gain: None, project: None }
     }
 
-    /// A gain and its gradient: f32, with as many elements as each other.
+    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each other.
     pub fn gain(self, g: &'a Tensor, dg: &'a Tensor) -> Self {
         Trainable { gain: Some((g, dg)), ..self }
     }
@@ -166,7 +166,7 @@ impl Gpu {
 
     /// One step of stochastic gradient descent in place, on v and g together; the formulas stand at [`Sgd`].
     ///
-    /// v: f32, f16 or bf16, everything else in f32, dv in f32 or v's storage type. `step` counts from 1. The state is
+    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` counts from 1. The state is
     /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Gpu {
 
     /// One step of Adam or AdamW in place, on v and g together; the formulas stand at [`Adam`].
     ///
-    /// v: f32, f16 or bf16, everything else in f32, dv in f32 or v's storage type. `step` is t, which counts from 1.
+    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` is t, which counts from 1.
     /// Reference: `torch.optim.Adam` and `torch.optim.AdamW`. A d below 1e-19 counts as zero in s, and one beyond 1e19
     /// as infinite, which leaves θ where it is.
     ///
@@ -284,6 +284,9 @@ impl Recorder<'_, '_> {
         let v_dtype = v.value.dtype();
         let mut constants: Constants =
             vec![("KIND", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
+        constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
+        constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
+        let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());
         // What one task is: an element of v, or a row.
         let quads = rows.is_none() && step.in_quads();
         let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
@@ -309,7 +312,8 @@ impl Recorder<'_, '_> {
         let v_step = (in_binding / length).min(groups * v_in_group).min(self.work_capacity(length));
         // Windows meet at whole quads.
         let v_step = if rows.is_none() { v_step / 8 * 8 } else { v_step };
-        let g_step = in_binding.min(groups * WORDS).min(self.work_capacity(1));
+        // And at whole words.
+        let g_step = (in_binding.min(groups * g_in_group).min(self.work_capacity(1)) / 2 * 2).max(2);
         let mut v_windows = windows(v.value.len() as u64 / length, v_step);
         let mut g_windows = windows(g.map_or(0, |g| g.value.len() as u64), g_step);
         loop {
@@ -335,7 +339,7 @@ impl Recorder<'_, '_> {
                     more_firsts: g_firsts,
                     ..params
                 },
-                groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(WORDS),
+                groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(g_in_group),
                 work: v_count * length + g_count,
             })?;
         }
@@ -375,12 +379,16 @@ impl Step<'_> {
         let mut like = vec![(v, "m of v", self.v.first), (v, "s of v", self.v.second)];
         if let Some(Parameter { value: g, gradient: dg, first, second }) = self.g {
             arguments = arguments.input("dg", dg).output_onto(true, "g", g);
-            expect_dtype(op, "g", g, DType::F32)?;
+            if dg.dtype() != DType::F32 {
+                expect_dtype(op, "dg", dg, g.dtype())?;
+            }
             like.extend([(g, "dg", Some(dg)), (g, "m of g", first), (g, "s of g", second)]);
         }
         for (parameter, arg, tensor) in like {
             let Some(tensor) = tensor else { continue };
-            expect_dtype(op, arg, tensor, DType::F32)?;
+            if arg != "dg" {
+                expect_dtype(op, arg, tensor, DType::F32)?;
+            }
             if tensor.len() != parameter.len() {
                 let expected = format!("{:?}, or as many elements", parameter.shape());
                 return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });

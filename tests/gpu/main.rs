@@ -15,6 +15,7 @@ mod coop;
 mod data;
 mod device;
 mod errors;
+mod gains;
 mod golden;
 mod host;
 mod limits;
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
     norms::register(&mut suite);
     normalize::register(&mut suite);
     linear::register(&mut suite);
+    gains::register(&mut suite);
     coop::register(&mut suite);
     numbers::register(&mut suite);
     properties::register(&mut suite);
