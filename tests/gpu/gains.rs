@@ -228,8 +228,8 @@ fn layers() -> Vec<Layer> {
     for (batch, outs, ins) in [(1, 37, 65), (3, 64, 64), (33, 65, 49), (130, 33, 31)] {
         for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
             let seed = cases.len();
-            // Compiling is what takes time.
-            let (dtype, gain, bias) = (DTYPES[seed / 4], HALVES[seed % 2], HALVES[(seed + 1) % 2]);
+            // Compiling is what takes time: the storage types of x and v are left to other tests.
+            let (dtype, gain, bias) = (DType::F32, HALVES[seed % 2], HALVES[(seed + 1) % 2]);
             cases.push(Layer { batch, outs, ins, axis, dtype, gain, bias, seed });
         }
     }
