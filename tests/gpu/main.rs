@@ -15,6 +15,7 @@ mod coop;
 mod data;
 mod device;
 mod errors;
+mod gain_sets;
 mod gains;
 mod golden;
 mod host;
