@@ -2,6 +2,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::choose::{self, ColumnQuads};
+use crate::contract::{Range, stored_as};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS};
 use crate::norms::{ENOUGH_GROUPS, windows};
@@ -64,7 +65,7 @@ pub enum Write {
 pub struct RunningMean<'a> {
     /// f32, `[features]`.
     pub mean: &'a Tensor,
-    /// The part of the new batch in it, as PyTorch means it (0.1 there).
+    /// The part of the new batch in it, from 0 to 1, as PyTorch means it (0.1 there).
     pub momentum: f32,
 }
 
@@ -104,7 +105,7 @@ struct Job<'a> {
 pub(crate) struct Factors<'a> {
     /// n̂, but n under [`Eps::After`].
     pub norms: View<'a>,
-    pub g: Option<View<'a>>,
+    pub g: Option<&'a Tensor>,
     pub eps: Eps,
     /// Four f32 a norm: `write_factors` of `batch.wgsl`.
     pub out: View<'a>,
@@ -143,11 +144,11 @@ impl Gpu {
     /// ```
     ///
     /// `t`: `[.., features]`, at least one row, any storage type: the product x·w without a bias, which would vanish.
-    /// `bias`: f32, `[features]`. Returns t's shape and storage type. Only the running mean is needed afterwards.
+    /// `bias`: any storage type, `[features]`. Returns t's shape and storage type. Only the running mean is needed afterwards.
     ///
     /// # Errors
-    /// [`Error::Shape`], also for an empty batch; [`Error::DType`], [`Error::OtherGpu`], [`Error::Usage`],
-    /// [`Error::Alias`], [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Shape`], also for an empty batch; [`Error::Number`] for a momentum that is not from 0 to 1;
+    /// [`Error::DType`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::Alias`], [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn mean_only_batch_norm(
         &self,
         t: &Tensor,
@@ -237,10 +238,11 @@ impl Recorder<'_, '_> {
         })
     }
 
-    /// Records [`Gpu::data_dependent_init`] into `g` and `bias`: f32, `[out_features]`. t lies in scratch memory.
+    /// Records [`Gpu::data_dependent_init`] into `g` and `bias`: any storage type, `[out_features]`. t lies in scratch
+    /// memory.
     ///
-    /// The dispatches of [`Recorder::linear_into`] with kept axis 0, and one more up to a batch of 128, two beyond; more
-    /// past the limits of a binding or a dispatch.
+    /// The dispatches of [`Recorder::linear_into`] with kept axis 0, and one more up to a batch of 128, two beyond; one more
+    /// for each of g and bias that is not f32; more past the limits of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::data_dependent_init`]; [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
@@ -253,6 +255,7 @@ impl Recorder<'_, '_> {
         bias: &Tensor,
     ) -> Result<(), Error> {
         const OP: &str = "data_dependent_init";
+        eps.check()?;
         let (rows, _) = checked_matrix(OP, "x", x)?;
         expect_rows(OP, "x", x, rows)?;
         let &[features, _] = v.shape() else {
@@ -273,16 +276,19 @@ impl Recorder<'_, '_> {
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
         self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
-        self.statistics(&Job {
-            first: Some(View::of(g)),
-            second: Some(View::of(bias)),
-            ..Job::new(View::of(&t), DType::F32, rows, features as u64, End::Scales)
+        self.in_f32((false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
+            ops.statistics(&Job {
+                first: g.map(View::of),
+                second: bias.map(View::of),
+                ..Job::new(View::of(&t), DType::F32, rows, features as u64, End::Scales)
+            })
         })
     }
 
     /// Records [`Gpu::mean_only_batch_norm`] into `y`: t's shape, any storage type.
     ///
-    /// Two dispatches up to a batch of 128, three beyond; more past the limits of a binding or a dispatch.
+    /// Two dispatches up to a batch of 128, three beyond; one more for a bias that is not f32; more past the limits of a
+    /// binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::mean_only_batch_norm`]; [`Error::Overlap`].
@@ -297,7 +303,8 @@ impl Recorder<'_, '_> {
         let (rows, columns) = checked_matrix(OP, "t", t)?;
         expect_rows(OP, "t", t, rows)?;
         expect_features(OP, "bias", bias, columns)?;
-        expect_features(OP, "running", running.map(|r| r.mean), columns)?;
+        running.map_or(Ok(()), |r| expect_running(OP, r.mean, columns))?;
+        Range::Part.check(OP, "the momentum", running.map_or(0.0, |r| r.momentum.into()))?;
         expect_shape(OP, "y", y, t.shape())?;
         Arguments::new(OP)
             .input("t", t)
@@ -313,12 +320,12 @@ impl Recorder<'_, '_> {
             means: Some(means.clone()),
             ..Job::new(View::of(t), t.dtype(), rows, columns, End::Means)
         })?;
-        self.subtract_means(t, &means, bias, y)
+        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &means, bias, y))
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
     ///
-    /// One dispatch; more past the limits of a binding or a dispatch.
+    /// One dispatch, two for a bias that is not f32; more past the limits of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::mean_only_batch_norm`].
@@ -332,7 +339,7 @@ impl Recorder<'_, '_> {
         const OP: &str = "mean_only_batch_norm_eval";
         let (_, columns) = checked_matrix(OP, "t", t)?;
         expect_features(OP, "bias", bias, columns)?;
-        expect_features(OP, "running", Some(running), columns)?;
+        expect_running(OP, running, columns)?;
         expect_shape(OP, "y", y, t.shape())?;
         Arguments::new(OP)
             .input("t", t)
@@ -341,13 +348,14 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(t.len() as u64)
             .begin(self)?;
-        self.subtract_means(t, &View::of(running), bias, y)
+        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &View::of(running), bias, y))
     }
 
-    /// Records [`Gpu::mean_only_batch_norm_backward`] into `dt`, of dy's shape and any storage type, and `dbias`, which
-    /// `write` replaces or adds to.
+    /// Records [`Gpu::mean_only_batch_norm_backward`] into `dt`, of dy's shape and any storage type, and `dbias`, of any
+    /// storage type, which `write` replaces or adds to.
     ///
-    /// Two dispatches up to a batch of 128, three beyond; more past the limits of a binding or a dispatch.
+    /// Two dispatches up to a batch of 128, three beyond; one more for a dbias that is not f32, two with [`Write::Add`]; more
+    /// past the limits of a binding or a dispatch.
     ///
     /// # Errors
     /// As [`Gpu::mean_only_batch_norm_backward`]; [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
@@ -369,11 +377,13 @@ impl Recorder<'_, '_> {
             .operations(2 * dy.len() as u64)
             .begin(self)?;
         let means = self.means(columns)?;
-        self.statistics(&Job {
-            first: dbias.map(View::of),
-            means: Some(means.clone()),
-            write,
-            ..Job::new(View::of(dy), dy.dtype(), rows, columns, End::Means)
+        self.in_f32((write == Write::Add, true), [dbias], |ops, [dbias]| {
+            ops.statistics(&Job {
+                first: dbias.map(View::of),
+                means: Some(means.clone()),
+                write,
+                ..Job::new(View::of(dy), dy.dtype(), rows, columns, End::Means)
+            })
         })?;
         self.subtract_means(dy, &means, None, dt)
     }
@@ -450,7 +460,8 @@ impl Recorder<'_, '_> {
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
         let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
         let traits = gpu.traits();
-        let ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
+        let mut ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
+        ends.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
         let mut constants = ends.clone();
         let module = match &plan.quads {
             Some(quads) => {
@@ -472,7 +483,7 @@ impl Recorder<'_, '_> {
                 None => bind(&job.means, &gpu, j, count),
             };
             let factors = job.factors.as_ref();
-            let (g, g_at) = bind(&factors.and_then(|f| f.g.clone()), &gpu, j, count);
+            let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), &gpu, j, count);
             let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), &gpu, j, count);
             let (part, _) = parts.bind(&gpu, 0, if direct { 0 } else { plan.splits * count });
             let params = Params {
@@ -567,10 +578,15 @@ fn expect_rows(op: &'static str, arg: &'static str, tensor: &Tensor, rows: u64) 
     Ok(())
 }
 
-/// Checks one f32 per feature.
+/// A running mean is f32, one for each feature.
+fn expect_running(op: &'static str, tensor: &Tensor, features: u64) -> Result<(), Error> {
+    expect_dtype(op, "running", tensor, DType::F32)?;
+    expect_features(op, "running", Some(tensor), features)
+}
+
+/// Checks one element per feature, of any storage type.
 fn expect_features(op: &'static str, arg: &'static str, tensor: Option<&Tensor>, features: u64) -> Result<(), Error> {
     let Some(tensor) = tensor else { return Ok(()) };
-    expect_dtype(op, arg, tensor, DType::F32)?;
     expect_shape(op, arg, tensor, &[features as usize])
 }
 

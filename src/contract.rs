@@ -1,5 +1,5 @@
 //! What an operator computes: the kept axis, the eps policy, the activation, the storage type.
-use crate::Error;
+use crate::{Error, Tensor};
 
 /// The axis of `v` that keeps one norm per index; the norm runs over all others.
 ///
@@ -72,6 +72,29 @@ impl Eps {
     }
 }
 
+/// What a number that the caller gives has to be. Kernels compute in f32, so it has to be finite there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Range {
+    Finite,
+    NotNegative,
+    /// 0 ≤ a < 1
+    BelowOne,
+    /// 0 ≤ a ≤ 1
+    Part,
+}
+
+impl Range {
+    pub fn check(self, op: &'static str, what: &'static str, got: f64) -> Result<(), Error> {
+        let (fits, expected) = match self {
+            Range::Finite => (true, "a finite f32"),
+            Range::NotNegative => (got >= 0.0, "a finite f32, 0 or more"),
+            Range::BelowOne => ((0.0..1.0).contains(&got), "a number from 0 to below 1"),
+            Range::Part => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
+        };
+        if fits && (got as f32).is_finite() { Ok(()) } else { Err(Error::Number { op, what, got, expected }) }
+    }
+}
+
 /// An activation in the epilogue of the forward product, for inference. NaN passes through every one.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Activation {
@@ -80,7 +103,7 @@ pub enum Activation {
     None,
     /// max(y, 0)
     Relu,
-    /// y where y ≥ 0, else slope · y
+    /// y where y ≥ 0, else slope · y. The slope is finite.
     LeakyRelu(f32),
     /// y/2 · (1 + tanh(√(2/π) · (y + 0.044715 y³))), GELU's tanh form
     Gelu,
@@ -108,6 +131,10 @@ impl Activation {
             Activation::LeakyRelu(slope) => slope,
             _ => 0.0,
         }
+    }
+
+    pub(crate) fn check(self, op: &'static str) -> Result<(), Error> {
+        Range::Finite.check(op, "the slope of leaky ReLU", self.slope().into())
     }
 }
 
@@ -144,6 +171,11 @@ impl DType {
             DType::Bf16 => 2,
         }
     }
+}
+
+/// The storage type of a gain or a bias as a constant of the kernel that reads it, where that is not f32.
+pub(crate) fn stored_as(name: &'static str, tensor: Option<&Tensor>) -> Option<(&'static str, u32)> {
+    tensor.map(Tensor::dtype).filter(|&dtype| dtype != DType::F32).map(|dtype| (name, dtype.code()))
 }
 
 /// A Rust type that is a [`DType`]: `f32`, [`half::f16`] and [`half::bf16`].

@@ -133,7 +133,7 @@ pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f6
 ///
 /// # Errors
 /// [`Error::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
-/// [`Error::Length`]; [`Error::TensorTooLarge`], also for y.
+/// [`Error::Length`]; [`Error::TensorTooLarge`], also for y; [`Error::Number`] for a slope that is not finite.
 pub fn linear(
     x: &[f64],
     x_shape: &[usize],
@@ -145,6 +145,7 @@ pub fn linear(
     let op = "linear";
     let (batch, [out_features, in_features]) = check_product(op, x, x_shape, "w", w, w_shape)?;
     check_features(op, "bias", bias, out_features)?;
+    activation.check(op)?;
 
     let mut y = Vec::with_capacity(batch * out_features);
     for b in 0..batch {

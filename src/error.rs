@@ -79,6 +79,18 @@ pub enum Error {
         /// The value given.
         eps: f32,
     },
+    /// A number that the caller gives, or one that an operator makes of it, is NaN, infinite in f32 or out of its range.
+    #[error("{op}: {what} is {got:?}, expected {expected}")]
+    Number {
+        /// The operator.
+        op: &'static str,
+        /// What the number is.
+        what: &'static str,
+        /// The number.
+        got: f64,
+        /// What would fit.
+        expected: &'static str,
+    },
     /// An argument that may be left out is needed here.
     #[error("{op}: {arg} is missing{}", where_it_comes_from(arg))]
     Missing {

@@ -38,7 +38,7 @@ struct Inner {
     pipelines: Pipelines,
     choices: Choices,
     roof: OnceLock<Roof>,
-    scratch: Mutex<[Option<wgpu::Buffer>; 4]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
     nothing_read: wgpu::Buffer,
     nothing_written: wgpu::Buffer,
@@ -351,7 +351,7 @@ impl Gpu {
         &self.inner.scopes
     }
 
-    pub(crate) fn scratch_cells(&self) -> &Mutex<[Option<wgpu::Buffer>; 4]> {
+    pub(crate) fn scratch_cells(&self) -> &Mutex<[Option<wgpu::Buffer>; 5]> {
         &self.inner.scratch
     }
 

@@ -7,7 +7,7 @@ use crate::kernel::{self, Constants, Kernel};
 use crate::linear::{LinearEnd, Norm};
 use crate::norms::{Dot, Form, Job};
 use crate::product::{Bound, End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
-use crate::record::{Arguments, View, expect_dtype, expect_per_norm, expect_shape};
+use crate::record::{Arguments, View, expect_dtype, expect_gain, expect_shape};
 use crate::{Axis, DType, Eps, Error, Gpu, LinearOptions, Recorder, Tensor, Tile, Weight, WeightNorm, Write};
 
 /// Which gradients of a linear layer are wanted, and where. `Gradients::default()` wants none.
@@ -18,9 +18,9 @@ pub struct Gradients<'a> {
     pub dx: Option<&'a Tensor>,
     /// Of v, or of an ordinary weight: shaped as it, any storage type.
     pub dv: Option<&'a Tensor>,
-    /// Of g: f32, shaped as the norms or flat.
+    /// Of g: any storage type, shaped as the norms or flat.
     pub dg: Option<&'a Tensor>,
-    /// Of the bias: f32, `[out_features]`.
+    /// Of the bias: any storage type, `[out_features]`.
     pub dbias: Option<&'a Tensor>,
     /// Whether dv, dg and dbias are replaced or added to (micro-batches). dx is replaced.
     pub write: Write,
@@ -194,11 +194,12 @@ impl Gpu {
 }
 
 impl Recorder<'_, '_> {
-    /// Records [`Gpu::normalize_backward`] into `dv`, v's shape and any storage type, and `dg`, f32 in the norms' shape or
-    /// flat, each if wanted. With known norms ([`WeightNorm::norms`]) they are not computed, but under [`Eps::After`].
+    /// Records [`Gpu::normalize_backward`] into `dv`, v's shape and any storage type, and `dg`, any storage type, in the norms'
+    /// shape or flat, each if wanted. With known norms ([`WeightNorm::norms`]) they are not computed, but under [`Eps::After`].
     ///
     /// The dispatches of [`Recorder::row_norms_into`] for the dot products, one for dv. Norms that are not known are summed up
-    /// beside the dot products of contiguous rows that are not split over workgroups; else they take dispatches of their own.
+    /// beside the dot products of contiguous rows that are not split over workgroups; else they take dispatches of their own. A dg
+    /// that is not f32 takes one more, two with [`Write::Add`].
     ///
     /// # Errors
     /// As [`Gpu::normalize_backward`]; [`Error::Alias`], [`Error::Overlap`].
@@ -218,7 +219,7 @@ impl Recorder<'_, '_> {
             expect_shape(OP, "dv", dv, shape)?;
         }
         if let Some(dg) = dg {
-            expect_per_norm(OP, "dg", dg, &norms_shape(shape, weight.axis))?;
+            expect_gain(OP, "dg", dg, &norms_shape(shape, weight.axis))?;
         }
         Arguments::new(OP)
             .input("dw", dw)
@@ -232,7 +233,19 @@ impl Recorder<'_, '_> {
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
-        let kept = Layout::new(shape, weight.axis)?.wide().kept;
+        self.in_f32((write == Write::Add, true), [dg], |ops, [dg]| ops.gradients_of_weight(dw, weight, dv, dg, write))
+    }
+
+    /// The gradients of checked arguments; dg is f32.
+    fn gradients_of_weight(
+        &mut self,
+        dw: &Tensor,
+        weight: WeightNorm<'_>,
+        dv: Option<&Tensor>,
+        dg: Option<&Tensor>,
+        write: Write,
+    ) -> Result<(), Error> {
+        let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
         let out = View::scratch(self.gpu().scratch(Scratch::Scales, kept * 16)?, 4);
         let job = |known| Job {
             v: weight.v,
@@ -300,7 +313,8 @@ impl Recorder<'_, '_> {
     /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
     /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
     /// whose sums are formed in pieces, as in [`Recorder::linear_into`], takes two, windows past the limit of a binding or a
-    /// dispatch one more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides.
+    /// dispatch one more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides. A dg or
+    /// dbias that is not f32 takes one more, two with [`Write::Add`].
     ///
     /// # Errors
     /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],
@@ -315,6 +329,21 @@ impl Recorder<'_, '_> {
     ) -> Result<(), Error> {
         let weight = weight.into();
         self.check_backward(x, weight, dy, u, gradients)?;
+        let &Gradients { dg, dbias, write, .. } = gradients;
+        self.in_f32((write == Write::Add, true), [dg, dbias], |ops, [dg, dbias]| {
+            ops.gradients(x, weight, dy, u, &Gradients { dg, dbias, ..*gradients })
+        })
+    }
+
+    /// The gradients of checked arguments; dg and dbias are f32.
+    fn gradients(
+        &mut self,
+        x: &Tensor,
+        weight: Weight<'_>,
+        dy: &Tensor,
+        u: Option<&Tensor>,
+        gradients: &Gradients<'_>,
+    ) -> Result<(), Error> {
         let sizes = Sizes::new(x, weight.v());
         let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
         let Some(norm) = weight.normalized() else {
@@ -334,7 +363,7 @@ impl Recorder<'_, '_> {
         let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
         let factors = self.gpu().scratch(Scratch::Factors, kept * 16)?;
-        let (norms, g, eps) = (known.clone(), norm.g.map(View::of), norm.eps);
+        let (norms, g, eps) = (known.clone(), norm.g, norm.eps);
         // The products want the factors of each norm, which the reductions over the batch make of dg.
         let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
         let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
@@ -406,11 +435,8 @@ impl Recorder<'_, '_> {
                 expect_shape(OP, arg, tensor, shape)?;
             }
         }
-        if let Some(dbias) = dbias {
-            expect_dtype(OP, "dbias", dbias, DType::F32)?;
-        }
         match (dg, normalized) {
-            (Some(dg), Some(w)) => expect_per_norm(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
+            (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
             (Some(dg), None) => {
                 let expected = "none: an ordinary weight has no gain".to_owned();
                 return Err(Error::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected });

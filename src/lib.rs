@@ -29,6 +29,7 @@ mod tensor;
 mod train;
 mod trusted;
 mod tune;
+mod vectors;
 
 pub use batch::{RunningMean, Write};
 pub use contract::{Activation, Axis, DType, Element, Eps};

@@ -1,5 +1,5 @@
 //! The weight-normalized matrix product. Shader: `linear.wgsl`.
-use crate::contract::norms_shape;
+use crate::contract::{norms_shape, stored_as};
 use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{Form, Job};
 use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
@@ -101,7 +101,7 @@ impl Gpu {
     /// ```
     ///
     /// `x`: `[.., in_features]`. `weight`: `[out_features, in_features]`, a [`WeightNorm`] of kept axis 0 (out), 1 (in)
-    /// or the whole tensor, or a [`Tensor`] w. `bias`: f32, `[out_features]`. Returns `[.., out_features]` in x's
+    /// or the whole tensor, or a [`Tensor`] w. `bias`: any storage type, `[out_features]`. Returns `[.., out_features]` in x's
     /// storage type; x, the weight and y may differ in it.
     ///
     /// For kept axis 0 the norms are summed up inside the product: w is never stored, v read no more often than by the
@@ -124,7 +124,7 @@ impl Gpu {
     /// [`Gpu::linear`] with options.
     ///
     /// # Errors
-    /// As [`Gpu::linear`]; [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Gpu::linear`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
     pub fn linear_with<'a>(
         &self,
         x: &Tensor,
@@ -202,7 +202,7 @@ impl Recorder<'_, '_> {
     /// [`Recorder::linear_into`] with options.
     ///
     /// # Errors
-    /// As [`Recorder::linear_into`]; [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Recorder::linear_into`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
     pub fn linear_into_with<'a>(
         &mut self,
         x: &Tensor,
@@ -277,11 +277,11 @@ impl Recorder<'_, '_> {
         let v = weight.v();
         let shape = y_shape(x, v)?;
         expect_shape(OP, "y", y, &shape)?;
+        options.activation.check(OP)?;
         if let Some(weight) = weight.normalized() {
             weight.check(OP)?;
         }
         if let Some(bias) = bias {
-            expect_dtype(OP, "bias", bias, DType::F32)?;
             expect_shape(OP, "bias", bias, &v.shape()[..1])?;
         }
         let normalized = weight.normalized();
@@ -372,6 +372,7 @@ impl<'a> End<'a> for LinearEnd<'a> {
             ("WRITE_NORMS", norms_out.is_some().into()),
             ("WRITE_U", self.u.is_some().into()),
         ]);
+        constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
         let g = match self.norm {
             Norm::Whole => bind(gpu, self.g, 0, 1),
             _ => columns(self.g),

@@ -9,6 +9,7 @@ pub(crate) enum Scratch {
     Scales,
     Norms,
     Factors,
+    Vectors,
 }
 
 impl Gpu {

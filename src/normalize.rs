@@ -2,11 +2,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::choose::{self, HeldRows, Pieces};
-use crate::contract::{Layout, norms_shape};
+use crate::contract::{Layout, norms_shape, stored_as};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{Form, Job, windows};
-use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, expect_shape, firsts};
+use crate::record::{Arguments, Dispatch, View, bind, expect_gain, expect_per_norm, expect_shape, firsts};
 use crate::source::Module;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
@@ -73,8 +73,8 @@ pub struct WeightNorm<'a> {
 }
 
 impl<'a> WeightNorm<'a> {
-    /// Kept axis 0, eps policy clamp 1e-12. `g`: f32, one for each index of the kept axis, flat or with ones as in
-    /// PyTorch.
+    /// Kept axis 0, eps policy clamp 1e-12. `g`: any storage type, one for each index of the kept axis, flat or
+    /// with ones as in PyTorch.
     pub fn new(v: &'a Tensor, g: &'a Tensor) -> Self {
         WeightNorm { g: Some(g), ..WeightNorm::unit(v) }
     }
@@ -114,12 +114,8 @@ impl<'a> WeightNorm<'a> {
         Layout::new(self.v.shape(), self.axis)?;
         self.eps.check()?;
         let shape = norms_shape(self.v.shape(), self.axis);
-        for (arg, tensor) in [("g", self.g), ("norms", self.norms)] {
-            if let Some(tensor) = tensor {
-                expect_per_norm(op, arg, tensor, &shape)?;
-            }
-        }
-        Ok(())
+        self.g.map_or(Ok(()), |g| expect_gain(op, "g", g, &shape))?;
+        self.norms.map_or(Ok(()), |norms| expect_per_norm(op, "norms", norms, &shape))
     }
 }
 
@@ -214,9 +210,9 @@ impl Recorder<'_, '_> {
         self.rescale(None, weight.v, Some((&scales, weight.axis)))
     }
 
-    /// Records [`Gpu::split`] into `v`, of w's shape, and `g`, f32 in the norms' shape or flat.
+    /// Records [`Gpu::split`] into `v`, of w's shape and storage type, and `g`, any storage type, in the norms' shape or flat.
     ///
-    /// One dispatch more than [`Recorder::row_norms_into`].
+    /// One dispatch more than [`Recorder::row_norms_into`], two where g is not f32.
     ///
     /// # Errors
     /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
@@ -226,10 +222,12 @@ impl Recorder<'_, '_> {
         eps.check()?;
         expect_shape(OP, "v", v, w.shape())?;
         crate::record::expect_dtype(OP, "v", v, w.dtype())?;
-        expect_per_norm(OP, "g", g, &norms_shape(w.shape(), axis))?;
+        expect_gain(OP, "g", g, &norms_shape(w.shape(), axis))?;
         Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
-        self.nested(|ops| ops.row_norms_into(w, axis, eps, g))?;
-        self.rescale(Some(w), v, None)
+        self.in_f32((false, true), [Some(g)], |ops, [norms]| {
+            ops.nested(|ops| ops.row_norms_into(w, axis, eps, norms.unwrap_or(g)))
+        })?;
+        self.copy(w, v)
     }
 
     /// The norms of a weight in scratch memory, as scales or wide numbers. The weight is checked.
@@ -272,7 +270,7 @@ impl Recorder<'_, '_> {
         if step == 0 {
             return Ok(false);
         }
-        let constants: Constants = vec![
+        let mut constants: Constants = vec![
             ("V_DTYPE", w.dtype().code()),
             ("THREADS", threads as u32),
             ("LANES", lanes as u32),
@@ -281,6 +279,7 @@ impl Recorder<'_, '_> {
             ("WHOLE", (quads == lanes * held).into()),
             ("IN_PLACE", v.is_none().into()),
         ];
+        constants.extend(stored_as("GAIN_DTYPE", weight.g));
         for (row, count) in windows(kept, step) {
             let (v_span, v_first) = bind(&gpu, v, row * inner, count * inner);
             let (w_span, w_first) = bind(&gpu, Some(w), row * inner, count * inner);
@@ -303,6 +302,11 @@ impl Recorder<'_, '_> {
             })?;
         }
         Ok(true)
+    }
+
+    /// `to` = `from`, rounded to its storage type.
+    pub(crate) fn copy(&mut self, from: &Tensor, to: &Tensor) -> Result<(), Error> {
+        self.rescale(Some(from), to, None)
     }
 
     /// w by the scale of each norm, or a copy. Without v it is w.

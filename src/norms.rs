@@ -2,7 +2,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::choose::{self, ColumnQuads};
-use crate::contract::{Layout, norms_shape};
+use crate::contract::{Layout, norms_shape, stored_as};
 use crate::gpu::Scratch;
 use crate::kernel::{self, Constants, MAX_ITERATIONS};
 use crate::product::Bound;
@@ -170,6 +170,7 @@ impl Recorder<'_, '_> {
         let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
+        constants.extend(stored_as("GAIN_DTYPE", job.gain));
         constants.push(("RUN", gpu.traits().run(lanes) as u32));
         if direct {
             constants.push(("OUT", job.form as u32));
@@ -286,8 +287,9 @@ impl Recorder<'_, '_> {
         // As many as can add up all of them, plainly and then with exponents.
         let least = each.div_ceil(MAX_ITERATIONS / 2).next_power_of_two();
         let lanes = gpu.traits().lanes(j_count, each).max(least);
-        let constants: Constants =
+        let mut constants: Constants =
             vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
+        constants.extend(stored_as("GAIN_DTYPE", job.gain));
         let in_out = gpu.binding_capacity() / (4 * job.form.words());
         let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
         for (j, count) in windows(j_count, step) {
@@ -321,13 +323,15 @@ impl Recorder<'_, '_> {
         let Some(known) = job.known else { return Ok(()) };
         let kept = layout.wide().kept;
         let step = (gpu.binding_capacity() / (4 * job.form.words())).min(gpu.group_capacity() * THREADS);
+        let mut constants: Constants = vec![("OUT", job.form as u32)];
+        constants.extend(stored_as("GAIN_DTYPE", job.gain));
         for (j, count) in windows(kept, step) {
             let out = Out::bind(&gpu, job, j, count);
             let (known, known_first) = View::of(known).bind(&gpu, j, count);
             self.dispatch(&Dispatch {
                 kernel: &kernel::KNOWN_NORMS,
                 module: SCALAR,
-                constants: &vec![("OUT", job.form as u32)],
+                constants: &constants,
                 buffers: &[out.gain.0, out.out.0, out.norms_too.0, known],
                 params: Params {
                     count: count as u32,

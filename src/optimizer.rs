@@ -2,7 +2,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::choose;
-use crate::contract::Layout;
+use crate::contract::{Layout, stored_as};
 use crate::kernel::{self, Constants, Kernel};
 use crate::norms::{lanes_for, windows};
 use crate::record::{Arguments, Dispatch, Span, View, expect_dtype, expect_shape, firsts};
@@ -62,7 +62,7 @@ impl<'a> Trainable<'a> {
         Trainable { v, dv, gain: None, project: None }
     }
 
-    /// A gain and its gradient: f32, with as many elements as each other.
+    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each other.
     pub fn gain(self, g: &'a Tensor, dg: &'a Tensor) -> Self {
         Trainable { gain: Some((g, dg)), ..self }
     }
@@ -171,12 +171,12 @@ impl Gpu {
 
     /// One step of stochastic gradient descent in place, on v and g together; the formulas stand at [`Sgd`].
     ///
-    /// v: f32, f16 or bf16, everything else in f32, dv in f32 or v's storage type. `step` counts from 1. The state is
+    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` counts from 1. The state is
     /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
     ///
     /// # Errors
-    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Shape`] or
-    /// [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
+    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Number`] for a rate,
+    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`Error::Shape`] or [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
     /// [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::TooLarge`], [`Error::OutOfMemory`],
     /// [`Error::DeviceLost`].
     pub fn sgd_step(&self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
@@ -185,7 +185,7 @@ impl Gpu {
 
     /// One step of Adam or AdamW in place, on v and g together; the formulas stand at [`Adam`].
     ///
-    /// v: f32, f16 or bf16, everything else in f32, dv in f32 or v's storage type. `step` is t, which counts from 1.
+    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` is t, which counts from 1.
     /// Reference: `torch.optim.Adam` and `torch.optim.AdamW`. A d below 1e-19 counts as zero in s, and one beyond 1e19
     /// as infinite, which leaves θ where it is.
     ///
@@ -207,6 +207,7 @@ impl Recorder<'_, '_> {
     /// As [`Gpu::sgd_step`].
     pub fn sgd_step(&mut self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         const OP: &str = "sgd_step";
+        sgd.check(OP, step)?;
         let kind = match sgd {
             Sgd { momentum: 0.0, .. } => Kind::Sgd,
             Sgd { nesterov: true, .. } => Kind::Nesterov,
@@ -229,7 +230,7 @@ impl Recorder<'_, '_> {
         };
         let v = Parameter { value: weight.v, gradient: weight.dv, first: m_v, second: None };
         let g = weight.gain.map(|(value, gradient)| Parameter { value, gradient, first: m_g, second: None });
-        self.step(OP, step, &Step { v, g, project: weight.project, kind, params })
+        self.step(OP, &Step { v, g, project: weight.project, kind, params })
     }
 
     /// Records [`Gpu::adam_step`]. The dispatches are those of [`Recorder::sgd_step`].
@@ -238,6 +239,7 @@ impl Recorder<'_, '_> {
     /// As [`Gpu::adam_step`].
     pub fn adam_step(&mut self, weight: Trainable<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
         const OP: &str = "adam_step";
+        adam.check(OP, step)?;
         expect_state(OP, "the state of g", weight.gain.is_some(), state.g.as_ref())?;
         let (correction, root) = adam.corrections(step);
         let decay = |group: Group| match adam.decoupled {
@@ -258,11 +260,11 @@ impl Recorder<'_, '_> {
         let v = Parameter::new((weight.v, weight.dv), &state.v);
         let g = weight.gain.zip(state.g.as_ref()).map(|(gain, moments)| Parameter::new(gain, moments));
         let kind = if adam.decoupled { Kind::AdamW } else { Kind::Adam };
-        self.step(OP, step, &Step { v, g, project: weight.project, kind, params })
+        self.step(OP, &Step { v, g, project: weight.project, kind, params })
     }
 
-    fn step(&mut self, op: &'static str, number: u64, step: &Step<'_>) -> Result<(), Error> {
-        step.begin(op, number, self)?;
+    fn step(&mut self, op: &'static str, step: &Step<'_>) -> Result<(), Error> {
+        step.begin(op, self)?;
         let v = step.v.value;
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
@@ -287,6 +289,9 @@ impl Recorder<'_, '_> {
         let v_dtype = v.value.dtype();
         let mut constants: Constants =
             vec![("KIND", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
+        constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
+        constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
+        let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());
         // What one task is: an element of v, or a row.
         let quads = rows.is_none() && step.in_quads();
         let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
@@ -312,7 +317,8 @@ impl Recorder<'_, '_> {
         let v_step = (in_binding / length).min(groups * v_in_group).min(self.work_capacity(length));
         // Windows meet at whole quads.
         let v_step = if rows.is_none() { v_step / 8 * 8 } else { v_step };
-        let g_step = in_binding.min(groups * WORDS).min(self.work_capacity(1));
+        // And at whole words.
+        let g_step = (in_binding.min(groups * g_in_group).min(self.work_capacity(1)) / 2 * 2).max(2);
         let mut v_windows = windows(v.value.len() as u64 / length, v_step);
         let mut g_windows = windows(g.map_or(0, |g| g.value.len() as u64), g_step);
         loop {
@@ -338,7 +344,7 @@ impl Recorder<'_, '_> {
                     more_firsts: g_firsts,
                     ..params
                 },
-                groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(WORDS),
+                groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(g_in_group),
                 work: v_count * length + g_count,
             })?;
         }
@@ -364,10 +370,7 @@ impl<'a> Parameter<'a> {
 }
 
 impl Step<'_> {
-    fn begin(&self, op: &'static str, number: u64, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        if number == 0 {
-            return Err(Error::Step { op });
-        }
+    fn begin(&self, op: &'static str, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         if let Some((axis, eps)) = self.project {
             Layout::new(self.v.value.shape(), axis)?;
             eps.check()?;
@@ -381,12 +384,16 @@ impl Step<'_> {
         let mut like = vec![(v, "m of v", self.v.first), (v, "s of v", self.v.second)];
         if let Some(Parameter { value: g, gradient: dg, first, second }) = self.g {
             arguments = arguments.input("dg", dg).output_onto(true, "g", g);
-            expect_dtype(op, "g", g, DType::F32)?;
+            if dg.dtype() != DType::F32 {
+                expect_dtype(op, "dg", dg, g.dtype())?;
+            }
             like.extend([(g, "dg", Some(dg)), (g, "m of g", first), (g, "s of g", second)]);
         }
         for (parameter, arg, tensor) in like {
             let Some(tensor) = tensor else { continue };
-            expect_dtype(op, arg, tensor, DType::F32)?;
+            if arg != "dg" {
+                expect_dtype(op, arg, tensor, DType::F32)?;
+            }
             if tensor.len() != parameter.len() {
                 let expected = format!("{:?}, or as many elements", parameter.shape());
                 return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });

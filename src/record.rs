@@ -390,6 +390,16 @@ pub(crate) fn expect_per_norm(
     norms_shape: &[usize],
 ) -> Result<(), Error> {
     expect_dtype(op, arg, tensor, DType::F32)?;
+    expect_gain(op, arg, tensor, norms_shape)
+}
+
+/// Checks one element of any storage type per kept index, shaped as [`expect_per_norm`] has it.
+pub(crate) fn expect_gain(
+    op: &'static str,
+    arg: &'static str,
+    tensor: &Tensor,
+    norms_shape: &[usize],
+) -> Result<(), Error> {
     let count: usize = norms_shape.iter().product();
     let scalar = count == 1 && tensor.len() == 1;
     if tensor.shape() != norms_shape && tensor.shape() != [count] && !scalar {

@@ -370,6 +370,7 @@ const HAS_GAIN: u32 = 0x100;
 const DIRECT: u32 = 0x200;
 const HAS_DG: u32 = 0x400;
 const OCTETS: u32 = 0x800;
+const OF_GAIN: u32 = 12;
 
 /// The kernels, in the order of their dispatches.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -573,6 +574,7 @@ impl Job<'_> {
             | code(self.dw) << OF_DW
             | code(self.w) << OF_W
             | self.eps.code() << OF_POLICY
+            | code(self.g) << OF_GAIN
             | flag(self.g.is_some(), HAS_GAIN)
             | flag(self.dg.is_some(), HAS_DG)
     }
@@ -681,12 +683,14 @@ impl Planner<'_> {
         (count > 0).then_some(Place { source, origin, begin, end, unit })
     }
 
-    /// f32 words of a tensor, one for each norm.
-    fn words(&mut self, tensor: Option<&Tensor>, first: u64, count: u64) -> Option<Place> {
+    /// Elements of a tensor, one for each norm.
+    fn of_norms(&mut self, tensor: Option<&Tensor>, first: u64, count: u64) -> Option<Place> {
         let tensor = tensor?;
-        let origin = tensor.offset() + 4 * first;
+        let unit = tensor.dtype().size();
+        let origin = tensor.offset() + unit * first;
+        let end = (origin + unit * count).next_multiple_of(4);
         let source = self.source(Source::Buffer(tensor.buffer().clone()));
-        Some(Place { source, origin, begin: origin, end: origin + 4 * count, unit: 4 })
+        Some(Place { source, origin, begin: origin / 4 * 4, end, unit })
     }
 
     /// `count` partial sums from `first` on.
@@ -699,14 +703,14 @@ impl Planner<'_> {
     /// g, dg and what is written for norms `first` ..
     fn outputs(&mut self, job: &Job<'_>, first: u64, count: u64) -> Places {
         let out = match job.norms {
-            Some(norms) => self.words(Some(norms), first, count),
+            Some(norms) => self.of_norms(Some(norms), first, count),
             None => {
                 let origin = (job.first_scale + first) * job.out_bytes();
                 let source = self.source(Source::Scales);
                 Some(Place { source, origin, begin: origin, end: origin + count * job.out_bytes(), unit: 4 })
             }
         };
-        [None, None, self.words(job.g, first, count), None, out, self.words(job.dg, first, count)]
+        [None, None, self.of_norms(job.g, first, count), None, out, self.of_norms(job.dg, first, count)]
     }
 
     fn push(&mut self, kind: Kind, job: &Job<'_>, flags: u32, places: Places, words: [u64; 8], work: u64) {
@@ -985,6 +989,7 @@ fn stage(
             constants.push(("ONE_LANE", drafts.iter().all(|d| d.words[2 + LANE_BITS] == 0).into()));
         }
         constants.push(("OUT", (operator != SetOperator::RowNorms).into()));
+        constants.extend(Some(("GAIN_DTYPE", dtype(OF_GAIN))).filter(|&(_, dtype)| dtype != DType::F32.code()));
     }
     let first = table.len() as u64;
     let (count, work) = (drafts.len() as u64, drafts.iter().map(|d| d.work).sum());

@@ -1,14 +1,17 @@
 //! Hyper-parameters of the optimizer steps, the same for the GPU and for [`cpu`](crate::cpu).
 //!
 //! All in f64, because 1 − β is: in f32 1 − 0.999 would be off by 1e-5 of itself. The host makes of them what a kernel
-//! needs. Nothing is checked: a β of 1 divides by zero, as the formulas say.
+//! needs. A step with a number out of its range is refused ([`Error::Number`]): the ranges are PyTorch's, and every number
+//! has to be finite in f32.
+use crate::Error;
+use crate::contract::Range;
 
 /// Learning rate and weight decay of one of the two parameters g and v: a parameter group of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Group {
-    /// γ, the learning rate.
+    /// γ, the learning rate, 0 or more.
     pub rate: f64,
-    /// λ, the weight decay. On v it is no regularization, since w does not depend on the length of v; on g it is.
+    /// λ, the weight decay, 0 or more. On v it is no regularization, since w does not depend on the length of v; on g it is.
     pub weight_decay: f64,
 }
 
@@ -16,6 +19,11 @@ impl Group {
     /// A rate, and no decay.
     pub fn new(rate: f64) -> Self {
         Group { rate, weight_decay: 0.0 }
+    }
+
+    fn check(self, op: &'static str, [rate, weight_decay]: [&'static str; 2]) -> Result<(), Error> {
+        Range::NotNegative.check(op, rate, self.rate)?;
+        Range::NotNegative.check(op, weight_decay, self.weight_decay)
     }
 }
 
@@ -34,9 +42,9 @@ pub struct Sgd {
     pub g: Group,
     /// γ and λ of v.
     pub v: Group,
-    /// μ, for both.
+    /// μ, for both, 0 or more.
     pub momentum: f64,
-    /// τ, for both.
+    /// τ, for both, finite.
     pub dampening: f64,
     /// Nesterov's form.
     pub nesterov: bool,
@@ -47,6 +55,14 @@ impl Sgd {
     pub fn new(rate: f64) -> Self {
         let group = Group::new(rate);
         Sgd { g: group, v: group, momentum: 0.0, dampening: 0.0, nesterov: false }
+    }
+
+    /// Checks the numbers for step `step`, the first being 1.
+    pub(crate) fn check(&self, op: &'static str, step: u64) -> Result<(), Error> {
+        check_step(op, step)?;
+        check_groups(op, [self.g, self.v])?;
+        Range::NotNegative.check(op, "the momentum", self.momentum)?;
+        Range::Finite.check(op, "the dampening", self.dampening)
     }
 
     /// What the gradient is multiplied by on its way into m, in step `step` (the first is 1).
@@ -68,11 +84,11 @@ pub struct Adam {
     pub g: Group,
     /// γ and λ of v.
     pub v: Group,
-    /// β₁, for both.
+    /// β₁, for both, from 0 to below 1.
     pub beta1: f64,
-    /// β₂, for both.
+    /// β₂, for both, from 0 to below 1.
     pub beta2: f64,
-    /// ε, for both.
+    /// ε, for both, 0 or more. With 0, a θ whose gradients were all 0 becomes NaN, as in PyTorch.
     pub eps: f64,
     /// AdamW: the decay acts on the parameter, not on the gradient.
     pub decoupled: bool,
@@ -90,9 +106,38 @@ impl Adam {
         Adam { g: Group { rate, weight_decay }, decoupled: true, ..Adam::new(rate) }
     }
 
+    /// Checks the numbers for step `step`, the first being 1, and what a kernel takes of them.
+    pub(crate) fn check(&self, op: &'static str, step: u64) -> Result<(), Error> {
+        check_step(op, step)?;
+        check_groups(op, [self.g, self.v])?;
+        Range::BelowOne.check(op, "beta1", self.beta1)?;
+        Range::BelowOne.check(op, "beta2", self.beta2)?;
+        Range::NotNegative.check(op, "eps", self.eps)?;
+        let (correction, _) = self.corrections(step);
+        for (group, [corrected, decay]) in [
+            (self.g, ["the rate of g / (1 - beta1^t)", "the rate of g * its weight decay"]),
+            (self.v, ["the rate of v / (1 - beta1^t)", "the rate of v * its weight decay"]),
+        ] {
+            Range::Finite.check(op, corrected, group.rate / correction)?;
+            if self.decoupled {
+                Range::Finite.check(op, decay, group.rate * group.weight_decay)?;
+            }
+        }
+        Ok(())
+    }
+
     /// (1 − β₁ᵗ, √(1 − β₂ᵗ)) for step t, the first being 1.
     pub(crate) fn corrections(&self, step: u64) -> (f64, f64) {
         let t = step as f64;
         (1.0 - self.beta1.powf(t), (1.0 - self.beta2.powf(t)).sqrt())
     }
+}
+
+fn check_step(op: &'static str, step: u64) -> Result<(), Error> {
+    if step == 0 { Err(Error::Step { op }) } else { Ok(()) }
+}
+
+fn check_groups(op: &'static str, [g, v]: [Group; 2]) -> Result<(), Error> {
+    g.check(op, ["the rate of g", "the weight decay of g"])?;
+    v.check(op, ["the rate of v", "the weight decay of v"])
 }

@@ -44,10 +44,11 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
 @group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
-@group(0) @binding(6) var<storage, read> g: array<f32>; // (columns)
+@group(0) @binding(6) var<storage, read> g: array<u32>; // (columns), words of GAIN_DTYPE
 @group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
 
 override A_DTYPE: u32 = F32;
+override GAIN_DTYPE: u32 = F32;
 override KIND: u32 = KIND_DOTS;
 override END: u32 = END_SUMS;
 override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0; subtract_means: u is the bias
@@ -140,7 +141,8 @@ fn write_factors(column: u32, dg: Wide) {
     let size = magnitude(n);
     var gain = 1.0;
     if has(HAS_GAIN) {
-        gain = g[extractBits(p.more_firsts, 8u, 8u) + column];
+        let at = extractBits(p.more_firsts, 8u, 8u) + column;
+        gain = unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
     }
     let norm = select(n, n + p.eps, p.policy == EPS_AFTER);
     let scale = scale_of(quotient(wide(gain), wide(norm)));

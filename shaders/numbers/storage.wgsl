@@ -44,6 +44,11 @@ fn unpack(word: u32, e: u32, dtype: u32) -> f32 {
     return bitcast<f32>(half << 16u);
 }
 
+// The word that holds element e of a vector.
+fn word_holding(e: u32, dtype: u32) -> u32 {
+    return select(e >> 1u, e, dtype == F32);
+}
+
 // Both elements of a packed word.
 fn unpack_pair(word: u32, dtype: u32) -> vec2<f32> {
     if dtype == F16 {

@@ -36,13 +36,15 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(4) var<storage, read_write> g: array<f32>;
-@group(0) @binding(5) var<storage, read> dg: array<f32>;
+@group(0) @binding(4) var<storage, read_write> g: array<u32>; // words of G_DTYPE
+@group(0) @binding(5) var<storage, read> dg: array<u32>; // words of DG_DTYPE
 @group(0) @binding(6) var<storage, read_write> m_g: array<f32>;
 @group(0) @binding(7) var<storage, read_write> s_g: array<f32>;
 
 override V_DTYPE: u32 = F32;
 override DV_DTYPE: u32 = F32;
+override G_DTYPE: u32 = F32;
+override DG_DTYPE: u32 = F32;
 override KIND: u32 = KIND_SGD;
 
 const THREADS = 64u;
@@ -100,28 +102,50 @@ fn moved(theta: vec4<f32>, d: vec4<f32>, ms: Moments, rate: f32, decay: f32) -> 
     return theta - rate * (d + p.inertia * ms.m);
 }
 
-// Words begin, begin + THREADS, .. of g.
+// The word that holds element e of g.
+fn g_word(e: u32) -> u32 {
+    return word_holding(extractBits(p.more_firsts, 0u, 8u) + e, G_DTYPE);
+}
+
+// One step of element e of g: its new value. m and s are written.
+fn g_step(e: u32) -> f32 {
+    let at_d = extractBits(p.more_firsts, 8u, 8u) + e;
+    let at_m = extractBits(p.more_firsts, 16u, 8u) + e;
+    let at_s = extractBits(p.more_firsts, 24u, 8u) + e;
+    let theta = vec4<f32>(unpack(g[g_word(e)], e, G_DTYPE));
+    let gradient = unpack(dg[word_holding(at_d, DG_DTYPE)], at_d, DG_DTYPE);
+    let d = decayed(theta, vec4<f32>(gradient), p.g_decay);
+    var ms = Moments();
+    if has_s() {
+        ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>(s_g[at_s])), d);
+        s_g[at_s] = ms.s.x;
+    } else if has_m() {
+        ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>()), d);
+    }
+    if has_m() {
+        m_g[at_m] = ms.m.x;
+    }
+    return moved(theta, d, ms, p.g_rate, p.g_decay).x;
+}
+
+// Words begin, begin + THREADS, .. of g, each of which one invocation owns. g starts with a whole word; the half behind
+// its last element stays.
 fn g_steps(begin: u32) {
     for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
-        let e = begin + i;
+        let e = (begin + i) * select(2u, 1u, G_DTYPE == F32);
         if e >= p.g_count {
             return;
         }
-        let at = extractBits(p.more_firsts, 0u, 8u) + e;
-        let at_m = extractBits(p.more_firsts, 16u, 8u) + e;
-        let at_s = extractBits(p.more_firsts, 24u, 8u) + e;
-        let theta = vec4<f32>(g[at]);
-        let d = decayed(theta, vec4<f32>(dg[extractBits(p.more_firsts, 8u, 8u) + e]), p.g_decay);
-        var ms = Moments();
-        if has_s() {
-            ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>(s_g[at_s])), d);
-            s_g[at_s] = ms.s.x;
-        } else if has_m() {
-            ms = moments(Moments(vec4<f32>(m_g[at_m]), vec4<f32>()), d);
+        let at = g_word(e);
+        if G_DTYPE == F32 {
+            g[at] = bitcast<u32>(g_step(e));
+            continue;
         }
-        if has_m() {
-            m_g[at_m] = ms.m.x;
+        let lower = pack(g_step(e), G_DTYPE);
+        var upper = g[at] & 0xffff0000u;
+        if e + 1u < p.g_count {
+            upper = pack(g_step(e + 1u), G_DTYPE) << 16u;
         }
-        g[at] = moved(theta, d, ms, p.g_rate, p.g_decay).x;
+        g[at] = lower | upper;
     }
 }

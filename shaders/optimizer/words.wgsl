@@ -26,7 +26,7 @@ fn v_old(e: u32) -> vec4<f32> {
 
 fn v_gradient(e: u32, theta: vec4<f32>) -> vec4<f32> {
     let at = extractBits(p.firsts, 8u, 8u) + e;
-    let d = unpack(dv[select(at >> 1u, at, DV_DTYPE == F32)], at, DV_DTYPE);
+    let d = unpack(dv[word_holding(at, DV_DTYPE)], at, DV_DTYPE);
     return decayed(theta, vec4<f32>(d), p.v_decay);
 }
 

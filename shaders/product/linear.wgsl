@@ -19,12 +19,14 @@
 // reads of v anyway, so that v is read no more often than by the plain product; the workgroups of the first rows of y
 // write the norms out.
 
-@group(0) @binding(2) var<storage, read> g: array<f32>; // (out_features), or one element with NORM_WHOLE
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // (out_features)
+@group(0) @binding(2) var<storage, read> g: array<u32>; // (out_features), or one element with NORM_WHOLE; words of GAIN_DTYPE
+@group(0) @binding(3) var<storage, read> bias: array<u32>; // (out_features), words of BIAS_DTYPE
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
 
 override NORM: u32 = NORM_PLAIN;
 override HAS_GAIN: bool = true;
+override GAIN_DTYPE: u32 = F32;
+override BIAS_DTYPE: u32 = F32;
 override HAS_BIAS: bool = true;
 override WRITE_NORMS: bool = false;
 override WRITE_U: bool = false;
@@ -95,14 +97,16 @@ fn gain_of(column: u32) -> f32 {
     if !HAS_GAIN {
         return 1.0;
     }
-    return g[extractBits(p.more_offsets, 0u, 8u) + select(column, 0u, NORM == NORM_WHOLE)];
+    let at = extractBits(p.more_offsets, 0u, 8u) + select(column, 0u, NORM == NORM_WHOLE);
+    return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
 }
 
 fn bias_of(column: u32) -> f32 {
     if !HAS_BIAS {
         return 0.0;
     }
-    return bias[extractBits(p.more_offsets, 8u, 8u) + column];
+    let at = extractBits(p.more_offsets, 8u, 8u) + column;
+    return unpack(bias[word_holding(at, BIAS_DTYPE)], at, BIAS_DTYPE);
 }
 
 // Four of them, for the columns that exist.

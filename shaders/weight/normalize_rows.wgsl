@@ -16,10 +16,11 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> g: array<f32>; // one for each row
+@group(0) @binding(1) var<storage, read> g: array<u32>; // one for each row, words of GAIN_DTYPE
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
 
 override V_DTYPE: u32 = F32;
+override GAIN_DTYPE: u32 = F32;
 override IN_PLACE: bool = false; // v is w
 override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
 
@@ -99,7 +100,8 @@ fn gain_of(row: u32) -> f32 {
     if p.has_gain == 0u {
         return 1.0;
     }
-    return g[extractBits(p.firsts, 16u, 8u) + row];
+    let at = extractBits(p.firsts, 16u, 8u) + row;
+    return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
 }
 
 fn squares_again(scale: f32) -> f32 {

@@ -17,11 +17,12 @@
 //   norms      four f32: the Scale g_j / n̂_j and the Scale dg_j / d_j, see gradient.wgsl
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
 
-@group(0) @binding(1) var<storage, read> g: array<f32>; // (kept)
+@group(0) @binding(1) var<storage, read> g: array<u32>; // (kept), words of GAIN_DTYPE
 @group(0) @binding(3) var<storage, read_write> norms: array<f32>; // (kept) or (kept, 2), see OUT_ above
 @group(0) @binding(4) var<storage, read_write> norms_too: array<f32>; // (kept)
 @group(0) @binding(6) var<storage, read> known: array<f32>; // (kept), n̂; with DOT n under EPS_AFTER
 
+override GAIN_DTYPE: u32 = F32;
 override OWN_NORMS: bool = false; // DOT and DIRECT only
 override OUT: u32 = OUT_NORMS;
 override DIRECT: bool = true; // row_sums: one stretch is one norm: write it out
@@ -30,6 +31,11 @@ override LANES: u32 = 64u; // invocations for one stretch or norm, a power of tw
 const OUT_NORMS = 0u;
 const OUT_SCALES = 1u;
 const OUT_WIDE = 2u;
+
+fn gain_of(j: u32) -> f32 {
+    let at = extractBits(p.firsts, 8u, 8u) + j;
+    return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
+}
 
 fn write_norm(j: u32, norm: Wide) {
     if p.has_norms_too != 0u {
@@ -48,7 +54,7 @@ fn write_norm(j: u32, norm: Wide) {
     }
     var gain = 1.0;
     if p.has_gain != 0u {
-        gain = g[extractBits(p.firsts, 8u, 8u) + j];
+        gain = gain_of(j);
     }
     let scale = scale_of(quotient(wide(gain), norm));
     norms[at] = scale.t;
@@ -78,7 +84,7 @@ fn finish(j: u32, sum: Wide, squares: Wide) {
     }
     var gain = 1.0;
     if p.has_gain != 0u {
-        gain = g[extractBits(p.firsts, 8u, 8u) + j];
+        gain = gain_of(j);
     }
     // Where the clamp is active, or n = 0 under EPS_AFTER, n̂ does not depend on v.
     let size = magnitude(n);

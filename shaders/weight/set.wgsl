@@ -32,7 +32,7 @@ var<immediate> p: Params;
 struct Member {
     v: u32,
     dw: u32,
-    g: u32,    // f32 words
+    g: u32,    // element
     part: u32, // partial sums, of PARTS parts each
     out: u32,  // f32 words of `out`; set_rescale: Scales of `scales`
     w: u32,    // set_rows, set_finish: f32 words of dg
@@ -45,6 +45,7 @@ const OF_V = 0u;
 const OF_DW = 2u;
 const OF_W = 4u;
 const OF_POLICY = 6u;
+const OF_GAIN = 12u;
 const HAS_GAIN = 0x100u;
 const DIRECT = 0x200u; // a row is one norm: write it out
 const HAS_DG = 0x400u;
@@ -107,7 +108,7 @@ struct Rescale {
 @group(0) @binding(0) var<storage, read> columns: array<Columns>;
 @group(0) @binding(0) var<storage, read> finishes: array<Finish>;
 @group(0) @binding(0) var<storage, read> rescales: array<Rescale>;
-@group(0) @binding(3) var<storage, read> g: array<f32>;
+@group(0) @binding(3) var<storage, read> g: array<u32>; // words of GAIN_DTYPE
 @group(0) @binding(4) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(0) @binding(5) var<storage, read> scales: array<vec2<f32>>; // Scale; with DOT two for each norm
@@ -118,6 +119,7 @@ const MIXED = 3u; // a storage type of each member's own
 override V_DTYPE: u32 = F32;
 override DW_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
+override GAIN_DTYPE: u32 = F32;
 override DOT: bool = false;
 override OUT: u32 = OUT_NORMS;
 override IN_PLACE: bool = false;
@@ -142,6 +144,10 @@ fn dw_type(m: Member) -> u32 {
 
 fn w_type(m: Member) -> u32 {
     return select(W_DTYPE, extractBits(m.flags, OF_W, 2u), W_DTYPE == MIXED);
+}
+
+fn gain_type(m: Member) -> u32 {
+    return select(GAIN_DTYPE, extractBits(m.flags, OF_GAIN, 2u), GAIN_DTYPE == MIXED);
 }
 
 fn has(m: Member, flag: u32) -> bool {
@@ -208,24 +214,19 @@ fn put_octet(m: Member, o: u32, x: Octet) {
     }
 }
 
-// The word of an element.
-fn word_of(e: u32, dtype: u32) -> u32 {
-    return select(e >> 1u, e, dtype == F32);
-}
-
 fn v_at(m: Member, e: u32) -> f32 {
     let dtype = v_type(m);
-    return unpack(v_word(m.v, word_of(e, dtype)), e, dtype);
+    return unpack(v_word(m.v, word_holding(e, dtype)), e, dtype);
 }
 
 fn dw_at(m: Member, e: u32) -> f32 {
     let dtype = dw_type(m);
-    return unpack(dw_word(m.dw, word_of(e, dtype)), e, dtype);
+    return unpack(dw_word(m.dw, word_holding(e, dtype)), e, dtype);
 }
 
 fn w_at(m: Member, e: u32) -> f32 {
     let dtype = w_type(m);
-    return unpack(w_word(m.w, word_of(e, dtype)), e, dtype);
+    return unpack(w_word(m.w, word_holding(e, dtype)), e, dtype);
 }
 
 // What octet o holds of the elements first .. end - 1, and zeros.
@@ -243,7 +244,8 @@ fn gain_of(m: Member, j: u32) -> f32 {
     if p.has_gain == 0u || !has(m, HAS_GAIN) {
         return 1.0;
     }
-    return g[m.g + j];
+    let dtype = gain_type(m);
+    return unpack(g[word_holding(m.g + j, dtype)], m.g + j, dtype);
 }
 
 // What becomes of the sums of norm j.
@@ -819,7 +821,7 @@ fn set_rescale(
         for (var i = 0u; i < count; i += 1u) { // at most 4 iterations
             words[i] = word_at(m, item, e + i * per_word, tail_end);
         }
-        put_words(m.w, word_of(e, dtype) / 4u, words, count);
+        put_words(m.w, word_holding(e, dtype) / 4u, words, count);
     }
 }
 
@@ -830,7 +832,7 @@ fn word_at(m: Member, item: Rescale, e: u32, end: u32) -> u32 {
     if dtype == F32 {
         return bitcast<u32>(value);
     }
-    var upper = w_word(m.w, word_of(e, dtype)) & 0xffff0000u;
+    var upper = w_word(m.w, word_holding(e, dtype)) & 0xffff0000u;
     if e + 1u < end {
         upper = pack(scaled_at(m, e + 1u, factors_of(m, (e + 1u) / item.inner % item.kept)), dtype) << 16u;
     }

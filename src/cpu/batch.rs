@@ -1,6 +1,7 @@
 //! What looks at a whole batch: data-dependent initialization and mean-only batch normalization (Salimans & Kingma
 //! 2016, sections 3 and 4).
 use super::{check_elements, check_features, linear_saved};
+use crate::contract::Range;
 use crate::{Axis, Eps, Error};
 
 /// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + b has mean 0 and
@@ -110,9 +111,11 @@ pub fn mean_only_batch_norm_eval(
 /// ```
 ///
 /// # Errors
-/// [`Error::Shape`] where the two differ in length.
+/// [`Error::Shape`] where the two differ in length; [`Error::Number`] for a `momentum` that is not from 0 to 1.
 pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> Result<(), Error> {
-    check_features("update_running_mean", "mean", Some(mean), running.len())?;
+    let op = "update_running_mean";
+    check_features(op, "mean", Some(mean), running.len())?;
+    Range::Part.check(op, "the momentum", momentum)?;
     for (running, mean) in running.iter_mut().zip(mean) {
         *running = (1.0 - momentum) * *running + momentum * mean;
     }

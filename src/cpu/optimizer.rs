@@ -56,7 +56,7 @@ impl AdamState {
 ///   unit norm. This leaves w where it was; m is not touched. A zero row stays, but becomes NaN under [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Length`]; with `project` those of [`normalize`](super::normalize). Nothing is changed then.
+/// [`Error::Number`] for a number out of its range; [`Error::Length`]; with `project` those of [`normalize`](super::normalize). Nothing is changed then.
 pub fn sgd_step(
     sgd: &Sgd,
     g: &mut [f64],
@@ -66,11 +66,13 @@ pub fn sgd_step(
     state: &mut SgdState,
     project: Option<(&[usize], Axis, Eps)>,
 ) -> Result<(), Error> {
+    let step = state.step.saturating_add(1);
+    sgd.check("sgd_step", step)?;
     check_lengths(g.len(), &[dg, &state.g])?;
     check_lengths(v.len(), &[dv, &state.v])?;
     check_projection(v, project)?;
 
-    state.step += 1;
+    state.step = step;
     let into_momentum = sgd.into_momentum(state.step);
     let update = |group: Group, parameter: &mut [f64], gradient: &[f64], momentum: &mut [f64]| {
         for ((p, d), m) in parameter.iter_mut().zip(gradient).zip(momentum) {
@@ -103,11 +105,13 @@ pub fn adam_step(
     state: &mut AdamState,
     project: Option<(&[usize], Axis, Eps)>,
 ) -> Result<(), Error> {
+    let step = state.step.saturating_add(1);
+    adam.check("adam_step", step)?;
     check_lengths(g.len(), &[dg, &state.g.first, &state.g.second])?;
     check_lengths(v.len(), &[dv, &state.v.first, &state.v.second])?;
     check_projection(v, project)?;
 
-    state.step += 1;
+    state.step = step;
     let (correction1, root_correction2) = adam.corrections(state.step);
     let update = |group: Group, parameter: &mut [f64], gradient: &[f64], Moments { first, second }: &mut Moments| {
         for (((p, d), m), s) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {

@@ -101,8 +101,6 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("kept axis 2 of a tensor of rank 2", &|o| o.linear_into(&x, weight.axis(Axis::Kept(2)), None, &y));
     // Storage types.
     refused("row_norms: norms is F16, expected F32", &|o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &half));
-    refused("normalize: g is F16, expected F32", &|o| o.normalize_into(WeightNorm::new(&v, &half), &w));
-    refused("linear: bias is F16, expected F32", &|o| o.linear_into(&x, weight, Some(&half), &y));
     refused("linear: norms is F16, expected F32", &|o| o.linear_into(&x, weight.norms(&half), None, &y));
     refused("split: v is F32, expected F16", &|o| o.split_into(&half, Axis::Kept(0), Eps::None, &norms, &g));
     // Buffers.

@@ -5,6 +5,7 @@ pub mod files;
 pub mod killed;
 pub mod misuse;
 pub mod program;
+pub mod ranges;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

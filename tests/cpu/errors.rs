@@ -1,6 +1,8 @@
 //! Whatever a caller gets wrong is a typed error, never a panic.
 use weightnorm::{Activation, Axis, Eps, Error, cpu};
 
+use crate::common::ranges;
+
 /// The same check for the operators that take a tensor and an axis.
 fn all(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Error {
     let error = cpu::row_norms(v, shape, axis, eps).unwrap_err();
@@ -155,4 +157,27 @@ fn batch_operators_reject_what_does_not_fit() {
     ));
     let error = cpu::update_running_mean(&mut [0.0; 2], &[0.0; 3], 0.1).unwrap_err();
     assert_eq!(error, shape("update_running_mean", "mean", &[3], "[2]"));
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    for slope in ranges::BAD_SLOPES {
+        let slope_of = Activation::LeakyRelu(slope);
+        let error = cpu::linear(&[1.0; 3], &[1, 3], &[1.0; 3], &[1, 3], None, slope_of).unwrap_err();
+        assert_eq!(error.to_string(), format!("linear: the slope of leaky ReLU is {slope:?}, expected a finite f32"));
+    }
+    for slope in [-1e30, 0.0, 1.0, f32::MAX] {
+        cpu::linear(&[1.0; 3], &[1, 3], &[1.0; 3], &[1, 3], None, Activation::LeakyRelu(slope)).unwrap();
+    }
+    let mut running = [2.0];
+    for momentum in ranges::bad_momenta() {
+        let error = cpu::update_running_mean(&mut running, &[1.0], momentum).unwrap_err();
+        let text = format!("update_running_mean: the momentum is {momentum:?}, expected a number from 0 to 1");
+        assert_eq!(error.to_string(), text);
+    }
+    assert_eq!(running, [2.0]);
+    for momentum in [0.0, 1.0] {
+        cpu::update_running_mean(&mut running, &[1.0], momentum).unwrap();
+    }
+    assert_eq!(running, [1.0]);
 }

@@ -9,7 +9,7 @@ use weightnorm::{
     RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
 };
 
-use crate::common::misuse;
+use crate::common::{misuse, ranges};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const AXES: [Axis; 3] = [Axis::Kept(0), Axis::Kept(1), Axis::Whole];
@@ -42,6 +42,11 @@ fn dispatches(gpu: &Gpu, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<()
 fn noop_misuse_is_refused() {
     misuse::is_refused(&noop(), &noop()).unwrap();
     misuse::tensors_are_refused(&noop()).unwrap();
+}
+
+#[test]
+fn noop_numbers_out_of_range_are_refused() {
+    ranges::are_refused(&noop()).unwrap();
 }
 
 #[test]

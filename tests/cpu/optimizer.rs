@@ -2,7 +2,7 @@
 use serde_json::Value;
 use weightnorm::{Adam, Axis, Eps, Error, Group, Sgd, cpu};
 
-use crate::common::{compare, own_golden_dir};
+use crate::common::{compare, own_golden_dir, ranges};
 
 #[track_caller]
 fn assert_close(got: &[f64], expected: &[f64], bound: f64) {
@@ -293,4 +293,35 @@ fn optimizer_step_rejects_what_does_not_fit() {
         cpu::adam_step(&adam, &mut g, &[1.0], &mut v, &[1.0; 2], &mut state, project).unwrap_err();
     }
     assert_eq!((g, v), ([1.0], [2.0, 3.0]));
+}
+
+/// Every field with every bad value is refused before anything changes; what lies at the ends of the ranges is not.
+#[test]
+fn optimizer_step_rejects_numbers_out_of_range() {
+    let (mut g, mut v) = ([1.0], [2.0, 3.0]);
+    for (sgd, text) in ranges::bad_sgds() {
+        let mut state = cpu::SgdState::new(1, 2);
+        let error = cpu::sgd_step(&sgd, &mut g, &[1.0], &mut v, &[1.0; 2], &mut state, None).unwrap_err();
+        assert_eq!(error.to_string(), format!("sgd_step: {text}"));
+        assert_eq!(state, cpu::SgdState::new(1, 2));
+    }
+    for (adam, text) in ranges::bad_adams() {
+        let mut state = cpu::AdamState::new(1, 2);
+        let error = cpu::adam_step(&adam, &mut g, &[1.0], &mut v, &[1.0; 2], &mut state, None).unwrap_err();
+        assert_eq!(error.to_string(), format!("adam_step: {text}"));
+        assert_eq!(state, cpu::AdamState::new(1, 2));
+    }
+    assert_eq!((g, v), ([1.0], [2.0, 3.0]));
+
+    let none = Group { rate: 0.0, weight_decay: 0.0 };
+    let sgd = Sgd { g: none, v: none, momentum: 1.5, dampening: -2.0, nesterov: false };
+    let adam = Adam { g: none, v: none, beta1: 0.0, beta2: 1.0 - f64::EPSILON, eps: 0.0, decoupled: true };
+    let (mut sgd_state, mut adam_state) = (cpu::SgdState::new(1, 2), cpu::AdamState::new(1, 2));
+    // The last step that there is, again and again.
+    (sgd_state.step, adam_state.step) = (u64::MAX - 1, u64::MAX - 1);
+    for _ in 0..2 {
+        cpu::sgd_step(&sgd, &mut g, &[1.0], &mut v, &[1.0; 2], &mut sgd_state, None).unwrap();
+        cpu::adam_step(&adam, &mut g, &[1.0], &mut v, &[1.0; 2], &mut adam_state, None).unwrap();
+    }
+    assert_eq!((g, v, sgd_state.step, adam_state.step), ([1.0], [2.0, 3.0], u64::MAX, u64::MAX));
 }

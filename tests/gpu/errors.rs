@@ -2,12 +2,13 @@
 use libtest_mimic::Completion;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, WeightNorm};
 
-use crate::common::misuse;
+use crate::common::{misuse, ranges};
 use crate::problem::{Op, Problem, adapter_of, adopted, device, encoder, options};
 use crate::{Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("errors::misuse", Needs::Nothing, |gpu| Ok(misuse::is_refused(gpu, &adopted(gpu, |_| ())?)?));
+    suite.test("errors::ranges", Needs::Nothing, |gpu| Ok(ranges::are_refused(gpu)?));
     suite.test("errors::tensors", Needs::Nothing, |gpu| Ok(misuse::tensors_are_refused(gpu)?));
     suite.test_if_able("errors::out_of_memory", out_of_memory);
     suite.test("errors::lost_own", Needs::Nothing, lost_own);

@@ -17,6 +17,8 @@ mod coop;
 mod data;
 mod device;
 mod errors;
+mod gain_sets;
+mod gains;
 mod golden;
 mod host;
 mod limits;
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
     norms::register(&mut suite);
     normalize::register(&mut suite);
     linear::register(&mut suite);
+    gains::register(&mut suite);
     coop::register(&mut suite);
     numbers::register(&mut suite);
     properties::register(&mut suite);

@@ -69,6 +69,8 @@ struct Case {
     dtype: DType,
     dv_dtype: DType,
     gains: usize,
+    g_dtype: DType,
+    dg_dtype: DType,
     project: Option<(Axis, Eps)>,
     offset: u64,
 }
@@ -76,7 +78,18 @@ struct Case {
 impl Case {
     fn new(method: Method, shape: &[usize], dtype: DType) -> Case {
         let gains = shape[0];
-        Case { method, shape: shape.to_vec(), dtype, dv_dtype: dtype, gains, project: None, offset: 0 }
+        let (g_dtype, dg_dtype) = (DType::F32, DType::F32);
+        Case {
+            method,
+            shape: shape.to_vec(),
+            dtype,
+            dv_dtype: dtype,
+            gains,
+            g_dtype,
+            dg_dtype,
+            project: None,
+            offset: 0,
+        }
     }
 
     fn len(&self) -> usize {
@@ -84,7 +97,7 @@ impl Case {
     }
 
     fn gradients(&self, step: u64) -> (Vec<f64>, Vec<f64>) {
-        (random(100 + step, self.len(), self.dv_dtype), random(200 + step, self.gains, DType::F32))
+        (random(100 + step, self.len(), self.dv_dtype), random(200 + step, self.gains, self.dg_dtype))
     }
 
     /// State tensors of each parameter.
@@ -110,14 +123,14 @@ impl Case {
         let values = self.start();
         Ok(Tensors {
             v: Guarded::holding(gpu, &values[0], &self.shape, self.dtype, self.offset)?,
-            g: Guarded::holding(gpu, &values[1], &[self.gains], DType::F32, self.offset)?,
+            g: Guarded::holding(gpu, &values[1], &[self.gains], self.g_dtype, self.offset)?,
             state,
         })
     }
 
     /// v, g and the state before the first step.
     fn start(&self) -> Values {
-        let mut values = vec![random(1, self.len(), self.dtype), random(2, self.gains, DType::F32)];
+        let mut values = vec![random(1, self.len(), self.dtype), random(2, self.gains, self.g_dtype)];
         for len in [self.len(), self.gains] {
             values.extend((0..self.state_count()).map(|_| vec![0.0; len]));
         }
@@ -130,7 +143,7 @@ impl Case {
         // Where v is, at an aligned place, so that both can be read four words at once.
         let place = if self.offset == 0 { 0 } else { step as usize };
         let dv = upload(gpu, &dv, &self.shape, self.dv_dtype, place)?;
-        let dg = upload(gpu, &dg, &[self.gains], DType::F32, 1)?;
+        let dg = upload(gpu, &dg, &[self.gains], self.dg_dtype, 1)?;
         let mut weight = Trainable::new(&tensors.v.tensor, &dv);
         let gained = self.gains > 0;
         if gained {
@@ -262,7 +275,7 @@ impl Case {
     fn compare(&self, got: &[Vec<f64>], expected: &[Vec<f64>], bounds: &[Vec<f64>]) -> Result<(), String> {
         assert_eq!(got.len(), expected.len());
         for (i, ((got, expected), bounds)) in got.iter().zip(expected).zip(bounds).enumerate() {
-            let dtype = if i == 0 { self.dtype } else { DType::F32 };
+            let dtype = [self.dtype, self.g_dtype].get(i).copied().unwrap_or(DType::F32);
             let bound = |j: usize| bounds[j] + storage_bound(dtype, expected[j].abs() + bounds[j]);
             compare(got, expected, Some(dtype), bound).map_err(|e| format!("output {i}: {e}"))?;
         }
@@ -289,12 +302,24 @@ fn cases() -> Vec<Case> {
             let gains = [0, shape[0], 263][(i + 2 * k) % 3];
             let dv_dtype = if i % 2 == 0 { dtype } else { DType::F32 };
             let offset = OFFSETS[(i + k) % OFFSETS.len()];
-            cases.push(Case { gains, dv_dtype, offset, ..Case::new(method, shape, dtype) });
+            let g_dtype = DTYPES[(i + 2 * k + 1) % DTYPES.len()];
+            let dg_dtype = if k % 2 == 0 { g_dtype } else { DType::F32 };
+            cases.push(Case { gains, dv_dtype, g_dtype, dg_dtype, offset, ..Case::new(method, shape, dtype) });
         }
     }
     // In quads of words, more than a workgroup's.
     for method in methods() {
         cases.extend(DTYPES.map(|dtype| Case::new(method, &[27, 88], dtype)));
+    }
+    // Gains in 16 bits: odd and even counts, more than a workgroup's, at every place.
+    for (i, method) in methods().into_iter().enumerate() {
+        for (k, g_dtype) in [DType::F16, DType::Bf16].into_iter().enumerate() {
+            for (n, gains) in [1, 64, 1_027].into_iter().enumerate() {
+                let dg_dtype = if (i + k + n) % 2 == 0 { g_dtype } else { DType::F32 };
+                let offset = OFFSETS[(i + k + n) % OFFSETS.len()];
+                cases.push(Case { gains, g_dtype, dg_dtype, offset, ..Case::new(method, &[3], DType::F32) });
+            }
+        }
     }
     // Nothing at all, and a gain alone.
     cases.push(Case { gains: 0, ..Case::new(methods()[0], &[0, 3], DType::F32) });
@@ -362,6 +387,17 @@ fn windows(gpu: &Gpu) -> Outcome {
         (&small, Case::new(adamw, &[901, 401], DType::F32)),
         (&small, Case { dv_dtype: DType::F32, ..Case::new(adamw, &[300_001], DType::Bf16) }),
         (&small, Case { gains: 300_001, ..Case::new(sgd, &[3], DType::F16) }),
+        (&small, Case { gains: 300_001, g_dtype: DType::Bf16, ..Case::new(adamw, &[3], DType::F16) }),
+        (
+            &tiny,
+            Case {
+                gains: 4_097,
+                offset: 12,
+                g_dtype: DType::F16,
+                dg_dtype: DType::F16,
+                ..Case::new(sgd, &[3], DType::F32)
+            },
+        ),
         (&small, Case { project, ..Case::new(adamw, &[901, 402], DType::F16) }),
         (&tiny, Case { offset: 12, ..Case::new(adamw, &[61, 67], DType::F16) }),
         (&tiny, Case { offset: 12, project, ..Case::new(adamw, &[61, 67], DType::F32) }),
@@ -490,8 +526,13 @@ fn errors(gpu: &Gpu) -> Outcome {
     assert!(matches!(adam(Trainable::new(&v, &halves), &state, 1)?, Error::DType { arg: "dv", .. }));
     assert!(matches!(adam(Trainable::new(&v, &f32s(&[12])?), &state, 1)?, Error::Shape { arg: "dv", .. }));
     assert!(matches!(adam(weight.gain(&g, &f32s(&[5])?), &state, 1)?, Error::Shape { arg: "dg", .. }));
-    let half_gain = gpu.zeros(&[4], DType::Bf16)?;
-    assert!(matches!(adam(weight.gain(&half_gain, &dg), &state, 1)?, Error::DType { arg: "g", .. }));
+    // dg is f32 or as g.
+    let (half_gain, half_gradient) = (gpu.zeros(&[4], DType::Bf16)?, gpu.zeros(&[4], DType::F16)?);
+    assert!(matches!(adam(weight.gain(&half_gain, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
+    assert!(matches!(adam(weight.gain(&g, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
+    let m = weightnorm::Moments { first: half_gain.clone(), second: dg.clone() };
+    let half_state = AdamState { g: Some(m), ..state.clone() };
+    assert!(matches!(adam(weight, &half_state, 1)?, Error::DType { arg: "m of g", .. }));
     assert!(matches!(adam(Trainable::new(&v, &v), &state, 1)?, Error::Alias { output: "v", input: "dv", .. }));
     let twice = AdamState { v: weightnorm::Moments { second: state.v.first.clone(), ..state.v.clone() }, g: None };
     assert!(matches!(adam(Trainable::new(&v, &dv), &twice, 1)?, Error::Overlap { .. }));

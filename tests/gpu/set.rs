@@ -646,6 +646,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     for (got, expected) in [
         (texts(&[good, good.w(&g)]), "member 1 of the set: weight_set: w has shape [4], expected [4, 5]"),
         (texts(&[good.norms(&half)]), "member 0 of the set: weight_set: norms is F16, expected F32"),
+        (texts(&[good.dg(&half)]), "member 0 of the set: weight_set: dg is F16, expected F32"),
         (texts(&[good.dg(&w)]), "member 0 of the set: weight_set: dg has shape [4, 5], expected [4, 1] or [4]"),
         (
             texts(&[unit(&v), SetMember::new(WeightNorm::unit(&v).axis(Axis::Kept(2)))]),
