@@ -22,14 +22,14 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("gains::{name}"), Needs::Nothing, test);
     };
-    test("normalize", |gpu| either(|| all(weights(), |case| case.normalize(gpu))));
-    test("normalize_backward", |gpu| either(|| all(weights(), |case| case.normalize_backward(gpu))));
+    test("normalize", |gpu| either(gpu, |gpu| all(weights(), |case| case.normalize(gpu))));
+    test("normalize_backward", |gpu| either(gpu, |gpu| all(weights(), |case| case.normalize_backward(gpu))));
     test("normalize_windows", normalize_windows);
-    test("split", |gpu| either(|| all(weights(), |case| case.split(gpu))));
+    test("split", |gpu| either(gpu, |gpu| all(weights(), |case| case.split(gpu))));
     test("linear", |gpu| all(layers(), |layer| layer.forward(gpu)));
     test("linear_backward", |gpu| all(trained_layers(), |layer| layer.backward(gpu)));
     test("linear_windows", linear_windows);
-    test("sets", |gpu| either(|| all(sets(), |members| set(gpu, members))));
+    test("sets", |gpu| either(gpu, |gpu| all(sets(), |members| set(gpu, members))));
     test("batch", |gpu| all(HALVES, |&dtype| batch(gpu, dtype)));
 }
 
