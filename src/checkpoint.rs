@@ -65,6 +65,7 @@ mod header;
 mod index;
 mod inspect;
 mod names;
+mod numbers;
 mod plan;
 
 use std::path::{Path, PathBuf};
@@ -72,7 +73,7 @@ use std::path::{Path, PathBuf};
 use file::Source;
 use index::Index;
 
-use crate::{Axis, DType, Eps};
+use crate::{Axis, DType, Eps, Gpu};
 
 pub use error::{Error, Finding, Problem};
 pub use find::{Found, FoundWeight};
@@ -141,13 +142,34 @@ impl Checkpoint {
     }
 }
 
+/// Where weights are computed.
+#[derive(Debug, Clone, Copy)]
+pub enum Device<'a> {
+    /// On a GPU. A `&Gpu` becomes this by itself.
+    Gpu(&'a Gpu),
+    /// By the reference on the CPU, in f64: slowly, and without any driver.
+    Reference,
+}
+
+impl Device<'_> {
+    fn is_reference(self) -> bool {
+        matches!(self, Device::Reference)
+    }
+}
+
+impl<'a> From<&'a Gpu> for Device<'a> {
+    fn from(gpu: &'a Gpu) -> Device<'a> {
+        Device::Gpu(gpu)
+    }
+}
+
 /// What to do with which weight.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Rules {
     /// Kept axes by name: see [`Rules::axis`].
     pub axes: Vec<(Pattern, Axis)>,
-    /// The policy of every weight, `Clamp(1e-12)` by default: that is PyTorch's result wherever that is a number.
+    /// The policy of every weight, [`Eps::None`] by default, which is PyTorch's formula.
     pub eps: Eps,
     /// Names to take, all if empty.
     pub include: Vec<Pattern>,
@@ -164,7 +186,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Rules {
         let (axes, include, exclude) = Default::default();
-        Rules { axes, eps: Eps::default(), include, exclude, gain: None, zero_rows: false, window: 64 << 20 }
+        Rules { axes, eps: Eps::None, include, exclude, gain: None, zero_rows: false, window: 64 << 20 }
     }
 }
 
@@ -175,7 +197,7 @@ impl Rules {
         self
     }
 
-    /// Another eps policy.
+    /// Another eps policy. Rows that it changes are told: [`Problem::Guarded`].
     pub fn eps(mut self, eps: Eps) -> Self {
         self.eps = eps;
         self
@@ -199,7 +221,7 @@ impl Rules {
         self
     }
 
-    /// Computes weights with zero rows too, as the eps policy says: 0, or NaN under [`Eps::None`].
+    /// Computes weights with zero rows too, as the eps policy says: NaN under [`Eps::None`], as in PyTorch, else 0.
     pub fn allow_zero_rows(mut self) -> Self {
         self.zero_rows = true;
         self

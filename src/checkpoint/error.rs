@@ -160,6 +160,11 @@ pub enum Problem {
         /// How many.
         count: u64,
     },
+    /// Rows, zero ones not counted, that the eps policy changes: w is not what PyTorch gives there.
+    Guarded {
+        /// How many.
+        count: u64,
+    },
     /// Stored as f64, computed and written as f32.
     Narrowed,
 }
@@ -167,7 +172,7 @@ pub enum Problem {
 impl Problem {
     /// Whether it is worth a word, but keeps nobody from computing the weight.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Problem::Narrowed | Problem::NonFinite { .. })
+        matches!(self, Problem::Narrowed | Problem::NonFinite { .. } | Problem::Guarded { .. })
     }
 }
 
@@ -194,9 +199,14 @@ impl fmt::Display for Problem {
             Problem::NotComputable { tensor, dtype } => {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
             }
+            Problem::ZeroRows { count: 1 } => write!(f, "1 row of v is zero"),
             Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
+            Problem::GainOverflow { count: 1, dtype } => write!(f, "1 norm is beyond {dtype}: keep g in f32"),
             Problem::GainOverflow { count, dtype } => write!(f, "{count} norms are beyond {dtype}: keep g in f32"),
+            Problem::NonFinite { count: 1 } => write!(f, "1 element is NaN or infinite"),
             Problem::NonFinite { count } => write!(f, "{count} elements are NaN or infinite"),
+            Problem::Guarded { count: 1 } => write!(f, "the eps policy changes 1 row"),
+            Problem::Guarded { count } => write!(f, "the eps policy changes {count} rows"),
             Problem::Narrowed => write!(f, "f64 is computed and written as f32"),
         }
     }
