@@ -1,4 +1,4 @@
-//! Weight-normalized parameters in `.safetensors` files: found, folded, split, renamed.
+//! Weight-normalized parameters in `.safetensors` files: found, read, folded, split, renamed.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -13,6 +13,28 @@
 //!     }
 //!     checkpoint::convert(&vocoder, Path::new("renamed.safetensors"), Spelling::Parametrizations, &rules, &mut |_| ())?;
 //!     checkpoint::fold(&Gpu::new()?, &vocoder, Path::new("folded.safetensors"), &rules, &mut |_| ())?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is read
+//!
+//! Any tensor by its name, whichever file it is in: its bytes, its numbers, or as a [`Tensor`](crate::Tensor) on a GPU. Each
+//! call reads that one tensor, and no other.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use weightnorm::checkpoint::Checkpoint;
+//! use weightnorm::{Gpu, WeightNorm};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let (gpu, model) = (Gpu::new()?, Checkpoint::open(Path::new("model/"))?);
+//!     let v = model.upload(&gpu, "proj.weight_v")?; // [out, in], in its own storage type
+//!     let g = gpu.upload(&model.read_f32("proj.weight_g")?, &[v.shape()[0]])?; // f32, whatever it is stored as
+//!     let bias = gpu.upload(&model.read_f32("proj.bias")?, &[v.shape()[0]])?;
+//!     let x = gpu.upload(&vec![1f32; v.shape()[1]], &[1, v.shape()[1]])?;
+//!     let y = gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?;
+//!     println!("{:?}", y.read::<f32>()?);
 //!     Ok(())
 //! }
 //! ```
@@ -61,12 +83,15 @@ mod error;
 mod file;
 mod find;
 mod fold;
+mod foreign;
 mod header;
 mod index;
 mod inspect;
 mod names;
 mod numbers;
 mod plan;
+mod prefer;
+mod read;
 
 use std::path::{Path, PathBuf};
 
@@ -82,6 +107,7 @@ pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
+pub use prefer::Prefer;
 
 /// A `.safetensors` file, or several with an index, of which the headers have been read and checked.
 #[derive(Debug)]
@@ -97,11 +123,11 @@ impl Checkpoint {
     /// holds one of them, the index if there are both.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
+    /// [`Error::Foreign`] where it is something else; [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
     /// cut off, too long (100 MB) or no JSON of that form, a name stands there twice, a place is not as large as shape
     /// and type say, places overlap, leave holes or do not end where the file does; [`Error::Index`].
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-        let path = index::in_folder(path)?;
+        let path = foreign::in_folder(path)?;
         if path.extension().is_some_and(|extension| extension == "json") {
             let (index, shards) = Index::open(&path)?;
             return Ok(Checkpoint { path, shards, index: Some(index) });
@@ -177,6 +203,8 @@ pub struct Rules {
     pub exclude: Vec<Pattern>,
     /// The storage type of g where weights are split, that of w if none.
     pub gain: Option<DType>,
+    /// Which wins where a pair stands beside a tensor of the weight's own name: [`Rules::prefer`].
+    pub prefer: Option<Prefer>,
     /// Whether zero rows are only warned of.
     pub zero_rows: bool,
     /// Bytes of a window: see [the memory](self#memory).
@@ -186,7 +214,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Rules {
         let (axes, include, exclude) = Default::default();
-        Rules { axes, eps: Eps::None, include, exclude, gain: None, zero_rows: false, window: 64 << 20 }
+        Rules { axes, eps: Eps::None, include, exclude, gain: None, prefer: None, zero_rows: false, window: 64 << 20 }
     }
 }
 
@@ -212,6 +240,13 @@ impl Rules {
     /// No weight whose name fits this pattern: its tensors are copied.
     pub fn exclude(mut self, pattern: impl Into<Pattern>) -> Self {
         self.exclude.push(pattern.into());
+        self
+    }
+
+    /// Where a pair stands beside a tensor of the weight's own name, which of the two is left out, with a warning. Without
+    /// it [`fold`] and [`split`] refuse, and [`convert`] keeps both.
+    pub fn prefer(mut self, prefer: Prefer) -> Self {
+        self.prefer = Some(prefer);
         self
     }
 

@@ -2,7 +2,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
-use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo};
+use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo, prefer};
 use crate::Axis;
 use crate::contract::norms_shape;
 
@@ -39,6 +39,8 @@ pub struct Found {
     pub weights: Vec<FoundWeight>,
     /// What is odd: of weights that cannot be computed, and warnings of those that can.
     pub findings: Vec<Finding>,
+    /// Tensors that do not stay, by [`Rules::prefer`].
+    pub(super) dropped: Vec<At>,
 }
 
 impl Checkpoint {
@@ -128,6 +130,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
         }
     }
     found.weights.sort_by_key(|weight| weight.v);
+    prefer::settle(checkpoint, rules, wanted, &mut found);
     found
 }
 

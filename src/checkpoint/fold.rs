@@ -8,7 +8,10 @@ use super::find::{At, Wanted};
 use super::names::is_parameter;
 use super::numbers::{narrow, read_as, widen};
 use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
-use super::{Checkpoint, Device, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
+use super::prefer::left_out;
+use super::{
+    Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules, Spelling,
+};
 use crate::contract::{Layout, norms_shape};
 use crate::{Axis, DType};
 
@@ -34,8 +37,8 @@ pub fn fold<'a>(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = chosen(checkpoint, rules, Wanted::Numbers)?;
-    let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
+    let Found { weights, findings: mut warnings, dropped } = chosen(checkpoint, rules, Wanted::Numbers)?;
+    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
     for (i, weight) in weights.iter().enumerate() {
         let (name, shape) = (weight.name.clone(), weight.shape.clone());
         let dtype = computed(weight.dtype).into();
@@ -87,8 +90,8 @@ pub fn split<'a>(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = plain(checkpoint, spelling, rules)?;
-    let mut replaced: HashMap<At, Vec<New>> = HashMap::new();
+    let Found { weights, findings: mut warnings, dropped } = plain(checkpoint, spelling, rules)?;
+    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
     for (i, weight) in weights.iter().enumerate() {
         let dtype: FileDType = computed(weight.dtype).into();
         let new = |name, dtype, shape: &[usize], copy| New { weight: i, name, dtype, shape: shape.to_vec(), copy };
@@ -155,23 +158,36 @@ fn copy_narrowed(
 }
 
 /// Ordinary weights that are to be taken apart, with the g that they will have.
-fn plain(
-    checkpoint: &Checkpoint,
-    spelling: Spelling,
-    rules: &Rules,
-) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
+fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<Found, Error> {
     let nothing = |what| Error::NothingChosen { path: checkpoint.path.clone(), what };
     if rules.include.is_empty() {
         return Err(nothing("no pattern says which weights to take apart"));
     }
     let everything = Rules::default();
-    let halves: HashSet<At> = checkpoint.weights(&everything).weights.iter().flat_map(|w| [w.g, w.v]).collect();
-    let (mut weights, mut findings) = (vec![], vec![]);
+    let pairs = checkpoint.weights(&everything).weights;
+    let halves: HashSet<At> = pairs.iter().flat_map(|w| [w.g, w.v]).collect();
+    let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
+    let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
     for (at, tensor) in checkpoint.places() {
         if !rules.chooses(&tensor.name) || halves.contains(&at) || !is_parameter(&tensor.name) {
             continue;
         }
         let mut report = |problem| findings.push(Finding { weight: tensor.name.clone(), problem });
+        match (pairs.get(tensor.name.as_str()), rules.prefer) {
+            (None, _) => {}
+            (Some(pair), None) => {
+                report(Problem::NameTaken { name: pair.spelling.g(&pair.name) });
+                continue;
+            }
+            (Some(pair), Some(prefer)) => {
+                let (tensors, what) = left_out(pair, at, prefer);
+                dropped.extend(tensors);
+                report(what);
+                if prefer == Prefer::Pair {
+                    continue;
+                }
+            }
+        }
         let axis = rules.axis_of(&tensor.name).unwrap_or(Axis::Kept(0));
         let rank = tensor.shape.len();
         match (tensor.dtype.computed(), axis) {
@@ -206,10 +222,10 @@ fn plain(
     }
     let mut warnings = vec![];
     sort_out(findings, rules, &mut warnings)?;
-    if weights.is_empty() {
+    if weights.is_empty() && dropped.is_empty() {
         return Err(nothing("the patterns choose no tensor"));
     }
-    Ok((weights, warnings))
+    Ok(Found { weights, findings: warnings, dropped })
 }
 
 /// What [`check`] found.

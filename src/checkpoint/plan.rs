@@ -6,7 +6,7 @@ use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
 use super::{
-    Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
+    Checkpoint, Error, FileDType, Finding, Found, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
 };
 
 /// What was written.
@@ -228,13 +228,15 @@ pub(super) fn chosen(
     checkpoint: &Checkpoint,
     rules: &Rules,
     wanted: Wanted,
-) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
-    let (found, mut warnings) = (find(checkpoint, rules, wanted), vec![]);
-    sort_out(found.findings, rules, &mut warnings)?;
-    if found.weights.is_empty() {
+) -> Result<Found, Error> {
+    let mut found = find(checkpoint, rules, wanted);
+    let mut warnings = vec![];
+    sort_out(std::mem::take(&mut found.findings), rules, &mut warnings)?;
+    found.findings = warnings;
+    if found.weights.is_empty() && found.dropped.is_empty() {
         return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
     }
-    Ok((found.weights, warnings))
+    Ok(found)
 }
 
 /// Warnings are kept, anything else is an error.
@@ -257,9 +259,9 @@ pub fn convert(
     rules: &Rules,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
-    let (mut weights, _) = chosen(checkpoint, rules, Wanted::Names)?;
+    let Found { mut weights, findings: warnings, dropped } = chosen(checkpoint, rules, Wanted::Names)?;
     weights.retain(|weight| weight.spelling != spelling);
-    let mut replaced = HashMap::new();
+    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
     for (i, weight) in weights.iter().enumerate() {
         for (at, name) in [(weight.g, spelling.g(&weight.name)), (weight.v, spelling.v(&weight.name))] {
             let TensorInfo { dtype, ref shape, .. } = *checkpoint.at(at);
@@ -270,5 +272,5 @@ pub fn convert(
     let plan = Plan::new(checkpoint, &replaced, &names)?;
     plan.check_target(output)?;
     plan.write(output, rules, progress, |_, _| Ok(()))?;
-    Ok(plan.report(weights, vec![], 0))
+    Ok(plan.report(weights, warnings, 0))
 }
