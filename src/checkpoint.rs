@@ -79,6 +79,7 @@
 //! computed in windows of whole rows where these lie together (axis 0), else some rows after the others, each read
 //! twice, once for the norms.
 mod compute;
+mod cut;
 mod error;
 mod file;
 mod find;

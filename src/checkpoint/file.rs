@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::foreign::{self, LOOKED_AT, Sample};
 use super::Error;
+use super::foreign::{self, LOOKED_AT, Sample};
 use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
 
 pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

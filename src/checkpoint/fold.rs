@@ -10,7 +10,8 @@ use super::numbers::{narrow, read_as, widen};
 use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
 use super::prefer::left_out;
 use super::{
-    Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules, Spelling,
+    Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
+    Spelling,
 };
 use crate::contract::{Layout, norms_shape};
 use crate::{Axis, DType};
@@ -292,8 +293,9 @@ pub fn check<'a>(
     })?;
     let mut findings = found.findings;
     findings.extend(rows(&inputs, &seen));
-    let non_finite = inputs.iter().zip(&seen).filter(|(_, seen)| seen.non_finite > 0).map(|(input, seen)| {
-        Finding { weight: input.name.clone(), problem: Problem::NonFinite { count: seen.non_finite } }
+    let non_finite = inputs.iter().zip(&seen).filter(|(_, seen)| seen.non_finite > 0).map(|(input, seen)| Finding {
+        weight: input.name.clone(),
+        problem: Problem::NonFinite { count: seen.non_finite },
     });
     findings.extend(non_finite);
     Ok(Check { weights: checked, findings, submissions })

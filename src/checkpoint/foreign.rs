@@ -56,7 +56,10 @@ fn known(sample: &Sample<'_>) -> Option<(String, String)> {
         return said("a Python pickle", advice);
     }
     if starts(b"GGUF") || starts(b"lmgg") || starts(b"tjgg") || starts(b"fmgg") {
-        return said("a GGUF or GGML file", "take the checkpoint that it was converted from: in there weights are folded");
+        return said(
+            "a GGUF or GGML file",
+            "take the checkpoint that it was converted from: in there weights are folded",
+        );
     }
     if starts(b"\x89HDF\r\n\x1a\n") {
         return lines("an HDF5 file (Keras, h5py)", hdf5_line(path));
@@ -226,7 +229,9 @@ pub(super) fn in_folder(path: &Path) -> Result<PathBuf, Error> {
         ([index], _) => return Ok(index.clone()),
         ([], [file]) => return Ok(file.clone()),
         ([], []) => match (&torch[..], &others[..]) {
-            ([], []) => "a folder without checkpoints: it holds no *.safetensors file\nname the file, or its folder".into(),
+            ([], []) => {
+                "a folder without checkpoints: it holds no *.safetensors file\nname the file, or its folder".into()
+            }
             ([], others) => format!(
                 "a folder without *.safetensors files, but with others: {}\nname one of them to be told what to do",
                 list(others)

@@ -1,5 +1,6 @@
 //! A look at the numbers of weights, in f64 on the CPU.
-use super::compute::{Input, steps};
+use super::compute::Input;
+use super::cut::steps;
 use super::numbers::{Sums, read_gain};
 use super::{Checkpoint, Error, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 

@@ -224,11 +224,7 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
 pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
 
 /// The weights that the rules choose with warnings, or what keeps them from being worked on.
-pub(super) fn chosen(
-    checkpoint: &Checkpoint,
-    rules: &Rules,
-    wanted: Wanted,
-) -> Result<Found, Error> {
+pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Result<Found, Error> {
     let mut found = find(checkpoint, rules, wanted);
     let mut warnings = vec![];
     sort_out(std::mem::take(&mut found.findings), rules, &mut warnings)?;
