@@ -62,7 +62,8 @@
 //! Of a sharded checkpoint the result is a new folder with the same files and an index with the same keys, written
 //! likewise; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.
 //!
-//! If there is any [`Finding`] that is not a warning, nothing is written.
+//! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless [`Rules::allow_zero_rows`], or a tensor of
+//! the weight's own name beside its pair unless [`Rules::prefer`] says which of the two is left out.
 //!
 //! # What an error leaves, and a kill
 //!

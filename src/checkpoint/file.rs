@@ -54,7 +54,9 @@ impl Source {
             None => recognized(&file, path, size).unwrap_or(Error::Header { path: path.to_owned(), reason }),
         };
         if size < LENGTH_BYTES {
-            return Err(flaw(Flaw::of_file(format!("it is {size} bytes long: no header fits into it"))));
+            return Err(flaw(Flaw::of_file(format!(
+                "it is too short for a header: it has {size} of at least {LENGTH_BYTES} bytes"
+            ))));
         }
         let mut first = [0; LENGTH_BYTES as usize];
         read_at(&file, &mut first, 0).map_err(failed("reading", path))?;

@@ -68,7 +68,7 @@ fn known(sample: &Sample<'_>) -> Option<(String, String)> {
         let (from, to) = (quoted(path), quoted(&output_for(path)));
         let line =
             format!("import numpy, safetensors.numpy as s; s.save_file({{\"weight\": numpy.load({from})}}, {to})");
-        return lines("an array of NumPy (.npy)", line);
+        return lines("a file of one NumPy array (.npy)", line);
     }
     let packed: [(&[u8], &str); 5] = [
         (b"\x1f\x8b", "gzip"),
@@ -113,7 +113,7 @@ fn zip(sample: &Sample<'_>) -> Option<(String, String)> {
     if has(".npy") {
         let (from, to) = (quoted(path), quoted(&output_for(path)));
         let line = format!("import numpy, safetensors.numpy as s; s.save_file(dict(numpy.load({from})), {to})");
-        return lines("arrays of NumPy (.npz)", line);
+        return lines("a file of NumPy arrays (.npz)", line);
     }
     Some(("a zip archive".into(), "unpack it, and name the file that was in it".into()))
 }
@@ -141,6 +141,9 @@ fn text(sample: &Sample<'_>) -> Option<(String, String)> {
         return said("XML, maybe the message of a server: a download that failed", page);
     }
     if text.starts_with(['{', '[']) {
+        if sample.path.extension().is_some_and(|extension| extension == "json") {
+            return None; // what is wrong with an index is known better
+        }
         return if head.windows(12).any(|at| at == b"\"weight_map\"") {
             said("JSON, the index of a sharded checkpoint by another name", "give it a name that ends in .json")
         } else {
@@ -148,7 +151,7 @@ fn text(sample: &Sample<'_>) -> Option<(String, String)> {
         };
     }
     let line: String = text.lines().next()?.chars().take(60).collect();
-    if line.is_empty() {
+    if line.len() < 3 {
         return None;
     }
     said(&format!("text that begins {line:?}: maybe a download that failed"), AGAIN)
@@ -174,7 +177,7 @@ fn output_for(path: &Path) -> PathBuf {
 }
 
 /// All tensors of nested dictionaries and lists, named by the way to them, each with memory of its own.
-const FLAT: &str = "f = lambda o, p=\"\": {p[:-1]: o.detach().contiguous().clone()} if isinstance(o, torch.Tensor) \
+const FLAT: &str = "f = lambda o, p=\"\": {p[:-1] or \"tensor\": o.detach().contiguous().clone()} if isinstance(o, torch.Tensor) \
                     else {k: t for n, x in (o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, \
                     (list, tuple)) else ()) for k, t in f(x, f\"{p}{n}.\").items()}";
 
@@ -182,7 +185,7 @@ fn torch_line(path: &Path) -> String {
     let (from, to) = (quoted(path), quoted(&output_for(path)));
     format!(
         "import torch, safetensors.torch as s; {FLAT}; \
-         s.save_file(f(torch.load({from}, map_location=\"cpu\", weights_only=True)), {to})"
+         s.save_file(f(torch.load(open({from}, \"rb\"), map_location=\"cpu\", weights_only=True)), {to})"
     )
 }
 
@@ -236,9 +239,9 @@ pub(super) fn in_folder(path: &Path) -> Result<PathBuf, Error> {
                 "a folder without *.safetensors files, but with others: {}\nname one of them to be told what to do",
                 list(others)
             ),
-            ([file, ..], torch) => format!(
+            ([file, ..], _) => format!(
                 "a folder without *.safetensors files, but with files of PyTorch's own: {}\nsave each as one, in Python: {}",
-                list(torch),
+                list(&torch),
                 torch_line(file)
             ),
         },

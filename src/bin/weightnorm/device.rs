@@ -186,6 +186,7 @@ impl Devices {
         if !usable {
             let tried = format!("backends {:?}", self.backend.backends());
             let hint = weightnorm::Error::NoAdapter { tried }.to_string();
+            let hint = format!("{hint}\nfold, split and check do without one: --device {REFERENCE}");
             let _ = writeln!(text, "{hint}");
             json["hint"] = hint.into();
         }

@@ -37,6 +37,11 @@ impl Target {
             return Ok((checkpoint, place));
         }
         let is_folder = self.output.is_dir();
+        if !is_folder && self.output.metadata().is_ok_and(|status| !status.is_file()) {
+            let message =
+                format!("{}: it is no file that can be replaced\n- is standard output", self.output.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
         if is_folder || (!self.force && self.output.symlink_metadata().is_ok()) {
             let advice = match (checkpoint.is_sharded(), is_folder) {
                 (true, _) => "name a new folder",
