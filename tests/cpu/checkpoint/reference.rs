@@ -7,6 +7,7 @@ use weightnorm::checkpoint::{
 };
 use weightnorm::{Axis, Eps, cpu};
 
+use super::corpus::any_bytes::noop;
 use crate::common::File;
 use crate::common::files::{Folder, Made, made, of_f64, of_numbers, tiny_weight, vocoder, write, write_sharded};
 
@@ -210,5 +211,39 @@ fn reference_folds_and_splits_without_a_gpu() {
         let norms = cpu::row_norms(&w, &[33, 57], Axis::Kept(0), Eps::None).unwrap();
         let got = parted.read_f64("proj.weight_g").unwrap();
         assert!(got.iter().zip(&norms).all(|(g, n)| *g == f64::from(*n as f32)), "{got:?} {norms:?}");
+    }
+}
+
+/// A device that takes every number for zero: wgpu's `noop` backend, which computes nothing. Rows that a device may be wrong in
+/// are right all the same, the others as it gave them, and `check` says that they are wrong.
+#[test]
+fn reference_computes_what_a_device_may_flush() {
+    let folder = Folder::new("flushed");
+    let (from, output, gpu) = (folder.join("a.safetensors"), folder.join("b.safetensors"), noop());
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F64] {
+        for (axis, window) in [(0, 1 << 20), (1, 1 << 20), (0, 4096)] {
+            let ([g, v], numbers, gain) = tiny_weight(dtype, axis, 1);
+            // Nothing in it is subnormal but w.
+            let small = [
+                of_numbers("n.weight_g", Dtype::F32, &[2, 1], [1e-37, 2.0]),
+                of_f64("n.weight_v", dtype, &[2, 3], &[4e3, 4.0, 0.0, 3.0, 4.0, 0.0]),
+            ];
+            write(&from, &[&[g, v.clone()], &small[..]].concat(), &[]);
+            let (checkpoint, rules) = (Checkpoint::open(&from).unwrap(), Rules::default().window(window));
+            fold(&gpu, &checkpoint, &output, &rules, &mut |_| ()).unwrap();
+            let file = File::load(&output).unwrap();
+            let expected = cpu::normalize(&numbers, &v.shape, Some(&gain), Axis::Kept(axis), Eps::None).unwrap();
+            for (i, (&got, &expected)) in file.tensor("m.weight").unwrap().data.iter().zip(&expected).enumerate() {
+                // 1e-6 is no number that a device may lose.
+                let is_lost = [3, 4].contains(&if axis == 0 { i / 5 } else { i % 6 });
+                assert!(if is_lost { got == 0.0 } else { is_nearest(dtype, got, expected) }, "{i}: {got} {expected}");
+            }
+            let n = &file.tensor("n.weight").unwrap().data;
+            let expected = [4e3, 4.0].map(|v| f64::from(1e-37f32) * (v / 4e3f64.hypot(4.0)));
+            assert!((0..2).all(|i| is_nearest(dtype, n[i], expected[i])), "{n:?}");
+            assert_eq!(n[2..], [0.0; 4]);
+            let checked = check(&gpu, &checkpoint, &rules, &mut |_| ()).unwrap();
+            assert!(checked.weights.iter().all(|weight| !weight.is_right()), "{checked:?}");
+        }
     }
 }
