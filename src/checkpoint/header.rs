@@ -154,7 +154,9 @@ impl Flaw {
 pub(super) fn header_length(first: [u8; 8], file_size: u64) -> Result<u64, Flaw> {
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER {
-        return Err(Flaw::of_file(format!("the header says it is {length} bytes long, the limit is {MAX_HEADER}")));
+        return Err(Flaw::of_file(format!(
+            "it is no .safetensors file: its header would be {length} bytes long, the limit is {MAX_HEADER}"
+        )));
     }
     if length > file_size.saturating_sub(LENGTH_BYTES) {
         let reason = format!(

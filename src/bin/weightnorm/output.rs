@@ -89,7 +89,10 @@ pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> E
             print(&document(Some(command), status, &report.json))
         }
         // Nobody can be told where stderr is closed.
-        Ok(report) if report.aside => Ok(drop(io::stderr().write_all(printable(&report.text).as_bytes()))),
+        Ok(report) if report.aside => {
+            let _ = io::stderr().write_all(printable(&report.text).as_bytes());
+            Ok(())
+        }
         Ok(report) => print(&printable(&report.text)),
         Err(failure) => {
             complain(&failure.message);
