@@ -64,7 +64,7 @@ fn cli_reference_needs_no_adapter() {
 #[test]
 fn cli_eps_that_changes_rows_is_told() {
     let folder = Folder::new("eps");
-    let (from, to) = (data("d08_norm_below_1e-12"), folder.join("out"));
+    let (from, to) = (data("norm_below_1e-12"), folder.join("out"));
     let fold = |options: &[&str]| {
         run_json(without_gpu(), [&["fold", &from, text(&to), "--device", "reference", "--force"], options].concat())
     };
@@ -82,7 +82,7 @@ fn cli_eps_that_changes_rows_is_told() {
 #[test]
 fn cli_prefer_says_which_stays() {
     let folder = Folder::new("prefer");
-    let (from, to) = (data("d09_stale_weight_beside_the_pair"), folder.join("out"));
+    let (from, to) = (data("stale_weight_beside_the_pair"), folder.join("out"));
     let fold = ["fold", &from, text(&to), "--device", "reference", "--force"];
     for command in [&["inspect", &from][..], &fold, &["check", &from, "--device", "reference"]] {
         let (code, document) = run_json(without_gpu(), command);

@@ -38,7 +38,7 @@ fn kinds() -> Vec<(Vec<u8>, &'static str, &'static str)> {
     let pickle = |version| padded(&[b"\x80", &[version][..], b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."].concat());
     vec![
         (
-            include_bytes!("../../data/checkpoints/d07_git_lfs_pointer/input.safetensors").to_vec(),
+            include_bytes!("../../data/checkpoints/git_lfs_pointer/input.safetensors").to_vec(),
             "Git LFS",
             "git lfs pull",
         ),

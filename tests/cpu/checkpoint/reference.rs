@@ -40,7 +40,7 @@ fn is_nearest(dtype: Dtype, got: f64, expected: f64) -> bool {
 #[test]
 fn reference_gives_what_pytorch_gives_below_1e_12() {
     let folder = Folder::new("reference");
-    let (from, output) = (data("d08_norm_below_1e-12"), folder.join("out.safetensors"));
+    let (from, output) = (data("norm_below_1e-12"), folder.join("out.safetensors"));
     let report = folded(&from.join("input.safetensors"), &output, &Rules::default()).unwrap();
     assert_eq!(report.warnings, []);
     let expected = File::load(&from.join("expected.safetensors")).unwrap();
