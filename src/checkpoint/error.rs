@@ -149,6 +149,56 @@ pub enum Problem {
         /// The axes that it fits.
         axes: Vec<usize>,
     },
+    /// g has as many numbers as an axis of v, but not its shape. [`Rules::axis`](crate::checkpoint::Rules::axis) decides.
+    OtherShape {
+        /// Shape of v.
+        v: Vec<usize>,
+        /// Shape of g.
+        g: Vec<usize>,
+    },
+    /// g or v is pruned: it is there as a product that is still to be made.
+    Pruned {
+        /// The tensor that is not there: `layer.weight_v` where `layer.weight_v_orig` and `layer.weight_v_mask` are.
+        tensor: String,
+    },
+    /// A pair by its endings alone, which is copied as it is: a warning.
+    NotTaken {
+        /// The one that would be g.
+        g: String,
+        /// The one that would be v.
+        v: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// Tensors of an optimizer, which are copied as they are and do not fit folded weights: a warning, of the first of them.
+    OptimizerState {
+        /// How many there are.
+        count: usize,
+    },
+    /// The index lists a tensor that no file has, and what is written does not list it: a warning.
+    NotInFiles {
+        /// The file in which it should be.
+        file: String,
+    },
+    /// A file has a tensor that the index does not list, and what is written lists it: a warning.
+    NotInIndex {
+        /// The file in which it is.
+        file: String,
+    },
+    /// A tensor is in another file than the index says, and what is written says where it is: a warning.
+    Misplaced {
+        /// The file in which it is.
+        file: String,
+        /// The file in which it should be.
+        listed: String,
+    },
+    /// A tensor is in a second file, and the one of the file that the index names is used alone: a warning.
+    SecondCopy {
+        /// The file whose tensor is left out.
+        file: String,
+        /// The file that the index names.
+        listed: String,
+    },
     /// The rules name an axis that the weight does not have.
     NoSuchAxis {
         /// The axis.
@@ -194,7 +244,16 @@ impl Problem {
     pub fn is_warning(&self) -> bool {
         matches!(
             self,
-            Problem::Narrowed | Problem::NonFinite { .. } | Problem::Guarded { .. } | Problem::LeftOut { .. }
+            Problem::Narrowed
+                | Problem::NonFinite { .. }
+                | Problem::Guarded { .. }
+                | Problem::LeftOut { .. }
+                | Problem::NotTaken { .. }
+                | Problem::OptimizerState { .. }
+                | Problem::NotInFiles { .. }
+                | Problem::NotInIndex { .. }
+                | Problem::Misplaced { .. }
+                | Problem::SecondCopy { .. }
         )
     }
 }
@@ -224,7 +283,33 @@ impl fmt::Display for Problem {
             Problem::AmbiguousAxis { v, g, axes } => {
                 write!(f, "g {g:?} fits the axes {axes:?} of v {v:?}: name the axis for it")
             }
+            Problem::OtherShape { v, g } => {
+                write!(f, "g {g:?} has as many numbers as an axis of v {v:?}, but not its shape: name the axis for it")
+            }
+            Problem::Pruned { tensor } => {
+                let name = tensor.rsplit('.').next().unwrap_or(tensor);
+                write!(f, "{tensor} is pruned ({name}_orig, {name}_mask): make that permanent first, in Python with ")?;
+                write!(f, "torch.nn.utils.prune.remove(module, {name:?})")
+            }
+            Problem::NotTaken { g, v, why } => {
+                write!(f, "not taken for weight norm: {g} and {v} stay as they are: {why}")
+            }
+            Problem::OptimizerState { count } => {
+                let more = if *count > 1 { format!(", as are {} more", count - 1) } else { String::new() };
+                write!(f, "optimizer state{more}: it belongs to the weights as they were, and is copied as it is")
+            }
+            Problem::NotInFiles { file } => write!(f, "the index lists it in {file}, and no file has it"),
+            Problem::NotInIndex { file } => write!(f, "it is in {file}, and the index does not list it"),
+            Problem::Misplaced { file, listed } => write!(f, "it is in {file}, and the index lists it in {listed}"),
+            Problem::SecondCopy { file, listed } => {
+                write!(f, "it is in {file} too, which is left out: the index lists it in {listed}")
+            }
             Problem::NoSuchAxis { axis, rank } => write!(f, "kept axis {axis} of a tensor of rank {rank}"),
+            // Floats of 8 bits and fewer.
+            Problem::NotComputable { tensor, dtype } if dtype.starts_with('F') => {
+                write!(f, "{tensor} is {dtype}, which is not computed: write it as BF16 or F32 first, ")?;
+                write!(f, "times its scale if it has one")
+            }
             Problem::NotComputable { tensor, dtype } => {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
             }

@@ -2,13 +2,15 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use super::aliases::{Edit, Tied};
 use super::compute::{self, Input, computed};
 use super::file::Sink;
 use super::find::{At, Wanted};
 use super::names::is_parameter;
 use super::numbers::{narrow, read_as, widen};
-use super::plan::{NO_WEIGHT, New, Plan, Report, chosen, sort_out};
+use super::plan::{NO_WEIGHT, New, Place, Plan, Report, chosen, sort_out};
 use super::prefer::left_out;
+use super::state::is_optimizer_state;
 use super::{
     Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
     Spelling,
@@ -39,18 +41,26 @@ pub fn fold<'a>(
 ) -> Result<Report, Error> {
     check_rules(rules)?;
     let Found { weights, findings: mut warnings, dropped } = chosen(checkpoint, rules, Wanted::Numbers)?;
-    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
+    let firsts = firsts(checkpoint, &weights);
+    // The weights that are computed, by their numbers, and the places of their tensors.
+    let (mut edit, mut computing, mut numbers) = (Edit::without(dropped), vec![], vec![]);
     for (i, weight) in weights.iter().enumerate() {
+        edit.names.insert(weight.g_name(), None);
+        edit.names.insert(weight.v_name(), None);
         let (name, shape) = (weight.name.clone(), weight.shape.clone());
-        let dtype = computed(weight.dtype).into();
-        replaced.insert(weight.v, vec![New { weight: i, name, dtype, shape, copy: None }]);
-        replaced.insert(weight.g, vec![]);
+        if firsts[i] == i {
+            let dtype = computed(weight.dtype).into();
+            numbers.push(edit.add(weight.v, New { weight: i, name, dtype, shape, copy: None }));
+            computing.push(i);
+        } else {
+            let tied = Tied { weight: i, name, tensor: weights[firsts[i]].name.clone() };
+            edit.tied.entry(weight.v_name()).or_default().push(tied);
+        }
     }
-    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
-    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    let plan = Plan::new(checkpoint, &edit, &weights)?;
     plan.check_target(output)?;
 
-    let inputs: Vec<Input> = weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
+    let inputs: Vec<Input> = computing.iter().map(|&i| Input::of(&weights[i], Some(weights[i].g))).collect();
     let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let seen;
@@ -58,16 +68,36 @@ pub fn fold<'a>(
             let input = &inputs[done.input];
             let dtype = computed(input.dtype);
             widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
-            let (file, begin) = plan.places[&(input.v, 0)];
+            let (file, begin) = plan.places[&(input.v, numbers[done.input])];
             meter.add(&input.name, done.result.len() as u64);
             sinks[file].write(begin + done.window.first * dtype.size(), done.result)
         })?;
         sort_out(rows(&inputs, &seen).collect(), rules, &mut warnings)
     })?;
-    for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
-        warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
-    }
+    report_non_finite(&inputs, &non_finite, &mut warnings);
     Ok(plan.report(weights, warnings, submissions))
+}
+
+fn report_non_finite(inputs: &[Input], counts: &[u64], warnings: &mut Vec<Finding>) {
+    for (input, &count) in inputs.iter().zip(counts).filter(|&(_, &count)| count > 0) {
+        warnings.push(Finding { weight: input.name.clone(), problem: Problem::NonFinite { count } });
+    }
+}
+
+/// The first of the weights that have the same tensors and the same axis, for each: that whose v has the name of the tensor, if
+/// one has. The others are tied to it.
+fn firsts(checkpoint: &Checkpoint, weights: &[FoundWeight]) -> Vec<usize> {
+    let key = |weight: &FoundWeight| (weight.g, weight.v, weight.axis);
+    let mut first = HashMap::new();
+    let is_own = |weight: &FoundWeight, name: String| checkpoint.at(weight.v).name == name;
+    for (i, weight) in weights.iter().enumerate() {
+        // Weights that are to be split have no g and v yet, and their own name is that of the tensor.
+        if is_own(weight, weight.v_name()) || is_own(weight, weight.name.clone()) {
+            first.insert(key(weight), i);
+        }
+        first.entry(key(weight)).or_insert(i);
+    }
+    weights.iter().map(|weight| first[&key(weight)]).collect()
 }
 
 /// Writes the checkpoint with ordinary weights taken apart, those whose names the rules *include*:
@@ -92,24 +122,34 @@ pub fn split<'a>(
 ) -> Result<Report, Error> {
     check_rules(rules)?;
     let Found { weights, findings: mut warnings, dropped } = plain(checkpoint, spelling, rules)?;
-    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
+    let firsts = firsts(checkpoint, &weights);
+    let (mut edit, mut computing, mut numbers) = (Edit::without(dropped), vec![], vec![]);
     for (i, weight) in weights.iter().enumerate() {
-        let dtype: FileDType = computed(weight.dtype).into();
-        let new = |name, dtype, shape: &[usize], copy| New { weight: i, name, dtype, shape: shape.to_vec(), copy };
-        let g = new(spelling.g(&weight.name), weight.g_dtype, &weight.g_shape, None);
-        let v = new(spelling.v(&weight.name), dtype, &weight.shape, (dtype == weight.dtype).then_some(weight.v));
-        replaced.insert(weight.v, vec![g, v]);
+        edit.names.insert(weight.name.clone(), None);
+        let [g, v] = [weight.g_name(), weight.v_name()];
+        if firsts[i] == i {
+            let dtype: FileDType = computed(weight.dtype).into();
+            let new = |name, dtype, shape: &[usize], copy| New { weight: i, name, dtype, shape: shape.to_vec(), copy };
+            numbers.push(edit.add(weight.v, new(g, weight.g_dtype, &weight.g_shape, None)));
+            edit.add(weight.v, new(v, dtype, &weight.shape, (dtype == weight.dtype).then_some(weight.v)));
+            computing.push(i);
+        } else {
+            let first = &weights[firsts[i]];
+            let tied =
+                [(g, first.g_name()), (v, first.v_name())].map(|(name, tensor)| Tied { weight: i, name, tensor });
+            edit.tied.entry(weight.name.clone()).or_default().extend(tied);
+        }
     }
-    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
-    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    let plan = Plan::new(checkpoint, &edit, &weights)?;
     plan.check_target(output)?;
 
-    let inputs: Vec<Input> = weights.iter().map(|weight| Input::of(weight, None)).collect();
+    let computing: Vec<&FoundWeight> = computing.into_iter().map(|i| &weights[i]).collect();
+    let inputs: Vec<Input> = computing.iter().map(|weight| Input::of(weight, None)).collect();
     let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
         let seen;
         (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
-            let (at, to) = (inputs[done.input].v, computed(weights[done.input].g_dtype));
+            let (at, to) = (inputs[done.input].v, computed(computing[done.input].g_dtype));
             let (mut norms, mut finite) = (vec![], vec![]);
             widen(FileDType::F32, done.result, |norm| norms.push(norm));
             let mut bytes = vec![0; norms.len() * to.size() as usize];
@@ -117,43 +157,43 @@ pub fn split<'a>(
             widen(to.into(), &bytes, |g| finite.push(g.is_finite()));
             non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
             overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
-            let (file, begin) = plan.places[&(at, 0)];
+            let (file, begin) = plan.places[&(at, numbers[done.input])];
             meter.add(&inputs[done.input].name, bytes.len() as u64);
             sinks[file].write(begin + done.window.rows.start as u64 * to.size(), &bytes)
         })?;
-        let overflow = |(weight, &count): (&FoundWeight, &usize)| {
+        let overflow = |(weight, &count): (&&FoundWeight, &usize)| {
             let problem = Problem::GainOverflow { count: count as u64, dtype: weight.g_dtype.name() };
             (count > 0).then(|| Finding { weight: weight.name.clone(), problem })
         };
-        let overflows = weights.iter().zip(&overflows).filter_map(overflow);
+        let overflows = computing.iter().zip(&overflows).filter_map(overflow);
         sort_out(rows(&inputs, &seen).chain(overflows).collect(), rules, &mut warnings)?;
-        copy_narrowed(checkpoint, &weights, &plan, sinks, meter)
+        for (weight, number) in computing.iter().zip(&numbers) {
+            if let Some(&place) = plan.places.get(&(weight.v, number + 1)) {
+                copy_narrowed(checkpoint, weight, place, sinks, meter)?;
+            }
+        }
+        Ok(())
     })?;
-    for (weight, &count) in weights.iter().zip(&non_finite).filter(|&(_, &count)| count > 0) {
-        warnings.push(Finding { weight: weight.name.clone(), problem: Problem::NonFinite { count } });
-    }
+    report_non_finite(&inputs, &non_finite, &mut warnings);
     Ok(plan.report(weights, warnings, submissions))
 }
 
-/// v of f64 weights.
+/// v of an f64 weight.
 fn copy_narrowed(
     checkpoint: &Checkpoint,
-    weights: &[FoundWeight],
-    plan: &Plan<'_>,
+    weight: &FoundWeight,
+    (file, begin): Place,
     sinks: &[Sink],
     meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
     const STEP: u64 = 1 << 18;
     let mut bytes = vec![0; 4 * STEP as usize];
-    for weight in weights {
-        let Some(&(file, begin)) = plan.places.get(&(weight.v, 1)) else { continue };
-        let elements = checkpoint.at(weight.v).elements();
-        for first in (0..elements).step_by(STEP as usize) {
-            let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
-            read_as(checkpoint, weight.v, first, DType::F32, part, &mut |_| ())?;
-            sinks[file].write(begin + 4 * first, part)?;
-            meter.add(&weight.name, part.len() as u64);
-        }
+    let elements = checkpoint.at(weight.v).elements();
+    for first in (0..elements).step_by(STEP as usize) {
+        let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
+        read_as(checkpoint, weight.v, first, DType::F32, part, &mut |_| ())?;
+        sinks[file].write(begin + 4 * first, part)?;
+        meter.add(&weight.name, part.len() as u64);
     }
     Ok(())
 }
@@ -164,32 +204,33 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
     if rules.include.is_empty() {
         return Err(nothing("no pattern says which weights to take apart"));
     }
-    let everything = Rules::default();
-    let pairs = checkpoint.weights(&everything).weights;
-    let halves: HashSet<At> = pairs.iter().flat_map(|w| [w.g, w.v]).collect();
+    let pairs = checkpoint.weights(&Rules::default()).weights;
+    let halves: HashSet<String> = pairs.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
     let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
     let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
-    for (at, tensor) in checkpoint.places() {
-        if !rules.chooses(&tensor.name) || halves.contains(&at) || !is_parameter(&tensor.name) {
+    for (at, name) in checkpoint.names() {
+        let is_state = is_optimizer_state(name) && !rules.names(name);
+        if !rules.chooses(name) || halves.contains(name) || !is_parameter(name) || is_state {
             continue;
         }
-        let mut report = |problem| findings.push(Finding { weight: tensor.name.clone(), problem });
-        match (pairs.get(tensor.name.as_str()), rules.prefer) {
+        let tensor = checkpoint.at(at);
+        let mut report = |problem| findings.push(Finding { weight: name.to_owned(), problem });
+        match (pairs.get(name), rules.prefer) {
             (None, _) => {}
             (Some(pair), None) => {
-                report(Problem::NameTaken { name: pair.spelling.g(&pair.name) });
+                report(Problem::NameTaken { name: pair.g_name() });
                 continue;
             }
             (Some(pair), Some(prefer)) => {
-                let (tensors, what) = left_out(pair, at, prefer);
-                dropped.extend(tensors);
-                report(what);
+                let names = left_out(pair, prefer);
+                dropped.extend(names.clone());
+                report(Problem::LeftOut { tensors: names, prefer });
                 if prefer == Prefer::Pair {
                     continue;
                 }
             }
         }
-        let axis = rules.axis_of(&tensor.name).unwrap_or(Axis::Kept(0));
+        let axis = rules.axis_of(name).unwrap_or(Axis::Kept(0));
         let rank = tensor.shape.len();
         match (tensor.dtype.computed(), axis) {
             (None, _) => {
@@ -208,7 +249,7 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
                     report(Problem::ZeroRows { count: rows });
                 }
                 weights.push(FoundWeight {
-                    name: tensor.name.clone(),
+                    name: name.to_owned(),
                     spelling,
                     shape: tensor.shape.clone(),
                     g_shape,
@@ -222,6 +263,7 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
         }
     }
     let mut warnings = vec![];
+    findings.extend(checkpoint.index.iter().flat_map(|index| index.warnings.iter().cloned()));
     sort_out(findings, rules, &mut warnings)?;
     if weights.is_empty() && dropped.is_empty() {
         return Err(nothing("the patterns choose no tensor"));

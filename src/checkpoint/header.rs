@@ -8,7 +8,8 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
 
 use crate::DType;
 
@@ -78,6 +79,13 @@ impl FileDType {
     }
 }
 
+impl FileDType {
+    /// Whether its elements are floating-point numbers of any width.
+    pub(super) fn is_float(self) -> bool {
+        self.name().starts_with(['F', 'B']) && self != FileDType::Bool
+    }
+}
+
 impl From<DType> for FileDType {
     fn from(dtype: DType) -> FileDType {
         match dtype {
@@ -108,6 +116,8 @@ pub struct TensorInfo {
     pub begin: u64,
     /// The byte behind the last.
     pub end: u64,
+    /// Fields of its entry that the format does not have.
+    pub(super) more: Option<Box<Map<String, Value>>>,
 }
 
 impl TensorInfo {
@@ -179,7 +189,7 @@ impl Header {
                 Entry::Tensor(tensor) => header.tensors.push(tensor),
                 Entry::Metadata(metadata) => {
                     header.metadata_at = header.tensors.len();
-                    header.metadata = Some(metadata);
+                    header.metadata = metadata;
                 }
             }
         }
@@ -220,10 +230,14 @@ impl Header {
         for (i, tensor) in self.tensors.iter().enumerate() {
             self.write_metadata(i, &mut text);
             separate(&mut text);
-            let TensorInfo { name, dtype, shape, begin, end } = tensor;
+            let TensorInfo { name, dtype, shape, begin, end, more } = tensor;
             text += &format!("{}:{{\"dtype\":\"{dtype}\",\"shape\":[", quoted(name));
             text += &shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-            text += &format!("],\"data_offsets\":[{begin},{end}]}}");
+            text += &format!("],\"data_offsets\":[{begin},{end}]");
+            for (key, value) in more.iter().flat_map(|more| more.iter()) {
+                text += &format!(",{}:{value}", quoted(key));
+            }
+            text.push('}');
         }
         self.write_metadata(self.tensors.len(), &mut text);
         text.push('}');
@@ -249,7 +263,7 @@ fn separate(text: &mut String) {
 }
 
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    Value::from(text).to_string()
 }
 
 /// `None` where no tensor can have that shape. The sizes beside a zero are held to the same limit, so that no product of
@@ -263,7 +277,7 @@ pub(super) fn byte_size(shape: &[usize], dtype: FileDType) -> Option<u64> {
 
 enum Entry {
     Tensor(TensorInfo),
-    Metadata(Vec<(String, String)>),
+    Metadata(Option<Vec<(String, String)>>),
 }
 
 /// The header as it stands there, but without duplicates: `serde_json`'s own maps would keep the last of them silently.
@@ -284,10 +298,10 @@ impl<'de> Deserialize<'de> for Entries {
                 while let Some(name) = map.next_key::<String>()? {
                     names.add(&name)?;
                     entries.push(if name == METADATA {
-                        Entry::Metadata(map.next_value::<Metadata>()?.0)
+                        Entry::Metadata(map.next_value::<Option<Metadata>>()?.map(|Metadata(pairs)| pairs))
                     } else {
-                        let Fields { dtype, shape, data_offsets: (begin, end) } = map.next_value()?;
-                        Entry::Tensor(TensorInfo { name, dtype, shape, begin, end })
+                        let Fields { dtype, shape, data_offsets: (begin, end), more } = map.next_value()?;
+                        Entry::Tensor(TensorInfo { name, dtype, shape, begin, end, more })
                     });
                 }
                 Ok(Entries(entries))
@@ -297,13 +311,60 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// A tensor's entry. A field twice is an error.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A tensor's entry. One of the format's fields twice is an error; others are kept as they are.
 struct Fields {
     dtype: FileDType,
     shape: Vec<usize>,
     data_offsets: (u64, u64),
+    more: Option<Box<Map<String, Value>>>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with dtype, shape and data_offsets")
+            }
+
+            /// As the official reader takes it too.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Fields, A::Error> {
+                let missing = |count| move || A::Error::invalid_length(count, &"3 fields");
+                Ok(Fields {
+                    dtype: seq.next_element()?.ok_or_else(missing(0))?,
+                    shape: seq.next_element()?.ok_or_else(missing(1))?,
+                    data_offsets: seq.next_element()?.ok_or_else(missing(2))?,
+                    more: None,
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let (mut dtype, mut shape, mut data_offsets, mut more) = (None, None, None, None::<Box<Map<_, _>>>);
+                let mut names = Names::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    match name.as_str() {
+                        "dtype" => dtype = Some(map.next_value()?),
+                        "shape" => shape = Some(map.next_value()?),
+                        "data_offsets" => data_offsets = Some(map.next_value()?),
+                        _ => {
+                            more.get_or_insert_default().insert(name, map.next_value()?);
+                            continue;
+                        }
+                    }
+                    names.add(&name)?;
+                }
+                Ok(Fields {
+                    dtype: dtype.ok_or_else(|| A::Error::missing_field("dtype"))?,
+                    shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
+                    data_offsets: data_offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))?,
+                    more,
+                })
+            }
+        }
+        deserializer.deserialize_struct("TensorInfo", &["dtype", "shape", "data_offsets"], Reader)
+    }
 }
 
 struct Metadata(Vec<(String, String)>);

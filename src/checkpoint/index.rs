@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::Error;
 use super::file::{Source, failed};
 use super::foreign::{self, Sample};
 use super::header::MAX_HEADER;
+use super::{Error, Finding, Problem, TensorInfo};
 
 const WEIGHT_MAP: &str = "weight_map";
 
@@ -20,6 +20,28 @@ pub(super) struct Index {
     pub name: String,
     /// All of it, in order.
     value: Map<String, Value>,
+    /// Where it does not fit the files.
+    pub warnings: Vec<Finding>,
+}
+
+/// What there is of tensors, for the sums of an index.
+#[derive(Default, Clone, Copy, PartialEq)]
+pub(super) struct Totals {
+    pub bytes: u64,
+    elements: u64,
+    /// Those that are floating-point numbers, as parameters are.
+    floats: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, tensor: &TensorInfo) {
+        let elements = tensor.elements();
+        self.bytes = self.bytes.saturating_add(tensor.bytes());
+        self.elements = self.elements.saturating_add(elements);
+        if tensor.dtype.is_float() {
+            self.floats = self.floats.saturating_add(elements);
+        }
+    }
 }
 
 impl Index {
@@ -62,51 +84,120 @@ impl Index {
                 shard_of.insert(file, shards.len() - 1);
             }
         }
-        let mut count = 0;
-        for (file, &shard) in &shard_of {
-            for tensor in &shards[shard].header.tensors {
-                let listed = weight_map.get(&tensor.name).and_then(Value::as_str);
-                if listed != Some(*file) {
-                    let name = &tensor.name;
-                    return Err(wrong(match listed {
-                        Some(other) => format!("tensor {name:?} is in {file}, and should be in {other} alone"),
-                        None => format!("tensor {name:?} of {file} is not listed"),
-                    }));
-                }
-                count += 1;
-            }
-        }
-        if count != weight_map.len() {
-            // All that is there is where the index says.
-            let names = shards.iter().flat_map(|shard| &shard.header.tensors).map(|tensor| &tensor.name);
-            let there: HashSet<&String> = names.collect();
-            let missing = weight_map.iter().find(|(name, _)| !there.contains(name));
-            let (name, file) = missing.map_or(("", &Value::Null), |(name, file)| (name.as_str(), file));
-            return Err(wrong(format!("tensor {name:?} is not in {file}")));
-        }
+        let files = in_order(shard_of);
+        let warnings = compare(weight_map, &files, &mut shards).map_err(wrong)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok((Index { name, value }, shards))
+        Ok((Index { name, value, warnings }, shards))
     }
 
-    /// The text for another set of tensors: `renamed` has the new names of each old one, none for one that goes;
-    /// `grown`: how many bytes of tensors there are more.
-    pub fn rewritten(&self, renamed: &HashMap<&str, Vec<(String, String)>>, grown: i128) -> String {
+    /// The text for another set of tensors: `written` has the new names and files of each old one, none for one that goes.
+    /// The sums are those of what is written, in the type that they have, or left out.
+    pub fn rewritten(&self, written: Vec<(&str, Vec<(String, String)>)>, before: Totals, after: Totals) -> String {
         let mut value = self.value.clone();
         if let Some(Value::Object(weight_map)) = value.get_mut(WEIGHT_MAP) {
             let old = std::mem::take(weight_map);
-            for (name, file) in old {
-                match renamed.get(name.as_str()) {
-                    None => drop(weight_map.insert(name, file)),
-                    Some(new) => weight_map.extend(new.iter().map(|(name, file)| (name.clone(), file.as_str().into()))),
-                }
-            }
+            let place: HashMap<&str, usize> = old.keys().map(String::as_str).zip(0..).collect();
+            let mut written = written;
+            // Those that the index does not list come behind the others, in their order.
+            written.sort_by_key(|(name, _)| place.get(name).copied().unwrap_or(usize::MAX));
+            weight_map.extend(written.into_iter().flat_map(|(_, new)| new).map(|(name, file)| (name, file.into())));
         }
-        let total = value.get_mut("metadata").and_then(|metadata| metadata.get_mut("total_size"));
-        if let Some((total, size)) = total.and_then(|total| total.as_u64().map(|size| (total, size))) {
-            *total = Value::from(u64::try_from(i128::from(size) + grown).unwrap_or(0));
+        if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+            total(metadata, "total_size", |_| Some(after.bytes));
+            // A model's parameters may be all of its tensors, or those that are not counters; other sums are not known anew.
+            total(metadata, "total_parameters", |old| match old {
+                _ if old == before.elements as f64 => Some(after.elements),
+                _ if old == before.floats as f64 => Some(after.floats),
+                _ => None,
+            });
         }
         format!("{:#}\n", Value::Object(value))
     }
+}
+
+/// Puts another number in place of one, as an integer, a float or a text as it was; or removes it.
+fn total(metadata: &mut Map<String, Value>, key: &str, new: impl Fn(f64) -> Option<u64>) {
+    let Some(old) = metadata.get_mut(key) else { return };
+    let text = old.as_str().map(str::to_owned);
+    let number: Option<serde_json::Number> = match (&*old, &text) {
+        (Value::Number(number), _) => Some(number.clone()),
+        (_, Some(text)) => serde_json::from_str(text).ok(),
+        _ => None,
+    };
+    let new = number.as_ref().and_then(|number| new(number.as_f64()?));
+    let (Some(number), Some(new)) = (number, new) else {
+        metadata.shift_remove(key);
+        return;
+    };
+    let new = if number.is_f64() { Value::from(new as f64) } else { Value::from(new) };
+    *old = if text.is_some() { Value::from(new.to_string()) } else { new };
+}
+
+/// The files by their numbers.
+fn in_order(shard_of: HashMap<&str, usize>) -> Vec<&str> {
+    let mut files: Vec<&str> = shard_of.keys().copied().collect();
+    files.sort_by_key(|file| shard_of[file]);
+    files
+}
+
+/// Where index and files differ. Of a tensor that several files have, that of the file which the index names is kept alone.
+fn compare(weight_map: &Map<String, Value>, files: &[&str], shards: &mut [Source]) -> Result<Vec<Finding>, String> {
+    let mut warnings = vec![];
+    let mut warn = |name: &str, problem| warnings.push(Finding { weight: name.to_owned(), problem });
+    let listed = |name: &str| weight_map.get(name).and_then(Value::as_str);
+    let mut files_of: HashMap<String, Vec<usize>> = HashMap::new();
+    for (shard, source) in shards.iter().enumerate() {
+        for tensor in &source.header.tensors {
+            files_of.entry(tensor.name.clone()).or_default().push(shard);
+        }
+    }
+    let metadata = shards.iter().filter_map(|shard| shard.header.metadata.as_ref()).flatten();
+    let tied: HashSet<&str> = metadata.filter(|(_, of)| files_of.contains_key(of)).map(|(name, _)| &**name).collect();
+    for (name, file) in weight_map.iter().filter(|(name, _)| !tied.contains(name.as_str())) {
+        if let (Some(file), None) = (file.as_str(), files_of.get(name)) {
+            warn(name, Problem::NotInFiles { file: file.to_owned() });
+        }
+    }
+    for (shard, source) in shards.iter_mut().enumerate() {
+        let file = files[shard];
+        let (mut left_out, mut position, mut twice) = (0, 0, None);
+        let metadata_at = source.header.metadata_at;
+        source.header.tensors.retain(|tensor| {
+            let (name, here) = (tensor.name.as_str(), position);
+            position += 1;
+            let others = &files_of[name];
+            match listed(name) {
+                Some(listed) if listed == file => true,
+                listed if others.len() > 1 => {
+                    let Some(listed) = listed.filter(|listed| others.iter().any(|&other| files[other] == *listed))
+                    else {
+                        twice.get_or_insert_with(|| (name.to_owned(), others.clone()));
+                        return true;
+                    };
+                    warn(name, Problem::SecondCopy { file: file.to_owned(), listed: listed.to_owned() });
+                    left_out += usize::from(here < metadata_at);
+                    false
+                }
+                Some(listed) => {
+                    warn(name, Problem::Misplaced { file: file.to_owned(), listed: listed.to_owned() });
+                    true
+                }
+                None => {
+                    warn(name, Problem::NotInIndex { file: file.to_owned() });
+                    true
+                }
+            }
+        });
+        source.header.metadata_at -= left_out;
+        if let Some((name, others)) = twice {
+            let others: Vec<&str> = others.iter().map(|&other| files[other]).collect();
+            return Err(format!(
+                "tensor {name:?} is in {}, and the index does not say which counts",
+                others.join(" and ")
+            ));
+        }
+    }
+    Ok(warnings)
 }
 
 /// Any JSON, but without duplicate keys.

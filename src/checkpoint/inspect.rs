@@ -1,6 +1,9 @@
 //! A look at the numbers of weights, in f64 on the CPU.
+use std::collections::HashSet;
+
 use super::compute::Input;
 use super::cut::steps;
+use super::find::At;
 use super::numbers::{Sums, read_gain};
 use super::{Checkpoint, Error, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 
@@ -68,11 +71,9 @@ pub fn inspect(
     let found = checkpoint.weights(rules);
     let total = found.weights.iter().map(|weight| checkpoint.at(weight.v).bytes()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let mut inspection = Inspection {
-        rows: vec![],
-        findings: found.findings,
-        others: checkpoint.tensors().count() - 2 * found.weights.len(),
-    };
+    let parts: HashSet<At> = found.weights.iter().flat_map(|weight| [weight.g, weight.v]).collect();
+    let mut inspection =
+        Inspection { rows: vec![], findings: found.findings, others: checkpoint.tensors().count() - parts.len() };
     for weight in found.weights {
         let row = row(checkpoint, weight, rules, &mut meter)?;
         for (count, problem) in [

@@ -80,6 +80,11 @@ pub(super) fn is_parameter(name: &str) -> bool {
     !name.is_empty() && !name.ends_with('.')
 }
 
+/// What stands in front of the last dot.
+pub(super) fn module(parameter: &str) -> &str {
+    parameter.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
 /// A name `[MODULE.]parametrizations.NAME.REST` as (`[MODULE.]NAME`, `REST`). Parametrizations have modules and these again
 /// parametrizations: the outermost first.
 pub(super) fn parametrized(name: &str) -> impl Iterator<Item = (String, &str)> {
@@ -99,14 +104,17 @@ pub(super) fn half(rest: &str) -> Option<Part> {
     }
 }
 
-/// Whether one half of a pair says by its name that the other is missing: `weight_g`, `bias_v`, `weight_hh_l0_g`,
-/// `in_proj_weight_v`; but not `pos_bias_v`, which is somebody else's.
-pub(super) fn is_telling(spelling: Spelling, parameter: &str) -> bool {
+/// Whether a parameter has one of the names that PyTorch's layers have, under which nothing but weight norm has a g and a v:
+/// `weight`, `bias`, numbered ones (`weight_1`, `bias2`) and recurrent ones (`weight_hh_l0`, `weight_ih_l0_reverse`).
+pub(super) fn is_own(parameter: &str) -> bool {
     let name = parameter.rsplit('.').next().unwrap_or(parameter);
-    spelling == Spelling::Parametrizations
-        || name.starts_with("weight")
-        || name.starts_with("bias")
-        || name.ends_with("_weight")
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(rest) = name.strip_prefix("weight").or_else(|| name.strip_prefix("bias")) else { return false };
+    let mut parts = rest.split('_');
+    parts.next().is_some_and(|first| first.is_empty() || is_number(first))
+        && parts.all(|part| {
+            matches!(part, "ih" | "hh" | "hr" | "reverse") || is_number(part.strip_prefix('l').unwrap_or(part))
+        })
 }
 
 /// A pattern over the names of parameters: `*` stands for any characters, dots too, `?` for one; everything else for itself.
@@ -117,6 +125,11 @@ impl Pattern {
     /// Every text is a pattern.
     pub fn new(text: impl Into<String>) -> Pattern {
         Pattern(text.into())
+    }
+
+    /// Whether it fits one name alone.
+    pub(super) fn is_literal(&self) -> bool {
+        !self.0.contains(['*', '?'])
     }
 
     /// Whether it fits the whole name.
@@ -187,4 +200,15 @@ pub(super) fn fits(v: &[usize], g: &[usize], axis: Axis) -> bool {
         Axis::Kept(k) if k >= v.len() => false,
         _ => g == shape || g == [count] || (count == 1 && g.iter().all(|&n| n == 1) && g.len() <= v.len()),
     }
+}
+
+/// Whether g has a number for each of v, and not because the kept axis 0 has so many rows of one element, as that of a bias has.
+pub(super) fn is_elementwise(v: &[usize], g: &[usize]) -> bool {
+    g == v && !v.is_empty() && crate::contract::norms_shape(v, Axis::Kept(0)) != g
+}
+
+/// Whether g has as many numbers as that axis of v has rows, whatever its shape.
+pub(super) fn counts(v: &[usize], g: &[usize], axis: Axis) -> bool {
+    let count = |shape: &[usize]| shape.iter().product::<usize>();
+    !matches!(axis, Axis::Kept(k) if k >= v.len()) && count(g) == count(&crate::contract::norms_shape(v, axis))
 }

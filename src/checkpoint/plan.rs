@@ -1,13 +1,13 @@
 //! What an output consists of, and the writing of it.
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
+use super::aliases::{Edit, Names};
 use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
-use super::{
-    Checkpoint, Error, FileDType, Finding, Found, FoundWeight, Meter, Problem, Progress, Rules, Spelling, TensorInfo,
-};
+use super::index::Totals;
+use super::{Checkpoint, Error, FileDType, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,12 +54,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// The checkpoint with some tensors replaced, each by any number of others: none where it goes. `names`: of the weights.
-    pub fn new(
-        checkpoint: &'a Checkpoint,
-        replaced: &HashMap<At, Vec<New>>,
-        names: &[&str],
-    ) -> Result<Plan<'a>, Error> {
+    /// The checkpoint with some names gone or changed and some tensors new. `weights`: whose they are.
+    pub fn new(checkpoint: &'a Checkpoint, edit: &Edit, weights: &[FoundWeight]) -> Result<Plan<'a>, Error> {
         let mut plan = Plan {
             checkpoint,
             files: vec![],
@@ -69,29 +65,22 @@ impl<'a> Plan<'a> {
             places: HashMap::new(),
             bytes: 0,
         };
-        let mut taken: HashSet<&str> = HashSet::from([header::METADATA]);
-        let kept = checkpoint.places().filter(|(at, _)| !replaced.contains_key(at));
-        taken.extend(kept.map(|(_, tensor)| tensor.name.as_str()));
-        let mut findings = vec![];
-        for (at, _) in checkpoint.places() {
-            for new in replaced.get(&at).into_iter().flatten() {
-                if !taken.insert(&new.name) {
-                    let problem = Problem::NameTaken { name: new.name.clone() };
-                    findings.push(Finding { weight: names[new.weight].to_owned(), problem });
-                }
-            }
-        }
+        let findings = edit.taken(checkpoint, weights);
         if !findings.is_empty() {
             return Err(Error::Findings { findings });
         }
-        let (mut before, mut renamed) = (0u64, HashMap::new());
+        let (names, mut written) = (Names::new(checkpoint, edit), vec![]);
         for shard in 0..checkpoint.shards.len() {
-            plan.lay_out(shard, replaced, &mut renamed)?;
-            before += checkpoint.shards[shard].header.tensors.iter().map(TensorInfo::bytes).sum::<u64>();
+            plan.lay_out(shard, edit, &names, &mut written)?;
         }
         if let Some(index) = &checkpoint.index {
-            let text = index.rewritten(&renamed, i128::from(plan.bytes) - i128::from(before));
-            plan.texts.push((index.name.clone(), text));
+            let sum = |mut totals: Totals, tensor| {
+                totals.add(tensor);
+                totals
+            };
+            let before = checkpoint.tensors().fold(Totals::default(), sum);
+            let after = plan.files.iter().flat_map(|(_, header)| &header.tensors).fold(Totals::default(), sum);
+            plan.texts.push((index.name.clone(), index.rewritten(written, before, after)));
         }
         Ok(plan)
     }
@@ -99,34 +88,37 @@ impl<'a> Plan<'a> {
     fn lay_out(
         &mut self,
         shard: usize,
-        replaced: &HashMap<At, Vec<New>>,
-        renamed: &mut HashMap<&'a str, Vec<(String, String)>>,
+        edit: &Edit,
+        names: &Names<'a, '_>,
+        written: &mut Vec<(&'a str, Vec<(String, String)>)>,
     ) -> Result<(), Error> {
         let source = &self.checkpoint.shards[shard];
         let old = &source.header.tensors;
         let file_name = source.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let file = self.files.len();
-        let mut header = Header { tensors: vec![], ..source.header.clone() };
-        // (the old tensor, its number in place of it, where its bytes come from), for each new one.
+        let metadata = source.header.metadata.as_ref().map(|entries| names.metadata(entries));
+        let mut header = Header { metadata, metadata_at: source.header.metadata_at, tensors: vec![] };
+        // (the old tensor, its number among the new ones in place of it, where its bytes come from), for each.
         let mut origins: Vec<(At, usize, Option<At>)> = vec![];
         for (position, tensor) in old.iter().enumerate() {
             if position == source.header.metadata_at {
                 header.metadata_at = header.tensors.len();
             }
-            let at = (shard, position);
-            let Some(new) = replaced.get(&at) else {
-                self.others += 1;
-                header.tensors.push(tensor.clone());
+            let (at, first) = ((shard, position), header.tensors.len());
+            if let Some(name) = names.kept(at) {
+                let is_renamed = matches!(edit.names.get(&tensor.name), Some(Some(_)));
+                self.others += usize::from(!is_renamed);
+                header.tensors.push(TensorInfo { name: name.to_owned(), ..tensor.clone() });
                 origins.push((at, 0, Some(at)));
-                continue;
-            };
-            renamed.insert(&tensor.name, new.iter().map(|new| (new.name.clone(), file_name.clone())).collect());
-            for (number, New { name, dtype, shape, copy, .. }) in new.iter().enumerate() {
+            }
+            for (number, New { name, dtype, shape, copy, .. }) in edit.new.get(&at).into_iter().flatten().enumerate() {
                 let size = header::byte_size(shape, *dtype).unwrap_or(u64::MAX);
                 let (name, shape) = (name.clone(), shape.clone());
-                header.tensors.push(TensorInfo { name, dtype: *dtype, shape, begin: 0, end: size });
+                header.tensors.push(TensorInfo { name, dtype: *dtype, shape, begin: 0, end: size, more: None });
                 origins.push((at, number, *copy));
             }
+            let new = header.tensors[first..].iter().map(|tensor| (tensor.name.clone(), file_name.clone()));
+            written.push((&tensor.name, new.collect()));
         }
         if source.header.metadata_at == old.len() {
             header.metadata_at = header.tensors.len();
@@ -137,8 +129,8 @@ impl<'a> Plan<'a> {
 
         let mut order: Vec<usize> = (0..origins.len()).collect();
         order.sort_by_key(|&i| {
-            let ((_, position), number, _) = origins[i];
-            (old[position].begin, old[position].end, position, number)
+            let ((_, position), ..) = origins[i];
+            (old[position].begin, old[position].end, i)
         });
         let aligned = |tensor: &TensorInfo| tensor.begin.is_multiple_of((tensor.dtype.bits() / 8).max(1));
         let too_large = |tensor: &TensorInfo| Error::Tensor {
@@ -257,15 +249,12 @@ pub fn convert(
 ) -> Result<Report, Error> {
     let Found { mut weights, findings: warnings, dropped } = chosen(checkpoint, rules, Wanted::Names)?;
     weights.retain(|weight| weight.spelling != spelling);
-    let mut replaced: HashMap<At, Vec<New>> = dropped.into_iter().map(|at| (at, vec![])).collect();
+    let mut edit = Edit::without(dropped);
     for (i, weight) in weights.iter().enumerate() {
-        for (at, name) in [(weight.g, spelling.g(&weight.name)), (weight.v, spelling.v(&weight.name))] {
-            let TensorInfo { dtype, ref shape, .. } = *checkpoint.at(at);
-            replaced.insert(at, vec![New { weight: i, name, dtype, shape: shape.clone(), copy: Some(at) }]);
-        }
+        edit.names.insert(weight.g_name(), Some((i, spelling.g(&weight.name))));
+        edit.names.insert(weight.v_name(), Some((i, spelling.v(&weight.name))));
     }
-    let names: Vec<&str> = weights.iter().map(|weight| weight.name.as_str()).collect();
-    let plan = Plan::new(checkpoint, &replaced, &names)?;
+    let plan = Plan::new(checkpoint, &edit, &weights)?;
     plan.check_target(output)?;
     plan.write(output, rules, progress, |_, _| Ok(()))?;
     Ok(plan.report(weights, warnings, 0))

@@ -8,9 +8,10 @@ use super::{Checkpoint, Error, FileDType, TensorInfo};
 use crate::{DType, Element, Gpu, Tensor};
 
 impl Checkpoint {
-    /// The tensor of that name, whichever file it is in: its storage type and its shape.
+    /// The tensor of that name, whichever file it is in: its storage type and its shape. Of a tied name the tensor that it
+    /// stands for.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors().find(|tensor| tensor.name == name)
+        self.place_of(name).ok().map(|at| self.at(at))
     }
 
     /// Its bytes, as they stand in the file: elements in row-major order, little-endian.
@@ -84,7 +85,7 @@ impl Checkpoint {
     }
 
     fn place_of(&self, name: &str) -> Result<At, Error> {
-        let place = self.places().find(|(_, tensor)| tensor.name == name).map(|(at, _)| at);
+        let place = self.names().find(|(_, known)| *known == name).map(|(at, _)| at);
         place.ok_or_else(|| {
             let reason = "there is no such tensor: `tensors` lists those that there are".to_owned();
             Error::Tensor { path: self.path.clone(), tensor: name.to_owned(), reason }

@@ -10,3 +10,4 @@ mod prefer;
 mod read;
 mod reference;
 mod targets;
+mod tied;

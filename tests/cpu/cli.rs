@@ -447,7 +447,7 @@ fn cli_limit_on_memory() {
     std::io::Write::write_all(&mut &file, &95_000_000u64.to_le_bytes()).unwrap();
     file.set_len(95_000_008).unwrap();
     let count = 3 << 20;
-    write(&rows, &[made("m.w_g", Dtype::F16, &[count], 1), made("m.w_v", Dtype::F16, &[count], 2)], &[]);
+    write(&rows, &[made("m.bias_g", Dtype::F16, &[count], 1), made("m.bias_v", Dtype::F16, &[count], 2)], &[]);
     std::fs::write(&output, "the old file").unwrap();
     let convert = ["convert", text(&long), text(&output), "--force", "--spelling", "g-v"];
     for arguments in [&["inspect", text(&long)][..], &["inspect", text(&rows)], &convert] {

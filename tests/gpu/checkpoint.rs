@@ -169,10 +169,10 @@ fn fold_in_windows(gpu: &Gpu) -> Outcome {
         (&[13, 700], Axis::Whole),
         (&[5000], Axis::Kept(0)),
     ];
-    let axis = |name: &str| shapes[name[1..name.len() - 2].parse::<usize>().unwrap()].1;
+    let axis = |name: &str| shapes[name[1..name.len() - 7].parse::<usize>().unwrap()].1;
     let mut rules = Rules::default().window(4096);
     for (i, &(_, axis)) in shapes.iter().enumerate() {
-        rules = rules.axis(format!("w{i}.w"), axis);
+        rules = rules.axis(format!("w{i}.weight"), axis);
     }
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F64] {
         let mut tensors = vec![];
@@ -181,8 +181,8 @@ fn fold_in_windows(gpu: &Gpu) -> Outcome {
                 Axis::Kept(k) => shape[k],
                 Axis::Whole => 1,
             };
-            tensors.push(made(&format!("w{i}.w_g"), dtype, &[count], i as u64 + 1));
-            tensors.push(made(&format!("w{i}.w_v"), dtype, shape, i as u64 + 50));
+            tensors.push(made(&format!("w{i}.weight_g"), dtype, &[count], i as u64 + 1));
+            tensors.push(made(&format!("w{i}.weight_v"), dtype, shape, i as u64 + 50));
         }
         tensors.push(made("large", Dtype::F32, &[5000], 99));
         write(&from, &tensors, &[]);
@@ -340,7 +340,7 @@ fn fold_refuses(gpu: &Gpu) -> Outcome {
     // The name of what is no tensor: a file with one would be no file any more.
     let pair = [made("__metadata___g", Dtype::F32, &[2, 1], 1), made("__metadata___v", Dtype::F32, &[2, 3], 2)];
     write(&from, &pair, &[]);
-    match fold_to(gpu, &from, &output, &Rules::default()) {
+    match fold_to(gpu, &from, &output, &Rules::default().include("__meta*")) {
         Err(Error::Findings { findings }) => {
             assert_eq!(findings[0].problem, Problem::NameTaken { name: "__metadata__".into() });
         }

@@ -9,6 +9,7 @@ mod common;
 
 mod backward;
 mod batch;
+mod cases;
 mod checkpoint;
 mod cli;
 mod coop;
@@ -125,6 +126,7 @@ fn main() -> ExitCode {
     golden::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);
+    cases::register(&mut suite);
     optimizer::register(&mut suite);
     norms::register(&mut suite);
     normalize::register(&mut suite);

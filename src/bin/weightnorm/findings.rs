@@ -45,6 +45,14 @@ pub fn finding_json(finding: &Finding) -> Value {
         Problem::GainOverflow { .. } => "gain_overflow",
         Problem::Guarded { .. } => "guarded",
         Problem::LeftOut { .. } => "left_out",
+        Problem::OtherShape { .. } => "other_shape",
+        Problem::Pruned { .. } => "pruned",
+        Problem::NotTaken { .. } => "not_taken",
+        Problem::OptimizerState { .. } => "optimizer_state",
+        Problem::NotInFiles { .. } => "not_in_files",
+        Problem::NotInIndex { .. } => "not_in_index",
+        Problem::Misplaced { .. } => "misplaced",
+        Problem::SecondCopy { .. } => "second_copy",
         Problem::Narrowed => "narrowed",
         _ => "other",
     };
@@ -59,14 +67,22 @@ pub fn is_problem(finding: &Finding) -> bool {
 /// Lists what was found, with a word on what to do about problems.
 pub fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Finding) -> bool, idle: &[String]) {
     for finding in findings {
-        let what = if problems(finding) { "problem" } else { "warning" };
+        let what = match finding.problem {
+            _ if problems(finding) => "problem",
+            Problem::NotTaken { .. } | Problem::OptimizerState { .. } => "note",
+            _ => "warning",
+        };
         let _ = writeln!(text, "{what}: {}", in_line(&finding.to_string()));
     }
     for note in idle {
         let _ = writeln!(text, "note: {}", in_line(note));
     }
     let any = |test: fn(&Problem) -> bool| findings.iter().any(|f| problems(f) && test(&f.problem));
-    if any(|p| matches!(p, Problem::AmbiguousAxis { .. } | Problem::NoSuchAxis { .. } | Problem::Shape { .. })) {
+    let is_of_axis = |p: &Problem| {
+        use Problem::{AmbiguousAxis, NoSuchAxis, OtherShape, Shape};
+        matches!(p, AmbiguousAxis { .. } | NoSuchAxis { .. } | Shape { .. } | OtherShape { .. })
+    };
+    if any(is_of_axis) {
         let _ = writeln!(text, "--axis 'NAME=AXIS' says which axis a weight keeps");
     }
     if any(|p| matches!(p, Problem::ZeroRows { .. })) {
@@ -74,6 +90,9 @@ pub fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Fin
             text,
             "--allow-zero-rows computes weights with rows of zeros: NaN there, or 0 with --eps clamp:1e-12"
         );
+    }
+    if findings.iter().any(|finding| matches!(finding.problem, Problem::NotTaken { .. })) {
+        let _ = writeln!(text, "--include 'NAME' takes a pair of another name, and only what is included");
     }
     let own_name = |f: &Finding| matches!(&f.problem, Problem::NameTaken { name } if *name == f.weight);
     if findings.iter().any(|finding| problems(finding) && own_name(finding)) {

@@ -20,6 +20,9 @@ fn corpus_is_refused_or_read() {
     }
     read.sort();
     refused.sort();
-    assert_eq!(read, ["empty", "flat", "index", "parametrizations", "plain", "rows", "slices", "suffixes"]);
+    assert_eq!(
+        read,
+        ["empty", "fields", "flat", "index", "parametrizations", "plain", "rows", "slices", "suffixes", "tied"]
+    );
     assert_eq!(refused, ["cut", "index_outside", "index_twice", "twice"]);
 }

@@ -98,7 +98,7 @@ fn targets_of_too_long_a_header() {
     let folder = Folder::new("long");
     let (from, output) = (folder.join("from.safetensors"), folder.join("output.safetensors"));
     let entry =
-        |half: &str, place: &str| format!(r#""w_{half}":{{"dtype":"F32","shape":[1],"data_offsets":[{place}]}}"#);
+        |half: &str, place: &str| format!(r#""bias_{half}":{{"dtype":"F32","shape":[1],"data_offsets":[{place}]}}"#);
     let tensors = format!("{},{}", entry("g", "0,4"), entry("v", "4,8"));
     let rest = 100_000_000 - tensors.len() - r#"{"__metadata__":{"":""},}"#.len();
     let header = format!(r#"{{"__metadata__":{{"":"{}"}},{tensors}}}"#, "x".repeat(rest));
