@@ -291,9 +291,7 @@ impl fmt::Display for Problem {
                 write!(f, "{tensor} is pruned ({name}_orig, {name}_mask): make that permanent first, in Python with ")?;
                 write!(f, "torch.nn.utils.prune.remove(module, {name:?})")
             }
-            Problem::NotTaken { g, v, why } => {
-                write!(f, "not taken for weight norm: {g} and {v} stay as they are: {why}")
-            }
+            Problem::NotTaken { why, .. } => write!(f, "not taken for weight norm, and left as it is: {why}"),
             Problem::OptimizerState { count } => {
                 let more = if *count > 1 { format!(", as are {} more", count - 1) } else { String::new() };
                 write!(f, "optimizer state{more}: it belongs to the weights as they were, and is copied as it is")

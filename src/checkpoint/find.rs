@@ -93,7 +93,7 @@ pub(super) enum Wanted {
     Names,
 }
 
-const NAME: &str = "the name is none of weight norm's; a pattern that includes it takes them";
+const NAME: &str = "the name is none of weight norm's";
 const ELEMENTWISE: &str = "g has the shape of v, a number for each";
 const THREE: &str = "there are more than two of them";
 const ATTENTION: &str = "they stand beside a third, _k";
@@ -112,7 +112,6 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
         }
         let whole = name.strip_suffix("_orig").filter(|whole| present.contains(format!("{whole}_mask").as_str()));
         if let Some((spelling, parameter, part)) = Spelling::parse(whole.unwrap_or(name))
-            && rules.chooses(&parameter)
             && (!is_state || rules.names(&parameter))
         {
             let key = (parameter, spelling);
@@ -132,15 +131,15 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     }
     let shapes = |(g, v): (At, At)| (&checkpoint.at(g).shape[..], &checkpoint.at(v).shape[..]);
     let pairs: HashMap<_, (At, At)> = halves.iter().filter_map(|(key, pair)| Some((key, (pair.g?, pair.v?)))).collect();
-    // Modules with a gate and a value: if these are their weights, their biases are the same.
-    let gated = pairs.iter().filter(|(_, pair)| {
+    // Modules with a gate and a value, by whatever name: then their biases are these too.
+    let gated = pairs.iter().filter(|((name, spelling), pair)| {
         let (g, v) = shapes(**pair);
-        names::is_elementwise(v, g)
+        names::is_elementwise(v, g) || (g == v && *spelling == Spelling::Suffixes && !names::is_own(name))
     });
     let gated: HashSet<&str> = gated.map(|((name, _), _)| names::module(name)).collect();
     let mut found = Found::default();
     let mut both = HashSet::new();
-    for key in &order {
+    for key in order.iter().filter(|(name, _)| rules.chooses(name)) {
         let (name, spelling) = key;
         let mut report = |problem| found.findings.push(Finding { weight: name.clone(), problem });
         let is_own = names::is_own(name);

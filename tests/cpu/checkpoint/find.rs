@@ -248,10 +248,14 @@ fn elementwise_pairs_are_left() {
         assert_eq!(reported(&of(g, v), &Rules::default()), taken, "{g:?}");
     }
     // The biases of a gate and a value.
-    let unit: [(&str, &[usize]); 4] =
-        [("m.weight_g", &[4, 3]), ("m.weight_v", &[4, 3]), ("m.bias_g", &[4]), ("m.bias_v", &[4])];
-    let both = vec!["m.bias not taken".to_owned(), "m.weight not taken".to_owned()];
-    assert_eq!(reported(&unit, &Rules::default()), (vec![], both));
+    for (name, shape) in [("weight", &[4, 3][..]), ("up", &[4, 3]), ("x", &[4])] {
+        let [g, v] = ["g", "v"].map(|half| format!("m.{name}_{half}"));
+        let unit: [(&str, &[usize]); 4] = [(&g, shape), (&v, shape), ("m.bias_g", &[4]), ("m.bias_v", &[4])];
+        let both = ["bias", name].map(|name| format!("m.{name} not taken")).to_vec();
+        assert_eq!(reported(&unit, &Rules::default()), (vec![], both));
+        let rest = reported(&unit, &Rules::default().exclude(format!("m.{name}")));
+        assert_eq!(rest, (vec![], vec!["m.bias not taken".into()]));
+    }
 }
 
 /// `parametrizations.NAME.original0` may belong to weight norm whatever the name, or to a parametrization of somebody's own.
