@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::checkpoint::{Checkpoint, Error, Report, Rules, Spelling, check, convert, fold, inspect, split};
+use weightnorm::checkpoint::{
+    Checkpoint, Device, Error, Report, Rules, Spelling, check, convert, fold, inspect, split,
+};
 use weightnorm::{Axis, DType, Gpu, Options};
 
 /// A file for the index to name.
@@ -72,11 +74,17 @@ pub fn holds(gpu: &Gpu, folder: &Path, bytes: &[u8]) -> bool {
             after.has_names(before.all.len() + report.weights.len());
         }
     }
-    if let Some((report, after)) = look(fold(gpu, &checkpoint, &output, &zeros, &mut |_| ())) {
-        let halves = report.weights.iter().flat_map(|w| [w.spelling.g(&w.name), w.spelling.v(&w.name)]);
-        before.is_kept_in(&after, halves.map(|half| (half, None)));
-        assert!(report.weights.iter().all(|weight| after.all[&weight.name].1 == weight.shape));
-        after.has_names(before.all.len() - report.weights.len());
+    for device in [Device::Gpu(gpu), Device::Reference] {
+        if let Some((report, after)) = look(fold(device, &checkpoint, &output, &zeros, &mut |_| ())) {
+            let halves = report.weights.iter().flat_map(|w| [w.spelling.g(&w.name), w.spelling.v(&w.name)]);
+            before.is_kept_in(&after, halves.map(|half| (half, None)));
+            assert!(report.weights.iter().all(|weight| after.all[&weight.name].1 == weight.shape));
+            after.has_names(before.all.len() - report.weights.len());
+        }
+    }
+    for (name, (_, _, bytes)) in &before.all {
+        assert_eq!(&checkpoint.read_bytes(name).expect("it is there"), bytes);
+        let _ = checkpoint.read_f64(name);
     }
     true
 }

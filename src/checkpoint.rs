@@ -1,4 +1,4 @@
-//! Weight-normalized parameters in `.safetensors` files: found, folded, split, renamed.
+//! Weight-normalized parameters in `.safetensors` files: found, read, folded, split, renamed.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -13,6 +13,28 @@
 //!     }
 //!     checkpoint::convert(&vocoder, Path::new("renamed.safetensors"), Spelling::Parametrizations, &rules, &mut |_| ())?;
 //!     checkpoint::fold(&Gpu::new()?, &vocoder, Path::new("folded.safetensors"), &rules, &mut |_| ())?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is read
+//!
+//! Any tensor by its name, whichever file it is in: its bytes, its numbers, or as a [`Tensor`](crate::Tensor) on a GPU. Each
+//! call reads that one tensor, and no other.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use weightnorm::checkpoint::Checkpoint;
+//! use weightnorm::{Gpu, WeightNorm};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let (gpu, model) = (Gpu::new()?, Checkpoint::open(Path::new("model/"))?);
+//!     let v = model.upload(&gpu, "proj.weight_v")?; // [out, in], in its own storage type
+//!     let g = gpu.upload(&model.read_f32("proj.weight_g")?, &[v.shape()[0]])?; // f32, whatever it is stored as
+//!     let bias = gpu.upload(&model.read_f32("proj.bias")?, &[v.shape()[0]])?;
+//!     let x = gpu.upload(&vec![1f32; v.shape()[1]], &[1, v.shape()[1]])?;
+//!     let y = gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?;
+//!     println!("{:?}", y.read::<f32>()?);
 //!     Ok(())
 //! }
 //! ```
@@ -60,7 +82,8 @@
 //! out where they cannot be known. An index that does not fit its files is a warning, and of two tensors of one name that counts which
 //! the index names; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.
 //!
-//! If there is any [`Finding`] that is not a warning, nothing is written.
+//! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless [`Rules::allow_zero_rows`], or a tensor of
+//! the weight's own name beside its pair unless [`Rules::prefer`] says which of the two is left out.
 //!
 //! # What an error leaves, and a kill
 //!
@@ -78,15 +101,20 @@
 //! twice, once for the norms.
 mod aliases;
 mod compute;
+mod cut;
 mod error;
 mod file;
 mod find;
 mod fold;
+mod foreign;
 mod header;
 mod index;
 mod inspect;
 mod names;
+mod numbers;
 mod plan;
+mod prefer;
+mod read;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -94,7 +122,7 @@ use std::path::{Path, PathBuf};
 use file::Source;
 use index::Index;
 
-use crate::{Axis, DType, Eps};
+use crate::{Axis, DType, Eps, Gpu};
 
 pub use error::{Error, Finding, Problem};
 pub use find::{Found, FoundWeight};
@@ -103,6 +131,7 @@ pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
+pub use prefer::Prefer;
 
 /// A `.safetensors` file, or several with an index, of which the headers have been read and checked.
 #[derive(Debug)]
@@ -120,12 +149,12 @@ impl Checkpoint {
     /// holds one of them, the index if there are both.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
+    /// [`Error::Foreign`] where it is something else; [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
     /// cut off, too long (100 MB) or no JSON of that form, a name stands there twice, a place is not as large as shape
     /// and type say, places overlap, leave holes or do not end where the file does; [`Error::Index`] where the index is no such
     /// file, or several files have a tensor and it names none of them.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-        let path = index::in_folder(path)?;
+        let path = foreign::in_folder(path)?;
         if path.extension().is_some_and(|extension| extension == "json") {
             let (index, shards) = Index::open(&path)?;
             return Ok(Checkpoint { path, aliases: aliases::find(&shards), shards, index: Some(index) });
@@ -167,13 +196,34 @@ impl Checkpoint {
     }
 }
 
+/// Where weights are computed.
+#[derive(Debug, Clone, Copy)]
+pub enum Device<'a> {
+    /// On a GPU. A `&Gpu` becomes this by itself.
+    Gpu(&'a Gpu),
+    /// By the reference on the CPU, in f64: slowly, and without any driver.
+    Reference,
+}
+
+impl Device<'_> {
+    fn is_reference(self) -> bool {
+        matches!(self, Device::Reference)
+    }
+}
+
+impl<'a> From<&'a Gpu> for Device<'a> {
+    fn from(gpu: &'a Gpu) -> Device<'a> {
+        Device::Gpu(gpu)
+    }
+}
+
 /// What to do with which weight.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Rules {
     /// Kept axes by name: see [`Rules::axis`].
     pub axes: Vec<(Pattern, Axis)>,
-    /// The policy of every weight, `Clamp(1e-12)` by default: that is PyTorch's result wherever that is a number.
+    /// The policy of every weight, [`Eps::None`] by default, which is PyTorch's formula.
     pub eps: Eps,
     /// Names to take: see [`Rules::include`]. If empty those that are weight norm's.
     pub include: Vec<Pattern>,
@@ -181,6 +231,8 @@ pub struct Rules {
     pub exclude: Vec<Pattern>,
     /// The storage type of g where weights are split, that of w if none.
     pub gain: Option<DType>,
+    /// Which wins where a pair stands beside a tensor of the weight's own name: [`Rules::prefer`].
+    pub prefer: Option<Prefer>,
     /// Whether zero rows are only warned of.
     pub zero_rows: bool,
     /// Bytes of a window: see [the memory](self#memory).
@@ -190,7 +242,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Rules {
         let (axes, include, exclude) = Default::default();
-        Rules { axes, eps: Eps::default(), include, exclude, gain: None, zero_rows: false, window: 64 << 20 }
+        Rules { axes, eps: Eps::None, include, exclude, gain: None, prefer: None, zero_rows: false, window: 64 << 20 }
     }
 }
 
@@ -201,7 +253,7 @@ impl Rules {
         self
     }
 
-    /// Another eps policy.
+    /// Another eps policy. Rows that it changes are told: [`Problem::Guarded`].
     pub fn eps(mut self, eps: Eps) -> Self {
         self.eps = eps;
         self
@@ -220,13 +272,20 @@ impl Rules {
         self
     }
 
+    /// Where a pair stands beside a tensor of the weight's own name, which of the two is left out, with a warning. Without
+    /// it [`fold`] and [`split`] refuse, and [`convert`] keeps both.
+    pub fn prefer(mut self, prefer: Prefer) -> Self {
+        self.prefer = Some(prefer);
+        self
+    }
+
     /// [`split`] stores g in that type.
     pub fn gain(mut self, dtype: DType) -> Self {
         self.gain = Some(dtype);
         self
     }
 
-    /// Computes weights with zero rows too, as the eps policy says: 0, or NaN under [`Eps::None`].
+    /// Computes weights with zero rows too, as the eps policy says: NaN under [`Eps::None`], as in PyTorch, else 0.
     pub fn allow_zero_rows(mut self) -> Self {
         self.zero_rows = true;
         self

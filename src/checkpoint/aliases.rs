@@ -46,6 +46,11 @@ pub(super) struct Tied {
 }
 
 impl Edit {
+    /// Some names go.
+    pub fn without(names: Vec<String>) -> Edit {
+        Edit { names: names.into_iter().map(|name| (name, None)).collect(), ..Edit::default() }
+    }
+
     /// Adds a tensor and returns its number.
     pub fn add(&mut self, at: At, new: New) -> usize {
         let all = self.new.entry(at).or_default();

@@ -1,15 +1,14 @@
-//! Weights streamed through the GPU in windows.
+//! Weights streamed through the device in windows.
 use std::ops::Range;
 
-use half::{bf16, f16};
-
-use super::file::reserve;
+use super::cut::{Cut, ROW, Window, steps};
+use super::file::{buffer, reserve};
 use super::find::At;
-use super::inspect::{Sums, widen};
-use super::{Checkpoint, Error, FileDType, Finding, Problem, Rules};
+use super::numbers::{Sums, delicate, narrow, read_as, read_gain, read_parts, widen};
+use super::{Checkpoint, Device, Error, FileDType, Finding, Problem, Rules};
 use crate::contract::Layout;
 use crate::cpu::effective_norm;
-use crate::{Axis, DType, Gpu, SetMember, Tensor, WeightNorm};
+use crate::{Axis, DType, Eps, Gpu, SetMember, Tensor, WeightNorm};
 
 /// Windows are no larger than that, so that sizes stay far from every limit of the crate.
 const MAX_WINDOW: u64 = 1 << 30;
@@ -29,78 +28,6 @@ pub(super) struct Input {
     pub dtype: FileDType,
 }
 
-/// A part of a tensor that lies together: `outer` times `rows.len()` times `inner` elements from `first` on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Window {
-    pub first: u64,
-    pub outer: usize,
-    pub rows: Range<usize>,
-    pub inner: usize,
-}
-
-impl Window {
-    pub fn shape(&self) -> [usize; 3] {
-        [self.outer, self.rows.len(), self.inner]
-    }
-
-    pub fn len(&self) -> usize {
-        self.outer * self.rows.len() * self.inner
-    }
-}
-
-/// How a tensor is cut: as many slices, rows or elements of one row as fit. An element takes `size` bytes, a row 8 besides.
-struct Cut {
-    layout: Layout,
-    outer: usize,
-    rows: usize,
-    inner: usize,
-}
-
-impl Cut {
-    fn new(layout: Layout, size: u64, capacity: u64) -> Cut {
-        let Layout { outer, kept, inner } = layout.wide();
-        let row = inner * size + 8;
-        let fit = |count: u64| count.try_into().unwrap_or(usize::MAX);
-        let (outer, rows, inner) =
-            if let Some(rest) = capacity.checked_sub(kept * 8).filter(|&r| r >= kept * inner * size) {
-                (fit((rest / (kept * inner * size).max(1)).min(outer)), layout.kept, layout.inner)
-            } else if row <= capacity {
-                (1, fit(capacity / row), layout.inner)
-            } else {
-                (1, 1, fit((capacity - 8) / size))
-            };
-        Cut { layout, outer: outer.max(1), rows: rows.max(1), inner: inner.max(1) }
-    }
-
-    /// Whether every window holds all of its rows.
-    fn whole_rows(&self) -> bool {
-        self.inner >= self.layout.inner && self.outer >= self.layout.outer
-    }
-
-    /// Rows that stand in the same windows.
-    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
-        steps(self.layout.kept, self.rows)
-    }
-
-    /// All windows of a block.
-    fn windows(&self, rows: &Range<usize>) -> impl Iterator<Item = Window> {
-        let Layout { outer, kept, inner } = self.layout;
-        steps(outer, self.outer).flat_map(move |os| {
-            steps(inner, self.inner).map(move |is| Window {
-                first: (os.start as u64 * kept as u64 + rows.start as u64) * inner as u64 + is.start as u64,
-                outer: os.len(),
-                rows: rows.clone(),
-                inner: is.len(),
-            })
-        })
-    }
-}
-
-/// 0 to `all` in pieces of `step`, the last one maybe shorter.
-pub(super) fn steps(all: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..all).step_by(step).map(move |at| at..all.min(at.saturating_add(step)))
-}
-
 /// A window with what was read for it.
 pub(super) struct Done<'a> {
     pub input: usize,
@@ -108,10 +35,42 @@ pub(super) struct Done<'a> {
     /// v in the type it is computed in.
     pub v: &'a [u8],
     pub g: &'a [f32],
-    /// Effective norms, where the window does not hold its rows.
-    pub norms: Option<&'a [f64]>,
+    /// Effective norms of its rows.
+    pub norms: &'a [f64],
+    /// Whether it holds its rows as a whole, so that the device summed them up.
+    pub whole_rows: bool,
+    /// The rows that the reference computed.
+    pub by_reference: &'a [bool],
     /// w, or norms in f32.
     pub result: &'a [u8],
+}
+
+/// What was seen of a weight on the way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub zero_rows: u64,
+    /// Rows that the eps policy changes.
+    pub changed: u64,
+    /// Elements of v and g that are NaN or infinite.
+    pub non_finite: u64,
+}
+
+impl Seen {
+    fn add(&mut self, sums: &Sums, eps: Eps) {
+        self.zero_rows += sums.zero_rows();
+        self.changed += sums.changed(eps);
+        self.non_finite += sums.non_finite;
+    }
+
+    /// Findings about the rows; numbers that are not finite are the caller's to tell.
+    pub fn findings(&self, weight: &str) -> impl Iterator<Item = Finding> {
+        let zero_rows = Problem::ZeroRows { count: self.zero_rows };
+        let changed = Problem::Guarded { count: self.changed };
+        let all = [(self.zero_rows, zero_rows), (self.changed, changed)];
+        let weight = weight.to_owned();
+        let some = all.into_iter().filter(|&(count, _)| count > 0);
+        some.map(move |(_, problem)| Finding { weight: weight.clone(), problem })
+    }
 }
 
 struct Job {
@@ -121,10 +80,12 @@ struct Job {
     v: usize,
     g: usize,
     result: usize,
-    norms: Option<Vec<f64>>,
+    norms: Vec<f64>,
+    whole_rows: bool,
+    by_reference: Vec<bool>,
 }
 
-/// Windows of many weights that go to the GPU together.
+/// Windows of many weights that go to the device together.
 #[derive(Default)]
 struct Batch {
     jobs: Vec<Job>,
@@ -134,37 +95,40 @@ struct Batch {
 }
 
 pub(super) struct Engine<'a> {
-    gpu: &'a Gpu,
+    device: Device<'a>,
     checkpoint: &'a Checkpoint,
     inputs: &'a [Input],
     rules: &'a Rules,
     deliver: &'a mut dyn FnMut(Done<'_>) -> Result<(), Error>,
     capacity: u64,
     batch: Batch,
-    zero_rows: Vec<u64>,
+    seen: Vec<Seen>,
     submissions: u64,
 }
 
-/// Computes all inputs and hands over the results, window by window. Returns findings and the number of submissions.
+/// Computes all inputs and hands over the results, window by window. Returns what was seen of each, and the number of
+/// submissions to the GPU.
+///
+/// Rows with numbers that a device may take for others (see [`delicate`]) are computed by the reference.
 pub(super) fn run(
-    gpu: &Gpu,
+    device: Device<'_>,
     checkpoint: &Checkpoint,
     inputs: &[Input],
     rules: &Rules,
     deliver: &mut dyn FnMut(Done<'_>) -> Result<(), Error>,
-) -> Result<(Vec<Finding>, u64), Error> {
-    let capacity = rules.window_bytes().min(gpu.limits().max_buffer_size).min(MAX_WINDOW);
-    let zero_rows = vec![0; inputs.len()];
-    let batch = Batch::default();
-    let mut engine = Engine { gpu, checkpoint, inputs, rules, deliver, capacity, batch, zero_rows, submissions: 0 };
+) -> Result<(Vec<Seen>, u64), Error> {
+    let largest = match device {
+        Device::Gpu(gpu) => gpu.limits().max_buffer_size,
+        Device::Reference => u64::MAX,
+    };
+    let capacity = rules.window_bytes().min(largest).min(MAX_WINDOW);
+    let (seen, batch) = (vec![Seen::default(); inputs.len()], Batch::default());
+    let mut engine = Engine { device, checkpoint, inputs, rules, deliver, capacity, batch, seen, submissions: 0 };
     for input in 0..inputs.len() {
         engine.add(input)?;
     }
     engine.flush()?;
-    let counts = engine.zero_rows.iter().zip(inputs).filter(|&(&count, _)| count > 0);
-    let zero_row =
-        |(&count, input): (&u64, &Input)| Finding { weight: input.name.clone(), problem: Problem::ZeroRows { count } };
-    Ok((counts.map(zero_row).collect(), engine.submissions))
+    Ok((engine.seen, engine.submissions))
 }
 
 impl Engine<'_> {
@@ -175,24 +139,43 @@ impl Engine<'_> {
             return self.add_empty(number);
         }
         for rows in cut.blocks() {
-            let norms = if cut.whole_rows() {
-                None
-            } else {
-                let sums = Sums::read(self.checkpoint, input, &rows, self.rules, &mut |_| ())?;
-                self.zero_rows[number] += sums.zero_rows();
-                Some(sums.squares.iter().map(|&square| effective_norm(square, self.rules.eps)).collect::<Vec<f64>>())
+            let gain = match input.g {
+                Some(g) => read_gain(self.checkpoint, g, &rows)?,
+                None => vec![],
             };
-            if let (Some(norms), None) = (&norms, input.g) {
-                let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
-                let (window, result) = (Window { first: 0, outer: 1, rows, inner: 0 }, bytemuck::cast_slice(&result));
-                (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
+            self.seen[number].non_finite += gain.iter().filter(|g| !g.is_finite()).count() as u64;
+            let sums = match cut.whole_rows() {
+                true => None,
+                false => Some(Sums::read(self.checkpoint, input, &rows, self.rules, &mut |_| ())?),
+            };
+            if let Some(sums) = &sums {
+                self.seen[number].add(sums, self.rules.eps);
+            }
+            if let (Some(sums), None) = (&sums, input.g) {
+                self.deliver_norms(number, rows, &sums.norms(self.rules.eps))?;
                 continue;
             }
             for window in cut.windows(&rows) {
-                self.add_window(number, window, norms.clone())?;
+                self.add_window(number, window, &gain, sums.as_ref())?;
             }
         }
         Ok(())
+    }
+
+    /// Of rows that no device sees as a whole.
+    fn deliver_norms(&mut self, number: usize, rows: Range<usize>, norms: &[f64]) -> Result<(), Error> {
+        let by_reference = vec![true; norms.len()];
+        let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
+        (self.deliver)(Done {
+            input: number,
+            window: &Window { first: 0, outer: 1, rows, inner: 0 },
+            v: &[],
+            g: &[],
+            norms,
+            whole_rows: false,
+            by_reference: &by_reference,
+            result: bytemuck::cast_slice(&result),
+        })
     }
 
     /// Rows without elements have norms too, but no window; and a shape may name more of them than there is memory.
@@ -201,26 +184,21 @@ impl Engine<'_> {
         if input.g.is_some() {
             return Ok(());
         }
-        let (all, at_once) = (input.layout.kept, (self.capacity / 8) as usize);
+        let (all, at_once) = (input.layout.kept, (self.capacity / ROW) as usize);
         let norms = vec![effective_norm(0.0, self.rules.eps); all.min(at_once)];
-        let result: Vec<f32> = norms.iter().map(|&norm| norm as f32).collect();
-        for rows in steps(all, at_once) {
-            let (norms, result) = (&norms[..rows.len()], bytemuck::cast_slice(&result[..rows.len()]));
-            let window = Window { first: 0, outer: 1, rows, inner: 0 };
-            (self.deliver)(Done { input: number, window: &window, v: &[], g: &[], norms: Some(norms), result })?;
-        }
-        Ok(())
+        steps(all, at_once).try_for_each(|rows| self.deliver_norms(number, rows.clone(), &norms[..rows.len()]))
     }
 
-    fn add_window(&mut self, number: usize, window: Window, norms: Option<Vec<f64>>) -> Result<(), Error> {
-        let input = &self.inputs[number];
+    /// `sums`: of its rows, where it does not hold them as a whole.
+    fn add_window(&mut self, number: usize, window: Window, gain: &[f64], sums: Option<&Sums>) -> Result<(), Error> {
+        let (input, eps) = (&self.inputs[number], self.rules.eps);
         let dtype = computed(input.dtype);
         let v_words = (window.len() * dtype.size() as usize).div_ceil(4).next_multiple_of(ALIGNMENT);
         let g_words = window.rows.len().next_multiple_of(ALIGNMENT);
         let result_words = if input.g.is_some() { v_words } else { g_words };
-        let words = self.batch.v.len() + 2 * self.batch.g.len();
-        let full = ((words + v_words + 2 * g_words) * 4) as u64 > self.capacity || self.batch.jobs.len() == MAX_JOBS;
-        if !self.batch.jobs.is_empty() && full {
+        let words = |v: usize, g: usize| 4 * v as u64 + ROW * g as u64;
+        let full = words(self.batch.v.len() + v_words, self.batch.g.len() + g_words) > self.capacity;
+        if !self.batch.jobs.is_empty() && (full || self.batch.jobs.len() == MAX_JOBS) {
             self.flush()?;
         }
         let batch = &mut self.batch;
@@ -230,55 +208,76 @@ impl Engine<'_> {
         batch.v.resize(v + v_words, 0.0);
         batch.results += result_words;
         let v_bytes = &mut bytemuck::cast_slice_mut(&mut batch.v[v..])[..window.len() * dtype.size() as usize];
-        read_as(self.checkpoint, input.v, window.first, dtype, v_bytes)?;
-        if norms.is_none() {
-            self.zero_rows[number] += zero_rows(&window, dtype, v_bytes);
+        let mut own = match sums {
+            Some(_) => None,
+            None => Some(Sums::new(self.checkpoint, input, window.rows.len())?),
+        };
+        let (mut position, run) = (0, window.inner as u64 * (input.dtype.bits() / 8));
+        read_as(self.checkpoint, input.v, window.first, dtype, v_bytes, &mut |stored| {
+            if let Some(sums) = &mut own {
+                sums.take(position, run, input.dtype, stored);
+                position += stored.len() as u64;
+            }
+        })?;
+        if let Some(sums) = &own {
+            self.seen[number].add(sums, eps);
         }
         reserve(&mut batch.g, g_words, path)?;
         batch.g.resize(g + g_words, 0.0);
-        if let Some(at) = input.g {
-            let gain = bytemuck::cast_slice_mut(&mut batch.g[g..g + window.rows.len()]);
-            read_as(self.checkpoint, at, window.rows.start as u64, DType::F32, gain)?;
-        }
-        batch.jobs.push(Job { input: number, window, v, g, result, norms });
+        batch.g[g..].iter_mut().zip(gain).for_each(|(to, &g)| *to = g as f32);
+        let Some(sums) = own.as_ref().or(sums) else { return Ok(()) };
+        let (norms, whole_rows, device) = (sums.norms(eps), own.is_some(), self.device);
+        let by_reference = (0..norms.len()).map(|j| {
+            let is_told = !whole_rows && !fits_f32(norms[j]);
+            device.is_reference() || sums.delicate[j] || is_told || gain.get(j).is_some_and(|&g| delicate(g))
+        });
+        let by_reference = by_reference.collect();
+        batch.jobs.push(Job { input: number, window, v, g, result, norms, whole_rows, by_reference });
         Ok(())
     }
 
     /// One submission for all that is there.
     fn flush(&mut self) -> Result<(), Error> {
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
         let Some(first) = batch.jobs.first() else { return Ok(()) };
-        let name = &self.inputs[first.input].name;
-        let mut results = self.compute(&batch).map_err(|source| Error::Gpu { tensor: name.clone(), source })?;
-        self.submissions += 1;
-        for job in &batch.jobs {
+        let first = &self.inputs[first.input];
+        let mut results = match self.device {
+            Device::Reference => buffer(batch.results, &self.checkpoint.shards[first.v.0].path)?,
+            Device::Gpu(gpu) => {
+                self.submissions += 1;
+                let results = self.compute(gpu, &batch);
+                results.map_err(|source| Error::Gpu { tensor: first.name.clone(), source })?
+            }
+        };
+        for job in &mut batch.jobs {
             let input = &self.inputs[job.input];
-            let size = computed(input.dtype).size() as usize;
-            let rows = job.window.rows.len();
+            let dtype = computed(input.dtype);
+            let (size, rows) = (dtype.size() as usize, job.window.rows.len());
             let v = &bytemuck::cast_slice(&batch.v[job.v..])[..job.window.len() * size];
             let g = &batch.g[job.g..][..rows];
             let bytes = if input.g.is_some() { job.window.len() * size } else { rows * 4 };
             let result = &mut bytemuck::cast_slice_mut(&mut results[job.result..])[..bytes];
-            if let Some(norms) = job.norms.as_ref().filter(|norms| !fit_f32(norms)) {
-                rescale(&job.window, computed(input.dtype), v, g, norms, result);
+            if input.g.is_some() {
+                mark_lost(job, dtype, v, g, result);
             }
-            let norms = job.norms.as_deref();
-            (self.deliver)(Done { input: job.input, window: &job.window, v, g, norms, result })?;
+            if job.by_reference.contains(&true) {
+                reference(self.checkpoint, input, job, result)?;
+            }
+            let Job { ref window, ref norms, whole_rows, ref by_reference, .. } = *job;
+            (self.deliver)(Done { input: job.input, window, v, g, norms, whole_rows, by_reference, result })?;
         }
         Ok(())
     }
 
-    fn compute(&self, batch: &Batch) -> Result<Vec<f32>, crate::Error> {
-        let gpu = self.gpu;
+    fn compute(&self, gpu: &Gpu, batch: &Batch) -> Result<Vec<f32>, crate::Error> {
         let upload = |words: &[f32]| gpu.upload(words, &[words.len()]);
         let (v, g) = (upload(&batch.v)?, upload(&batch.g)?);
         let results = gpu.zeros(&[batch.results], DType::F32)?;
         let mut norms = vec![0f32; batch.g.len()];
         for job in &batch.jobs {
-            let known = job.norms.iter().flatten();
-            norms[job.g..].iter_mut().zip(known).for_each(|(to, &norm)| *to = norm as f32);
+            norms[job.g..].iter_mut().zip(&job.norms).for_each(|(to, &norm)| *to = norm as f32);
         }
-        let norms = if batch.jobs.iter().any(|job| job.norms.is_some()) { Some(upload(&norms)?) } else { None };
+        let norms = if batch.jobs.iter().any(|job| !job.whole_rows) { Some(upload(&norms)?) } else { None };
         let part =
             |of: &Tensor, word: usize, shape: &[usize], dtype| gpu.tensor(of.buffer(), 4 * word as u64, shape, dtype);
         let (axis, eps) = (Axis::Kept(1), self.rules.eps);
@@ -287,7 +286,7 @@ impl Engine<'_> {
             let input = &self.inputs[job.input];
             let (dtype, shape, rows) = (computed(input.dtype), job.window.shape(), [job.window.rows.len()]);
             let (to_shape, to) = if input.g.is_some() { (&shape[..], dtype) } else { (&rows[..], DType::F32) };
-            let known = norms.as_ref().filter(|_| job.norms.is_some());
+            let known = norms.as_ref().filter(|_| !job.whole_rows);
             parts.push((
                 part(&v, job.v, &shape, dtype)?,
                 part(&g, job.g, &rows, DType::F32)?,
@@ -326,81 +325,55 @@ pub(super) fn computed(dtype: FileDType) -> DType {
     dtype.computed().unwrap_or(DType::F32)
 }
 
-/// Whether known norms can be handed to the GPU: zero, NaN and infinity too, but no subnormal one and none beyond f32.
-fn fit_f32(norms: &[f64]) -> bool {
-    let normal = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
-    norms.iter().all(|norm| *norm == 0.0 || !norm.is_finite() || normal.contains(norm))
+/// Whether a known norm can be handed to the GPU: zero, NaN and infinity too, but no subnormal one and none beyond f32.
+fn fits_f32(norm: f64) -> bool {
+    !norm.is_finite() || !delicate(norm)
 }
 
-/// w = g·(v/n̂) of one window on the CPU.
-fn rescale(window: &Window, dtype: DType, v: &[u8], g: &[f32], norms: &[f64], w: &mut [u8]) {
-    // Some at a time: in f64 the window would take up to four times its memory.
-    let step = (1 << 12) * dtype.size() as usize;
-    let (mut numbers, mut i) = (vec![], 0);
-    for (v, w) in v.chunks(step).zip(w.chunks_mut(step)) {
-        numbers.clear();
-        widen(dtype.into(), v, |x| {
+/// Marks rows with a w that may be a subnormal number which the device took for zero. Subnormal f16 are none to it.
+fn mark_lost(job: &mut Job, dtype: DType, v: &[u8], g: &[f32], w: &[u8]) {
+    let Job { window, norms, by_reference, .. } = job;
+    // The exponent's bits in the upper half of a number.
+    let (size, exponent) = (dtype.size() as usize, 0x7f80);
+    if dtype == DType::F16 {
+        return;
+    }
+    for (number, (v, w)) in v.chunks(window.inner * size).zip(w.chunks(window.inner * size)).enumerate() {
+        let j = number % norms.len();
+        if by_reference[j] || g[j] == 0.0 {
+            continue;
+        }
+        for (v, w) in v.chunks_exact(size).zip(w.chunks_exact(size)) {
+            if u16::from_le_bytes([w[size - 2], w[size - 1]]) & exponent == 0 {
+                widen(dtype.into(), v, |v| {
+                    let w = (f64::from(g[j]) * (v / norms[j])).abs();
+                    by_reference[j] |= w > 0.0 && w < 2.0 * f64::from(f32::MIN_POSITIVE);
+                });
+            }
+        }
+    }
+}
+
+/// The marked rows of one window in f64, of the numbers as they are stored: w = g·(v/n̂), or norms.
+fn reference(checkpoint: &Checkpoint, input: &Input, job: &Job, result: &mut [u8]) -> Result<(), Error> {
+    let Job { window, norms, by_reference, .. } = job;
+    let Some(g) = input.g else {
+        for (j, _) in by_reference.iter().enumerate().filter(|(_, marked)| **marked) {
+            narrow(&norms[j..=j], DType::F32, &mut result[4 * j..][..4]);
+        }
+        return Ok(());
+    };
+    let gain = read_gain(checkpoint, g, &window.rows)?;
+    let (dtype, mut i) = (computed(input.dtype), 0);
+    let size = dtype.size() as usize;
+    read_parts(checkpoint, input.v, window.first, window.len() as u64, &mut |stored| {
+        widen(input.dtype, stored, |x| {
             let j = i / window.inner % norms.len();
-            numbers.push(f64::from(g[j]) * (x / norms[j]));
+            if by_reference[j] {
+                narrow(&[gain[j] * (x / norms[j])], dtype, &mut result[i * size..][..size]);
+            }
             i += 1;
         });
-        narrow(&numbers, dtype, w);
-    }
-}
-
-/// Numbers in a storage type, rounded to the nearest.
-pub(super) fn narrow(numbers: &[f64], dtype: DType, bytes: &mut [u8]) {
-    match dtype {
-        DType::F32 => numbers.iter().zip(bytes.as_chunks_mut().0).for_each(|(&x, b)| *b = (x as f32).to_le_bytes()),
-        DType::F16 => {
-            numbers.iter().zip(bytes.as_chunks_mut().0).for_each(|(&x, b)| *b = f16::from_f64(x).to_le_bytes());
-        }
-        DType::Bf16 => {
-            numbers.iter().zip(bytes.as_chunks_mut().0).for_each(|(&x, b)| *b = bf16::from_f64(x).to_le_bytes());
-        }
-    }
-}
-
-/// Elements of a tensor from `first` on, in another storage type if its own is not that.
-pub(super) fn read_as(
-    checkpoint: &Checkpoint,
-    at: At,
-    first: u64,
-    dtype: DType,
-    bytes: &mut [u8],
-) -> Result<(), Error> {
-    let (source, info) = (&checkpoint.shards[at.0], checkpoint.at(at));
-    let begin = |element: u64| info.begin + element * (info.dtype.bits() / 8);
-    if info.dtype == dtype.into() {
-        return source.read(begin(first), bytes);
-    }
-    const STEP: usize = 1 << 16;
-    let (mut stored, mut numbers) = (vec![0; STEP * info.dtype.bits() as usize / 8], Vec::with_capacity(STEP));
-    let mut element = first;
-    for part in bytes.chunks_mut(STEP * dtype.size() as usize) {
-        let count = part.len() / dtype.size() as usize;
-        let stored = &mut stored[..count * info.dtype.bits() as usize / 8];
-        source.read(begin(element), stored)?;
-        numbers.clear();
-        widen(info.dtype, stored, |x| numbers.push(x));
-        narrow(&numbers, dtype, part);
-        element += count as u64;
-    }
-    Ok(())
-}
-
-/// Rows of a window that holds them whole in which there is nothing but zeros.
-fn zero_rows(window: &Window, dtype: DType, v: &[u8]) -> u64 {
-    let (rows, run) = (window.rows.len(), window.inner * dtype.size() as usize);
-    // All bits but the signs.
-    let mask: u32 = if dtype == DType::F32 { 0x7fff_ffff } else { 0x7fff_7fff };
-    let is_zero = |run: &[u8]| {
-        let (words, rest) = run.as_chunks();
-        words.iter().all(|&word| u32::from_le_bytes(word) & mask == 0) && matches!(rest, [] | [0, 0 | 0x80])
-    };
-    if run == 0 {
-        return 0;
-    }
-    let row_is_zero = |j: usize| (0..window.outer).all(|o| is_zero(&v[(o * rows + j) * run..][..run]));
-    (0..rows).filter(|&j| row_is_zero(j)).count() as u64
+        Ok(())
+    })
 }

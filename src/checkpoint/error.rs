@@ -3,6 +3,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::Prefer;
+
 /// Everything that can go wrong with checkpoints. Whatever it is, no file is left half written: the output is what it was
 /// before, or not there. With one exception it is whole and new: where the folder cannot be synced after the output was
 /// renamed, which [`Error::Io`] then says. All that is missing is the certainty that it stays so if the machine stops.
@@ -18,6 +20,16 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A file is of another kind, which is known.
+    #[error("{}: it is {what}\n{advice}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// What to do.
+        advice: String,
     },
     /// A file is not of the format, or is damaged.
     #[error("{}: {reason}", path.display())]
@@ -101,7 +113,15 @@ pub enum Problem {
     },
     /// The weight is there in both spellings.
     BothSpellings,
-    /// The names that it would have afterwards are taken by other tensors.
+    /// A tensor and a pair are the same weight: as the rules prefer, one is left out.
+    LeftOut {
+        /// The tensors that are left out.
+        tensors: Vec<String>,
+        /// What was preferred.
+        prefer: Prefer,
+    },
+    /// The names that it would have afterwards are taken by other tensors. Where it is the weight's own, as beside a pair,
+    /// [`Rules::prefer`](crate::checkpoint::Rules::prefer) decides.
     NameTaken {
         /// The first of them.
         name: String,
@@ -210,6 +230,11 @@ pub enum Problem {
         /// How many.
         count: u64,
     },
+    /// Rows, zero ones not counted, that the eps policy changes: w is not what PyTorch gives there.
+    Guarded {
+        /// How many.
+        count: u64,
+    },
     /// Stored as f64, computed and written as f32.
     Narrowed,
 }
@@ -221,6 +246,8 @@ impl Problem {
             self,
             Problem::Narrowed
                 | Problem::NonFinite { .. }
+                | Problem::Guarded { .. }
+                | Problem::LeftOut { .. }
                 | Problem::NotTaken { .. }
                 | Problem::OptimizerState { .. }
                 | Problem::NotInFiles { .. }
@@ -242,6 +269,12 @@ impl fmt::Display for Problem {
         match self {
             Problem::MissingPartner { found, missing } => write!(f, "{found} is there, {missing} is missing"),
             Problem::BothSpellings => write!(f, "it is there in both spellings"),
+            Problem::LeftOut { tensors, prefer: Prefer::Pair } => {
+                write!(f, "{} as it was is left out: the pair is preferred", tensors.join(", "))
+            }
+            Problem::LeftOut { tensors, prefer: Prefer::Weight } => {
+                write!(f, "{} are left out: the weight beside them is preferred", tensors.join(", "))
+            }
             Problem::NameTaken { name } => write!(f, "the name {name} is taken"),
             Problem::OtherParametrization { tensor } => {
                 write!(f, "{tensor} belongs to another parametrization of the same tensor")
@@ -278,9 +311,14 @@ impl fmt::Display for Problem {
             Problem::NotComputable { tensor, dtype } => {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
             }
+            Problem::ZeroRows { count: 1 } => write!(f, "1 row of v is zero"),
             Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
+            Problem::GainOverflow { count: 1, dtype } => write!(f, "1 norm is beyond {dtype}: keep g in f32"),
             Problem::GainOverflow { count, dtype } => write!(f, "{count} norms are beyond {dtype}: keep g in f32"),
+            Problem::NonFinite { count: 1 } => write!(f, "1 element is NaN or infinite"),
             Problem::NonFinite { count } => write!(f, "{count} elements are NaN or infinite"),
+            Problem::Guarded { count: 1 } => write!(f, "the eps policy changes 1 row"),
+            Problem::Guarded { count } => write!(f, "the eps policy changes {count} rows"),
             Problem::Narrowed => write!(f, "f64 is computed and written as f32"),
         }
     }

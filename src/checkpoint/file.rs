@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
+use super::foreign::{self, LOOKED_AT, Sample};
 use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
 
 pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -50,10 +51,12 @@ impl Source {
         let size = status.len();
         let flaw = |Flaw { tensor, reason }: Flaw| match tensor {
             Some(tensor) => Error::Tensor { path: path.to_owned(), tensor, reason },
-            None => Error::Header { path: path.to_owned(), reason },
+            None => recognized(&file, path, size).unwrap_or(Error::Header { path: path.to_owned(), reason }),
         };
         if size < LENGTH_BYTES {
-            return Err(flaw(Flaw::of_file(format!("it is {size} bytes long: no header fits into it"))));
+            return Err(flaw(Flaw::of_file(format!(
+                "it is too short for a header: it has {size} of at least {LENGTH_BYTES} bytes"
+            ))));
         }
         let mut first = [0; LENGTH_BYTES as usize];
         read_at(&file, &mut first, 0).map_err(failed("reading", path))?;
@@ -69,6 +72,14 @@ impl Source {
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         read_at(&self.file, bytes, self.data_start + offset).map_err(failed("reading", &self.path))
     }
+}
+
+/// What a file is that is not of the format.
+fn recognized(file: &File, path: &Path, size: u64) -> Option<Error> {
+    let count = size.min(LOOKED_AT);
+    let (mut head, mut tail) = (vec![0; count as usize], vec![0; count as usize]);
+    read_at(file, &mut head, 0).and_then(|()| read_at(file, &mut tail, size - count)).ok()?;
+    foreign::recognize(&Sample { path, size, head: &head, tail: &tail })
 }
 
 #[cfg(unix)]
@@ -136,7 +147,11 @@ impl Temporary {
                 Ok(made) => return Ok((Temporary { path, is_folder, renamed: false }, made)),
                 // Left by a process of the same number that was killed.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(failed("creating", &path)(e)),
+                Err(e) => {
+                    let folder = folder_of(target);
+                    let in_folder = format!("in the folder {}: {e}", folder.display());
+                    return Err(failed("creating", target)(io::Error::new(e.kind(), in_folder)));
+                }
             }
         }
     }
@@ -176,6 +191,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Sink {
     file: File,
+    /// As it will be called.
     path: PathBuf,
     data_start: u64,
 }
@@ -252,9 +268,9 @@ pub(super) fn write_file(
     let old = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file);
     let (temporary, file) = Temporary::new(target, false, |path| Sink::create(path, old.as_ref()))?;
     if let Some(status) = old {
-        file.set_permissions(status.permissions()).map_err(failed("setting the permissions", &temporary.path))?;
+        file.set_permissions(status.permissions()).map_err(failed("setting the permissions", target))?;
     }
-    let sink = Sink::begin(file, temporary.path.clone(), header)?;
+    let sink = Sink::begin(file, target.to_owned(), header)?;
     write(std::slice::from_ref(&sink))?;
     sink.sync()?;
     drop(sink);
@@ -272,19 +288,19 @@ pub(super) fn write_folder(
     let (temporary, ()) = Temporary::new(target, true, |path| fs::create_dir(path))?;
     let mut sinks = Vec::with_capacity(files.len());
     for (name, header) in files {
-        let path = temporary.path.join(name);
-        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
+        let path = target.join(name);
+        let file = Sink::create(&temporary.path.join(name), None).map_err(failed("creating", &path))?;
         sinks.push(Sink::begin(file, path, header)?);
     }
     write(&sinks)?;
     sinks.iter().try_for_each(Sink::sync)?;
     drop(sinks);
     for (name, text) in texts {
-        let path = temporary.path.join(name);
-        let file = Sink::create(&path, None).map_err(failed("creating", &path))?;
+        let path = target.join(name);
+        let file = Sink::create(&temporary.path.join(name), None).map_err(failed("creating", &path))?;
         write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", &path))?;
     }
-    sync_folder(&temporary.path).map_err(failed("syncing the folder", &temporary.path))?;
+    sync_folder(&temporary.path).map_err(failed("syncing the folder", target))?;
     check_folder_target(target)?;
     temporary.rename(target)
 }

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
 use super::state::{is_moment_of_another, is_optimizer_state};
-use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo};
+use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo, prefer};
 use crate::Axis;
 use crate::contract::norms_shape;
 
@@ -52,6 +52,8 @@ pub struct Found {
     pub weights: Vec<FoundWeight>,
     /// What is odd: of weights that cannot be computed, and warnings of those that can.
     pub findings: Vec<Finding>,
+    /// Names that do not stay, by [`Rules::prefer`].
+    pub(super) dropped: Vec<String>,
 }
 
 impl Checkpoint {
@@ -194,6 +196,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
         }
     }
     found.weights.sort_by_key(|weight| weight.v);
+    prefer::settle(checkpoint, rules, wanted, &mut found);
     if let (Some(first), false) = (states.first(), found.weights.is_empty()) {
         let problem = Problem::OptimizerState { count: states.len() };
         found.findings.push(Finding { weight: first.to_string(), problem });

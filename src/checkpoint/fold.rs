@@ -1,4 +1,4 @@
-//! Weights made of g and v, and taken apart again, on the GPU.
+//! Weights made of g and v, and taken apart again.
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -6,13 +6,17 @@ use super::aliases::{Edit, Tied};
 use super::compute::{self, Input, computed};
 use super::file::Sink;
 use super::find::{At, Wanted};
-use super::inspect::widen;
 use super::names::is_parameter;
+use super::numbers::{narrow, read_as, widen};
 use super::plan::{NO_WEIGHT, New, Place, Plan, Report, chosen, sort_out};
+use super::prefer::left_out;
 use super::state::is_optimizer_state;
-use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
+use super::{
+    Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
+    Spelling,
+};
 use crate::contract::{Layout, norms_shape};
-use crate::{Axis, DType, Gpu, cpu};
+use crate::{Axis, DType};
 
 /// Writes the checkpoint with every weight that the rules choose folded: w in place of g and v.
 ///
@@ -22,21 +26,24 @@ use crate::{Axis, DType, Gpu, cpu};
 ///
 /// w has the name of the parameter, the shape and the storage type of v (f32 for f64), and v's place in the file.
 ///
+/// Rows with numbers that a GPU may flush to zero (subnormal f32, in v, g or w) are computed by the reference,
+/// wherever the others are.
+///
 /// # Errors
 /// [`Error::Findings`] if there is anything odd about a chosen weight, zero rows too unless
 /// [`Rules::allow_zero_rows`]; [`Error::NothingChosen`], [`Error::Io`], [`Error::Occupied`]; [`Error::Gpu`].
-pub fn fold(
-    gpu: &Gpu,
+pub fn fold<'a>(
+    device: impl Into<Device<'a>>,
     checkpoint: &Checkpoint,
     output: &Path,
     rules: &Rules,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = chosen(checkpoint, rules, Wanted::Numbers)?;
+    let Found { weights, findings: mut warnings, dropped } = chosen(checkpoint, rules, Wanted::Numbers)?;
     let firsts = firsts(checkpoint, &weights);
     // The weights that are computed, by their numbers, and the places of their tensors.
-    let (mut edit, mut computing, mut numbers) = (Edit::default(), vec![], vec![]);
+    let (mut edit, mut computing, mut numbers) = (Edit::without(dropped), vec![], vec![]);
     for (i, weight) in weights.iter().enumerate() {
         edit.names.insert(weight.g_name(), None);
         edit.names.insert(weight.v_name(), None);
@@ -56,8 +63,8 @@ pub fn fold(
     let inputs: Vec<Input> = computing.iter().map(|&i| Input::of(&weights[i], Some(weights[i].g))).collect();
     let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
-        let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
+        let seen;
+        (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
             let input = &inputs[done.input];
             let dtype = computed(input.dtype);
             widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
@@ -65,7 +72,7 @@ pub fn fold(
             meter.add(&input.name, done.result.len() as u64);
             sinks[file].write(begin + done.window.first * dtype.size(), done.result)
         })?;
-        sort_out(found, rules, &mut warnings)
+        sort_out(rows(&inputs, &seen).collect(), rules, &mut warnings)
     })?;
     report_non_finite(&inputs, &non_finite, &mut warnings);
     Ok(plan.report(weights, warnings, submissions))
@@ -105,8 +112,8 @@ fn firsts(checkpoint: &Checkpoint, weights: &[FoundWeight]) -> Vec<usize> {
 ///
 /// # Errors
 /// As [`fold`]; [`Problem::GainOverflow`] among the findings where a norm is beyond the type of g.
-pub fn split(
-    gpu: &Gpu,
+pub fn split<'a>(
+    device: impl Into<Device<'a>>,
     checkpoint: &Checkpoint,
     output: &Path,
     spelling: Spelling,
@@ -114,9 +121,9 @@ pub fn split(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
     check_rules(rules)?;
-    let (weights, mut warnings) = plain(checkpoint, spelling, rules)?;
+    let Found { weights, findings: mut warnings, dropped } = plain(checkpoint, spelling, rules)?;
     let firsts = firsts(checkpoint, &weights);
-    let (mut edit, mut computing, mut numbers) = (Edit::default(), vec![], vec![]);
+    let (mut edit, mut computing, mut numbers) = (Edit::without(dropped), vec![], vec![]);
     for (i, weight) in weights.iter().enumerate() {
         edit.names.insert(weight.name.clone(), None);
         let [g, v] = [weight.g_name(), weight.v_name()];
@@ -140,13 +147,13 @@ pub fn split(
     let inputs: Vec<Input> = computing.iter().map(|weight| Input::of(weight, None)).collect();
     let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
     plan.write(output, rules, progress, |sinks, meter| {
-        let found;
-        (found, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
+        let seen;
+        (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
             let (at, to) = (inputs[done.input].v, computed(computing[done.input].g_dtype));
             let (mut norms, mut finite) = (vec![], vec![]);
             widen(FileDType::F32, done.result, |norm| norms.push(norm));
             let mut bytes = vec![0; norms.len() * to.size() as usize];
-            compute::narrow(&norms, to, &mut bytes);
+            narrow(&norms, to, &mut bytes);
             widen(to.into(), &bytes, |g| finite.push(g.is_finite()));
             non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
             overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
@@ -159,7 +166,7 @@ pub fn split(
             (count > 0).then(|| Finding { weight: weight.name.clone(), problem })
         };
         let overflows = computing.iter().zip(&overflows).filter_map(overflow);
-        sort_out(found.into_iter().chain(overflows).collect(), rules, &mut warnings)?;
+        sort_out(rows(&inputs, &seen).chain(overflows).collect(), rules, &mut warnings)?;
         for (weight, number) in computing.iter().zip(&numbers) {
             if let Some(&place) = plan.places.get(&(weight.v, number + 1)) {
                 copy_narrowed(checkpoint, weight, place, sinks, meter)?;
@@ -184,7 +191,7 @@ fn copy_narrowed(
     let elements = checkpoint.at(weight.v).elements();
     for first in (0..elements).step_by(STEP as usize) {
         let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
-        compute::read_as(checkpoint, weight.v, first, DType::F32, part)?;
+        read_as(checkpoint, weight.v, first, DType::F32, part, &mut |_| ())?;
         sinks[file].write(begin + 4 * first, part)?;
         meter.add(&weight.name, part.len() as u64);
     }
@@ -192,18 +199,15 @@ fn copy_narrowed(
 }
 
 /// Ordinary weights that are to be taken apart, with the g that they will have.
-fn plain(
-    checkpoint: &Checkpoint,
-    spelling: Spelling,
-    rules: &Rules,
-) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
+fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<Found, Error> {
     let nothing = |what| Error::NothingChosen { path: checkpoint.path.clone(), what };
     if rules.include.is_empty() {
         return Err(nothing("no pattern says which weights to take apart"));
     }
-    let found = checkpoint.weights(&Rules::default()).weights;
-    let halves: HashSet<String> = found.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
-    let (mut weights, mut findings) = (vec![], vec![]);
+    let pairs = checkpoint.weights(&Rules::default()).weights;
+    let halves: HashSet<String> = pairs.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
+    let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
+    let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
     for (at, name) in checkpoint.names() {
         let is_state = is_optimizer_state(name) && !rules.names(name);
         if !rules.chooses(name) || halves.contains(name) || !is_parameter(name) || is_state {
@@ -211,6 +215,21 @@ fn plain(
         }
         let tensor = checkpoint.at(at);
         let mut report = |problem| findings.push(Finding { weight: name.to_owned(), problem });
+        match (pairs.get(name), rules.prefer) {
+            (None, _) => {}
+            (Some(pair), None) => {
+                report(Problem::NameTaken { name: pair.g_name() });
+                continue;
+            }
+            (Some(pair), Some(prefer)) => {
+                let names = left_out(pair, prefer);
+                dropped.extend(names.clone());
+                report(Problem::LeftOut { tensors: names, prefer });
+                if prefer == Prefer::Pair {
+                    continue;
+                }
+            }
+        }
         let axis = rules.axis_of(name).unwrap_or(Axis::Kept(0));
         let rank = tensor.shape.len();
         match (tensor.dtype.computed(), axis) {
@@ -246,10 +265,10 @@ fn plain(
     let mut warnings = vec![];
     findings.extend(checkpoint.index.iter().flat_map(|index| index.warnings.iter().cloned()));
     sort_out(findings, rules, &mut warnings)?;
-    if weights.is_empty() {
+    if weights.is_empty() && dropped.is_empty() {
         return Err(nothing("the patterns choose no tensor"));
     }
-    Ok((weights, warnings))
+    Ok(Found { weights, findings: warnings, dropped })
 }
 
 /// What [`check`] found.
@@ -264,13 +283,13 @@ pub struct Check {
     pub submissions: u64,
 }
 
-/// How far the GPU is off for one weight.
+/// How far the device is off for one weight.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CheckedWeight {
     /// The weight.
     pub weight: FoundWeight,
-    /// The largest |w − ŵ|, w of the GPU and ŵ of the CPU in f64; infinite where one of them alone is NaN or infinite.
+    /// The largest |w − ŵ|, w of the device and ŵ of the CPU in f64; infinite where one of them alone is NaN or infinite.
     pub error: f64,
     /// The bound of the element with the largest error beside its bound.
     pub bound: f64,
@@ -285,16 +304,16 @@ impl CheckedWeight {
     }
 }
 
-/// Folds every weight that the rules choose on the GPU and, in f64, on the CPU, and compares. Writes nothing.
+/// Folds every weight that the rules choose on the device and, in f64, on the CPU, and compares. Writes nothing. Rows that
+/// [`fold`] leaves to the reference are not compared.
 ///
 /// The bound of an element counts the roundings to f32 on the longest way to it, with row length K and u = 2⁻²⁴: a norm
-/// that is off by (K/6 + 44)·u of itself, division and product 6u (8), and the storage type's own rounding; and subnormal
-/// elements of v may count as zero.
+/// that is off by (K/6 + 44)·u of itself, division and product 6u (8), and the storage type's own rounding.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Gpu`], [`Error::NothingChosen`]. Weights that cannot be computed are findings.
-pub fn check(
-    gpu: &Gpu,
+pub fn check<'a>(
+    device: impl Into<Device<'a>>,
     checkpoint: &Checkpoint,
     rules: &Rules,
     progress: &mut dyn FnMut(Progress<'_>),
@@ -309,32 +328,35 @@ pub fn check(
     let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
     let total = inputs.iter().map(|input| checkpoint.at(input.v).elements() * computed(input.dtype).size()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
-    let (zero_rows, submissions) = compute::run(gpu, checkpoint, &inputs, rules, &mut |done| {
+    let (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
         meter.add(&inputs[done.input].name, done.result.len() as u64);
-        compare(computed(inputs[done.input].dtype), rules, &done, &mut checked[done.input]);
+        compare(computed(inputs[done.input].dtype), &done, &mut checked[done.input]);
         Ok(())
     })?;
     let mut findings = found.findings;
-    findings.extend(zero_rows);
+    findings.extend(rows(&inputs, &seen));
+    let non_finite = inputs.iter().zip(&seen).filter(|(_, seen)| seen.non_finite > 0).map(|(input, seen)| Finding {
+        weight: input.name.clone(),
+        problem: Problem::NonFinite { count: seen.non_finite },
+    });
+    findings.extend(non_finite);
     Ok(Check { weights: checked, findings, submissions })
 }
 
-fn compare(dtype: DType, rules: &Rules, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
+fn compare(dtype: DType, done: &compute::Done<'_>, checked: &mut CheckedWeight) {
     let (mut v, mut got) = (vec![], vec![]);
     widen(dtype.into(), done.v, |x| v.push(x));
     widen(dtype.into(), done.result, |w| got.push(w));
     let shape = done.window.shape();
-    let norms = match done.norms {
-        Some(norms) => norms.to_vec(),
-        // The shape holds the elements and has that axis, so this does not fail.
-        None => cpu::row_norms(&v, &shape, Axis::Kept(1), rules.eps).unwrap_or_default(),
-    };
     // Four sums run side by side everywhere. Norms of a row that is in no window as a whole are those of the reference.
     let length = (shape[0] * shape[2]) as f64;
-    let chain = if done.norms.is_some() { 0.0 } else { length.min(length / 3.0 + 64.0) };
+    let chain = if done.whole_rows { length.min(length / 3.0 + 64.0) } else { 0.0 };
     for (i, (&v, &got)) in v.iter().zip(&got).enumerate() {
         let j = i / shape[2] % shape[1];
-        let (g, norm) = (f64::from(done.g[j]), norms[j]);
+        if done.by_reference[j] {
+            continue;
+        }
+        let (g, norm) = (f64::from(done.g[j]), done.norms[j]);
         let expected = g * (v / norm);
         let bound = bound(dtype, chain, g, norm, expected);
         let error = difference(dtype, got, expected, bound);
@@ -380,6 +402,11 @@ fn bound(dtype: DType, chain: f64, g: f64, norm: f64, w: f64) -> f64 {
         DType::Bf16 => (-8, -126),
     };
     error + ((w.abs() + error) * 2f64.powi(step)).max(2f64.powi(least))
+}
+
+/// What was seen of the rows of each input.
+fn rows<'a>(inputs: &'a [Input], seen: &'a [compute::Seen]) -> impl Iterator<Item = Finding> + 'a {
+    inputs.iter().zip(seen).flat_map(|(input, seen)| seen.findings(&input.name))
 }
 
 impl Input {

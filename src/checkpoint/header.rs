@@ -164,10 +164,14 @@ impl Flaw {
 pub(super) fn header_length(first: [u8; 8], file_size: u64) -> Result<u64, Flaw> {
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER {
-        return Err(Flaw::of_file(format!("the header says it is {length} bytes long, the limit is {MAX_HEADER}")));
+        return Err(Flaw::of_file(format!(
+            "it is no .safetensors file: its header would be {length} bytes long, the limit is {MAX_HEADER}"
+        )));
     }
     if length > file_size.saturating_sub(LENGTH_BYTES) {
-        let reason = format!("the header says it is {length} bytes long, the file is {file_size}: it is cut off");
+        let reason = format!(
+            "the header says it is {length} bytes long, the file is {file_size}: it is cut off\ndownload or copy it again"
+        );
         return Err(Flaw::of_file(reason));
     }
     Ok(length)
@@ -213,7 +217,8 @@ impl Header {
             end = stop;
         }
         if end != data_size {
-            let what = if end > data_size { "the file is cut off" } else { "bytes are left over" };
+            let what =
+                if end > data_size { "the file is cut off\ndownload or copy it again" } else { "bytes are left over" };
             return Err(Flaw::of_file(format!("the tensors end at {end}, the data at {data_size}: {what}")));
         }
         Ok(())

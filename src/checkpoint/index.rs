@@ -1,18 +1,18 @@
 //! The index of a sharded checkpoint: `{"metadata":{"total_size":..},"weight_map":{"NAME":"FILE",..}}`.
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::file::{Source, failed};
+use super::foreign::{self, Sample};
 use super::header::MAX_HEADER;
 use super::{Error, Finding, Problem, TensorInfo};
 
 const WEIGHT_MAP: &str = "weight_map";
-const SUFFIX: &str = ".safetensors.index.json";
 
 #[derive(Debug)]
 pub(super) struct Index {
@@ -44,31 +44,6 @@ impl Totals {
     }
 }
 
-/// The one checkpoint of a folder; anything but a folder is itself.
-pub(super) fn in_folder(path: &Path) -> Result<PathBuf, Error> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    let mut files = vec![];
-    for entry in fs::read_dir(path).map_err(failed("reading the folder", path))? {
-        files.push(entry.map_err(failed("reading the folder", path))?.path());
-    }
-    let with = |suffix: &str| -> Vec<PathBuf> {
-        let name = |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        files.iter().filter(|file| name(file).ends_with(suffix) && !name(file).starts_with('.')).cloned().collect()
-    };
-    let (indices, single) = (with(SUFFIX), with(".safetensors"));
-    match (&indices[..], &single[..]) {
-        ([index], _) => Ok(index.clone()),
-        ([], [file]) => Ok(file.clone()),
-        _ => {
-            let (indices, single) = (indices.len(), single.len());
-            let reason = format!("the folder holds {indices} files *{SUFFIX} and {single} *.safetensors: name one");
-            Err(Error::Index { path: path.to_owned(), reason })
-        }
-    }
-}
-
 impl Index {
     pub fn open(path: &Path) -> Result<(Index, Vec<Source>), Error> {
         let wrong = |reason: String| Error::Index { path: path.to_owned(), reason };
@@ -82,10 +57,14 @@ impl Index {
             return Err(wrong(format!("it is {size} bytes long, the limit is {MAX_HEADER}")));
         }
         let text = fs::read(path).map_err(failed("reading", path))?;
-        let Unique(value) = serde_json::from_slice(&text).map_err(|e| wrong(format!("it is no such index: {e}")))?;
+        let Unique(value) = serde_json::from_slice(&text).map_err(|e| {
+            let no_json = foreign::recognize(&Sample { path, size, head: &text, tail: &[] });
+            no_json.unwrap_or_else(|| wrong(format!("it is no such index: {e}")))
+        })?;
         let Value::Object(value) = value else { return Err(wrong("it is no JSON object".to_owned())) };
         let Some(Value::Object(weight_map)) = value.get(WEIGHT_MAP) else {
-            return Err(wrong(format!("it has no object {WEIGHT_MAP:?}")));
+            let advice = "name the index of a sharded checkpoint, NAME.safetensors.index.json, or a .safetensors file";
+            return Err(wrong(format!("it is JSON, but no index: it has no object {WEIGHT_MAP:?}\n{advice}")));
         };
         let mut shard_of: HashMap<&str, usize> = HashMap::new();
         let mut shards: Vec<Source> = vec![];

@@ -7,7 +7,7 @@ use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
 use super::index::Totals;
-use super::{Checkpoint, Error, FileDType, Finding, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
+use super::{Checkpoint, Error, FileDType, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -216,17 +216,15 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
 pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
 
 /// The weights that the rules choose with warnings, or what keeps them from being worked on.
-pub(super) fn chosen(
-    checkpoint: &Checkpoint,
-    rules: &Rules,
-    wanted: Wanted,
-) -> Result<(Vec<FoundWeight>, Vec<Finding>), Error> {
-    let (found, mut warnings) = (find(checkpoint, rules, wanted), vec![]);
-    sort_out(found.findings, rules, &mut warnings)?;
-    if found.weights.is_empty() {
+pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Result<Found, Error> {
+    let mut found = find(checkpoint, rules, wanted);
+    let mut warnings = vec![];
+    sort_out(std::mem::take(&mut found.findings), rules, &mut warnings)?;
+    found.findings = warnings;
+    if found.weights.is_empty() && found.dropped.is_empty() {
         return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
     }
-    Ok((found.weights, warnings))
+    Ok(found)
 }
 
 /// Warnings are kept, anything else is an error.
@@ -249,9 +247,9 @@ pub fn convert(
     rules: &Rules,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
-    let (mut weights, warnings) = chosen(checkpoint, rules, Wanted::Names)?;
+    let Found { mut weights, findings: warnings, dropped } = chosen(checkpoint, rules, Wanted::Names)?;
     weights.retain(|weight| weight.spelling != spelling);
-    let mut edit = Edit::default();
+    let mut edit = Edit::without(dropped);
     for (i, weight) in weights.iter().enumerate() {
         edit.names.insert(weight.g_name(), Some((i, spelling.g(&weight.name))));
         edit.names.insert(weight.v_name(), Some((i, spelling.v(&weight.name))));

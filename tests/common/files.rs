@@ -79,6 +79,63 @@ pub fn of_numbers(name: &str, dtype: Dtype, shape: &[usize], numbers: impl IntoI
     Made { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes }
 }
 
+/// Numbers that f32 does not have.
+pub fn of_f64(name: &str, dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Made {
+    let bytes = match dtype {
+        Dtype::F64 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => numbers.iter().flat_map(|&x| half::f16::from_f64(x).to_le_bytes()).collect(),
+        Dtype::BF16 => numbers.iter().flat_map(|&x| half::bf16::from_f64(x).to_le_bytes()).collect(),
+        other => return of_numbers(name, other, shape, numbers.iter().map(|&x| x as f32)),
+    };
+    Made { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes }
+}
+
+/// A weight `m.weight` of six rows that each go down to the smallest numbers of the type, of which a device may take some for
+/// zero: in v, in g or in w. Row by row [g, v ..].
+pub fn tiny_rows(dtype: Dtype) -> [[f64; 6]; 6] {
+    // The smallest, and one with some digits, where f32 and so a device has a subnormal number if the type has one.
+    let large = if dtype == Dtype::F16 { 1e3 } else { 1e10 };
+    let (least, small) = match dtype {
+        Dtype::F16 => (2f64.powi(-24), 2f64.powi(-20)),
+        Dtype::BF16 => (2f64.powi(-133), 2f64.powi(-128)),
+        Dtype::F64 => (2f64.powi(-400), 1e-100),
+        _ => (2f64.powi(-149), 1e-39),
+    };
+    [
+        [2.0, least, 2.0 * least, -3.0 * least, 0.0, 5.0 * least],
+        [-0.5, 3.0 * small, 4.0 * small, 0.0, -small, 0.0],
+        [large, 1.0, 3.0 * least, 0.0, -2.0, 0.5],
+        [1.0, 3e-6, 4e-6, 0.0, 0.0, -0.0],
+        [3.0, 0.25, -1.0, 2.0, 7.0, 0.125],
+        [1e-40, 1.0, 1.0, -2.0, 0.5, 0.0],
+    ]
+}
+
+/// Such a weight with its rows along an axis, each as often as `times` says, and what its v and g are as f64.
+pub fn tiny_weight(dtype: Dtype, axis: usize, times: usize) -> ([Made; 2], Vec<f64>, Vec<f64>) {
+    let rows = tiny_rows(dtype);
+    let (count, length) = (rows.len(), 5 * times);
+    let element = |j: usize, i: usize| rows[j][1 + i % 5];
+    let (shape, v): (_, Vec<f64>) = match axis {
+        0 => ([count, length], (0..count * length).map(|at| element(at / length, at % length)).collect()),
+        _ => ([length, count], (0..count * length).map(|at| element(at % count, at / count)).collect()),
+    };
+    let g: Vec<f64> = rows.iter().map(|row| row[0]).collect();
+    let g_dtype = if dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+    let made = [of_f64("m.weight_g", g_dtype, &[count], &g), of_f64("m.weight_v", dtype, &shape, &v)];
+    let stored = |numbers: &[f64], dtype| -> Vec<f64> {
+        let round = |&x: &f64| match dtype {
+            Dtype::F64 => x,
+            Dtype::F16 => half::f16::from_f64(x).into(),
+            Dtype::BF16 => half::bf16::from_f64(x).into(),
+            _ => f64::from(x as f32),
+        };
+        numbers.iter().map(round).collect()
+    };
+    let (v, g) = (stored(&v, dtype), stored(&g, g_dtype));
+    (made, v, g)
+}
+
 /// By the `safetensors` crate.
 pub fn write(path: &Path, tensors: &[Made], metadata: &[(&str, &str)]) {
     let views: Vec<(String, TensorView<'_>)> = tensors

@@ -8,6 +8,7 @@ mod batch;
 mod bounds;
 mod checkpoint;
 mod cli;
+mod cli_devices;
 mod errors;
 mod golden;
 mod linear;

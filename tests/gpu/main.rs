@@ -34,6 +34,7 @@ mod properties;
 mod recording;
 mod set;
 mod threads;
+mod tiny;
 mod train;
 mod tune;
 
@@ -147,6 +148,7 @@ fn main() -> ExitCode {
     set::register(&mut suite);
     profile::register(&mut suite);
     threads::register(&mut suite);
+    tiny::register(&mut suite);
     train::register(&mut suite);
     tune::register(&mut suite);
     checkpoint::register(&mut suite);

@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use weightnorm::checkpoint::Device;
 use weightnorm::{Gpu, Options, Tile};
 
 use crate::output::{Failure, Kind, Report};
@@ -11,7 +12,8 @@ use crate::output::{Failure, Kind, Report};
 #[derive(Args)]
 pub struct DeviceArguments {
     /// The adapter: its number or part of its name, as `weightnorm devices` lists them with the same --backend
-    /// [default: the first that can run the kernels; WGPU_ADAPTER_NAME narrows it]
+    /// [default: the first that can run the kernels; WGPU_ADAPTER_NAME narrows it]. `reference` computes checkpoints on the
+    /// CPU in f64: slowly, and without any driver
     #[arg(long, value_name = "N|NAME", help_heading = "Device")]
     device: Option<String>,
     #[command(flatten)]
@@ -49,9 +51,63 @@ impl BackendArgument {
     }
 }
 
+/// What computes.
+pub enum Chosen {
+    Gpu(Gpu),
+    Reference,
+}
+
+impl Chosen {
+    pub fn device(&self) -> Device<'_> {
+        match self {
+            Chosen::Gpu(gpu) => gpu.into(),
+            Chosen::Reference => Device::Reference,
+        }
+    }
+
+    pub fn text(&self) -> String {
+        match self {
+            Chosen::Gpu(gpu) => device_text(&gpu.report().info),
+            Chosen::Reference => "the reference | CPU, in f64".to_owned(),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        match self {
+            Chosen::Gpu(gpu) => device_json(&gpu.report().info),
+            Chosen::Reference => json!({ "name": REFERENCE, "kind": "cpu", "backend": null, "driver": null }),
+        }
+    }
+}
+
+/// What --device calls the reference on the CPU.
+const REFERENCE: &str = "reference";
+
 impl DeviceArguments {
+    /// The adapter asked for, or the reference.
+    pub fn choose(&self) -> Result<Chosen, Failure> {
+        if !self.is_reference() {
+            return self.open().map(Chosen::Gpu).map_err(|Failure { kind, message }| {
+                let advice = format!("--device {REFERENCE} computes on the CPU without a driver, slowly");
+                let message = format!("{message}{}{advice}", if message.contains('\n') { "; " } else { "\n" });
+                Failure { kind, message }
+            });
+        }
+        match self.backend.backend {
+            Some(_) => Err(Failure::usage(format!("--device {REFERENCE} has no --backend: leave one of the two out"))),
+            None => Ok(Chosen::Reference),
+        }
+    }
+
+    fn is_reference(&self) -> bool {
+        self.device.as_deref() == Some(REFERENCE)
+    }
+
     /// A device on the adapter asked for.
     pub fn open(&self) -> Result<Gpu, Failure> {
+        if self.is_reference() {
+            return Err(Failure::usage(format!("--device {REFERENCE} is no adapter: there is nothing to measure")));
+        }
         let name = match &self.device {
             Some(device) => device.clone(),
             None => std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default(),
@@ -130,10 +186,11 @@ impl Devices {
         if !usable {
             let tried = format!("backends {:?}", self.backend.backends());
             let hint = weightnorm::Error::NoAdapter { tried }.to_string();
+            let hint = format!("{hint}\nfold, split and check do without one: --device {REFERENCE}");
             let _ = writeln!(text, "{hint}");
             json["hint"] = hint.into();
         }
-        Ok(Report { problems: !usable, text, json })
+        Ok(Report::new(!usable, text, json))
     }
 }
 

@@ -1,10 +1,13 @@
 //! `weightnorm`: weight-normalized checkpoints and the devices that compute them, from the command line.
 mod device;
 mod files;
+mod findings;
 mod output;
+mod place;
 mod profile;
 mod progress;
 mod rules;
+mod write;
 
 use std::io::ErrorKind::BrokenPipe;
 use std::process::ExitCode;
@@ -22,7 +25,8 @@ Exit codes:
   2  the arguments, an input, an output or the device would not do
 
 Output:
-  Results go to stdout, errors and progress to stderr. With --json stdout holds exactly one JSON
+  Results go to stdout, errors and progress to stderr; where the output is -, stdout has nothing but the
+  file, and results go to stderr. With --json stdout holds exactly one JSON
   document in any case: an object with \"command\" and \"status\", which is \"done\", \"problems\" or
   \"error\" (exit codes 0, 1, 2); after an error \"error\" has a \"kind\" (usage, input, output, device)
   and a \"message\". Numbers that are NaN or infinite are null. The README of the crate lists the keys.
@@ -46,9 +50,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Inspect(files::Inspect),
-    Fold(files::Fold),
-    Split(files::Split),
-    Convert(files::Convert),
+    Fold(write::Fold),
+    Split(write::Split),
+    Convert(write::Convert),
     Check(files::Check),
     Devices(device::Devices),
     Profile(profile::Profile),
@@ -65,10 +69,10 @@ fn main() -> ExitCode {
     };
     let (name, result) = match &cli.command {
         Command::Inspect(command) => ("inspect", command.run()),
-        Command::Fold(command) => ("fold", command.run()),
-        Command::Split(command) => ("split", command.run()),
+        Command::Fold(command) => ("fold", command.run(cli.json)),
+        Command::Split(command) => ("split", command.run(cli.json)),
         Command::Check(command) => ("check", command.run()),
-        Command::Convert(command) => ("convert", command.run()),
+        Command::Convert(command) => ("convert", command.run(cli.json)),
         Command::Devices(command) => ("devices", command.run()),
         Command::Profile(command) => ("profile", command.run()),
         Command::Completions { shell } => ("completions", completions(*shell)),
@@ -80,7 +84,7 @@ fn completions(shell: Shell) -> Result<Report, Failure> {
     let mut bytes = vec![];
     clap_complete::generate(shell, &mut Cli::command(), "weightnorm", &mut bytes);
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    Ok(Report { problems: false, json: json!({ "shell": shell.to_string(), "script": text }), text })
+    Ok(Report::new(false, text.clone(), json!({ "shell": shell.to_string(), "script": text })))
 }
 
 /// What clap says: help and version, or an error of the arguments, which is also a document where --json is among them.

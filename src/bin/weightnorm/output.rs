@@ -15,6 +15,19 @@ pub struct Report {
     pub text: String,
     /// For programs, an object.
     pub json: Value,
+    /// Whether stdout holds something else, so that the text goes to stderr.
+    pub aside: bool,
+}
+
+impl Report {
+    pub fn new(problems: bool, text: String, json: Value) -> Report {
+        Report { problems, text, json, aside: false }
+    }
+}
+
+/// So many of something.
+pub fn count(number: usize, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Why a command could not do its work: exit code 2.
@@ -76,6 +89,11 @@ pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> E
         Ok(report) if json => {
             let status = if report.problems { "problems" } else { "done" };
             print(&document(Some(command), status, &report.json))
+        }
+        // Nobody can be told where stderr is closed.
+        Ok(report) if report.aside => {
+            let _ = io::stderr().write_all(printable(&report.text).as_bytes());
+            Ok(())
         }
         Ok(report) => print(&printable(&report.text)),
         Err(failure) => {

@@ -15,7 +15,7 @@ use weightnorm::{
 
 use crate::device::{DeviceArguments, device_json, device_text};
 use crate::output::{
-    DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, dtype_name, seconds_text, shape_text,
+    DTypeArgument, Failure, Kind, Report, Table, axis_json, axis_text, count, dtype_name, seconds_text, shape_text,
 };
 use crate::progress::Progress;
 use crate::rules::parse_axis;
@@ -440,7 +440,7 @@ fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measu
         table.row(result.cells(&weights[result.case.weights.clone()], &roof));
     }
     let _ = write!(text, "{table}");
-    Report { problems: false, text, json }
+    Report::new(false, text, json)
 }
 
 /// What weights have in common.
@@ -466,7 +466,7 @@ fn alike(weights: &[Weight]) -> Alike<'_> {
 fn weights_text(weights: &[Weight]) -> String {
     match weights {
         [weight] => shape_text(&weight.shape),
-        _ => format!("{} weights", weights.iter().map(|w| w.names.len().max(1)).sum::<usize>()),
+        _ => count(weights.iter().map(|w| w.names.len().max(1)).sum(), "weight"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which weights, and what to do with them, as written on the command line.
-use clap::Args;
-use weightnorm::checkpoint::{Checkpoint, Pattern, Rules};
+use clap::{Args, ValueEnum};
+use weightnorm::checkpoint::{Checkpoint, Pattern, Prefer, Rules};
 use weightnorm::{Axis, Eps};
 
 /// The choice of weights.
@@ -17,16 +17,27 @@ pub struct RulesArguments {
     /// Leaves weights as they are whose name fits; may be given several times
     #[arg(long, value_name = "PATTERN", help_heading = "Weights")]
     exclude: Vec<String>,
+    /// Where a pair of tensors stands beside a tensor of the weight's own name, which of the two stays
+    #[arg(long, value_name = "WHICH", help_heading = "Weights")]
+    prefer: Option<PreferArgument>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PreferArgument {
+    /// The pair: the tensor beside it is old
+    Pair,
+    /// The weight: the pair beside it is old
+    Weight,
 }
 
 /// What keeps a zero row finite.
 #[derive(Args)]
 pub struct EpsArguments {
-    /// How the norm n is guarded: `clamp:E`, max(n, E), which gives what PyTorch gives, but for rows of zeros; `none`, as
-    /// PyTorch's weight_norm; `inside:E`, sqrt(n² + E), as Flax; `after:E`, n + E
-    #[arg(long, value_name = "POLICY", value_parser = parse_eps, default_value = "clamp:1e-12", help_heading = "Weights")]
+    /// How the norm n is guarded: `none`, as PyTorch's weight_norm; `clamp:E`, max(n, E); `inside:E`, sqrt(n² + E), as
+    /// Flax; `after:E`, n + E. Rows that a policy changes are told
+    #[arg(long, value_name = "POLICY", value_parser = parse_eps, default_value = "none", help_heading = "Weights")]
     eps: Eps,
-    /// Computes weights with rows of zeros too: w = 0 there, under --eps none NaN
+    /// Computes weights with rows of zeros too: w is NaN there, as in PyTorch, under another --eps 0
     #[arg(long, help_heading = "Weights")]
     allow_zero_rows: bool,
 }
@@ -37,6 +48,10 @@ impl RulesArguments {
         rules.axes = self.axis.iter().map(|(pattern, axis)| (Pattern::new(pattern), *axis)).collect();
         rules.include = self.include.iter().map(Pattern::new).collect();
         rules.exclude = self.exclude.iter().map(Pattern::new).collect();
+        rules.prefer = self.prefer.map(|prefer| match prefer {
+            PreferArgument::Pair => Prefer::Pair,
+            PreferArgument::Weight => Prefer::Weight,
+        });
         rules
     }
 

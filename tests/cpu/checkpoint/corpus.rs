@@ -2,7 +2,7 @@
 use crate::common::files::Folder;
 
 #[path = "../../../fuzz/any_bytes.rs"]
-mod any_bytes;
+pub mod any_bytes;
 
 #[test]
 fn corpus_is_refused_or_read() {

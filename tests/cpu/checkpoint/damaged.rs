@@ -160,7 +160,7 @@ fn damaged_indices_are_errors() {
     let twice = [a(), b()].concat();
     write(&folder.join("twice.safetensors"), &twice, &[]);
     for (text, expected) in [
-        ("", "EOF"),
+        ("", "it is empty"),
         ("[]", "no JSON object"),
         ("{}", "weight_map"),
         (r#"{"weight_map":[]}"#, "weight_map"),

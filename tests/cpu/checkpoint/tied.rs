@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::checkpoint::{Checkpoint, Error, Problem, Rules, Spelling, convert, inspect};
+use weightnorm::checkpoint::{Checkpoint, Device, Error, Prefer, Problem, Rules, Spelling, convert, fold, inspect};
 
 use crate::common::files::{Folder, Made, made, raw, write, write_sharded};
 
@@ -191,4 +191,35 @@ fn sums_of_an_index_keep_their_type() {
     assert_eq!(sums("\"12.0\"", "7"), expect(Some("\"40.0\""), None));
     assert_eq!(sums("null", "[9]"), expect(None, None));
     assert_eq!(sums("\"40 bytes\"", "-9"), expect(None, None));
+}
+
+/// A tied name is read as the tensor that it stands for, and goes alone where the rules prefer another.
+#[test]
+fn tied_names_are_read_and_left_out() {
+    let folder = Folder::new("tied-read");
+    let (path, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    let (mut tensors, mut metadata) = layers(&["g", "v"]);
+    tensors.push(made("kept", Dtype::F32, &[6, 4], 9));
+    metadata.push(("inp.weight".to_owned(), "kept".to_owned()));
+    let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    write(&path, &tensors, &metadata);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.read_f64("out.weight_v").unwrap(), checkpoint.read_f64("inp.weight_v").unwrap());
+    assert_eq!(checkpoint.tensor("out.weight_g").unwrap().shape, [6, 1]);
+
+    let folded = |rules: &Rules| fold(Device::Reference, &checkpoint, &output, rules, &mut |_| ());
+    let Err(Error::Findings { findings }) = folded(&Rules::default()) else { panic!("the name is taken") };
+    assert_eq!(findings[0].problem, Problem::NameTaken { name: "inp.weight".to_owned() });
+    // The pair: the old tensor is there by its own name alone.
+    folded(&Rules::default().prefer(Prefer::Pair)).unwrap();
+    let pair = Checkpoint::open(&output).unwrap();
+    assert_eq!(pair.read_bytes("kept").unwrap(), checkpoint.read_bytes("kept").unwrap());
+    assert_eq!(pair.read_bytes("inp.weight").unwrap(), pair.read_bytes("out.weight").unwrap());
+    assert_ne!(pair.read_bytes("inp.weight").unwrap(), pair.read_bytes("kept").unwrap());
+    // The tensor: of the pair its other name is folded.
+    folded(&Rules::default().prefer(Prefer::Weight)).unwrap();
+    let weight = Checkpoint::open(&output).unwrap();
+    assert_eq!(weight.read_bytes("inp.weight").unwrap(), checkpoint.read_bytes("kept").unwrap());
+    assert_eq!(weight.read_bytes("out.weight").unwrap(), pair.read_bytes("out.weight").unwrap());
+    assert!(["inp.weight_g", "inp.weight_v", "out.weight_v"].iter().all(|name| weight.tensor(name).is_none()));
 }
