@@ -351,6 +351,7 @@ mod tests {
             OutOfMemory { what: "scratch memory", bytes: u64::MAX },
             DeviceLost { reason: lines() },
             Wgpu { message: lines() },
+            Number { op, what: "the rate of g", got: f64::MIN_POSITIVE, expected: "a finite f32, 0 or more" },
         ];
         let error = Box::new(Alias { op, output: arg, input: arg });
         all.push(Member { index: usize::MAX, error });
@@ -387,6 +388,7 @@ mod tests {
             OutOfMemory { .. } => 24,
             DeviceLost { .. } => 25,
             Wgpu { .. } => 26,
+            Number { .. } => 27,
         }
     }
 
@@ -396,7 +398,7 @@ mod tests {
         let mut numbers: Vec<_> = all.iter().map(number).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        assert_eq!(numbers, (0..27).collect::<Vec<_>>());
+        assert_eq!(numbers, (0..28).collect::<Vec<_>>());
         for error in all {
             let text = error.to_string();
             assert!(text.lines().count() <= 2 && text.chars().count() <= 320, "{} in {text}", text.chars().count());
