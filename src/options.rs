@@ -5,10 +5,6 @@ use crate::choose::Kind;
 use crate::{Error, Gpu, Report};
 
 /// How a dispatch gets its parameters.
-#[expect(
-    clippy::manual_non_exhaustive,
-    reason = "what is hidden is for tests, and keeps nobody from listing the others"
-)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Parameters {
     /// Immediates where the device has them, else uniform buffers.
