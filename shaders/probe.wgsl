@@ -24,7 +24,8 @@ const THREADS = 64u;
 const PER = 8u;
 const ROUNDS = 128u; // of 16 steps in each chain
 
-override CONTIGUOUS: bool = false; // the vectors of an invocation lie together, as CPUs like it; else those of its neighbours
+// The vectors of an invocation lie together, as CPUs like it; else those of its neighbours.
+override CONTIGUOUS: bool = false;
 override FUSED: bool = false;      // fma(), or a product and a sum: drivers differ in which of them is fast
 
 fn group_of(id: vec3<u32>, count: vec3<u32>) -> u32 {

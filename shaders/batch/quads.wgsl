@@ -1,5 +1,5 @@
-// How batch.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS.
-// (batch_words.wgsl: all else.)
+// How statistics.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS.
+// (words.wgsl: all else.)
 // import batch/statistics
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<u32>>; // (rows, columns) quads of A_DTYPE

@@ -6,13 +6,12 @@
 //                 never E[a²] - E[a]²
 //
 //   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
-//   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the Scale
-//                 dg / d, four f32 from means[4j] on. d is n̂, but n under EPS_AFTER, where norms holds n. Where the clamp
-//                 is active, or n = 0 under EPS_AFTER, n̂ does not depend on v and the second one is 0. dg has an exponent
-//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
+//   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the
+//                 Scale dg / d (norm.wgsl), four f32 from means[4j] on, where `norms` holds d. dg has an exponent of
+//                 its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
 //                 or a t is not 1, the t of the second Scale is negative, which its square does not show
-//   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its distance
-//                 from means[j])
+//   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its
+//                 distance from means[j])
 //   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
 //                 with first as gain and second as bias column j has mean 0 and variance 1
 //
@@ -70,8 +69,8 @@ const HAS_SECOND = 2u;
 const ACCUMULATE = 4u;
 const HAS_GAIN = 8u;
 
-// KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in the range of
-// f32 however many rows there are.
+// KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in the
+// range of f32 however many rows there are.
 struct Stat {
     s: vec2<f32>,
     n: f32, // KIND_MOMENTS: of so many rows; WIDE: sum a * u is s.y * 2^n
@@ -137,29 +136,24 @@ fn combine_lanes(own: Stat, t: u32) -> Stat {
 }
 
 fn write_factors(column: u32, dg: Wide) {
-    let n = norms[extractBits(p.more_firsts, 16u, 8u) + column];
-    let size = magnitude(n);
     var gain = 1.0;
     if has(HAS_GAIN) {
         let at = extractBits(p.more_firsts, 8u, 8u) + column;
         gain = unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
     }
-    let norm = select(n, n + p.eps, p.policy == EPS_AFTER);
-    let scale = scale_of(quotient(wide(gain), wide(norm)));
-    var share = Scale(1.0, 0.0);
-    if !((p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST)) {
-        share = scale_of(quotient(dg, wide(n)));
-    }
+    let d = wide(norms[extractBits(p.more_firsts, 16u, 8u) + column]);
+    let factors = factors_of_dg(dg, d, gain, p.policy, p.eps);
     let size_of_dg = wide(dg.m).e + dg.e;
-    let wild = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
-    if wild || scale.t != 1.0 || share.t != 1.0 {
-        share.t = -share.t;
+    let far = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
+    var share_t = factors.share.t;
+    if far || factors.a.t != 1.0 || share_t != 1.0 {
+        share_t = -share_t;
     }
     let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;
-    means[at] = scale.t;
-    means[at + 1u] = scale.m;
-    means[at + 2u] = share.t;
-    means[at + 3u] = share.m;
+    means[at] = factors.a.t;
+    means[at + 1u] = factors.a.m;
+    means[at + 2u] = share_t;
+    means[at + 3u] = factors.share.m;
 }
 
 fn write_end(column: u32, stat: Stat) {
@@ -204,8 +198,8 @@ fn write_end(column: u32, stat: Stat) {
     }
 }
 
-// batch_sums over its partial results: splits for rows. A workgroup takes CX columns, its invocation t every CY-th split
-// from t / CX on.
+// batch_sums over its partial results: splits for rows. A workgroup takes CX columns, its invocation t every CY-th
+// split from t / CX on.
 @compute @workgroup_size(THREADS)
 fn batch_finish(
     @builtin(workgroup_id) group: vec3<u32>,

@@ -1,4 +1,4 @@
-// How batch.wgsl reads and writes a matrix word by word: any number of columns, from any element on. (batch_quads.wgsl:
+// How statistics.wgsl reads and writes a matrix word by word: any number of columns, from any element on. (quads.wgsl:
 // four words at once.)
 // import batch/statistics
 
@@ -115,7 +115,8 @@ fn batch_sums(
 fn centered(e: u32) -> f32 {
     let at = extractBits(p.firsts, 0u, 8u) + e;
     let column = (p.part_first + e) % p.stride;
-    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE) - centers[extractBits(p.more_firsts, 0u, 8u) + column];
+    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE)
+        - centers[extractBits(p.more_firsts, 0u, 8u) + column];
     if HAS_U {
         return x + u[extractBits(p.firsts, 8u, 8u) + column];
     }

@@ -6,8 +6,8 @@ const THREADS = 64u;
 var<workgroup> sums: array<f32, THREADS>;
 var<workgroup> exponents: array<i32, THREADS>;
 
-// Adds up the sums of the `lanes` invocations that work together, a power of two up to THREADS and the same in the whole
-// workgroup; the result is right in their lane 0.
+// Adds up the sums of the `lanes` invocations that work together, a power of two up to THREADS and the same in the
+// whole workgroup; the result is right in their lane 0.
 fn combine_lanes(own: Wide, t: u32, lanes: u32) -> Wide {
     var total = own;
     let lane = t % lanes;

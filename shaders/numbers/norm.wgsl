@@ -1,4 +1,4 @@
-// Effective norms: n̂ = eps policy of sqrt(sum of squares).
+// Effective norms, n̂ = eps policy of sqrt(sum of squares), and what the gradients make of them.
 // import numbers/wide
 
 // Eps policies (Eps::code).
@@ -28,7 +28,8 @@ fn effective_norm(sum: Wide, policy: u32, eps: f32) -> Wide {
     return settled(norm);
 }
 
-// The effective norms where neither they nor `sum` are near the ends of f32's range, in a fraction of the time; 0 elsewhere.
+// The effective norms where neither they nor `sum` are near the ends of f32's range, in a fraction of the time; 0
+// elsewhere.
 fn plain_norms(sum: vec4<f32>, policy: u32, eps: f32) -> vec4<f32> {
     var norm = sqrt(select(sum, sum + eps, policy == EPS_INSIDE_SQRT));
     norm = select(norm, norm + eps, policy == EPS_AFTER);
@@ -50,4 +51,37 @@ fn norm_in_range(sum: f32, policy: u32, eps: f32) -> f32 {
     let n = sqrt(select(sum, sum + eps, policy == EPS_INSIDE_SQRT));
     let clamped = select(n, max(n, eps), policy == EPS_CLAMP);
     return select(clamped, n + eps, policy == EPS_AFTER);
+}
+
+// What the gradients divide by, d: n̂, but n under EPS_AFTER. Of a sum of squares.
+fn divisor_of(squares: Wide, policy: u32, eps: f32) -> Wide {
+    return effective_norm(squares, select(policy, EPS_NONE, policy == EPS_AFTER), eps);
+}
+
+// What a norm contributes to the gradients, dg = products / n̂ and dv = a * (dw - share * v):
+struct NormFactors {
+    dg: Wide,
+    a: Scale,     // g / n̂
+    share: Scale, // dg / d, but 0 where n̂ does not depend on v: the clamp is active, n <= e, or n = 0 under EPS_AFTER
+}
+
+// `products`: the sum of dw * v of the norm.
+fn factors_of_products(products: Wide, d: Wide, gain: f32, policy: u32, eps: f32) -> NormFactors {
+    return factors_of_dg(quotient(products, norm_of_divisor(d, policy, eps)), d, gain, policy, eps);
+}
+
+fn factors_of_dg(dg: Wide, d: Wide, gain: f32, policy: u32, eps: f32) -> NormFactors {
+    let a = scale_of(quotient(wide(gain), norm_of_divisor(d, policy, eps)));
+    let size = magnitude(narrow(d));
+    if (policy == EPS_CLAMP && size == bitcast<u32>(eps)) || (policy == EPS_AFTER && size < SMALLEST) {
+        return NormFactors(dg, a, Scale(1.0, 0.0));
+    }
+    return NormFactors(dg, a, scale_of(quotient(dg, d)));
+}
+
+fn norm_of_divisor(d: Wide, policy: u32, eps: f32) -> Wide {
+    if policy == EPS_AFTER {
+        return settled(sum_of(d, wide(eps)));
+    }
+    return d;
 }

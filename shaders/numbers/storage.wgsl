@@ -5,8 +5,9 @@ fn flat(group: vec3<u32>, groups: vec3<u32>) -> u32 {
     return (group.z * groups.y + group.y) * groups.x + group.x;
 }
 
-// The number of an invocation in a workgroup of `size`. Software drivers run invocations in order; with REVERSED they run them
-// in the other one, so that tests see a barrier that is missing. Not for kernels whose lanes are those of a subgroup.
+// The number of an invocation in a workgroup of `size`. Software drivers run invocations in order; with REVERSED they
+// run them in the other one, so that tests see a barrier that is missing. Not for kernels whose lanes are those of a
+// subgroup.
 override REVERSED: bool = false;
 
 fn ordered(index: u32, size: u32) -> u32 {

@@ -1,4 +1,5 @@
-// Numbers beyond the range of f32: with an exponent of their own (Wide), factors in two parts (Scale), and when they are needed.
+// Numbers beyond the range of f32: with an exponent of their own (Wide), factors in two parts (Scale), and where they
+// are needed.
 // import numbers/storage
 
 // A number with an exponent of its own, m * 2^e: it reaches where f32 does not.

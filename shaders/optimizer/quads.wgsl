@@ -1,5 +1,5 @@
-// The optimizer steps of optimizer_steps.wgsl four words at once: v of whole quads, v, dv, m_v and s_v from an aligned
-// element on, dv of v's storage type. (optimizer.wgsl: all else.)
+// The optimizer steps of steps.wgsl four words at once: v of whole quads, v, dv, m_v and s_v from an aligned
+// element on, dv of v's storage type. (words.wgsl: all else.)
 // import optimizer/steps
 
 @group(0) @binding(0) var<storage, read_write> v: array<vec4<u32>>; // quads of V_DTYPE

@@ -11,8 +11,8 @@
 // where Adam's rate is γ / (1 - β₁ᵗ) and root is sqrt(1 - β₂ᵗ), made by the host in f64, and AdamW's decay is 1 - γλ.
 // The first workgroups take v, the others g. Without a gain, or with an ordinary weight or a bias, there is only v.
 //
-// `optimizer` works element by element, `optimizer_quads` four words at once. `optimizer_rows` gives each row of v to LANES invocations and leaves it with
-// norm 1: v ← v / n̂, the norm taken before v is rounded to its storage type.
+// `optimizer` works element by element, `optimizer_quads` four words at once. `optimizer_rows` gives each row of v
+// to LANES invocations and leaves it with norm 1: v ← v / n̂, the norm taken before v is rounded to its storage type.
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
 
 struct Params {

@@ -1,5 +1,5 @@
-// The optimizer steps of optimizer_steps.wgsl element by element: v of any length, from any word on. (optimizer_quads.wgsl:
-// four words at once.)
+// The optimizer steps of steps.wgsl element by element: v of any length, from any word on. (quads.wgsl: four words at
+// once.)
 // import optimizer/steps
 // import numbers/norm
 

@@ -1,5 +1,5 @@
-// Operand A of a product, f16 or bf16, four elements, two words, at a time: its rows start at multiples of four elements of
-// the binding.
+// Operand A of a product, f16 or bf16, four elements, two words, at a time: its rows start at multiples of four
+// elements of the binding.
 // import numbers/storage
 //
 // Fills the slot `a`: see a_scalar.wgsl.

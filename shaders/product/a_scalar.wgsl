@@ -10,8 +10,8 @@ override A_DTYPE: u32 = F32;
 // Whether a row may end within the four elements that are read together.
 const A_MAY_END = true;
 
-// Four elements from e on, as they are read, of which `left` are there, at least one; the others may be anything. With nothing
-// to be done in between, many reads are on their way at once.
+// Four elements from e on, as they are read, of which `left` are there, at least one; the others may be anything.
+// With nothing to be done in between, many reads are on their way at once.
 fn a_raw(e: u32, left: u32) -> vec4<u32> {
     let last = e + min(left, 4u) - 1u;
     if A_DTYPE == F32 {

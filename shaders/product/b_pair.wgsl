@@ -1,5 +1,5 @@
-// Operand B of a product, f16 or bf16, four elements, two words, at a time: its rows start at multiples of four elements of
-// the binding.
+// Operand B of a product, f16 or bf16, four elements, two words, at a time: its rows start at multiples of four
+// elements of the binding.
 // import numbers/storage
 //
 // Fills the slot `b`: see b_scalar.wgsl.

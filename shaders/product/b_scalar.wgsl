@@ -10,8 +10,8 @@ override B_DTYPE: u32 = F32;
 // Whether a row may end within the four elements that are read together.
 const B_MAY_END = true;
 
-// Four elements from e on, as they are read, of which `left` are there, at least one; the others may be anything. With nothing
-// to be done in between, many reads are on their way at once.
+// Four elements from e on, as they are read, of which `left` are there, at least one; the others may be anything.
+// With nothing to be done in between, many reads are on their way at once.
 fn b_raw(e: u32, left: u32) -> vec4<u32> {
     let last = e + min(left, 4u) - 1u;
     if B_DTYPE == F32 {

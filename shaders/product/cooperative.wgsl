@@ -1,5 +1,5 @@
-// The matrix product in cooperative matrices, whose elements are spread over a subgroup as the device likes: A and B are
-// f16, C is f32.
+// The matrix product in cooperative matrices, whose elements are spread over a subgroup as the device likes: A and B
+// are f16, C is f32.
 // slot a = product/a_pair
 // slot b = product/b_pair
 // slot matrix = product/matrix16
@@ -9,8 +9,8 @@
 // Fills the slot `family`: see tile.wgsl.
 //
 // A workgroup has the tile in 2 by 2 parts of 2 by 2 matrices of SIDE by SIDE. A subgroup multiplies one part; one that
-// has twice the LANES of the device's smallest multiplies the two parts beside each other; one of four times as many those
-// below, in a second pass.
+// has twice the LANES of the device's smallest multiplies the two parts beside each other; one of four times as many
+// those below, in a second pass.
 //
 // BK steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
 // matrix of each part at a time, so that each invocation gets its own elements: nobody but the device knows which lane
@@ -133,7 +133,8 @@ fn fragment_b(n: u32, k: u32) -> FragmentB {
     return coopLoad<FragmentB>(&staged_bs[n * STRIDE + k], STRIDE);
 }
 
-// Hands round matrix `c` of the given part, the `number`-th of each subgroup's: of every part the one at the given place.
+// Hands round matrix `c` of the given part, the `number`-th of each subgroup's: of every part the one at the given
+// place.
 fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, number: u32, t: u32) {
     coopStoreT(c, &staged_cs[part * SIDE * SIDE], SIDE);
     workgroupBarrier();
@@ -151,8 +152,8 @@ fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, number: u32, t: u32) {
     workgroupBarrier();
 }
 
-// acc = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), the `number`-th of the subgroup,
-// and for the one beside it, if subgroups have two. With the first the squares.
+// acc = A·Bᵀ over k_first .. k_end - 1 for the given part of the tile at (row0, column0), the `number`-th of the
+// subgroup, and for the one beside it, if subgroups have two. With the first the squares.
 fn multiply(part: u32, number: u32, row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let m = part / 2u * PART;
     let n = part % 2u * PART;

@@ -1,15 +1,15 @@
-// Sums of a product that left the range in which f32 keeps them exact enough: the invocation that owns one forms it again
-// with an exponent of its own (exact_dot), without barriers. Nothing else pays for that.
+// Sums of a product that left the range in which f32 keeps them exact enough: the invocation that owns one forms it
+// again with an exponent of its own (exact_dot), without barriers. Nothing else pays for that.
 // import product/shape
 // import numbers/wide
 //
-// An invocation finishes its rows in blocks: its family puts the sums of a block here (take_block), and the epilogue looks at
-// each as it writes it (look_at). Where some are unsafe it goes through the blocks once more and forms again what
-// elements_to_redo names. Of several blocks it takes each anew for that (look_at_all); one alone has been looked at, and its
-// sums need be in no register any more.
+// An invocation finishes its rows in blocks: its family puts the sums of a block here (take_block), and the epilogue
+// looks at each as it writes it (look_at). Where some are unsafe it goes through the blocks once more and forms
+// again what elements_to_redo names. Of several blocks it takes each anew for that (look_at_all); one alone has been
+// looked at, and its sums need be in no register any more.
 
-// Steps of k at a time where a sum is formed again: 4, 8 or 16. A software driver runs through them once for nothing, so few
-// where the sum is short.
+// Steps of k at a time where a sum is formed again: 4, 8 or 16. A software driver runs through them once for
+// nothing, so few where the sum is short.
 override REDO_STEPS: u32 = 16u;
 
 // Sums outside of 2^-60 .. 2^60 are formed again. Norms and dot products then lie where their quotient is a normal
@@ -23,8 +23,8 @@ var<private> more_sums: array<vec4<f32>, 8>; // the second quads of a row
 
 // Which sums of the block are out of the safe range: bit 4i + c of quad q stands for row i, column 4q + c.
 var<private> unsafe_bits: array<u32, 2>;
-// The largest distance of them all from the safe range. If it is ZERO, every one of these sums is zero, or too large for its
-// row and its column both to be in range.
+// The largest distance of them all from the safe range. If it is ZERO, every one of these sums is zero, or too large
+// for its row and its column both to be in range.
 var<private> worst: u32;
 
 // Exponents of four numbers; 0 for zero, subnormals, infinity and NaN.
@@ -99,8 +99,8 @@ fn exact_squares(n: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     return (s.x + s.y) + (s.z + s.w);
 }
 
-// Distance of |a| from the safe range: below UNSAFE inside of it, from there on what is too large or no number, then ZERO
-// for zero, and above that what is too small.
+// Distance of |a| from the safe range: below UNSAFE inside of it, from there on what is too large or no number, then
+// ZERO for zero, and above that what is too small.
 const UNSAFE = (SAFE_HIGH - SAFE_LOW) * 2u;
 const ZERO = 0xffffffffu - 2u * SAFE_LOW + 1u;
 const OUT_OF_RANGE = (0x49800000u - SAFE_LOW) * 2u; // from 2^20 on
@@ -164,8 +164,8 @@ fn bits_of(four: vec4<bool>) -> u32 {
     return any_bits(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), four));
 }
 
-// Which sums of row i and quad q of the block are unsafe, bits as in `unsafe_bits`. Called when they are written, row by
-// row: looked at all together they would need twice the registers.
+// Which sums of row i and quad q of the block are unsafe, bits as in `unsafe_bits`. Called when they are written,
+// row by row: looked at all together they would need twice the registers.
 fn look_at(i: u32, q: u32) -> u32 {
     let distance = unsafe_distance(sum_at(i, q));
     worst = max(worst, max(max(distance.x, distance.y), max(distance.z, distance.w)));
@@ -184,8 +184,8 @@ fn look_at_all() {
     }
 }
 
-// The first block to go through once more: behind the last one if nothing was found. (With a loop from there on, since some
-// drivers run all code between the braces of an `if`, and throw it away.)
+// The first block to go through once more: behind the last one if nothing was found. (With a loop from there on,
+// since some drivers run all code between the braces of an `if`, and throw it away.)
 fn first_block(found: u32) -> u32 {
     return select(TM / BLOCK, 0u, found != 0u);
 }

@@ -10,7 +10,7 @@
 //                    a = g / n̂, one for each row (END_ROWS), column (END_COLUMNS), or for all of v (END_WHOLE)
 //   dw = dyᵀ x       the same with END_PLAIN
 //
-// The two factors of each norm, a and dg / d (see batch.wgsl, write_factors), are there already.
+// The two factors of each norm, a and dg / d (see batch/statistics.wgsl, write_factors), are there already.
 //
 // `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
 // in `partial`, and `gradient_finish` adds them up in order.
@@ -46,8 +46,8 @@ fn put_one(row: u32, column: u32, value: f32) {
     }
 }
 
-// Of four elements of a row: their a, their dg / d, and its t. That is negative where dg is out of the safe range, or one
-// of the factors is no normal number: each element takes exponents of its own then.
+// Of four elements of a row: their a, their dg / d, and its t. That is negative where dg is out of the safe range,
+// or one of the factors is no normal number: each element takes exponents of its own then.
 struct Factors {
     a: vec4<f32>,
     share: vec4<f32>,
@@ -108,8 +108,8 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
     return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(Scale(factors.x, factors.y))));
 }
 
-// Writes a block of C, or adds to it; the block's first element is at (row, column). With ADD the unsafe sums are left out:
-// each element is added to once. Bits of the sums that left the safe range.
+// Writes a block of C, or adds to it; the block's first element is at (row, column). With ADD the unsafe sums are
+// left out: each element is added to once. Bits of the sums that left the safe range.
 fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;

@@ -7,7 +7,8 @@
 // import numbers/norm
 //
 //   NORM_PLAIN  w = v
-//   NORM_FUSED  w = g_j * v / n̂_j, the norm of row j summed up beside the product: y = g_j * u + bias_j, u = (x·v_j) / n̂_j
+//   NORM_FUSED  w = g_j * v / n̂_j, the norm of row j summed up beside the product: y = g_j * u + bias_j, where
+//               u = (x·v_j) / n̂_j
 //   NORM_GIVEN  the same with norms that are known: given[j]
 //   NORM_WHOLE  w = g * v / n̂, one norm for all of v: `given` holds it as f32 m and i32 e, m * 2^e
 //   NORM_IN     w = g_k * v / n̂_k: SCALED_B, the Scales g_k / n̂_k
@@ -15,11 +16,12 @@
 // `linear` does all of it in one dispatch. Where in_features is split, `linear_partial` leaves the partial sums of
 // each split in `partial`, and `linear_finish` adds them up in order.
 //
-// The product is that of shape.wgsl, with A = x and B = v. With NORM_FUSED (SQUARES) an invocation adds up the squares of what it
-// reads of v anyway, so that v is read no more often than by the plain product; the workgroups of the first rows of y
-// write the norms out.
+// The product is that of shape.wgsl, with A = x and B = v. With NORM_FUSED (SQUARES) an invocation adds up the
+// squares of what it reads of v anyway, so that v is read no more often than by the plain product; the workgroups of
+// the first rows of y write the norms out.
 
-@group(0) @binding(2) var<storage, read> g: array<u32>; // (out_features), or one element with NORM_WHOLE; words of GAIN_DTYPE
+// (out_features), or one element with NORM_WHOLE; words of GAIN_DTYPE.
+@group(0) @binding(2) var<storage, read> g: array<u32>;
 @group(0) @binding(3) var<storage, read> bias: array<u32>; // (out_features), words of BIAS_DTYPE
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
 
@@ -160,7 +162,8 @@ var<private> reciprocals: array<vec4<f32>, 2>;
 var<private> gains: array<vec4<f32>, 2>;
 var<private> biases: array<vec4<f32>, 2>;
 
-// Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe range.
+// Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe
+// range.
 fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
@@ -250,8 +253,8 @@ fn linear(
     }
 }
 
-// One split of one tile of y: its dot products and, from the tiles of the first rows, its sums of squares, which lie behind
-// the partial sums of all splits.
+// One split of one tile of y: its dot products and, from the tiles of the first rows, its sums of squares, which lie
+// behind the partial sums of all splits.
 @compute @workgroup_size(THREADS)
 fn linear_partial(
     @builtin(workgroup_id) group: vec3<u32>,

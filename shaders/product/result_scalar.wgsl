@@ -1,7 +1,8 @@
 // The result of a product stored as f32, element by element.
 // import product/result_beside
 //
-// Slot `result`, which result_packed.wgsl and result_vec4.wgsl fill too. e: an element, counted from the start of the binding.
+// Slot `result`, which result_packed.wgsl and result_vec4.wgsl fill too. e: an element, counted from the start of
+// the binding.
 
 const WHOLE_C = 1u; // neighbouring elements that are there or not together
 

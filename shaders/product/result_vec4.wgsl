@@ -1,5 +1,5 @@
-// The result of a product and the tensors shaped as it, all f32, four elements at a time: rows of whole quads that start at
-// multiples of four elements of the binding.
+// The result of a product and the tensors shaped as it, all f32, four elements at a time: rows of whole quads that
+// start at multiples of four elements of the binding.
 // import numbers/storage
 //
 // Fills the slot `result`: see result_scalar.wgsl.

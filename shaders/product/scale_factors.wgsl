@@ -1,5 +1,5 @@
-// The factors of norms that gradient.wgsl goes by: of each the Scale a and the Scale dg / d. With SCALED_B the Scales a are those of
-// the steps of k, or one for all.
+// The factors of norms that gradient.wgsl goes by: of each the Scale a and the Scale dg / d. With SCALED_B the
+// Scales a are those of the steps of k, or one for all.
 //
 // Fills the slot `scale`: see scale_pairs.wgsl.
 

@@ -3,11 +3,11 @@
 // slot b = product/b_scalar
 // slot scale = product/scale_pairs
 //
-// A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise. The entry points,
-// in linear.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
+// A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise. The entry
+// points, in linear.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
 //
-// A workgroup computes BM by BN of C, an invocation TM neighbouring rows of it and, of each, QUADS quads of neighbouring
-// columns that lie STEP apart.
+// A workgroup computes BM by BN of C, an invocation TM neighbouring rows of it and, of each, QUADS quads of
+// neighbouring columns that lie STEP apart.
 // No invocation loops more often than the host allows (product.rs, max_length).
 
 struct Params {
@@ -50,8 +50,8 @@ override BLOCK: u32 = min(TM, 8u); // rows that are finished together
 const QUADS_MAY_END = A_MAY_END || B_MAY_END;
 const WHOLE = select(4u, 1u, QUADS_MAY_END);
 
-// The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they share,
-// rows of the larger operand, is still in the cache.
+// The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they
+// share, rows of the larger operand, is still in the cache.
 fn tile_origin(tile: u32) -> vec2<u32> {
     let tiles_m = (p.rows + BM - 1u) / BM;
     let tiles_n = (p.columns + BN - 1u) / BN;

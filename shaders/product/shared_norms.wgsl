@@ -13,8 +13,9 @@ fn prepare_b(k: u32, k_end: u32) {
     step_m = scales[1];
 }
 
-// Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those from
-// first_norm on, SHARE apart, of NORMS. The first of them all belongs to norms_column; own_norms, of the family, is the invocation's first.
+// Norms of the columns of the tile, norm_m * 2^norm_e, found by all invocations together: an invocation takes those
+// from first_norm on, SHARE apart, of NORMS. The first of them all belongs to norms_column; own_norms, of the
+// family, is the invocation's first.
 override NORMS: u32 = BN;
 override SHARE: u32 = THREADS;
 var<workgroup> norm_m: array<f32, NORMS>;

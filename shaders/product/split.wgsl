@@ -3,7 +3,8 @@
 
 const FINISH_THREADS = 64u;
 
-@group(0) @binding(8) var<storage, read_write> partial: array<vec2<u32>>; // Wide, f32 m and i32 e: (splits, rows, columns)
+// Wide, f32 m and i32 e: (splits, rows, columns).
+@group(0) @binding(8) var<storage, read_write> partial: array<vec2<u32>>;
 
 fn put_partial(at: u32, sum: Wide) {
     partial[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
@@ -29,8 +30,8 @@ fn piece_of(group: u32) -> Piece {
     return Piece(origin.x, origin.y, p.split_first + split, k_first, min(k_first + p.split_length, p.depth));
 }
 
-// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column). Bits of
-// its sums that left the safe range.
+// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column).
+// Bits of its sums that left the safe range.
 fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
@@ -52,7 +53,8 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32
     return all_found;
 }
 
-// Computes a piece and writes the invocation's partial sums. With `exact`, those that left the safe range are formed again.
+// Computes a piece and writes the invocation's partial sums. With `exact`, those that left the safe range are formed
+// again.
 fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
     product(piece.row, piece.column, piece.k_first, piece.k_end, t);
     let row0 = piece.row + t / WX * TM;

@@ -4,13 +4,15 @@
 //
 // Fills the slot `family`: see tile.wgsl.
 //
-// A workgroup computes WY rows by 4 WX columns. Its invocations are WX teams of WK: an invocation takes every WK-th quad of
-// k, of the four columns of its team and of all the rows. So a workgroup reads each element of B once, straight into registers, and
-// A, which all workgroups read, comes from a cache. Where B runs along k, an invocation's neighbours are those of its team,
-// and read neighbouring quads of a row of B; where it runs across, they are the other teams.
+// A workgroup computes WY rows by 4 WX columns. Its invocations are WX teams of WK: an invocation takes every WK-th
+// quad of k, of the four columns of its team and of all the rows. So a workgroup reads each element of B once,
+// straight into registers, and A, which all workgroups read, comes from a cache. Where B runs along k, an
+// invocation's neighbours are those of its team, and read neighbouring quads of a row of B; where it runs across,
+// they are the other teams.
 //
-// What a team summed up is then added up in workgroup memory, always in the same order, and WX WY invocations carry on as
-// in other families: a row and a quad of columns each (TM = 1, TN = 4), while the others hold columns past every edge.
+// What a team summed up is then added up in workgroup memory, always in the same order, and WX WY invocations carry
+// on as in other families: a row and a quad of columns each (TM = 1, TN = 4), while the others hold columns past
+// every edge.
 
 override WK: u32 = 8u; // a multiple of 8; THREADS = WX * WK, which the host says
 override AHEAD: u32 = select(2u, 4u, WY == 1u); // quads of k that an invocation has on their way at a time: 2 or 4

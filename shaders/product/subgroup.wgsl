@@ -1,10 +1,11 @@
-// The matrix product in the registers of subgroups, without workgroup memory in the sum: for software drivers, where a load
-// from memory costs as much as many multiply-adds and a shuffle next to nothing.
+// The matrix product in the registers of subgroups, without workgroup memory in the sum: for software drivers, where
+// a load from memory costs as much as many multiply-adds and a shuffle next to nothing.
 // import product/exact
 //
 // Fills the slot `family`: see tile.wgsl.
 //
-// A workgroup is one subgroup of WX lanes, 8 or 16 (WY = 1). A lane has TN columns of C and all TM rows. A turn takes eight k, or four:
+// A workgroup is one subgroup of WX lanes, 8 or 16 (WY = 1). A lane has TN columns of C and all TM rows. A turn
+// takes eight k, or four:
 // a lane reads its own columns of B; the rows of A are read by the subgroup together, spread over its lanes, and handed
 // round by shuffles. Where k does not run along the rows, and they are fewer than lanes, every lane reads all of them.
 //
@@ -15,8 +16,8 @@ override SPREAD_ROWS: u32 = min(TM, WX); // rows that a read brings to the lanes
 override A_READS: u32 = select(TM, TM / SPREAD_ROWS, SPREAD);
 override LANE_QUADS: u32 = WX / 4u; // A across: neighbouring lanes that read a step of k together
 override RAGGED: bool = true; // depth is no multiple of eight, or quads may end
-// Steps of k a turn. Ragged ones, whose reads are the work, gain next to nothing by more, and drivers would take twice as long
-// to compile them.
+// Steps of k a turn. Ragged ones, whose reads are the work, gain next to nothing by more, and drivers would take
+// twice as long to compile them.
 override TURN: u32 = select(8u, 4u, RAGGED);
 
 var<private> acc: array<vec4<f32>, 128>; // [m][quad of n], in registers, since only constants index it
@@ -81,8 +82,8 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var c = 0u; c < TN; c += 1u) {
         b_from[c] = b_place(min(column + c, b_last), 0u);
     }
-    // Sums are fetched and put back for each turn, whatever it adds: with eight steps it all took seven eighths of the time that
-    // it took with four.
+    // Sums are fetched and put back for each turn, whatever it adds: with eight steps it all took seven eighths of
+    // the time that it took with four.
     for (var k = k_first; k < k_end; k += TURN) { // split_length / TURN iterations
         let left = select(4u, k_end - k, RAGGED);
         var b: Steps;
@@ -130,7 +131,8 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     }
 }
 
-// Steps k to k + 3 of B, of which `left` are there, in four of the lane's columns from its c-th on; prepare_b(k) before.
+// Steps k to k + 3 of B, of which `left` are there, in four of the lane's columns from its c-th on; prepare_b(k)
+// before.
 fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
     if B_ALONG_K {
         let along = select(4u, left, QUADS_MAY_END);
@@ -210,7 +212,8 @@ fn add_rows(r: u32, k: u32, left: u32, row0: u32, t: u32, b: Steps) {
     }
 }
 
-// Row i of those of read r. Along k a lane has all its steps, across it has one of them and that of its neighbours in a quad.
+// Row i of those of read r. Along k a lane has all its steps, across it has one of them and that of its neighbours
+// in a quad.
 fn add_row_of(i: u32, r: u32, x: vec4<f32>, y: vec4<f32>, b: Steps) {
     if A_ALONG_K {
         add_row(r * WX + i, subgroupShuffle(x, i), subgroupShuffle(y, i), b);
@@ -247,8 +250,8 @@ fn added(sum: vec4<f32>, a: vec4<f32>, steps: mat4x4<f32>) -> vec4<f32> {
     return (((sum + a.x * steps[0]) + a.y * steps[1]) + a.z * steps[2]) + a.w * steps[3];
 }
 
-// Norms of the lane's own columns, norm_m * 2^norm_e: see shared_norms.wgsl. No barrier, since a CPU driver saves and restores
-// every register around one.
+// Norms of the lane's own columns, norm_m * 2^norm_e: see shared_norms.wgsl. No barrier, since a CPU driver saves
+// and restores every register around one.
 override NORMS: u32 = TN;
 const SHARE = 1u;
 var<private> norm_m: array<f32, 8>;

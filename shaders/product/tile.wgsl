@@ -6,19 +6,21 @@
 //   own_column(t)         the first column of invocation t within its tile; its rows begin at t / WX * TM
 //   product(..)           computes the tile at (row0, column0) over k_first .. k_end - 1
 //   take_block(block)     puts the invocation's sums of a block of rows into `sums` and `more_sums` of exact.wgsl
-//   stage_squares(t), column_square(c)      with SQUARES: the sum of squares of column c, once all invocations have staged
+//   stage_squares(t), column_square(c)      with SQUARES: the sum of squares of column c, once all invocations have
+//   staged
 //   NORMS, SHARE, norm_m, norm_e, first_norm(t), norms_column(column0, t), own_norms(t), share_norms()
 //                         the norms of the tile's columns, and who finds which: see shared_norms.wgsl
 //
-// BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step of an
-// invocation's 8 by 8 elements takes four wide reads.
+// BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step
+// of an invocation's 8 by 8 elements takes four wide reads.
 
 override BK: u32 = 16u; // a multiple of 8
 
 override BK4: u32 = BK / 4u;
 override BM4: u32 = BM / 4u;
 override BN4: u32 = BN / 4u;
-// What is staged for BK steps of k, in blocks of 4 rows by 4 steps: those of A, then no more of B than there are invocations.
+// What is staged for BK steps of k, in blocks of 4 rows by 4 steps: those of A, then no more of B than there are
+// invocations.
 // STAGES blocks of an invocation, at most 3; at most one is of B.
 override A_BLOCKS: u32 = BM4 * BK4;
 override BLOCKS: u32 = A_BLOCKS + BN4 * BK4;
@@ -56,8 +58,8 @@ fn take_block(block: u32) {
     }
 }
 
-// An invocation stages blocks of 4 rows by 4 steps of k. Neighbours take two blocks along k, then further rows: so whole
-// 32-byte sectors are read, and few invocations of a cycle write into the same banks.
+// An invocation stages blocks of 4 rows by 4 steps of k. Neighbours take two blocks along k, then further rows: so
+// whole 32-byte sectors are read, and few invocations of a cycle write into the same banks.
 fn block_of(i: u32, quads: u32) -> vec2<u32> {
     return vec2<u32>(i / 2u % quads, i % 2u + i / (2u * quads) * 2u);
 }
@@ -102,8 +104,8 @@ fn b_block(n: u32, k: u32, k_end: u32) -> Block {
     );
 }
 
-// Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with them here,
-// which would have to wait for them.
+// Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with
+// them here, which would have to wait for them.
 fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
     for (var stage = 0u; stage < STAGES; stage += 1u) {
         let i = stage * THREADS + t;
@@ -205,8 +207,9 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
             multiply(k, m, n);
             multiply(k + 1u, m, n);
         }
-        // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no second barrier,
-        // but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on RDNA4 6 for 8.)
+        // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no
+        // second barrier, but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on
+        // RDNA4 6 for 8.)
         workgroupBarrier();
     }
 }

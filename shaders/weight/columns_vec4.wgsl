@@ -83,7 +83,8 @@ fn column_sums(
         }
     }
     // Rarely: what f32 does not hold safely, once more.
-    for (var i = select(0u, QUAD * COLUMN_QUADS, safe); i < QUAD * COLUMN_QUADS; i += 1u) { // QUAD * COLUMN_QUADS iterations
+    // QUAD * COLUMN_QUADS iterations.
+    for (var i = select(0u, QUAD * COLUMN_QUADS, safe); i < QUAD * COLUMN_QUADS; i += 1u) {
         let offset = i / QUAD * RUN * QUAD + i % QUAD;
         if i / QUAD * RUN > last {
             break;

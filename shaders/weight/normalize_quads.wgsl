@@ -7,8 +7,8 @@
 //   normalize_quads_backward  dv = g / n̂ * (dw - dg * (v / d)), w standing for dv
 //   normalize_quads, CENTER   w = v - centers (+ bias): the end of mean-only batch normalization
 //
-// An invocation takes `each` quads, `run` apart, of a row with one norm, or down the rows of a matrix (outer, kept * inner): its quads
-// share their norms.
+// An invocation takes `each` quads, `run` apart, of a row with one norm, or down the rows of a matrix (outer, kept *
+// inner): its quads share their norms.
 
 struct Params {
     row: u32,      // quads of a row
@@ -25,7 +25,8 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> v: array<vec4<u32>>; // quads of V_DTYPE
-@group(0) @binding(1) var<storage, read> scales: array<f32>; // (kept, 2) or (kept, 4), see norms.wgsl; CENTER: (kept) centers
+// (kept, 2) or (kept, 4), see norms.wgsl; CENTER: (kept) centers.
+@group(0) @binding(1) var<storage, read> scales: array<f32>;
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<u32>>; // quads of V_DTYPE
 @group(0) @binding(3) var<storage, read> dw: array<vec4<u32>>; // quads of V_DTYPE
 @group(0) @binding(4) var<storage, read> bias: array<f32>; // CENTER, HAS_BIAS: (kept)

@@ -1,8 +1,8 @@
 // w = g * v / n̂ in one dispatch, for contiguous rows of whole quads that a workgroup can hold: v is read once.
 // import numbers/norm
 //
-// v and w are (rows, length) quads of one storage type that start with aligned elements: LANES invocations a row and HELD
-// quads of it each in registers, THREADS / LANES rows in a workgroup.
+// v and w are (rows, length) quads of one storage type that start with aligned elements: LANES invocations a row and
+// HELD quads of it each in registers, THREADS / LANES rows in a workgroup.
 
 struct Params {
     count: u32,  // rows
@@ -184,8 +184,8 @@ fn is_any_left(own: bool, t: u32) -> bool {
     return workgroupUniformLoad(&any_left) != 0u;
 }
 
-// Of `row`, the part of this invocation, whose neighbours do the rest. Whether the row was too near the ends of f32's range, and was
-// left.
+// Of `row`, the part of this invocation, whose neighbours do the rest. Whether the row was too near the ends of
+// f32's range, and was left.
 fn normalize_row(row: u32, t: u32) -> bool {
     part = part_of(row, t);
     sum = vec4<f32>();

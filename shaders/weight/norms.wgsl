@@ -11,8 +11,8 @@
 //   OUT_WIDE    f32 and i32 (m, e): n̂_j = m * 2^e
 // and, on request, n̂_j as f32 beside it.
 //
-// With DOT the sums are those of the backward pass, sum dw * v, and the norms are known, or with OWN_NORMS summed up beside
-// them. What is written then:
+// With DOT the sums are those of the backward pass, sum dw * v, and the norms are known, or with OWN_NORMS summed up
+// beside them. What is written then:
 //   norms_too  f32: dg_j = sum dw * (v / n̂_j), or what stands there and that
 //   norms      four f32: the Scale g_j / n̂_j and the Scale dg_j / d_j, see gradient.wgsl
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
@@ -67,38 +67,26 @@ fn finish(j: u32, sum: Wide, squares: Wide) {
         write_norm(j, effective_norm(sum, p.policy, p.eps));
         return;
     }
-    var n: f32;
+    var d: Wide;
     if OWN_NORMS {
-        n = narrow(effective_norm(squares, select(p.policy, EPS_NONE, p.policy == EPS_AFTER), p.eps));
+        d = divisor_of(squares, p.policy, p.eps);
     } else {
-        n = known[extractBits(p.more_firsts, 8u, 8u) + j];
-    }
-    var norm = n;
-    if p.policy == EPS_AFTER {
-        norm += p.eps;
-    }
-    let dg = quotient(sum, wide(norm));
-    if p.has_norms_too != 0u {
-        let at = extractBits(p.firsts, 24u, 8u) + j;
-        norms_too[at] = select(0.0, norms_too[at], p.has_norms_too == 2u) + narrow(dg);
+        d = wide(known[extractBits(p.more_firsts, 8u, 8u) + j]);
     }
     var gain = 1.0;
     if p.has_gain != 0u {
         gain = gain_of(j);
     }
-    // Where the clamp is active, or n = 0 under EPS_AFTER, n̂ does not depend on v.
-    let size = magnitude(n);
-    var share = quotient(dg, wide(n));
-    if (p.policy == EPS_CLAMP && size == bitcast<u32>(p.eps)) || (p.policy == EPS_AFTER && size < SMALLEST) {
-        share = Wide(0.0, 0);
+    let factors = factors_of_products(sum, d, gain, p.policy, p.eps);
+    if p.has_norms_too != 0u {
+        let at = extractBits(p.firsts, 24u, 8u) + j;
+        norms_too[at] = select(0.0, norms_too[at], p.has_norms_too == 2u) + narrow(factors.dg);
     }
     let at = extractBits(p.firsts, 16u, 8u) + 4u * j;
-    let scale = scale_of(quotient(wide(gain), wide(norm)));
-    norms[at] = scale.t;
-    norms[at + 1u] = scale.m;
-    let part = scale_of(share);
-    norms[at + 2u] = part.t;
-    norms[at + 3u] = part.m;
+    norms[at] = factors.a.t;
+    norms[at + 1u] = factors.a.m;
+    norms[at + 2u] = factors.share.t;
+    norms[at + 3u] = factors.share.m;
 }
 
 // Units first, first + RUN, .. below end.
@@ -259,8 +247,9 @@ fn row_sums(
     }
 }
 
-// A lane's part of the partial sums of norm j, added up as they are, which is right if none has an exponent of its own: the
-// exponent that comes of it is 0 then. In blocks, so that none of many is rounded as often as there are others.
+// A lane's part of the partial sums of norm j, added up as they are, which is right if none has an exponent of its
+// own: the exponent that comes of it is 0 then. In blocks, so that none of many is rounded as often as there are
+// others.
 fn plain_partial_sums(j: u32, lane: u32) -> Wide {
     var at = PartialSum(lane / p.split_length, lane % p.split_length);
     var sum = 0.0;

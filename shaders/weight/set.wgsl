@@ -1,5 +1,6 @@
-// Norms, normalization and its backward pass over a set of weights, the members, of different shapes, kept axes, storage
-// types and eps policies. What a workgroup does is an item of a table: a stretch of one member, all of about equal size.
+// Norms, normalization and its backward pass over a set of weights, the members, of different shapes, kept axes,
+// storage types and eps policies. What a workgroup does is an item of a table: a stretch of one member, all of about
+// equal size.
 // slot access = weight/set_words
 // import numbers/norm
 // import numbers/lanes
@@ -14,11 +15,13 @@
 // What is written for a norm is one of
 //   OUT_NORMS   f32: n̂_j
 //   OUT_SCALES  two f32, the Scale g_j / n̂_j
-//   DOT         four f32, the Scales g_j / n̂_j and dg_j / d_j; and dg_j = sum dw * (v / n̂_j), or what stands there and that
+//   DOT         four f32, the Scales g_j / n̂_j and dg_j / d_j; and dg_j = sum dw * (v / n̂_j), or what stands there and
+//               that
 //
-// Elements are read and written in octets, eight from a multiple of eight on, which are whole quads in every storage type.
-// v, dw and w are reached by set_quads.wgsl or set_words.wgsl. A tensor's place is counted from the start of its binding,
-// modulo 2^32: a binding need not hold the start of the tensor.
+// Elements are read and written in octets, eight from a multiple of eight on, which are whole quads in every storage
+// type.
+// v, dw and w are reached by set_quads.wgsl or set_words.wgsl. A tensor's place is counted from the start of its
+// binding, modulo 2^32: a binding need not hold the start of the tensor.
 
 struct Params {
     count: u32,     // items
@@ -64,8 +67,8 @@ struct Rows {
     end: u32,       // element behind the last row, which may be shorter
 }
 
-// `rows` rows of some neighbouring columns, in stretches of split_length rows. Stretch s of column c goes to partial sum
-// s * columns + c.
+// `rows` rows of some neighbouring columns, in stretches of split_length rows. Stretch s of column c goes to partial
+// sum s * columns + c.
 struct Columns {
     member: Member,
     first: u32,        // element
@@ -251,39 +254,30 @@ fn gain_of(m: Member, j: u32) -> f32 {
 // What becomes of the sums of norm j.
 fn finish(m: Member, j: u32, squares: Wide, products: Wide) {
     let policy = extractBits(m.flags, OF_POLICY, 2u);
+    if DOT {
+        let factors = factors_of_products(products, divisor_of(squares, policy, m.eps), gain_of(m, j), policy, m.eps);
+        if has(m, HAS_DG) {
+            dg[m.w + j] = select(0.0, dg[m.w + j], ADD) + narrow(factors.dg);
+        }
+        put_scale(m.out + 4u * j, factors.a);
+        put_scale(m.out + 4u * j + 2u, factors.share);
+        return;
+    }
     let norm = effective_norm(squares, policy, m.eps);
-    if OUT == OUT_NORMS && !DOT {
+    if OUT == OUT_NORMS {
         out[m.out + j] = narrow(norm);
-        return;
+    } else {
+        put_scale(m.out + 2u * j, scale_of(quotient(wide(gain_of(m, j)), norm)));
     }
-    let scale = scale_of(quotient(wide(gain_of(m, j)), norm));
-    let at = m.out + select(2u, 4u, DOT) * j;
-    out[at] = scale.t;
-    out[at + 1u] = scale.m;
-    if !DOT {
-        return;
-    }
-    let own = quotient(products, norm);
-    if has(m, HAS_DG) {
-        dg[m.w + j] = select(0.0, dg[m.w + j], ADD) + narrow(own);
-    }
-    // Where the clamp is active, or n = 0 under EPS_AFTER, n̂ does not depend on v.
-    let plain = effective_norm(squares, EPS_NONE, 0.0);
-    var share = quotient(own, norm);
-    if policy == EPS_AFTER {
-        share = quotient(own, plain);
-    }
-    let size = magnitude(narrow(plain));
-    if (policy == EPS_CLAMP && size < bitcast<u32>(m.eps)) || (policy == EPS_AFTER && size < SMALLEST) {
-        share = Wide(0.0, 0);
-    }
-    let second = scale_of(share);
-    out[at + 2u] = second.t;
-    out[at + 3u] = second.m;
 }
 
-// `finish` of a sum of squares, where neither it nor what is made of it is near the ends of f32's range. False where that
-// is not so; then nothing was written.
+fn put_scale(at: u32, scale: Scale) {
+    out[at] = scale.t;
+    out[at + 1u] = scale.m;
+}
+
+// `finish` of a sum of squares, where neither it nor what is made of it is near the ends of f32's range. False where
+// that is not so; then nothing was written.
 fn finish_plain(m: Member, j: u32, squares: f32) -> bool {
     let norm = plain_norm(squares, extractBits(m.flags, OF_POLICY, 2u), m.eps);
     let scale = gain_of(m, j) / norm;
@@ -382,8 +376,8 @@ fn part_of_row(item: Rows, first: u32, lane: u32) -> Sums {
     }
     var total = total_of(a, b);
     let touched = own + (lane & (run - 1u)) < own_end || (lane < 2u && !whole);
-    // What is to be formed again shows in the sum of squares, which lane 0 sees: as the largest f32, since WGSL knows no
-    // constant that is infinite.
+    // What is to be formed again shows in the sum of squares, which lane 0 sees: as the largest f32, since WGSL
+    // knows no constant that is infinite.
     if DOT && touched && !is_safe(total.products) {
         total.squares = bitcast<f32>(INFINITY - 1u);
     }
@@ -457,8 +451,8 @@ fn put_plain(item: Rows, r: u32, sum: Sums) -> bool {
     return plain;
 }
 
-// `turns` neighbouring rows of an item, which lie together in memory, without a barrier: drivers on CPUs have none at all
-// then.
+// `turns` neighbouring rows of an item, which lie together in memory, without a barrier: drivers on CPUs have none
+// at all then.
 fn rows_of_a_lane(item: Rows, t: u32) {
     let begin = t * item.turns;
     let end = min(begin + item.turns, item.count);
@@ -676,21 +670,21 @@ fn set_finish(
 }
 
 // The Scales of a norm: of w, and (DOT) of the share of v in dv.
-struct Factors {
+struct Scales {
     t: f32,
     m: f32,
     share_t: f32,
     share_m: f32,
 }
 
-fn factors_of(m: Member, j: u32) -> Factors {
+fn scales_of(m: Member, j: u32) -> Scales {
     if !DOT {
         let s = scales[m.out + j];
-        return Factors(s.x, s.y, 0.0, 0.0);
+        return Scales(s.x, s.y, 0.0, 0.0);
     }
     let s = scales[m.out + 2u * j];
     let share = scales[m.out + 2u * j + 1u];
-    return Factors(s.x, s.y, share.x, share.y);
+    return Scales(s.x, s.y, share.x, share.y);
 }
 
 // What stands to be scaled: v, or w in its place, or dw with v beside it.
@@ -717,7 +711,7 @@ fn four_scaled(x: vec4<f32>, t: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
     return ((x * t) * m) * t;
 }
 
-fn scaled_at(m: Member, e: u32, f: Factors) -> f32 {
+fn scaled_at(m: Member, e: u32, f: Scales) -> f32 {
     if DOT {
         var value = scaled(dw_at(m, e) - scaled(v_at(m, e), Scale(f.share_t, f.share_m)), Scale(f.t, f.m));
         if ADD {
@@ -769,7 +763,7 @@ fn set_rescale(
     var at = Position(own * 8u % item.inner, own * 8u / item.inner % item.kept);
     let one = has(m, OCTETS);
     for (var o = select(end, own, one); o < end; o += run) { // octets / THREADS iterations
-        let f = factors_of(m, at.j);
+        let f = scales_of(m, at.j);
         let t4 = vec4<f32>(f.t);
         let m4 = vec4<f32>(f.m);
         var x = octet_to_scale(m, o);
@@ -788,13 +782,13 @@ fn set_rescale(
         var share_t = Octet();
         var share_m = Octet();
         for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
-            var f = factors_of(m, element.j);
+            var f = scales_of(m, element.j);
             own_t.low[n] = f.t;
             own_m.low[n] = f.m;
             share_t.low[n] = f.share_t;
             share_m.low[n] = f.share_m;
             element = moved(element, item, 1u, 0u);
-            f = factors_of(m, element.j);
+            f = scales_of(m, element.j);
             own_t.high[n] = f.t;
             own_m.high[n] = f.m;
             share_t.high[n] = f.share_t;
@@ -828,13 +822,13 @@ fn set_rescale(
 // The word of w that starts with element e, its upper half as it stands where that lies behind the last element.
 fn word_at(m: Member, item: Rescale, e: u32, end: u32) -> u32 {
     let dtype = w_type(m);
-    let value = scaled_at(m, e, factors_of(m, e / item.inner % item.kept));
+    let value = scaled_at(m, e, scales_of(m, e / item.inner % item.kept));
     if dtype == F32 {
         return bitcast<u32>(value);
     }
     var upper = w_word(m.w, word_holding(e, dtype)) & 0xffff0000u;
     if e + 1u < end {
-        upper = pack(scaled_at(m, e + 1u, factors_of(m, (e + 1u) / item.inner % item.kept)), dtype) << 16u;
+        upper = pack(scaled_at(m, e + 1u, scales_of(m, (e + 1u) / item.inner % item.kept)), dtype) << 16u;
     }
     return pack(value, dtype) | upper;
 }

@@ -1,5 +1,5 @@
-// How set.wgsl reaches tensors that start at multiples of 16 bytes, in buffers of whole 16 bytes. A place is a quad of four
-// words. (set_words.wgsl: all else.)
+// How set.wgsl reaches tensors that start at multiples of 16 bytes, in buffers of whole 16 bytes. A place is a quad
+// of four words. (set_words.wgsl: all else.)
 // import numbers/storage
 
 @group(0) @binding(1) var<storage, read> v: array<vec4<u32>>; // quads of each member's storage type

@@ -25,8 +25,8 @@ override V_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
 override DOT: bool = false; // sums of dw * v for those of v²
 
-// Neighbouring invocations that read neighbouring units, a power of two up to those of a stretch: all of them where a device
-// joins their reads, fewer where each had better go through memory in order.
+// Neighbouring invocations that read neighbouring units, a power of two up to those of a stretch: all of them where
+// a device joins their reads, fewer where each had better go through memory in order.
 override RUN: u32 = 64u;
 
 // Whether f32 holds a sum safely.

@@ -14,7 +14,7 @@ use crate::{Activation, Axis, Eps, Error};
 /// | policy | d | absent |
 /// |---|---|---|
 /// | [`Eps::None`], [`Eps::InsideSqrt`] | n̂ | |
-/// | [`Eps::Clamp`] | n̂ | n < e, the clamp is active |
+/// | [`Eps::Clamp`] | n̂ | n ≤ e, the clamp is active |
 /// | [`Eps::After`] | n | n = 0 |
 ///
 /// - `dw`, `v` and dv: `shape`. `g` and dg: one element per index of the kept axis, one in all for [`Axis::Whole`].
@@ -68,7 +68,7 @@ fn correction_divisor(n: f64, effective: f64, eps: Eps) -> Option<f64> {
     match eps {
         Eps::None | Eps::InsideSqrt(_) => Some(effective),
         // False for a NaN, which so reaches dv.
-        Eps::Clamp(e) if n < f64::from(e) => None,
+        Eps::Clamp(e) if n <= f64::from(e) => None,
         Eps::Clamp(_) => Some(effective),
         Eps::After(_) if n == 0.0 => None,
         Eps::After(_) => Some(n),

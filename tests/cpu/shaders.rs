@@ -32,7 +32,15 @@ fn shaders_are_valid_file_by_file() {
     }
 }
 
-/// No file imports itself by any way, and each is listed: `FILES` is what lies in the folder.
+#[test]
+fn shaders_have_no_long_lines() {
+    for (file, text) in FILES {
+        let long = text.lines().position(|line| line.chars().count() > 120);
+        assert_eq!(long, None, "{file}");
+    }
+}
+
+/// No file imports itself by any way, and each lies in the folder: an unlisted one would not be composed.
 #[test]
 fn shaders_import_downward_only() {
     fn visit(file: &'static str, above: &mut Vec<&'static str>) {

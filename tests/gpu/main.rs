@@ -34,6 +34,7 @@ mod properties;
 mod recording;
 mod set;
 mod threads;
+mod ties;
 mod tiny;
 mod train;
 mod tune;
@@ -148,6 +149,7 @@ fn main() -> ExitCode {
     set::register(&mut suite);
     profile::register(&mut suite);
     threads::register(&mut suite);
+    ties::register(&mut suite);
     tiny::register(&mut suite);
     train::register(&mut suite);
     tune::register(&mut suite);

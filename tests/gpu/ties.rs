@@ -1,0 +1,85 @@
+//! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so that dv has no
+//! correction. All numbers here are powers of two and small integers: results are exact.
+use weightnorm::{Axis, DType, Eps, Gpu, Gradients, SetMember, Tensor, WeightNorm, Write, cpu};
+
+use crate::device::recorded;
+use crate::{Needs, Outcome, Suite};
+
+const E: f32 = 1.0 / (1u64 << 40) as f32;
+const EPS: Eps = Eps::Clamp(E);
+
+pub fn register(suite: &mut Suite) {
+    suite.test("ties::normalize_backward", Needs::Nothing, normalize_backward);
+    suite.test("ties::linear_backward", Needs::Nothing, linear_backward);
+}
+
+/// Each norm is of one element, which is ±e.
+fn v_of(shape: [usize; 2], axis: Axis) -> Vec<f32> {
+    let [rows, columns] = shape;
+    let mut v = vec![0.0; rows * columns];
+    match axis {
+        Axis::Kept(0) => (0..rows).for_each(|j| v[j * columns + j % columns] = if j % 2 == 0 { E } else { -E }),
+        Axis::Kept(_) => (0..columns).for_each(|j| v[j % rows * columns + j] = E),
+        Axis::Whole => v[3] = -E,
+    }
+    v
+}
+
+fn integers(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i * 7 % 13) as f32 - 6.0).collect()
+}
+
+/// dv = g / e · dw.
+fn expected(dw: &[f32]) -> Vec<f32> {
+    dw.iter().map(|dw| dw / E).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+fn normalize_backward(gpu: &Gpu) -> Outcome {
+    for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+        for shape in [[9, 13], [12, 64]] {
+            let count = shape[0] * shape[1];
+            let (v, dw) = (v_of(shape, axis), integers(count));
+            let (dv, _) = cpu::normalize_backward(&wide(&dw), &wide(&v), &shape, None, axis, EPS)?;
+            assert_eq!(dv, wide(&expected(&dw)), "reference, {axis:?} {shape:?}");
+            let upload = |values: &[f32]| gpu.upload(values, &shape);
+            let (v, dw_there) = (upload(&v)?, upload(&dw)?);
+            let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
+            let norms = gpu.row_norms(&v, axis, EPS)?;
+            for (what, weight) in [("own norms", weight), ("known norms", weight.norms(&norms))] {
+                let (dv, _) = gpu.normalize_backward(&dw_there, weight)?;
+                assert_eq!(dv.read::<f32>()?, expected(&dw), "{what}, {axis:?} {shape:?}");
+            }
+            let dv = gpu.zeros(&shape, DType::F32)?;
+            let set = gpu.weight_set(&[SetMember::new(weight).dw(&dw_there).dv(&dv)])?;
+            recorded(gpu, |ops| ops.normalize_backward_set(&set, Write::Replace))?;
+            assert_eq!(dv.read::<f32>()?, expected(&dw), "a set, {axis:?} {shape:?}");
+        }
+    }
+    Ok(())
+}
+
+fn linear_backward(gpu: &Gpu) -> Outcome {
+    // One row of x, so that dw = dy ⊗ x is exact.
+    for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+        for shape in [[9, 13], [12, 64]] {
+            let (x, dy) = (integers(shape[1]), integers(shape[0]));
+            let dw: Vec<f32> = dy.iter().flat_map(|dy| x.iter().map(move |x| dy * x)).collect();
+            let v = gpu.upload(&v_of(shape, axis), &shape)?;
+            let (x, dy): (Tensor, Tensor) = (gpu.upload(&x, &[1, shape[1]])?, gpu.upload(&dy, &[1, shape[0]])?);
+            let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
+            let (_, saved) = gpu.linear_saved(&x, weight, None)?;
+            let dv = gpu.zeros(&shape, DType::F32)?;
+            let norms = saved.norms.as_ref().ok_or("no norms")?;
+            let gradients = Gradients::default().dv(&dv);
+            recorded(gpu, |ops| {
+                ops.linear_backward_into(&x, weight.norms(norms), &dy, saved.u.as_ref(), &gradients)
+            })?;
+            assert_eq!(dv.read::<f32>()?, expected(&dw), "{axis:?} {shape:?}");
+        }
+    }
+    Ok(())
+}
