@@ -10,6 +10,11 @@ pub struct Traits {
     pub integrated: bool,
     /// Lanes of a subgroup, where all subgroups are of one size and shaders may use them.
     pub subgroup: Option<u64>,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u64,
+    /// Whether 64 sums, 8 blocks of operands and their places are more than it has registers for: Apple's compilers spill then
+    /// (Mesa's for its M1 does).
+    pub spills: bool,
 }
 
 /// A GPU wants neighbouring invocations to read neighbouring addresses, and many of them. A software driver runs
@@ -40,6 +45,8 @@ impl Traits {
             kind: kind.unwrap_or(own),
             integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
+            workgroup_bytes: device.limits().max_compute_workgroup_storage_size.into(),
+            spills: info.backend == wgpu::Backend::Metal,
         }
     }
 

@@ -206,7 +206,7 @@ impl Tile {
     /// Whether a device can run it.
     pub fn runs_on(self, gpu: &Gpu) -> bool {
         match self.family() {
-            Family::Tile | Family::Stream => Shape::new(self, None, true).threads <= gpu.workgroup_capacity(),
+            Family::Tile | Family::Stream => self.shape(gpu, true).threads <= gpu.workgroup_capacity(),
             _ => self.lanes(gpu).is_some(),
         }
     }
@@ -218,7 +218,17 @@ impl Tile {
 
     /// The longest sum that it forms in one piece, in steps of k.
     pub fn max_length(self, gpu: &Gpu) -> u64 {
-        Shape::new(self, self.lanes(gpu), true).max_length()
+        self.shape(gpu, true).max_length()
+    }
+
+    /// On this device.
+    fn shape(self, gpu: &Gpu, b_along_k: bool) -> Shape {
+        let mut shape = Shape::new(self, self.lanes(gpu), b_along_k);
+        let traits = gpu.traits();
+        if traits.spills && self == Tile::Large || traits.workgroup_bytes < HUGE_BYTES && self == Tile::Huge {
+            shape.steps = 8;
+        }
+        shape
     }
 
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
@@ -248,7 +258,7 @@ impl Tile {
 
     /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.
     pub(crate) fn grid(self, gpu: &Gpu, b_along_k: bool, rows: u64, columns: u64) -> (u64, u64) {
-        let shape = Shape::new(self, self.lanes(gpu), b_along_k);
+        let shape = self.shape(gpu, b_along_k);
         let groups = rows.div_ceil(shape.rows()) * columns.div_ceil(shape.columns());
         (groups, groups * shape.rows() * shape.columns())
     }
@@ -386,8 +396,8 @@ struct Shape {
     tn: u64,
     /// Invocations of a workgroup.
     threads: u64,
-    /// BK of `product/tile.wgsl`. With 8, a workgroup of 64 by 64 takes so little workgroup memory that registers, not that, limit
-    /// how many of them a GPU keeps in flight: 10 subgroups a SIMD instead of 8 on RDNA2, 8 instead of 6 on RDNA4.
+    /// BK of `product/tile.wgsl`: 16, with which each invocation of `large` stages a block of A and one of B; 8 where that takes
+    /// more registers or workgroup memory than there are.
     steps: u64,
 }
 
@@ -417,7 +427,7 @@ impl Shape {
             Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
         };
-        let steps = if matches!(tile, Tile::Huge | Tile::Large) { 8 } else { 16 };
+        let steps = BK;
         let threads = match (tile.family(), b_along_k) {
             (Family::Stream, true) => 64,
             (Family::Stream, false) => 128,
@@ -473,6 +483,8 @@ impl Shape {
     }
 }
 
+/// Workgroup memory of `huge` with 16 steps of k: 33 vectors a step each of A and B, and 128 norms.
+const HUGE_BYTES: u64 = 2 * 33 * 16 * BK + 8 * 128;
 /// A split has a multiple of so many steps of k: what `product/tile.wgsl` stages at a time, at most.
 const BK: u64 = 16;
 /// `FINISH_THREADS` of `product/split.wgsl`.
@@ -832,7 +844,11 @@ impl<'a> Product<'a> {
         }
         constants.extend([("SQUARES", self.end.column_sums().into()), ("SCALED_B", self.end.scales_b().into())]);
         match shape.tile.family() {
-            Family::Tile => constants.extend([("BK", shape.steps as u32), ("STEP", 4 * wx as u32)]),
+            Family::Tile => constants.extend([
+                ("BK", shape.steps as u32),
+                ("STEP", 4 * wx as u32),
+                ("WHOLE_STEPS", (window.depth > 0 && window.depth.is_multiple_of(shape.steps)).into()),
+            ]),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),
             Family::Subgroup => constants.extend([
                 ("RAGGED", (a == Read::Scalar || !window.depth.is_multiple_of(8)).into()),
@@ -873,7 +889,7 @@ impl<'a> Product<'a> {
                 (tile, forced.split_length.or(length.filter(fits)))
             }
         };
-        let tile = Shape::new(tile, tile.lanes(gpu), self.b.along_k);
+        let tile = tile.shape(gpu, self.b.along_k);
         let groups = gpu.group_capacity();
         let end_steps = gpu.binding_capacity().checked_div(self.end.bytes_per_step()).unwrap_or(u64::MAX);
         let (rows, columns) = self.fitting(gpu, self.depth);

@@ -45,6 +45,10 @@ var<private> fetched_bs: array<vec2<u32>, 16>;
 var<private> squares: array<f32, 16>; // SQUARES: of what this invocation staged of B
 var<private> acc: array<vec4<f32>, 32>; // the invocation's own elements of C, by rows
 
+fn own_row(t: u32) -> u32 {
+    return t / WX * TM;
+}
+
 fn own_column(t: u32) -> u32 {
     return t % WX * TN;
 }

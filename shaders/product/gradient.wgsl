@@ -223,7 +223,7 @@ fn gradient(
             bad_columns |= bits_of(own_factors[q].share_t < vec4<f32>()) << (4u * q);
         }
     }
-    let row = row0 + t / WX * TM;
+    let row = row0 + own_row(t);
     var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
         found |= put_block(block, row + block * BLOCK, column);

@@ -240,7 +240,7 @@ fn linear(
         gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
         biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
-    let row = origin.x + t / WX * TM;
+    let row = origin.x + own_row(t);
     var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
         found |= put_block(block, row + block * BLOCK, column);

@@ -57,7 +57,7 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32
 // again.
 fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
     product(piece.row, piece.column, piece.k_first, piece.k_end, t);
-    let row0 = piece.row + t / WX * TM;
+    let row0 = piece.row + own_row(t);
     let column = piece.column + own_column(t);
     let partial_row = piece.split * p.rows;
     var found = 0u;

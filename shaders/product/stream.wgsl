@@ -30,6 +30,10 @@ var<private> own_sums: vec4<f32>; // of the invocation's own element of C
 var<workgroup> staged: array<vec4<f32>, STAGED>; // [m][quad of k][team]
 var<workgroup> staged_squares: array<vec4<f32>, WX>;
 
+fn own_row(t: u32) -> u32 {
+    return t / WX * TM;
+}
+
 fn own_column(t: u32) -> u32 {
     return t % WX * 4u + select(NO_COLUMN, 0u, t < WX * WY);
 }

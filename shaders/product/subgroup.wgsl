@@ -53,6 +53,10 @@ fn finish_block(block: u32) {
     }
 }
 
+fn own_row(t: u32) -> u32 {
+    return t / WX * TM;
+}
+
 fn own_column(t: u32) -> u32 {
     return t * TN;
 }

@@ -3,33 +3,41 @@
 // import product/shared_norms
 //
 // Slot `family`. What every family declares:
-//   own_column(t)         the first column of invocation t within its tile; its rows begin at t / WX * TM
-//   product(..)           computes the tile at (row0, column0) over k_first .. k_end - 1
-//   take_block(block)     puts the invocation's sums of a block of rows into `sums` and `more_sums` of exact.wgsl
-//   stage_squares(t), column_square(c)      with SQUARES: the sum of squares of column c, once all invocations have
-//   staged
+//   own_row(t), own_column(t)    the first row and column of invocation t within its tile
+//   product(..)                  computes the tile at (row0, column0) over k_first .. k_end - 1
+//   take_block(block)            puts the invocation's sums of a block of rows into `sums`, `more_sums` of exact.wgsl
+//   stage_squares(t), column_square(c)
+//                                with SQUARES: the sum of squares of column c, once all invocations have staged
 //   NORMS, SHARE, norm_m, norm_e, first_norm(t), norms_column(column0, t), own_norms(t), share_norms()
-//                         the norms of the tile's columns, and who finds which: see shared_norms.wgsl
+//                                the norms of the tile's columns, and who finds which: see shared_norms.wgsl
 //
 // BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step
-// of an invocation's 8 by 8 elements takes four wide reads.
+// of an invocation's 8 by 8 elements takes four wide reads. Neighbouring invocations lie in squares of the tile
+// (Morton order): of those that a GPU serves together, lanes i and i ^ 1 read the same of A, i and i ^ 2 the same of B.
 
 override BK: u32 = 16u; // a multiple of 8
+// Whether the steps of k of each split are a multiple of BK: none is missing then, and nothing need be compared.
+override WHOLE_STEPS: bool = false;
+// The places that an invocation reads are found once, before the loop.
+override FOUND_ONCE: bool = WHOLE_STEPS && !QUADS_MAY_END;
 
 override BK4: u32 = BK / 4u;
 override BM4: u32 = BM / 4u;
 override BN4: u32 = BN / 4u;
 // What is staged for BK steps of k, in blocks of 4 rows by 4 steps: those of A, then no more of B than there are
-// invocations.
-// STAGES blocks of an invocation, at most 3; at most one is of B.
+// invocations. STAGES blocks of an invocation, at most 3; at most one is of B.
 override A_BLOCKS: u32 = BM4 * BK4;
 override BLOCKS: u32 = A_BLOCKS + BN4 * BK4;
 override STAGES: u32 = (BLOCKS + THREADS - 1u) / THREADS;
 
+// Vectors from a step to the next: one more than there are, so that invocations that stage together write into
+// different banks.
+override A_ROW: u32 = BM4 + 1u;
+override B_ROW: u32 = BN4 + 1u;
 // Sizes of workgroup memory have names, since naga 30 panics where an override is declared behind an array whose size
 // is an expression of overrides.
-override A_STAGED: u32 = BM4 * BK;
-override B_STAGED: u32 = BN4 * BK;
+override A_STAGED: u32 = A_ROW * BK;
+override B_STAGED: u32 = B_ROW * BK;
 
 var<workgroup> staged_as: array<vec4<f32>, A_STAGED>; // [k][m / 4]
 var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
@@ -37,11 +45,28 @@ var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
 alias Block = array<vec4<u32>, 4>; // of four rows, or of four steps of k, as it is stored
 var<private> ahead: array<Block, 3>; // on their way
+var<private> places: array<vec4<u32>, 3>; // FOUND_ONCE: of the blocks at step 0 of k
 var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
+
+// The place of an invocation among the WX by WY of the tile: every other bit of its number, as long as WX has some left.
+fn lane_n(t: u32) -> u32 {
+    return ((t & 1u) | ((t >> 1u) & 2u) | ((t >> 2u) & 4u) | ((t >> 3u) & 8u)) & (WX - 1u);
+}
+
+fn lane_m(t: u32) -> u32 {
+    if WX == 2u {
+        return t >> 1u;
+    }
+    return ((t >> 1u) & 1u) | ((t >> 2u) & 2u) | ((t >> 3u) & 4u) | ((t >> 4u) & 8u);
+}
+
+fn own_row(t: u32) -> u32 {
+    return lane_m(t) * TM;
+}
 
 // STEP is 4 WX: neighbouring invocations read neighbouring quads of B, and write those of C.
 fn own_column(t: u32) -> u32 {
-    return t % WX * 4u;
+    return lane_n(t) * 4u;
 }
 
 fn own_norms(t: u32) -> u32 {
@@ -104,9 +129,56 @@ fn b_block(n: u32, k: u32, k_end: u32) -> Block {
     );
 }
 
+// The places of the invocation's blocks at step 0 of k: of four rows, or of four steps. Rows past the edge repeat the
+// last ones.
+fn find_places(row0: u32, column0: u32, t: u32) {
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            let m = row0 + 4u * at.x;
+            if A_ALONG_K {
+                places[stage] = min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u)) * p.a_stride + 4u * at.y;
+            } else {
+                places[stage] = (4u * at.y + four) * p.a_stride + min(m, p.rows - 4u);
+            }
+            places[stage] += extractBits(p.offsets, 0u, 8u);
+        } else {
+            let at = block_of(i - A_BLOCKS, BN4);
+            let n = column0 + 4u * at.x;
+            if B_ALONG_K {
+                places[stage] = min(vec4<u32>(n) + four, vec4<u32>(p.columns - 1u)) * p.b_stride + 4u * at.y;
+            } else {
+                places[stage] = (4u * at.y + four) * p.b_stride + min(n, p.columns - 4u);
+            }
+            places[stage] += extractBits(p.offsets, 8u, 8u);
+        }
+    }
+}
+
+// FOUND_ONCE: reads the invocation's blocks of the steps from k0 on, which are there.
+fn fetch_found(k0: u32, k_end: u32, t: u32) {
+    for (var stage = 0u; stage < STAGES; stage += 1u) {
+        let i = stage * THREADS + t;
+        if i < A_BLOCKS {
+            let at = places[stage] + k0 * select(p.a_stride, 1u, A_ALONG_K);
+            ahead[stage] = Block(a_raw(at.x, 4u), a_raw(at.y, 4u), a_raw(at.z, 4u), a_raw(at.w, 4u));
+        } else if i < BLOCKS {
+            prepare_b(k0 + 4u * block_of(i - A_BLOCKS, BN4).y, k_end);
+            let at = places[stage] + k0 * select(p.b_stride, 1u, B_ALONG_K);
+            ahead[stage] = Block(b_raw(at.x, 4u), b_raw(at.y, 4u), b_raw(at.z, 4u), b_raw(at.w, 4u));
+        }
+    }
+}
+
 // Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with
 // them here, which would have to wait for them.
 fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
+    if FOUND_ONCE {
+        fetch_found(min(k0, k_end - BK), k_end, t);
+        return;
+    }
     for (var stage = 0u; stage < STAGES; stage += 1u) {
         let i = stage * THREADS + t;
         if i < A_BLOCKS {
@@ -123,6 +195,9 @@ fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
 
 // What `left` steps leave of a block: past the last one zeros. (Rows past the edge are no matter.)
 fn steps_there(steps: mat4x4<f32>, left: u32) -> mat4x4<f32> {
+    if WHOLE_STEPS {
+        return steps;
+    }
     let none = vec4<f32>();
     return mat4x4<f32>(
         select(none, steps[0], left > 0u), select(none, steps[1], left > 1u),
@@ -137,19 +212,19 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
         let block = ahead[stage];
         if i < A_BLOCKS {
             let at = block_of(i, BM4);
-            let first = 4u * at.y * BM4 + at.x;
+            let first = 4u * at.y * A_ROW + at.x;
             var steps = mat4x4<f32>(a_values(block[0]), a_values(block[1]), a_values(block[2]), a_values(block[3]));
             if A_ALONG_K {
                 steps = transpose(steps);
             }
             steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
             staged_as[first] = steps[0];
-            staged_as[first + BM4] = steps[1];
-            staged_as[first + 2u * BM4] = steps[2];
-            staged_as[first + 3u * BM4] = steps[3];
+            staged_as[first + A_ROW] = steps[1];
+            staged_as[first + 2u * A_ROW] = steps[2];
+            staged_as[first + 3u * A_ROW] = steps[3];
         } else if i < BLOCKS {
             let at = block_of(i - A_BLOCKS, BN4);
-            let first = 4u * at.y * BN4 + at.x;
+            let first = 4u * at.y * B_ROW + at.x;
             var steps = mat4x4<f32>(b_values(block[0]), b_values(block[1]), b_values(block[2]), b_values(block[3]));
             if B_ALONG_K {
                 steps = transpose(steps);
@@ -165,9 +240,9 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
                 squares += (steps[0] * steps[0] + steps[1] * steps[1]) + (steps[2] * steps[2] + steps[3] * steps[3]);
             }
             staged_bs[first] = steps[0];
-            staged_bs[first + BN4] = steps[1];
-            staged_bs[first + 2u * BN4] = steps[2];
-            staged_bs[first + 3u * BN4] = steps[3];
+            staged_bs[first + B_ROW] = steps[1];
+            staged_bs[first + 2u * B_ROW] = steps[2];
+            staged_bs[first + 3u * B_ROW] = steps[3];
         }
     }
 }
@@ -176,10 +251,10 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
 fn multiply(k: u32, m: u32, n: u32) {
     var b: array<vec4<f32>, 2>;
     for (var q = 0u; q < QUADS; q += 1u) {
-        b[q] = staged_bs[k * BN4 + q * WX + n];
+        b[q] = staged_bs[k * B_ROW + q * WX + n];
     }
     for (var i = 0u; i < TM; i += 4u) {
-        let a = staged_as[k * BM4 + m * (TM / 4u) + i / 4u];
+        let a = staged_as[k * A_ROW + m * (TM / 4u) + i / 4u];
         for (var r = 0u; r < 4u; r += 1u) {
             for (var q = 0u; q < QUADS; q += 1u) {
                 acc[(i + r) * QUADS + q] += a[r] * b[q];
@@ -190,8 +265,11 @@ fn multiply(k: u32, m: u32, n: u32) {
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
-    let m = t / WX;
-    let n = t % WX;
+    let m = lane_m(t);
+    let n = lane_n(t);
+    if FOUND_ONCE {
+        find_places(row0, column0, t);
+    }
     for (var i = 0u; i < TM * QUADS; i += 1u) {
         acc[i] = vec4<f32>();
     }
@@ -203,9 +281,15 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         workgroupBarrier();
         // The next ones are on their way meanwhile; behind the last, what comes is not used.
         fetch(row0, column0, k0 + BK, k_end, t);
-        for (var k = 0u; k < BK; k += 2u) { // BK / 2 iterations
+        for (var k = 0u; k < BK; k += 8u) { // BK / 8 iterations
             multiply(k, m, n);
             multiply(k + 1u, m, n);
+            multiply(k + 2u, m, n);
+            multiply(k + 3u, m, n);
+            multiply(k + 4u, m, n);
+            multiply(k + 5u, m, n);
+            multiply(k + 6u, m, n);
+            multiply(k + 7u, m, n);
         }
         // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no
         // second barrier, but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on
@@ -220,7 +304,7 @@ fn stage_squares(t: u32) {
         let i = stage * THREADS + t;
         if i >= A_BLOCKS && i < BLOCKS {
             let at = block_of(i - A_BLOCKS, BN4);
-            staged_bs[at.y * BN4 + at.x] = squares;
+            staged_bs[at.y * B_ROW + at.x] = squares;
         }
     }
     workgroupBarrier();
@@ -230,7 +314,7 @@ fn stage_squares(t: u32) {
 fn column_square(c: u32) -> f32 {
     var s = 0.0;
     for (var i = 0u; i < BK4; i += 1u) { // BK / 4 iterations
-        s += staged_bs[i * BN4 + c / 4u][c % 4u];
+        s += staged_bs[i * B_ROW + c / 4u][c % 4u];
     }
     return s;
 }
