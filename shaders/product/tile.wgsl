@@ -48,7 +48,8 @@ var<private> ahead: array<Block, 3>; // on their way
 var<private> places: array<vec4<u32>, 3>; // FOUND_ONCE: of the blocks at step 0 of k
 var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
 
-// The place of an invocation among the WX by WY of the tile: every other bit of its number, as long as WX has some left.
+// The place of an invocation among the WX by WY of the tile: every other bit of its number, as long as WX has some
+// left.
 fn lane_n(t: u32) -> u32 {
     return ((t & 1u) | ((t >> 1u) & 2u) | ((t >> 2u) & 4u) | ((t >> 3u) & 8u)) & (WX - 1u);
 }
