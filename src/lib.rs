@@ -91,6 +91,13 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Fuse, or fold
+//!
+//! Fusing pays while the weights change, or where no memory is to be spent on w. Frozen weights are better folded: call
+//! [`Gpu::normalize`] once, keep w, and give it to [`Gpu::linear`] as an ordinary weight, the cheapest form of every later
+//! call. Between the two, [`LinearOptions::norms`] writes the norms out, and [`WeightNorm::norms`] hands them to later calls
+//! with the same v, which then do no norm work.
+//!
 //! # Many layers, few dispatches
 //!
 //! A vocoder has some hundred weight-normalized layers, most of them small, and one call for each spends its time on
