@@ -1,4 +1,199 @@
-#![doc = include_str!("../README.md")]
+//! Weight normalization on any GPU that [`wgpu`] reaches: kernels written by hand in WGSL, a thin host layer, and a
+//! reference on the CPU, [`cpu`].
+//!
+//! A weight is kept as a direction v and a gain g. One axis of v is kept ([`Axis`]); each of its indices j has one norm,
+//! over all other axes, guarded by an eps policy ([`Eps`]):
+//!
+//! ```text
+//! n_j = sqrt( Σ v² over row j )      n̂_j = n_j, guarded      w = g_j · v / n̂_j
+//! ```
+//!
+//! [`Gpu::linear`] multiplies by such a weight without computing it: the norm of each row is summed up beside the product.
+//!
+//! ```no_run
+//! use weightnorm::{Gpu, WeightNorm};
+//!
+//! # fn main() -> Result<(), weightnorm::Error> {
+//! let gpu = Gpu::new()?; // the best adapter of this machine
+//! let v = gpu.upload(&[3.0f32, 4.0, 0.0, 2.0], &[2, 2])?; // direction: [out_features, in_features]
+//! let g = gpu.upload(&[10.0f32, 1.0], &[2])?; // gain: one for each output
+//! let bias = gpu.upload(&[0.5f32, -2.0], &[2])?;
+//! let x = gpu.upload(&[1.0f32, 1.0], &[1, 2])?; // a batch of one
+//! let y = gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?;
+//! println!("{:?}", y.read::<f32>()?); // [14.5, -1.0]
+//! # Ok(()) }
+//! ```
+//!
+//! # Where to find what
+//!
+//! | | |
+//! |---|---|
+//! | a device | [`Gpu::new`], or [`Gpu::from_wgpu`] with what [`Gpu::wanted`] says; [`Gpu::report`] |
+//! | tensors | [`Gpu::upload`], [`Gpu::zeros`], [`Gpu::tensors`]; [`Gpu::tensor`] on a buffer of yours; [`Tensor::read`] |
+//! | a weight | [`WeightNorm`], or [`Weight::Plain`] for an ordinary one; many of them: [`WeightSet`] |
+//! | norms, w, (v, g) of a w | [`Gpu::row_norms`], [`Gpu::normalize`], [`Gpu::split`] |
+//! | a linear layer | [`Gpu::linear`], [`Gpu::linear_with`]; to train: [`Gpu::linear_saved`], [`Gpu::linear_backward`] |
+//! | what follows a layer | [`Activation`]; [`Gpu::mean_only_batch_norm`], [`Gpu::data_dependent_init`] |
+//! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Trainable`] |
+//! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
+//! | the same, on the CPU | [`cpu`], in f64, written to be read |
+//! | files | the module `checkpoint`, with the feature of that name |
+//! | times | [`Gpu::profile`], [`Gpu::roof`]; [`Gpu::tune`] for the tiles of products |
+//!
+//! The methods of [`Gpu`] allocate their results and submit. Those of [`Recorder`] write into tensors of yours, and
+//! submit nothing.
+//!
+//! # A training step, recorded
+//!
+//! Every tensor is allocated once. A step is then one submission, and allocates nothing. Outputs need another buffer than
+//! every input; parts of one buffer may hold several outputs, or several inputs.
+//!
+//! ```no_run
+//! use weightnorm::{Adam, AdamState, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Trainable, WeightNorm};
+//!
+//! struct Layer {
+//!     v: Tensor,
+//!     g: Tensor,
+//!     norms: Tensor, // f32, shaped as g
+//!     u: Tensor,     // f32, shaped as y
+//!     dv: Tensor,
+//!     dg: Tensor,
+//!     state: AdamState, // `Gpu::adam_state`
+//! }
+//!
+//! impl Layer {
+//!     fn forward(&self, ops: &mut Recorder<'_, '_>, x: &Tensor, y: &Tensor) -> Result<(), Error> {
+//!         let save = LinearOptions::default().norms(&self.norms).u(&self.u);
+//!         ops.linear_into_with(x, WeightNorm::new(&self.v, &self.g), None, y, &save)
+//!     }
+//!
+//!     fn backward(&self, ops: &mut Recorder<'_, '_>, x: &Tensor, dy: &Tensor, dx: &Tensor) -> Result<(), Error> {
+//!         let weight = WeightNorm::new(&self.v, &self.g).norms(&self.norms);
+//!         let wanted = Gradients::default().dx(dx).dv(&self.dv).dg(&self.dg);
+//!         ops.linear_backward_into(x, weight, dy, Some(&self.u), &wanted)
+//!     }
+//!
+//!     fn update(&self, ops: &mut Recorder<'_, '_>, step: u64) -> Result<(), Error> {
+//!         let weight = Trainable::new(&self.v, &self.dv).gain(&self.g, &self.dg);
+//!         ops.adam_step(weight, &self.state, step, &Adam::adamw(1e-3, 0.01))
+//!     }
+//! }
+//!
+//! # fn step(gpu: &Gpu, layer: &Layer, [x, y, dy, dx]: [&Tensor; 4], step: u64) -> Result<(), Error> {
+//! let mut encoder = gpu.device().create_command_encoder(&Default::default());
+//! let mut ops = gpu.record(&mut encoder);
+//! layer.forward(&mut ops, x, y)?;
+//! // Your loss comes here: a kernel of your own that makes dy of y (`Recorder::custom`, or a pass between two recorders).
+//! layer.backward(&mut ops, x, dy, dx)?;
+//! layer.update(&mut ops, step)?;
+//! drop(ops); // ends the pass
+//! gpu.queue().submit([encoder.finish()]);
+//! # Ok(()) }
+//! ```
+//!
+//! # Fuse, or fold
+//!
+//! Fusing pays while the weights change, or where no memory is to be spent on w. Frozen weights are better folded: call
+//! [`Gpu::normalize`] once, keep w, and give it to [`Gpu::linear`] as an ordinary weight, the cheapest form of every later
+//! call. Between the two, [`LinearOptions::norms`] writes the norms out, and [`WeightNorm::norms`] hands them to later calls
+//! with the same v, which then do no norm work.
+//!
+//! # Many layers, few dispatches
+//!
+//! A vocoder has some hundred weight-normalized layers, most of them small, and one call for each spends its time on
+//! launches. A [`WeightSet`] is any number of weights of any shapes, kept axes, storage types and policies. It is made
+//! once; then norms, w or the gradients of all of them take one dispatch for each kernel.
+//!
+//! ```no_run
+//! use weightnorm::{DType, Error, Gpu, SetMember, WeightNorm, WeightSet};
+//!
+//! fn set(gpu: &Gpu, shapes: &[&[usize]]) -> Result<WeightSet, Error> {
+//!     // One buffer for all v, one for all g, one for all w: a dispatch reaches no more.
+//!     let all: Vec<_> = shapes.iter().map(|&shape| (shape, DType::F32)).collect();
+//!     let gains: Vec<_> = shapes.iter().map(|shape| (&shape[..1], DType::F32)).collect();
+//!     let (v, g, w) = (gpu.tensors(&all)?, gpu.tensors(&gains)?, gpu.tensors(&all)?);
+//!     let member = |i: usize| SetMember::new(WeightNorm::new(&v[i], &g[i])).w(&w[i]);
+//!     gpu.weight_set(&(0..shapes.len()).map(member).collect::<Vec<_>>())
+//! }
+//! ```
+//!
+//! [`Recorder::normalize_set`] is recorded in every step, and allocates nothing. Outputs belong to the set. Weights whose
+//! tensors lie in other buffers, do not start at multiples of 16 bytes, or lie further apart than a binding reaches, take
+//! as many dispatches again: [`WeightSet::dispatch_count`] tells.
+//!
+//! # Storage types
+//!
+//! x, v, w and y are f32, f16 or bf16, in any mixture in `linear`, and so are g, bias, dg and dbias (in a set dg is f32).
+//! Norms, u, running means and the state of optimizers are f32. f16 and bf16 need no feature of the device: they are packed
+//! two to a word, and all arithmetic is f32. g, and the bias of `linear`, are read as they lie; elsewhere a bias, a dg or a
+//! dbias in 16 bits takes a small dispatch more.
+//!
+//! # Numbers
+//!
+//! - w, y, u, the norms, dv and dg are right wherever they are representable, over the whole finite range of the inputs: a
+//!   row of 3e25 or 3e-25 has a sum of squares beyond f32, and is normed all the same. (For y, the sum of |x·w| has to be
+//!   representable, and with kept axis 1 a w below 2⁻¹²⁶ counts as zero. For dv of `linear_backward` u has to be
+//!   representable, with kept axis 1 dy·v/n̂ in its place; dg need not be.)
+//! - NaN or infinity in row j of v makes that norm NaN or infinite, under every policy; it reaches column j of y and
+//!   nothing else. The same holds for a row of x. Activations pass NaN.
+//! - A dot product outside of 2⁻⁶⁰ .. 2⁶⁰ is formed again with an exponent of its own; for one that is zero, its rows of x
+//!   and v are looked through for numbers that small. So rows of zeros in x are right, and slow: where all of x is zero,
+//!   `linear` took 2 to 4 times as long.
+//! - Subnormal numbers may count as zero: WGSL allows it, devices differ. Under a policy other than [`Eps::None`] no NaN
+//!   comes of it.
+//! - The same adapter, shape and variant give the same bits, run after run.
+//! - A dot product of length K is within a small multiple of K · 2⁻²⁴ · Σ|x·w| of the exact one, and the rounding of the
+//!   storage type comes on top. The tests compare with f64 under bounds derived that way, and with results of PyTorch.
+//!
+//! # Errors and limits
+//!
+//! Every operator checks all its arguments before it records anything, and returns an [`Error`] that names the argument.
+//! Learning rates, betas, decays, momenta and eps that are NaN, infinite or out of PyTorch's ranges are refused too.
+//! Buffers, queue and pipeline cache ([`Options::pipeline_cache`]) have to be those of the device: others are an error,
+//! though wgpu itself may take a thing of another instance for one of its own. Handles made of one device are one device.
+//!
+//! A tensor is one buffer, of at most 2³² - 1 elements. What is beyond a binding or a dispatch is split by the host layer.
+//! An output needs another buffer than every input, since wgpu tracks use by buffer.
+//!
+//! The device needs 8 storage buffers in a stage, 16 KiB of workgroup memory and 128 invocations in a workgroup, as
+//! WebGPU's default limits have them. Where it has immediates, the parameters of a dispatch travel with it; else each
+//! dispatch gets a small uniform buffer. On GL use one thread: see [`Gpu`].
+//!
+//! # Where the time goes
+//!
+//! A profile runs what is recorded and tells the time of each dispatch, and how far each operator is from what the adapter
+//! can do at most: every operator knows from its arguments the least that it has to move and to do ([`Work`]), and kernels
+//! of the crate that only copy, read or multiply measure the adapter ([`Roof`]).
+//!
+//! ```no_run
+//! use weightnorm::{DType, Gpu, WeightNorm};
+//!
+//! # fn main() -> Result<(), weightnorm::Error> {
+//! let gpu = Gpu::new()?;
+//! let (x, y) = (gpu.upload(&[0.5f32; 64 * 512], &[64, 512])?, gpu.zeros(&[64, 512], DType::F32)?);
+//! let (v, g) = (gpu.upload(&[0.1f32; 512 * 512], &[512, 512])?, gpu.upload(&[1.0f32; 512], &[512])?);
+//! let weight = WeightNorm::new(&v, &g);
+//! gpu.profile(|ops| ops.linear_into(&x, weight, None, &y))?; // builds the pipelines
+//! let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear_into(&x, weight, None, &y)))?;
+//! println!("{profile}"); // calls | ms | % | GB/s | GFLOP/s | % of roof | operator and variant
+//! # Ok(()) }
+//! ```
+//!
+//! [`Profile::operators`] has the same as data, and [`Recorder::custom`] puts dispatches of your own in between.
+//!
+//! Which tile computes a product, a table says, by the kind of adapter and the shape ([`Tile`]). [`LinearOptions::tile`] and
+//! [`Gradients::tile`] force another one. In between, [`Gpu::tune`] measures the products of the layers that you name, on
+//! this device, and keeps to the table unless another tile, or a split of the sums, is faster beyond noise. What comes of
+//! it is text, for you to keep and to pass in again with [`Options::choices`]; the crate touches no file.
+//!
+//! ```text
+//! weightnorm 0.1.0 | SwiftShader Device (Subzero) | SwiftShader driver | Vulkan
+//! forward f32 f32 64 256 256 large
+//! weight_gradient f32 f32 256 256 64 large
+//! ```
+//!
+//! Made by another version of the crate, or for another adapter or driver, [`Choices`] count as none, and [`Gpu::choices`]
+//! is empty; one that the device cannot run is an error. A choice changes which variant runs, and so the last bits.
 mod adapter;
 mod batch;
 #[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
@@ -83,4 +278,15 @@ pub mod internals {
     ) -> Result<(), Error> {
         ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), None, write)
     }
+}
+
+/// The examples of the documents beside the crate compile.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[cfg(feature = "checkpoint")]
+    #[doc = include_str!("../docs/checkpoints.md")]
+    struct Checkpoints;
 }

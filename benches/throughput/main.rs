@@ -6,7 +6,7 @@
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
 //! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
-//! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for the README
+//! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
 //! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.

@@ -56,14 +56,14 @@ pub fn keys(value: &Value) -> Vec<&str> {
     value.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
-/// The README names every key of a document.
+/// docs/command.md names every key of a document.
 pub fn documented(value: &Value) {
-    let readme = include_str!("../../README.md");
+    let text = include_str!("../../docs/command.md");
     if let Some(list) = value.as_array() {
         list.iter().for_each(documented);
     }
     for (key, value) in value.as_object().into_iter().flatten() {
-        assert!(readme.contains(&format!("`{key}`")), "{key} is not in the README");
+        assert!(text.contains(&format!("`{key}`")), "{key} is not in docs/command.md");
         // What stands in the metadata is the file's own.
         if key != "metadata" {
             documented(value);

@@ -146,3 +146,33 @@ fn policy_unsafe() {
     }
     assert_eq!(lifted, ["src/trusted.rs"], "files of the crate that lift the lint, once each");
 }
+
+/// What people read: README in one sitting, no line wider than a screen but in tables and output, and no link to nowhere.
+#[test]
+fn policy_documents() {
+    let documents = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(PathBuf::from);
+    let folder = std::fs::read_dir(root().join("docs")).expect("docs").map(|entry| entry.expect("an entry").path());
+    let more = folder.filter(|path| path.extension().is_some_and(|e| e == "md")).collect::<Vec<_>>();
+    assert!(more.len() >= 4, "{more:?}");
+    let mut links = 0;
+    for path in documents.iter().map(|name| root().join(name)).chain(more) {
+        let (name, text) = (path.display(), std::fs::read_to_string(&path).expect("it was listed"));
+        let mut in_code = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            in_code ^= line.starts_with("```");
+            let is_output = in_code && line.contains("tiles  ");
+            assert!(line.starts_with('|') || is_output || line.chars().count() <= 120, "{name}:{number} is too long");
+        }
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            if !target.starts_with("https://") {
+                links += 1;
+                assert!(path.with_file_name(file).exists(), "{name}: {target} is not there");
+                let is_heading = |line: &str| line.starts_with('#') && line.to_lowercase().ends_with(heading);
+                assert!(heading.is_empty() || text.lines().any(is_heading), "{name}: {target} is not there");
+            }
+        }
+    }
+    assert!(links >= 8, "{links}");
+    assert!(read("README.md").lines().count() <= 200, "README.md has more than 200 lines");
+}
