@@ -185,7 +185,7 @@ fn is_same(known: &wgpu::Device, device: &wgpu::Device) -> bool {
 fn hears(device: &wgpu::Device, mistake: impl FnOnce()) -> bool {
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
     caught(mistake);
-    futures::FutureExt::now_or_never(scope.pop()).flatten().is_some()
+    crate::scope::now(scope.pop()).flatten().is_some()
 }
 
 /// Whether wgpu does it without a panic.

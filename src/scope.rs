@@ -1,8 +1,7 @@
 //! What wgpu's error scopes catch.
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Mutex;
-
-use futures::FutureExt;
+use std::task::{Context, Poll, Waker};
 
 use crate::Error;
 
@@ -46,7 +45,7 @@ impl Scopes {
             []
         };
         #[cfg(not(target_arch = "wasm32"))]
-        let errors = [validation.now_or_never(), internal.now_or_never(), memory.now_or_never()].map(Option::flatten);
+        let errors = [now(validation), now(internal), now(memory)].map(Option::flatten);
         let Some(error) = errors.into_iter().flatten().next() else { return Ok(made) };
         Err(match from_wgpu(error, what, bytes) {
             error @ Error::Wgpu { .. } => lost(device).unwrap_or(error),
@@ -73,7 +72,7 @@ impl Scopes {
     pub fn first(&self) -> Option<Error> {
         let mut first = None;
         self.open.lock().expect("no panic while held").retain_mut(|Scope { caught, what, bytes }| {
-            let answer = caught.as_mut().now_or_never();
+            let answer = now(caught.as_mut());
             let waits = answer.is_none();
             if let Some(error) = answer.flatten() {
                 first.get_or_insert_with(|| from_wgpu(error, what, *bytes));
@@ -116,9 +115,17 @@ pub(crate) fn from_wgpu(error: wgpu::Error, what: &'static str, bytes: u64) -> E
     }
 }
 
+/// What a future has without waiting.
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use futures::channel::oneshot;
+    use futures_channel::oneshot;
 
     use super::*;
 
@@ -129,7 +136,7 @@ mod tests {
     /// A scope as a browser has it: the answer comes when the sender sends.
     fn later(scopes: &Scopes, bytes: u64) -> oneshot::Sender<Option<wgpu::Error>> {
         let (sender, receiver) = oneshot::channel();
-        scopes.leave(Box::pin(receiver.map(|answer| answer.expect("sent"))), "a tensor", bytes);
+        scopes.leave(Box::pin(async { receiver.await.expect("sent") }), "a tensor", bytes);
         sender
     }
 

@@ -1,5 +1,5 @@
 //! Tensors over buffers.
-use futures::channel::oneshot;
+use futures_channel::oneshot;
 
 use crate::{DType, Element, Error, Gpu};
 

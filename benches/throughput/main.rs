@@ -476,7 +476,7 @@ impl Bench {
 
     /// Appends every line to the day's file, or to another one of the day where that has other columns.
     fn append(&self) -> Result<PathBuf, Failure> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
         std::fs::create_dir_all(&folder)?;
         let date = today();
         let has_columns = |path: &Path| match std::fs::read_to_string(path) {

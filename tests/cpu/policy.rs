@@ -40,7 +40,7 @@ fn policy_crates() {
         let name = quoted(package, "name").expect("every package has one");
         versions.entry(name).or_default().push(quoted(package, "version").expect("every package has one"));
         match quoted(package, "source") {
-            None => assert_eq!(name, "weightnorm", "a package without a source"),
+            None => assert!(["weightnorm", "benches", "decode", "train"].contains(&name), "{name} has no source"),
             Some(source) => assert_eq!(source, REGISTRY, "of {name}"),
         }
     }

@@ -1,4 +1,6 @@
 //! Errors that need a real device: nothing recorded, out of memory, a lost device, errors of wgpu itself.
+use std::task::{Context, Poll, Waker};
+
 use libtest_mimic::Completion;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, WeightNorm};
 
@@ -140,11 +142,11 @@ fn lost_while_reading(shared: &Gpu) -> Outcome {
         gpu.queue().submit([encoder.finish()]);
         let mut reading = Box::pin(tensor.read_async::<f32>());
         // Started, not finished.
-        let started = futures::FutureExt::now_or_never(&mut reading);
+        let started = reading.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         gpu.device().destroy();
         let result = match started {
-            Some(result) => result,
-            None => pollster::block_on(reading),
+            Poll::Ready(result) => result,
+            Poll::Pending => pollster::block_on(reading),
         };
         match result {
             Ok(data) => assert!(data.iter().all(|&a| a == 1.0), "wrong data from a lost device"),

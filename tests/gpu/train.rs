@@ -5,11 +5,11 @@ use weightnorm::{Activation, Adam, Axis, DType, Eps, Gpu, Tensor, cpu};
 use crate::common::{compare, dg_bound, dot_bound, dv_bound, dx_bound, gamma, linear_terms, sum_bound};
 use crate::{Needs, Outcome, Suite};
 
-#[path = "../../examples/train/kernels.rs"]
+#[path = "../../examples/train/src/kernels.rs"]
 mod kernels;
-#[path = "../../examples/train/shape.rs"]
+#[path = "../../examples/train/src/shape.rs"]
 mod shape;
-#[path = "../../examples/train/step.rs"]
+#[path = "../../examples/train/src/step.rs"]
 mod step;
 
 use shape::Random;

@@ -2,7 +2,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use weightnorm::{Activation, DType, Eps, Gpu, LinearOptions, Tensor, Weight, WeightNorm};
+use weightnorm::{Activation, DType, Eps, Gpu, LinearOptions, Report, Tensor, Weight, WeightNorm, wgpu};
 
 use crate::model::Model;
 use crate::reference::activation;
@@ -14,7 +14,15 @@ pub struct Decoder {
     /// What goes from layer to layer, in turns.
     hidden: [Tensor; 2],
     /// Points at a time.
+    batch: usize,
+}
+
+/// How long a batch takes, the median of `runs`.
+pub struct Speed {
+    pub time: Duration,
+    pub runs: usize,
     pub batch: usize,
+    pub dispatch_count: u64,
 }
 
 struct Layer {
@@ -47,6 +55,10 @@ impl Decoder {
         let batch = in_binding.min(in_time).clamp(1, 65_536);
         let hidden = || gpu.zeros(&[batch, widest], DType::F32);
         Ok(Decoder { gpu: gpu.clone(), layers, hidden: [hidden()?, hidden()?], batch })
+    }
+
+    pub fn report(&self) -> Report {
+        self.gpu.report()
     }
 
     /// Records all layers for up to `batch` rows of [latent, point]. Returns the output, one number a point, and how
@@ -99,10 +111,12 @@ impl Decoder {
         Ok(sdf)
     }
 
-    /// Time for one batch, from the first call of the crate to the end of the work on the GPU: the median of `runs`,
-    /// and the dispatches in each.
-    pub fn time(&self, inputs: &[f32], runs: usize) -> Result<(Duration, u64), Box<dyn Error>> {
-        let x = self.gpu.upload(inputs, &[self.batch, self.layers[0].input_width()])?;
+    /// Times one batch of the file's points, from the first call of the crate to the end of the work on the GPU.
+    pub fn speed(&self, model: &Model) -> Result<Speed, Box<dyn Error>> {
+        let runs = if on_cpu(&self.gpu) { 5 } else { 101 };
+        let numbers = self.batch * model.points.columns;
+        let points: Vec<f32> = model.points.data.iter().copied().cycle().take(numbers).collect();
+        let x = self.gpu.upload(&model.inputs(0, &points), &[self.batch, model.input_width()])?;
         let mut times = vec![];
         let mut dispatch_count = 0;
         for _ in 0..=runs {
@@ -115,7 +129,7 @@ impl Decoder {
         }
         times.remove(0); // the warm-up
         times.sort();
-        Ok((times[times.len() / 2], dispatch_count))
+        Ok(Speed { time: times[times.len() / 2], runs, batch: self.batch, dispatch_count })
     }
 }
 
@@ -127,7 +141,7 @@ impl Layer {
 }
 
 /// Whether the adapter computes on the CPU. GL may not know.
-pub fn on_cpu(gpu: &Gpu) -> bool {
+fn on_cpu(gpu: &Gpu) -> bool {
     let info = gpu.report().info;
     info.device_type == wgpu::DeviceType::Cpu || info.name.to_lowercase().contains("llvmpipe")
 }

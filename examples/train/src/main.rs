@@ -1,7 +1,7 @@
 //! Trains a network on the GPU, a DeepSDF decoder from scratch, and compares ways to parametrize its weights.
 //!
-//!     cargo run --release --example train
-//!     cargo run --release --example train -- --full --image docs/training.png
+//!     cargo run --release -p train
+//!     cargo run --release -p train -- --full --image docs/training.png
 //!
 //! The network learns the signed distance to the union of three orthogonal cylinders, whose radius is its latent number.
 //! Plain weights, weight normalization with two kinds of initialization, and weight normalization with mean-only batch

@@ -11,7 +11,7 @@ use crate::model::Model;
 
 /// Which points of the field.
 pub struct Slice {
-    pub latent: usize,
+    latent: usize,
     /// The third coordinate, where there are three.
     z: Option<f64>,
 }
@@ -59,19 +59,19 @@ const OUTSIDE: [RGBColor; 4] =
 
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Draws `slice` of the field: `decode` gives the distances of points, two or three coordinates each.
+/// Draws `slice` of the field: `decode` gives the distances of points, two or three coordinates each, for a latent code.
 pub fn draw(
     out: &Path,
     name: &str,
     slice: &Slice,
-    decode: impl FnOnce(&[f32]) -> Result<Vec<f32>, weightnorm::Error>,
+    decode: impl FnOnce(usize, &[f32]) -> Result<Vec<f32>, weightnorm::Error>,
 ) -> Result<(), Box<dyn Error>> {
     let z = slice.z.map(|z| z as f32);
     let coordinate = |i: usize| 2.0 * i as f32 / (NODES - 1) as f32 - 1.0;
     let nodes = (0..NODES * NODES).map(|i| (i % NODES, i / NODES));
     let points: Vec<f32> =
         nodes.flat_map(|(x, y)| [Some(coordinate(x)), Some(-coordinate(y)), z].into_iter().flatten()).collect();
-    let field = Field::new(&decode(&points)?);
+    let field = Field::new(&decode(slice.latent, &points)?);
     let scale = Scale::new(&field.sdf);
 
     // The font comes along: no picture depends on what is installed.

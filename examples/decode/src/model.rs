@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
+use weightnorm::half;
 
 /// A DeepSDF decoder as its file describes it (`tests/data/README.md`).
 pub struct Model {
@@ -194,6 +195,6 @@ impl<'a> File<'a> {
     }
 }
 
-fn narrow(data: Vec<f64>) -> Vec<f32> {
+pub fn narrow(data: Vec<f64>) -> Vec<f32> {
     data.into_iter().map(|x| x as f32).collect()
 }
