@@ -10,7 +10,7 @@ use crate::data::{
     DTYPES, Guarded, OFFSETS, POISON, POLICIES, Rng, all, axes, either, from_bytes, gains, must_fail, norm_chain,
     norm_count, norm_length, norm_of, random, rounded, to_bytes, upload,
 };
-use crate::device::{limited, recorded, refused, small, tiny};
+use crate::device::{limited, of_kind, recorded, refused, small, tiny};
 use crate::{Failed, Needs, Outcome, Suite};
 
 const OUT: Option<Axis> = Some(Axis::Kept(0));
@@ -1609,7 +1609,7 @@ fn normalize_longest_loops(gpu: &Gpu) -> Outcome {
     for alignment in [4, 32] {
         let (v, dw, wanted) = (tiny(92), tiny(93), [false, true]);
         let case = Rescale { v, dw, wanted, eps: Eps::None, alignment, ..Rescale::new(&shape, Axis::Kept(0)) };
-        let gpu = &gpu.as_kind(Kind::Software)?;
+        let gpu = &of_kind(gpu, Kind::Software)?;
         case.check(gpu)?;
         assert_eq!(case.run(gpu)?.1, 1, "one invocation a row");
     }

@@ -1,13 +1,12 @@
 //! Work past a limit is split into windows that the caller does not see.
-use std::sync::Mutex;
-
 use weightnorm::{Axis, DType, Gpu, WeightNorm};
 
 use crate::common::{compare, dot_bound, weight_bound};
 use crate::data::either;
+use crate::device;
 use crate::golden::read;
-use crate::problem::{Op, Problem, adopted, halves};
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::problem::{Op, Problem, halves};
+use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("limits::webgpu_defaults", Needs::Nothing, webgpu_defaults);
@@ -42,29 +41,13 @@ pub fn every_operator(gpu: &Gpu, dtype: DType) -> Outcome {
 
 /// A device with the limits that every WebGPU device has, and not more.
 fn webgpu_defaults(gpu: &Gpu) -> Outcome {
-    let small = adopted(gpu, |limits| *limits = wgpu::Limits::default())?;
+    let small = device::limited(gpu, |limits| *limits = wgpu::Limits::default())?;
     let limits = small.report().limits;
     assert_eq!(limits.max_compute_invocations_per_workgroup, 256);
     assert_eq!(limits.max_compute_workgroup_storage_size, 16_384);
     assert_eq!(limits.max_storage_buffers_per_shader_stage, 8);
     assert!(!small.report().immediates, "they have no immediates");
     every_operator(&small, DType::F16)
-}
-
-/// Bindings of 1 MiB and 64 workgroups in a dimension. One device for all tests: pipelines take long to build.
-fn small(gpu: &Gpu) -> Result<Gpu, Failed> {
-    static SMALL: Mutex<Option<Gpu>> = Mutex::new(None);
-    let mut small = SMALL.lock()?;
-    if let Some(small) = &*small {
-        return Ok(small.clone());
-    }
-    let made = adopted(gpu, |limits| {
-        limits.max_storage_buffer_binding_size = 1 << 20;
-        limits.max_compute_workgroups_per_dimension = 64;
-        limits.max_compute_workgroup_storage_size = 16_384;
-        limits.max_compute_invocations_per_workgroup = 256;
-    })?;
-    Ok(small.insert(made).clone())
 }
 
 /// Two for packed types: as many bytes.
@@ -116,7 +99,7 @@ fn products_past_a_mebibyte(dtype: DType) -> Vec<Problem> {
 }
 
 fn past_a_mebibyte(gpu: &Gpu, dtype: DType, problems: &[Problem]) -> Outcome {
-    let small = small(gpu)?;
+    let small = device::small(gpu)?;
     for (i, problem) in problems.iter().enumerate() {
         // Offsets that are no multiple of any device's alignment.
         let problem = problem.clone().at(if i % 2 == 0 { 0 } else { 12 });
@@ -158,11 +141,7 @@ const IN_QUADS: [(&[usize], Axis); 5] = [
 /// Bindings of 8 KiB at multiples of 256 bytes, and 27 workgroups a dispatch: windows everywhere, for tensors of every
 /// rank.
 fn tiny(gpu: &Gpu) -> Outcome {
-    let tiny = adopted(gpu, |limits| {
-        limits.min_storage_buffer_offset_alignment = 256;
-        limits.max_storage_buffer_binding_size = 8 << 10;
-        limits.max_compute_workgroups_per_dimension = 3;
-    })?;
+    let tiny = device::tiny(gpu)?;
     for dtype in [DType::F32, DType::Bf16] {
         for (i, (shape, axis)) in SHAPES.into_iter().enumerate() {
             for op in Op::OF_TENSORS {

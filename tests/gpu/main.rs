@@ -78,7 +78,8 @@ impl Suite {
             }
             Some(gpu) => {
                 let own_name = name.to_owned();
-                Trial::test(name, move || test(&gpu).inspect_err(|e| shown(&own_name, e)))
+                let timed = move || Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e)));
+                Trial::test(name, timed)
                     .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
             }
         };
@@ -90,7 +91,7 @@ impl Suite {
         let (gpu, own_name) = (self.gpu.clone(), name.to_owned());
         self.trials.push(Trial::ignorable_test(name, move || match gpu {
             None => Ok(Completion::ignored_with("no GPU")),
-            Some(gpu) => test(&gpu).inspect_err(|e| shown(&own_name, e)),
+            Some(gpu) => Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e))),
         }));
     }
 }
@@ -100,10 +101,43 @@ fn shown(name: &str, why: &Failed) {
     eprintln!("{name} failed: {}", why.message().unwrap_or_default());
 }
 
+/// Processor time, and pipelines of the devices that tests share.
+struct Spent {
+    seconds: f64,
+    pipelines: usize,
+}
+
+impl Spent {
+    fn so_far(gpu: &Gpu) -> Spent {
+        // Of all threads, in hundredths of a second: the 14th and 15th number, of which the name in parentheses is the 2nd.
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
+        Spent { seconds: ticks / 100.0, pipelines: gpu.pipeline_count() + device::pipeline_count() }
+    }
+
+    /// `WEIGHTNORM_TEST_TIMES=1`, with `--test-threads=1`, shows which tests take how much: nearly all is drivers building
+    /// pipelines.
+    fn during<T>(name: &str, gpu: &Gpu, test: impl FnOnce() -> T) -> T {
+        if !is_set("WEIGHTNORM_TEST_TIMES") {
+            return test();
+        }
+        let before = Spent::so_far(gpu);
+        let result = test();
+        let after = Spent::so_far(gpu);
+        let (seconds, pipelines) = (after.seconds - before.seconds, after.pipelines - before.pipelines);
+        eprintln!("time: {seconds:6.2} s, {pipelines:3} pipelines, {name}");
+        result
+    }
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|v| v == "1")
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let set = |name| std::env::var(name).is_ok_and(|v| v == "1");
-    let parameters = match (set("WEIGHTNORM_REVERSED"), set("WEIGHTNORM_NO_IMMEDIATES")) {
+    let parameters = match (is_set("WEIGHTNORM_REVERSED"), is_set("WEIGHTNORM_NO_IMMEDIATES")) {
         (true, _) => Parameters::Reversed,
         (_, true) => Parameters::Uniform,
         _ => Parameters::Auto,
@@ -118,7 +152,7 @@ fn main() -> ExitCode {
             }
             Some(gpu)
         }
-        Err(error @ Error::NoAdapter { .. }) if !set("WEIGHTNORM_REQUIRE_GPU") => {
+        Err(error @ Error::NoAdapter { .. }) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
             println!("skipping every GPU test: {error}");
             None
         }
@@ -153,5 +187,7 @@ fn main() -> ExitCode {
     tune::register(&mut suite);
     checkpoint::register(&mut suite);
     cli::register(&mut suite);
-    libtest_mimic::run(&arguments, suite.trials).exit_code()
+    let code = libtest_mimic::run(&arguments, suite.trials).exit_code();
+    device::forget();
+    code
 }

@@ -5,7 +5,7 @@ use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdS
 
 use crate::common::{compare, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, POLICIES, all, must_fail, norm_chain, random, rounded, upload};
-use crate::device::{recorded, refused, small, tiny};
+use crate::device::{of_kind, recorded, refused, small, tiny};
 use crate::{Needs, Outcome, Suite};
 
 const STEPS: u64 = 50;
@@ -374,7 +374,7 @@ fn projection(gpu: &Gpu) -> Outcome {
     // Dispatches of their own on a software driver.
     let large = Case { project, ..Case::new(methods()[4], &[260, 64], DType::F32) };
     for (kind, at_once) in [(Kind::Gpu, true), (Kind::Software, false)] {
-        check(&gpu.as_kind(kind)?, &large, at_once)?;
+        check(&of_kind(gpu, kind)?, &large, at_once)?;
     }
     all(cases, |(case, at_once)| check(gpu, case, *at_once))
 }
