@@ -5,7 +5,7 @@ use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 use crate::Outcome;
 use crate::device::of_kind;
 
-pub const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 pub const POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
 
 /// Places in a buffer where a caller's tensor may start: all but the first lie beside what a device can bind at.

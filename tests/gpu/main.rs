@@ -59,6 +59,28 @@ enum Needs {
     NotGlAndTime,
 }
 
+/// Which cases of a test run: each kind of kernel, tile, storage type, axis and end takes a pipeline of its own, which drivers
+/// build for a second.
+#[derive(Clone, Copy, PartialEq)]
+enum Extent {
+    /// Each value of each of them somewhere.
+    Few,
+    /// Every combination: minutes, behind `--ignored`.
+    All,
+}
+
+impl Extent {
+    /// All cases, or every `step`-th.
+    fn of<T>(self, cases: impl IntoIterator<Item = T>, step: usize) -> Vec<T> {
+        cases.into_iter().step_by(if self == Extent::All { 1 } else { step }).collect()
+    }
+
+    /// The one for all cases, or the one for few.
+    fn choose<T>(self, all: T, few: T) -> T {
+        if self == Extent::All { all } else { few }
+    }
+}
+
 /// Collects tests that share one device.
 struct Suite {
     gpu: Option<Gpu>,
@@ -84,6 +106,12 @@ impl Suite {
             }
         };
         self.trials.push(trial);
+    }
+
+    /// A test of combinations: a few, and as `NAME_in_full` all of them.
+    fn sampled(&mut self, name: &str, test: fn(&Gpu, Extent) -> Outcome) {
+        self.test(name, Needs::Nothing, move |gpu| test(gpu, Extent::Few));
+        self.test(&format!("{name}_in_full"), Needs::Time, move |gpu| test(gpu, Extent::All));
     }
 
     /// A test that may find out that the driver lacks something, and then is ignored with the reason.
