@@ -10,8 +10,8 @@ use crate::data::{
     DTYPES, Guarded, OFFSETS, POISON, POLICIES, Rng, all, axes, either, from_bytes, gains, must_fail, norm_chain,
     norm_count, norm_length, norm_of, random, rounded, to_bytes, upload,
 };
-use crate::device::{limited, recorded, refused, small, tiny};
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::device::{limited, of_kind, recorded, refused, small, tiny};
+use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 const OUT: Option<Axis> = Some(Axis::Kept(0));
 const IN: Option<Axis> = Some(Axis::Kept(1));
@@ -28,23 +28,14 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("backward::{name}"), Needs::Nothing, test);
     };
-    test("saved", saved);
-    test("sizes", sizes);
     test("wanted", wanted);
     test("dispatches", dispatches);
-    test("dtypes", dtypes);
     test("packed_rows_share_words", packed_rows_share_words);
-    test("tiles_and_splits", tiles_and_splits);
-    test("tiles_in_quads", tiles_in_quads);
     test("policies", policies);
     test("empty", empty);
-    test("accumulation", accumulation);
-    test("no_buffer_of_dw", no_buffer_of_dw);
-    test("fused_is_normalize_backward_of_dw", fused_is_normalize_backward_of_dw);
     test("scaled_rows", scaled_rows);
     test("scaled_gains", scaled_gains);
     test("dw_out_of_range", dw_out_of_range);
-    test("dg_out_of_range", dg_out_of_range);
     test("zero_sums", zero_sums);
     test("zero_rows", zero_rows);
     test("clamp_and_after", clamp_and_after);
@@ -53,24 +44,34 @@ pub fn register(suite: &mut Suite) {
     test("sparse", sparse);
     test("dv_is_orthogonal_to_v", dv_is_orthogonal_to_v);
     test("scaled_v_divides_dv", scaled_v_divides_dv);
-    test("few_rows", few_rows);
-    test("same_bits", same_bits);
-    test("windows", windows);
     test("errors", errors);
     test("comparison_can_fail", comparison_can_fail);
     test("normalize_axes_and_policies", normalize_axes_and_policies);
-    test("normalize_dtypes", normalize_dtypes);
     test("normalize_wanted", normalize_wanted);
     test("normalize_long_rows", normalize_long_rows);
-    test("normalize_windows", normalize_windows);
     test("normalize_scaled", normalize_scaled);
-    test("normalize_uneven_lanes", normalize_uneven_lanes);
     test("normalize_longest_loops", normalize_longest_loops);
     test("normalize_zero_rows", normalize_zero_rows);
     test("normalize_not_finite", normalize_not_finite);
-    test("normalize_quads", normalize_quads);
     test("normalize_errors", normalize_errors);
     test("normalize_comparison_can_fail", normalize_comparison_can_fail);
+    let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("backward::{name}"), test);
+    sampled("saved", saved);
+    sampled("sizes", sizes);
+    sampled("dtypes", dtypes);
+    sampled("tiles_and_splits", tiles_and_splits);
+    sampled("tiles_in_quads", tiles_in_quads);
+    sampled("accumulation", accumulation);
+    sampled("no_buffer_of_dw", no_buffer_of_dw);
+    sampled("fused_is_normalize_backward_of_dw", fused_is_normalize_backward_of_dw);
+    sampled("dg_out_of_range", dg_out_of_range);
+    sampled("few_rows", few_rows);
+    sampled("same_bits", same_bits);
+    sampled("windows", windows);
+    sampled("normalize_dtypes", normalize_dtypes);
+    sampled("normalize_windows", normalize_windows);
+    sampled("normalize_uneven_lanes", normalize_uneven_lanes);
+    sampled("normalize_quads", normalize_quads);
 }
 
 /// Outputs in one buffer, each between guards; those that are not asked for have to stay as they are.
@@ -415,9 +416,14 @@ fn is_same(what: &str, a: &[f64], b: &[f64]) -> Outcome {
 }
 
 /// What training keeps: u and the norms, without another dispatch, and the same y.
-fn saved(gpu: &Gpu) -> Outcome {
+fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
     let sizes = [[9, 33, 39], [129, 5, 259], [1, 1, 1], [3, 129, 1], [2, 3, 0], [0, 3, 5], [2, 0, 5]];
-    all(sizes.into_iter().flat_map(|size| [(size, OUT, None), (size, WHOLE, None), (size, OUT, Some(16))]), |case| {
+    let kinds = |size| [(size, OUT, None), (size, WHOLE, None), (size, OUT, Some(16))];
+    let mut cases: Vec<_> = sizes.into_iter().flat_map(kinds).collect();
+    // The tile that is chosen for few sizes.
+    let chosen = |size| extent == Extent::All || size == sizes[0];
+    cases.retain(|&(size, axis, split)| chosen(size) || (axis == OUT && split.is_none()));
+    all(cases, |case| {
         let (size @ [batch, outs, ins], axis, split_length) = *case;
         let axis = axis.ok_or("normalized")?;
         let case = Case::new(size);
@@ -433,7 +439,7 @@ fn saved(gpu: &Gpu) -> Outcome {
         let y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
         let plain_y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
         let mut options = LinearOptions::default();
-        options.split_length = split_length;
+        (options.split_length, options.tile) = (split_length, (!chosen(size)).then_some(Tile::Medium));
         let record = |y: &Guarded, options| {
             recorded(gpu, |ops| ops.linear_into_with(&x, weight, Some(&bias), &y.tensor, &options))
         };
@@ -476,7 +482,7 @@ fn saved(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-fn sizes(gpu: &Gpu) -> Outcome {
+fn sizes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases: Vec<Case> = vec![];
     for axis in AXES {
         cases.extend([1, 2, 7, 64, 129, 1000].map(|batch| Case::of(axis, [batch, 33, 39])));
@@ -486,7 +492,7 @@ fn sizes(gpu: &Gpu) -> Outcome {
     }
     // The tiles that the crate chooses.
     let sizes = [[129, 129, 259], [7, 5, 13], [7, 129, 39], [129, 5, 3]];
-    cases.extend(sizes.map(|size| Case { tile: None, ..Case::new(size) }));
+    cases.extend(extent.of(sizes, 2).into_iter().map(|size| Case { tile: None, ..Case::new(size) }));
     all(cases, |case| case.check(gpu))
 }
 
@@ -544,21 +550,22 @@ fn dispatches(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-fn dtypes(gpu: &Gpu) -> Outcome {
+fn dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
     use DType::{Bf16, F16, F32};
     let mut cases = vec![];
-    for (dtypes, gradient_dtypes) in [
-        ([F16; 3], [F16; 2]),
-        ([Bf16; 3], [Bf16; 2]),
-        ([F16; 3], [F32; 2]),
+    let mixes = [
         ([F32, F16, Bf16], [Bf16, F32]),
         ([Bf16, F32, F16], [F16, Bf16]),
         ([F16, Bf16, F32], [F32, F16]),
-    ] {
+        ([F16; 3], [F16; 2]),
+        ([Bf16; 3], [Bf16; 2]),
+        ([F16; 3], [F32; 2]),
+    ];
+    for (dtypes, gradient_dtypes) in mixes.into_iter().take(extent.choose(6, 3)) {
         cases.push(Case { dtypes, gradient_dtypes, ..Case::new([5, 7, 13]) });
         cases.push(Case { dtypes, gradient_dtypes, ..Case::new([129, 5, 7]) });
     }
-    for axis in [IN, WHOLE, PLAIN] {
+    for axis in [IN, WHOLE, PLAIN].into_iter().take(extent.choose(3, 1)) {
         cases.push(Case::of(axis, [5, 7, 13]).stored(Bf16));
     }
     all(cases, |case| case.check(gpu))
@@ -587,17 +594,19 @@ fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn tiles_and_splits(gpu: &Gpu) -> Outcome {
+fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let size = [67, 71, 75];
     let mut cases = vec![];
-    cases.extend(Tile::all_on(gpu).map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
+    cases.extend(extent.of(Tile::all_on(gpu), 4).into_iter().map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
     // More than one of the largest tile, along each of its sides.
-    if Tile::Huge.runs_on(gpu) {
+    if Tile::Huge.runs_on(gpu) && extent == Extent::All {
         cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 35, 130]) });
         cases.push(Case { tile: Some(Tile::Huge), ..Case::new([35, 131, 130]) });
     }
-    cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
-    for axis in AXES {
+    if extent == Extent::All {
+        cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
+    }
+    for axis in extent.of(AXES, 2) {
         cases.push(Case { split_length: Some(16), ..Case::of(axis, size) });
     }
     cases.push(Case { split_length: Some(16), write: Write::Add, ..Case::new(size) });
@@ -605,16 +614,19 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
 }
 
 /// Tiles of every kind where operands and result are read and written in quads, at edges that are none of the tile's.
-fn tiles_in_quads(gpu: &Gpu) -> Outcome {
+fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let mut cases = vec![];
-    for tile in [Tile::Large, Tile::Tall, Tile::Stream8, Tile::Lanes64, Tile::Lanes16, Tile::Lanes4, Tile::Lanes1] {
+    let tiles = [Tile::Large, Tile::Tall, Tile::Stream8, Tile::Lanes64, Tile::Lanes16, Tile::Lanes4, Tile::Lanes1];
+    for tile in extent.of(tiles, 4) {
         cases.push(case(tile, [20, 36, 44]));
     }
     for tile in [Tile::Medium, Tile::Lanes8] {
-        cases.push(Case { write: Write::Add, ..case(tile, [3, 36, 44]) });
         cases.push(case(tile, [72, 40, 68]));
-        cases.push(case(tile, [72, 40, 68]).stored(DType::F16));
+        if extent == Extent::All || tile == Tile::Medium {
+            cases.push(Case { write: Write::Add, ..case(tile, [3, 36, 44]) });
+            cases.push(case(tile, [72, 40, 68]).stored(DType::F16));
+        }
     }
     cases.retain(|case| case.tile.is_none_or(|tile| tile.runs_on(gpu)));
     all(cases, |case| case.check(gpu))
@@ -682,20 +694,21 @@ fn empty(gpu: &Gpu) -> Outcome {
 }
 
 /// Add is what stood there and the gradient; micro-batches add up to the batch; dx is replaced.
-fn accumulation(gpu: &Gpu) -> Outcome {
+fn accumulation(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
-    for axis in AXES {
+    let axes = extent.of(AXES, 2);
+    for &axis in &axes {
         let case = Case { write: Write::Add, ..Case::of(axis, [7, 33, 39]) };
         cases.push(Case { wanted: [true, true, false, false], ..case.clone() });
         cases.push(Case { wanted: [false, false, true, true], ..case.clone() });
         cases.push(case);
     }
-    for axis in [OUT, IN] {
+    for axis in extent.of([OUT, IN], 2) {
         let case = Case { write: Write::Add, ..Case::of(axis, [129, 33, 39]) };
         cases.push(Case { gradient_dtypes: [DType::F32, DType::F16], ..case });
     }
     all(cases, |case| case.check(gpu))?;
-    all(AXES, |&axis| {
+    all(extent.of(axes, 2), |&axis| {
         let whole = Case::of(axis, [30, 33, 39]);
         let reference = whole.reference()?;
         let [_, outs, ins] = whole.size;
@@ -730,7 +743,7 @@ fn accumulation(gpu: &Gpu) -> Outcome {
 
 /// N = K = 512, batch 64, half-precision weights on a device whose largest buffer is hardly more than v: dw, a matrix of f32
 /// sums, is twice that. Where the driver's allocator tells, nothing of the size of v was allocated either.
-fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
+fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
     let (batch, outs, ins) = (64, 512, 512);
     let v_bytes = (outs * ins * 2) as u64;
     let device = limited(gpu, |limits| {
@@ -762,7 +775,7 @@ fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
     let tells = gpu.report().info.backend == wgpu::Backend::Vulkan;
     assert!(largest_since(before).map_or(!tells, |largest| largest >= v_bytes), "a buffer as large as v was not seen");
     drop(seen);
-    for (axis, count) in [(Axis::Kept(0), 3), (Axis::Kept(1), 4), (Axis::Whole, 5)] {
+    for (axis, count) in extent.of([(Axis::Kept(0), 3), (Axis::Kept(1), 4), (Axis::Whole, 5)], 3) {
         let zeros = |shape: &[usize]| device.zeros(shape, DType::F16);
         let (x, v, dy) = (zeros(&[batch, ins])?, zeros(&[outs, ins])?, zeros(&[batch, outs])?);
         let weight = WeightNorm::unit(&v).axis(axis);
@@ -786,8 +799,8 @@ fn no_buffer_of_dw(gpu: &Gpu) -> Outcome {
 }
 
 /// dv and dg out of the product, against the product dw and then `normalize_backward`: what PyTorch does.
-fn fused_is_normalize_backward_of_dw(gpu: &Gpu) -> Outcome {
-    all([OUT, IN, WHOLE], |&axis| {
+fn fused_is_normalize_backward_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
+    all(extent.of([OUT, IN, WHOLE], 3), |&axis| {
         let case = Case::of(axis, [67, 33, 129]);
         let reference = case.reference()?;
         let [batch, outs, ins] = case.size;
@@ -890,18 +903,19 @@ fn dw_out_of_range(gpu: &Gpu) -> Outcome {
 
 /// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way round,
 /// every third norm an ordinary one. Features of x that are zero leave the correction alone.
-fn dg_out_of_range(gpu: &Gpu) -> Outcome {
+fn dg_out_of_range(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
-    for (size, axis) in [
+    let sizes = [
         ([7, 9, 39], OUT),
         ([7, 9, 39], IN),
         ([7, 9, 39], WHOLE),
-        ([300, 9, 39], OUT),
         // dy and u in quads, where they start at one.
         ([100, 64, 12], OUT),
+        ([300, 9, 39], OUT),
         ([300, 64, 12], OUT),
         ([300, 12, 64], IN),
-    ] {
+    ];
+    for (size, axis) in sizes.into_iter().take(extent.choose(7, 4)) {
         let [batch, outs, ins] = size;
         let base = Case::of(axis, size);
         let ordinary = move |j: usize| axis != WHOLE && j % 3 == 1;
@@ -921,11 +935,17 @@ fn dg_out_of_range(gpu: &Gpu) -> Outcome {
                 alignment: 16,
                 ..base.clone()
             };
+            cases.push(case.clone());
+            if extent == Extent::Few && size != [7, 9, 39] || axis == WHOLE {
+                continue;
+            }
             cases.push(Case { write: Write::Add, ..case.clone() });
             cases.push(Case { split_length: Some(16), ..case.clone() });
+            if extent == Extent::Few && axis != OUT {
+                continue;
+            }
             let dy = case.dy().into_iter().map(|dy| rounded(dy, DType::Bf16)).collect();
-            cases.push(Case { dtypes: [DType::F32, DType::F32, DType::Bf16], dy: Some(dy), ..case.clone() });
-            cases.push(case);
+            cases.push(Case { dtypes: [DType::F32, DType::F32, DType::Bf16], dy: Some(dy), ..case });
         }
     }
     all(cases, |case| case.check(gpu))
@@ -1084,9 +1104,11 @@ fn sparse(gpu: &Gpu) -> Outcome {
 }
 
 /// A batch of a few rows whose tensors can be read in quads.
-fn few_rows(gpu: &Gpu) -> Outcome {
+fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     let few = |case: Case| Case { tile: None, alignment: 16, ..case };
-    let new = |axis, size| few(Case::of(axis, size));
+    // All by one tile, where few cases are wanted.
+    let rows = |batch: usize| extent.choose(batch, batch.clamp(3, 4));
+    let new = |axis, [batch, outs, ins]: [usize; 3]| few(Case::of(axis, [rows(batch), outs, ins]));
     let mut cases = vec![];
     for batch in [1, 2, 3, 4, 5, 8] {
         for size in [[batch, 1, 4], [batch, 13, 36], [batch, 9, 1100], [batch, 1030, 8]] {
@@ -1097,7 +1119,7 @@ fn few_rows(gpu: &Gpu) -> Outcome {
     // What is added to, one product alone, one row more.
     cases.push(Case { write: Write::Add, ..new(OUT, [3, 13, 36]) });
     cases.push(Case { wanted: [true, false, true, true], ..new(OUT, [3, 13, 36]) });
-    cases.push(new(OUT, [9, 13, 36]));
+    cases.push(few(Case::new([9, 13, 36])));
     all(&cases, |case| {
         let got = case.check_against(gpu, &case.reference()?)?;
         let norms = u64::from(!case.known);
@@ -1123,8 +1145,8 @@ fn few_rows(gpu: &Gpu) -> Outcome {
         let wild = |i: usize| i % 4 == 3;
         let case = new(OUT, [7, 9, 36]);
         cases.push(Case {
-            x: Some(scaled(74, 7 * 36, DType::F32, |i| if wild(i) { x } else { 1.0 })),
-            dy: Some(scaled(75, 7 * 9, DType::F32, |_| dy)),
+            x: Some(scaled(74, rows(7) * 36, DType::F32, |i| if wild(i) { x } else { 1.0 })),
+            dy: Some(scaled(75, rows(7) * 9, DType::F32, |_| dy)),
             g: Some(scaled(76, 9, DType::F32, |_| g)),
             v: Some(scaled(77, 9 * 36, DType::F32, |i| if wild(i) { 0.0 } else { 1.0 })),
             ..case
@@ -1196,14 +1218,11 @@ fn scaled_v_divides_dv(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn same_bits(gpu: &Gpu) -> Outcome {
-    let cases = AXES.iter().flat_map(|&axis| {
-        [
-            Case::of(axis, [129, 33, 39]),
-            Case::of(axis, [5, 7, 13]).stored(DType::Bf16),
-            Case { split_length: Some(16), ..Case::of(axis, [67, 71, 75]) },
-        ]
-    });
+fn same_bits(gpu: &Gpu, extent: Extent) -> Outcome {
+    let mut cases: Vec<_> = AXES.map(|axis| Case::of(axis, [129, 33, 39])).into();
+    cases.extend(extent.of([IN, OUT, WHOLE, PLAIN], 4).into_iter().map(|a| Case::of(a, [5, 7, 13]).stored(DType::Bf16)));
+    let split = |axis| Case { split_length: Some(16), ..Case::of(axis, [67, 71, 75]) };
+    cases.extend(extent.of(AXES, 2).into_iter().map(split));
     all(cases, |case| {
         let first = case.run(gpu)?;
         for _ in 0..3 {
@@ -1219,14 +1238,17 @@ fn same_bits(gpu: &Gpu) -> Outcome {
 }
 
 /// Past a binding of 1 MiB and 64 workgroups in a dimension; windows everywhere with bindings of 8 KiB.
-fn windows(gpu: &Gpu) -> Outcome {
+fn windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let device = small(gpu)?;
     let mut cases = vec![];
     // x past a binding, v and dy not; then v and dv; then dy and u.
     cases.extend([OUT, IN].map(|axis| Case::of(axis, [3_000, 17, 101])));
-    cases.extend([OUT, IN, PLAIN].map(|axis| Case::of(axis, [5, 700, 401])));
+    cases.extend([OUT, IN].map(|axis| Case::of(axis, [5, 700, 401])));
     cases.push(Case::of(OUT, [3_000, 101, 17]));
-    cases.push(Case::of(OUT, [5, 1_401, 401]).stored(DType::F16));
+    if extent == Extent::All {
+        cases.push(Case::of(PLAIN, [5, 700, 401]));
+        cases.push(Case::of(OUT, [5, 1_401, 401]).stored(DType::F16));
+    }
     all(cases, |case| {
         let count = case.check_against(&device, &case.reference()?)?.dispatches;
         let without = if case.axis == IN { 5 } else { 4 };
@@ -1237,9 +1259,9 @@ fn windows(gpu: &Gpu) -> Outcome {
     })?;
     let device = tiny(gpu)?;
     let mut cases = vec![];
-    cases.extend([OUT, WHOLE].map(|axis| Case::of(axis, [67, 71, 75])));
     cases.push(Case { write: Write::Add, known: false, ..Case::of(OUT, [131, 35, 41]).stored(DType::F16) });
-    all(cases, |case| case.check(&device))
+    cases.extend([OUT, WHOLE].map(|axis| Case::of(axis, [67, 71, 75])));
+    all(extent.of(cases, 3), |case| case.check(&device))
 }
 
 fn errors(gpu: &Gpu) -> Outcome {
@@ -1479,7 +1501,7 @@ fn normalize_axes_and_policies(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-fn normalize_dtypes(gpu: &Gpu) -> Outcome {
+fn normalize_dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mixes = DTYPES.iter().flat_map(|&dw| DTYPES.iter().flat_map(move |&v| DTYPES.map(|dv| [dw, v, dv])));
     let mut cases = vec![];
     for dtypes in mixes {
@@ -1489,7 +1511,7 @@ fn normalize_dtypes(gpu: &Gpu) -> Outcome {
             }
         }
     }
-    all(cases, |case| case.check(gpu))
+    all(extent.of(cases, 11), |case| case.check(gpu))
 }
 
 /// Only dv, only dg, neither; the dispatches that the documentation says.
@@ -1525,7 +1547,7 @@ fn normalize_long_rows(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-fn normalize_windows(gpu: &Gpu) -> Outcome {
+fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (shape, axis) in [
         (&[301, 1_001][..], Axis::Kept(0)),
@@ -1541,7 +1563,7 @@ fn normalize_windows(gpu: &Gpu) -> Outcome {
     cases.push(Rescale { dtypes: [DType::F32, DType::F16, DType::F16], ..Rescale::new(&[601, 1_001], Axis::Kept(0)) });
     cases.push(Rescale { write: Write::Add, known: true, ..Rescale::new(&[100_001, 3], Axis::Kept(0)) });
     let device = small(gpu)?;
-    all(cases, |case| {
+    all(extent.of(cases, 2), |case| {
         case.check(&device)?;
         let (limited, without) = (case.run(&device)?.1, case.run(gpu)?.1);
         if limited <= without {
@@ -1563,7 +1585,7 @@ fn normalize_windows(gpu: &Gpu) -> Outcome {
             cases.push(Rescale { dtypes, ..Rescale::new(shape, axis) });
         }
     }
-    all(cases, |case| case.check(&device))?;
+    all(extent.of(cases, 4), |case| case.check(&device))?;
     // In quads: whole rows in a window, windows within a row, down the rows, and more norms than a binding holds.
     let mut cases = vec![];
     for (shape, axis) in [
@@ -1578,14 +1600,15 @@ fn normalize_windows(gpu: &Gpu) -> Outcome {
             cases.push(Rescale { dtypes: [dtype; 3], alignment: 32, write, ..Rescale::new(shape, axis) });
         }
     }
-    either(&device, |device| all(&cases, |case| case.check(device)))
+    either(&device, |device| all(extent.of(&cases, 5), |case| case.check(device)))
 }
 
 /// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again what it
 /// summed up itself, wherever words of packed types begin.
-fn normalize_uneven_lanes(gpu: &Gpu) -> Outcome {
+fn normalize_uneven_lanes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
-    for dtypes in [[DType::F32, DType::Bf16, DType::F32], [DType::Bf16; 3], [DType::F16; 3], [DType::F32; 3]] {
+    let mixes = [[DType::F32, DType::Bf16, DType::F32], [DType::Bf16; 3], [DType::F32; 3], [DType::F16; 3]];
+    for dtypes in extent.of(mixes, 2) {
         let large = if dtypes[1] == DType::F16 { 1e4 } else { 1e20 };
         for length in [17, 39, 257, 264] {
             let rows = |value: &dyn Fn(usize, usize) -> f64| {
@@ -1609,7 +1632,7 @@ fn normalize_longest_loops(gpu: &Gpu) -> Outcome {
     for alignment in [4, 32] {
         let (v, dw, wanted) = (tiny(92), tiny(93), [false, true]);
         let case = Rescale { v, dw, wanted, eps: Eps::None, alignment, ..Rescale::new(&shape, Axis::Kept(0)) };
-        let gpu = &gpu.as_kind(Kind::Software)?;
+        let gpu = &of_kind(gpu, Kind::Software)?;
         case.check(gpu)?;
         assert_eq!(case.run(gpu)?.1, 1, "one invocation a row");
     }
@@ -1697,7 +1720,7 @@ fn normalize_not_finite(gpu: &Gpu) -> Outcome {
 
 /// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where sums
 /// leave the range of f32, zero rows and NaN.
-fn normalize_quads(gpu: &Gpu) -> Outcome {
+fn normalize_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (shape, axis) in [
         (&[9, 40][..], Axis::Kept(0)),
@@ -1730,7 +1753,7 @@ fn normalize_quads(gpu: &Gpu) -> Outcome {
             }
         }
     }
-    either(gpu, |gpu| all(&cases, |case| case.check(gpu)))
+    either(gpu, |gpu| all(extent.of(&cases, 7), |case| case.check(gpu)))
 }
 
 /// One element off by a hundredth, and the correction left out where the clamp is active.

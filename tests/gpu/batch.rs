@@ -6,7 +6,7 @@ use crate::common::{compare, dot_bound, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, either, must_fail, norm_chain as chain, random, upload};
 use crate::device::{limited, recorded, refused, small, tiny};
 use crate::golden::read;
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
@@ -14,20 +14,21 @@ pub fn register(suite: &mut Suite) {
     };
     test("column_dot_sums", |gpu| all(sums_cases(), |case| case.run(gpu).map(drop)));
     test("column_dot_sums_windows", column_dot_sums_windows);
-    test("column_dot_sums_quads", column_dot_sums_quads);
     test("column_dot_sums_dispatches", column_dot_sums_dispatches);
     test("column_dot_sums_repeat", column_dot_sums_repeat);
     test("column_dot_sums_leave_columns_apart", column_dot_sums_leave_columns_apart);
-    test("data_dependent_init", data_dependent_init);
     test("data_dependent_init_normalizes", data_dependent_init_normalizes);
     test("data_dependent_init_of_constant_features", data_dependent_init_of_constant_features);
     test("data_dependent_init_far_from_zero", data_dependent_init_far_from_zero);
     test("data_dependent_init_windows", data_dependent_init_windows);
-    test("mean_only_batch_norm", mean_only_batch_norm);
-    test("mean_only_batch_norm_quads", mean_only_batch_norm_quads);
-    test("mean_only_batch_norm_windows", mean_only_batch_norm_windows);
     test("mean_only_batch_norm_running", mean_only_batch_norm_running);
     test("errors", errors);
+    let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("batch::{name}"), test);
+    sampled("column_dot_sums_quads", column_dot_sums_quads);
+    sampled("data_dependent_init", data_dependent_init);
+    sampled("mean_only_batch_norm", mean_only_batch_norm);
+    sampled("mean_only_batch_norm_quads", mean_only_batch_norm_quads);
+    sampled("mean_only_batch_norm_windows", mean_only_batch_norm_windows);
 }
 
 fn abs(values: &[f64]) -> Vec<f64> {
@@ -119,7 +120,7 @@ fn column_dot_sums_windows(gpu: &Gpu) -> Outcome {
 }
 
 /// What is read four words at once, as on either kind of device.
-fn column_dot_sums_quads(gpu: &Gpu) -> Outcome {
+fn column_dot_sums_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let sizes = [(1, 8), (64, 40), (129, 264), (300, 1_032), (4_001, 8), (70, 512)];
     let mut cases = vec![];
     for (i, (rows, columns)) in sizes.into_iter().enumerate() {
@@ -130,7 +131,7 @@ fn column_dot_sums_quads(gpu: &Gpu) -> Outcome {
             }
         }
     }
-    either(gpu, |gpu| all(&cases, |case| case.run(gpu).map(drop)))
+    either(gpu, |gpu| all(extent.of(&cases, 5), |case| case.run(gpu).map(drop)))
 }
 
 fn column_dot_sums_dispatches(gpu: &Gpu) -> Outcome {
@@ -225,11 +226,11 @@ fn check_init(gpu: &Gpu, x: &[f64], v: &[f64], sizes: [usize; 3], dtype: DType) 
 }
 
 /// The sizes all use one tile of the product, which has tests of its own and takes long to compile.
-fn data_dependent_init(gpu: &Gpu) -> Outcome {
+fn data_dependent_init(gpu: &Gpu, extent: Extent) -> Outcome {
     for dtype in DTYPES {
-        for ([rows, ins, outs], expected) in
-            [([9, 3, 9], 2), ([128, 17, 37], 2), ([129, 33, 48], 3), ([1_001, 5, 31], 3)]
-        {
+        let sizes = [([9, 3, 9], 2), ([128, 17, 37], 2), ([129, 33, 48], 3), ([1_001, 5, 31], 3)];
+        let whole = extent == Extent::All || dtype == DType::F32;
+        for ([rows, ins, outs], expected) in sizes.into_iter().take(if whole { 4 } else { 1 }) {
             let (x, v) = (random(5, rows * ins, dtype), random(6, outs * ins, dtype));
             let count = check_init(gpu, &x, &v, [rows, ins, outs], dtype);
             let count =
@@ -376,27 +377,26 @@ fn check_batch_norm_at(
     Ok([forward, eval, backward])
 }
 
-fn mean_only_batch_norm(gpu: &Gpu) -> Outcome {
-    for dtype in DTYPES {
-        for y_dtype in DTYPES {
-            for (shape, expected) in
-                [(&[1, 1][..], 2), (&[3, 5], 2), (&[37, 65], 2), (&[2, 64, 33], 2), (&[129, 7], 3), (&[1_031, 3], 3)]
-            {
-                let counts = check_batch_norm(gpu, shape, dtype, y_dtype);
-                let counts = counts
-                    .map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
-                assert_eq!(counts, [expected, 1, expected], "{shape:?}");
-            }
+fn mean_only_batch_norm(gpu: &Gpu, extent: Extent) -> Outcome {
+    for (dtype, y_dtype) in extent.of(DTYPES.iter().flat_map(|&dtype| DTYPES.map(|y_dtype| (dtype, y_dtype))), 2) {
+        for (shape, expected) in
+            [(&[1, 1][..], 2), (&[3, 5], 2), (&[37, 65], 2), (&[2, 64, 33], 2), (&[129, 7], 3), (&[1_031, 3], 3)]
+        {
+            let counts = check_batch_norm(gpu, shape, dtype, y_dtype);
+            let counts =
+                counts.map_err(|e| format!("{shape:?} {dtype:?} {y_dtype:?}: {}", e.message().unwrap_or("failed")))?;
+            assert_eq!(counts, [expected, 1, expected], "{shape:?}");
         }
     }
     Ok(())
 }
 
 /// What is read four words at once, as on either kind of device.
-fn mean_only_batch_norm_quads(gpu: &Gpu) -> Outcome {
+fn mean_only_batch_norm_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     either(gpu, |gpu| {
-        for dtype in DTYPES {
-            for shape in [&[1, 8][..], &[37, 40], &[2, 64, 264], &[300, 16]] {
+        for (i, dtype) in DTYPES.into_iter().enumerate() {
+            let shapes = [&[1, 8][..], &[37, 40], &[2, 64, 264], &[300, 16]];
+            for shape in shapes.into_iter().skip(extent.choose(0, i)).take(extent.choose(4, 2)) {
                 for places in [[0, 0, 3, 0, 16], [0, 1, 3, 0, 32]] {
                     check_batch_norm_at(gpu, shape, dtype, dtype, places)
                         .map_err(|e| format!("{shape:?} {dtype:?}: {}", e.message().unwrap_or("failed")))?;
@@ -407,9 +407,10 @@ fn mean_only_batch_norm_quads(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
+fn mean_only_batch_norm_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let (small, tiny) = (small(gpu)?, tiny(gpu)?);
-    for (dtype, y_dtype) in [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F32, DType::Bf16)] {
+    let dtypes = [(DType::F32, DType::Bf16), (DType::F32, DType::F32), (DType::F16, DType::F16)];
+    for (dtype, y_dtype) in extent.of(dtypes, 2) {
         for (device, shape) in [
             (&small, &[1_501, 401][..]),
             (&small, &[3, 300_001]),
@@ -423,7 +424,7 @@ fn mean_only_batch_norm_windows(gpu: &Gpu) -> Outcome {
     }
     // In quads: windows that end within a row, and more columns than a binding holds means of.
     either(&tiny, |tiny| {
-        for dtype in [DType::F32, DType::F16] {
+        for dtype in extent.of([DType::F32, DType::F16], 2) {
             for shape in [&[61, 64][..], &[301, 48], &[3, 4_000]] {
                 check_batch_norm_at(tiny, shape, dtype, dtype, [0; 5])
                     .map_err(|e| format!("{shape:?} {dtype:?}: {}", e.message().unwrap_or("failed")))?;

@@ -3,8 +3,9 @@ use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
 use crate::Outcome;
+use crate::device::of_kind;
 
-pub const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 pub const POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
 
 /// Places in a buffer where a caller's tensor may start: all but the first lie beside what a device can bind at.
@@ -177,7 +178,7 @@ pub fn norm_chain(length: usize) -> usize {
 pub fn either(gpu: &Gpu, check: impl Fn(&Gpu) -> Outcome) -> Outcome {
     for kind in [Kind::Gpu, Kind::Software] {
         let check = |gpu: &Gpu| check(gpu).map_err(|e| format!("{kind:?}: {}", e.message().unwrap_or("failed")));
-        check(&gpu.as_kind(kind)?)?;
+        check(&of_kind(gpu, kind)?)?;
     }
     Ok(())
 }

@@ -1,25 +1,65 @@
 //! Devices with other limits, and recording by hand.
-use weightnorm::{Error, Gpu, Options, Parameters, Recorder};
+use std::sync::Mutex;
+
+use weightnorm::internals::Kind;
+use weightnorm::{Error, Gpu, Recorder};
 
 use crate::Failed;
+use crate::problem::{adapter_of, adopted};
 
-/// A device of the caller's on the adapter of `gpu`, with the limits that `change` leaves.
+/// Devices that tests share, since each has pipelines of its own, which take longer to build than to run: those with other
+/// limits, and those taken for another kind.
+static SHARED: Mutex<Vec<Shared>> = Mutex::new(vec![]);
+
+struct Shared {
+    limits: wgpu::Limits,
+    kind: Kind,
+    /// What it was made of: of the same device where it is one of another kind.
+    origin: Option<wgpu::Device>,
+    gpu: Gpu,
+}
+
+fn shared(
+    limits: wgpu::Limits,
+    kind: Kind,
+    origin: Option<wgpu::Device>,
+    make: impl FnOnce() -> Result<Gpu, Failed>,
+) -> Result<Gpu, Failed> {
+    let mut all = SHARED.lock()?;
+    if let Some(found) = all.iter().find(|s| s.limits == limits && s.kind == kind && s.origin == origin) {
+        return Ok(found.gpu.clone());
+    }
+    let gpu = make()?;
+    all.push(Shared { limits, kind, origin, gpu: gpu.clone() });
+    Ok(gpu)
+}
+
+/// Pipelines of all of them.
+pub fn pipeline_count() -> usize {
+    SHARED.lock().map_or(0, |all| all.iter().map(|s| s.gpu.pipeline_count()).sum())
+}
+
+/// Lets go of them, before drivers take their leave.
+pub fn forget() {
+    if let Ok(mut all) = SHARED.lock() {
+        all.clear();
+    }
+}
+
+/// A device of the caller's on the adapter of `gpu`, with the limits that `change` leaves. One for all who ask for the same.
 pub fn limited(gpu: &Gpu, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Failed> {
-    let report = gpu.report();
-    let backends = wgpu::Backends::from(report.info.backend);
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    descriptor.backends = backends;
-    let adapters = pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(backends));
-    let adapter = adapters.into_iter().find(|a| a.get_info().name == report.info.name);
-    let adapter = adapter.ok_or("the adapter is gone")?;
-    let wanted = Gpu::wanted(&adapter);
-    let mut required_limits = wanted.limits;
-    change(&mut required_limits);
-    let descriptor =
-        wgpu::DeviceDescriptor { required_features: wanted.features, required_limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))?;
-    let parameters = if report.immediates { Parameters::Auto } else { Parameters::Uniform };
-    Ok(Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(gpu.traits().kind))?)
+    let (_instance, adapter) = adapter_of(gpu, wgpu::MemoryBudgetThresholds::default())?;
+    let mut limits = Gpu::wanted(&adapter).limits;
+    change(&mut limits);
+    shared(limits.clone(), gpu.traits().kind, None, || adopted(gpu, |wanted| *wanted = limits))
+}
+
+/// The same device, taken for one of this kind.
+pub fn of_kind(gpu: &Gpu, kind: Kind) -> Result<Gpu, Failed> {
+    if gpu.traits().kind == kind {
+        return Ok(gpu.clone());
+    }
+    shared(gpu.device().limits(), kind, Some(gpu.device().clone()), || Ok(gpu.as_kind(kind)?))
 }
 
 /// Bindings of 1 MiB and 64 workgroups in a dimension.
@@ -30,9 +70,10 @@ pub fn small(gpu: &Gpu) -> Result<Gpu, Failed> {
     })
 }
 
-/// Bindings of 8 KiB and 27 workgroups in a dispatch: windows everywhere.
+/// Bindings of 8 KiB at multiples of 256 bytes and 27 workgroups in a dispatch: windows everywhere.
 pub fn tiny(gpu: &Gpu) -> Result<Gpu, Failed> {
     limited(gpu, |limits| {
+        limits.min_storage_buffer_offset_alignment = 256;
         limits.max_storage_buffer_binding_size = 8 << 10;
         limits.max_compute_workgroups_per_dimension = 3;
     })

@@ -14,7 +14,7 @@ use crate::data::{
 };
 use crate::device::{recorded, small, tiny};
 use crate::gain_sets::{set, sets};
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 const HALVES: [DType; 2] = [DType::F16, DType::Bf16];
 
@@ -22,15 +22,18 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("gains::{name}"), Needs::Nothing, test);
     };
-    test("normalize", |gpu| either(gpu, |gpu| all(weights(), |case| case.normalize(gpu))));
-    test("normalize_backward", |gpu| either(gpu, |gpu| all(weights(), |case| case.normalize_backward(gpu))));
-    test("normalize_windows", normalize_windows);
-    test("split", |gpu| either(gpu, |gpu| all(weights(), |case| case.split(gpu))));
-    test("linear", |gpu| all(layers(), |layer| layer.forward(gpu)));
-    test("linear_backward", |gpu| all(trained_layers(), |layer| layer.backward(gpu)));
-    test("linear_windows", linear_windows);
-    test("sets", |gpu| either(gpu, |gpu| all(sets(), |members| set(gpu, members))));
     test("batch", |gpu| all(HALVES, |&dtype| batch(gpu, dtype)));
+    let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("gains::{name}"), test);
+    sampled("normalize", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.normalize(gpu))));
+    sampled("normalize_backward", |gpu, extent| {
+        either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.normalize_backward(gpu)))
+    });
+    sampled("split", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.split(gpu))));
+    sampled("linear", |gpu, extent| all(extent.of(layers(), 4), |layer| layer.forward(gpu)));
+    sampled("linear_backward", |gpu, extent| all(extent.of(trained_layers(), 4), |layer| layer.backward(gpu)));
+    sampled("sets", |gpu, extent| either(gpu, |gpu| all(extent.of(sets(), 2), |members| set(gpu, members))));
+    sampled("linear_windows", linear_windows);
+    sampled("normalize_windows", normalize_windows);
 }
 
 /// Gains that `dtype` holds exactly.
@@ -194,9 +197,9 @@ impl Weight {
     }
 }
 
-fn normalize_windows(gpu: &Gpu) -> Outcome {
+fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let (small, tiny) = (small(gpu)?, tiny(gpu)?);
-    for (i, gain) in HALVES.into_iter().enumerate() {
+    for (i, gain) in extent.of(HALVES.into_iter().enumerate(), 2) {
         for (device, shape, axis) in [
             (&tiny, &[5_003, 3][..], Axis::Kept(0)),
             (&tiny, &[3, 5_003], Axis::Kept(1)),
@@ -337,10 +340,10 @@ impl Layer {
     }
 }
 
-fn linear_windows(gpu: &Gpu) -> Outcome {
+fn linear_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let tiny = tiny(gpu)?;
-    for (i, axis) in [Axis::Kept(0), Axis::Kept(1), Axis::Whole].into_iter().enumerate() {
-        for gain in HALVES {
+    for (i, axis) in extent.of([Axis::Kept(0), Axis::Kept(1), Axis::Whole].into_iter().enumerate(), 3) {
+        for gain in extent.of(HALVES, 2) {
             let layer = Layer { batch: 5, outs: 301, ins: 37, axis, dtype: DType::F32, gain, bias: gain, seed: i + 1 };
             let result = layer.forward(&tiny).and_then(|()| layer.backward(&tiny));
             result.map_err(|e| format!("{layer:?}: {}", e.message().unwrap_or_default()))?;

@@ -1,6 +1,6 @@
 //! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
 //! same name without a GPU.
-use weightnorm::{Activation, DType, Gpu, LinearOptions, Tensor, WeightNorm, cpu};
+use weightnorm::{Activation, Axis, DType, Gpu, Gradients, LinearOptions, Tensor, Tile, WeightNorm, cpu};
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
 use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
@@ -19,7 +19,10 @@ pub fn register(suite: &mut Suite) {
                 suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| weight_norm(gpu, &case));
             }
             Ok(case) if case.op == Op::Linear => {
-                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| linear(gpu, &case));
+                // By one tile, and by those that the crate chooses: each takes pipelines of its own.
+                let (name, case, copy) = (format!("golden::{name}"), case, Golden::load(&path));
+                suite.test(&name, Needs::Nothing, move |gpu| linear(gpu, &case, Some(Tile::Medium)));
+                suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| linear(gpu, &copy?, None));
             }
             Ok(_) => {}
         }
@@ -31,7 +34,7 @@ pub fn register(suite: &mut Suite) {
 fn catches_a_wrong_value(gpu: &Gpu) -> Outcome {
     for (file, names, check) in [
         ("wn_middle_3x5x17", &["norm", "w", "dv", "dg"][..], weight_norm as fn(&Gpu, &Golden) -> Outcome),
-        ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], linear),
+        ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], |gpu, case| linear(gpu, case, Some(Tile::Medium))),
     ] {
         let path = common::own_golden_dir().join(format!("{file}.safetensors"));
         for &name in names {
@@ -104,7 +107,7 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     Ok(())
 }
 
-fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
+fn linear(gpu: &Gpu, case: &Golden, tile: Option<Tile>) -> Outcome {
     let (x, v) = (case.tensor("x")?, case.tensor("v")?);
     let g = case.tensor("g")?;
     let bias = case.optional("b").map(|b| upload(gpu, b)).transpose()?;
@@ -116,26 +119,36 @@ fn linear(gpu: &Gpu, case: &Golden) -> Outcome {
     let chain = v.shape[1].max(v.data.len() / g.data.len().max(1));
     let bound = |i: usize| dot_bound(chain, sums[i], expected[i], case.dtype);
 
+    let has_u = case.axis != Axis::Kept(1);
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
-    let norms = gpu.zeros(g.shape(), DType::F32)?;
-    let y = gpu.linear_with(&x, weight, bias.as_ref(), &LinearOptions::default().norms(&norms))?;
+    let mut options = LinearOptions::default();
+    options.tile = tile;
+    let (norms, u) = (gpu.zeros(g.shape(), DType::F32)?, gpu.zeros(case.tensor("y")?.shape.as_slice(), DType::F32)?);
+    let saving = if has_u { options.norms(&norms).u(&u) } else { options.norms(&norms) };
+    let y = gpu.linear_with(&x, weight, bias.as_ref(), &saving)?;
     named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     let expected_norms = &case.tensor("norm")?.data;
     let norm_slack =
         |i: usize| norm_bound(v.len() / g.len().max(1), expected_norms[i]) + case.eps_slack(expected_norms[i]);
     named("norm", compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack))?;
     // The same with the norms known.
-    let y = gpu.linear(&x, weight.norms(&norms), bias.as_ref())?;
+    let y = gpu.linear_with(&x, weight.norms(&norms), bias.as_ref(), &options)?;
     named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
 
-    let (_, saved) = gpu.linear_saved(&x, weight, bias.as_ref())?;
-    let dy = case.tensor("dy")?;
-    let gradients = gpu.linear_backward(&x, weight, &upload(gpu, dy)?, &saved)?;
-    gradients_agree(case, &gradients)
+    let dy = upload(gpu, case.tensor("dy")?)?;
+    let zeros = |of: &Tensor| gpu.zeros(of.shape(), of.dtype());
+    let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[v.shape()[0]], DType::F32)?);
+    let mut wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
+    wanted.tile = tile;
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let u = has_u.then_some(&u);
+    gpu.record(&mut encoder).linear_backward_into(&x, weight.norms(&norms), &dy, u, &wanted)?;
+    gpu.queue().submit([encoder.finish()]);
+    gradients_agree(case, [&dx, &dv, &dg, &dbias])
 }
 
-fn gradients_agree(case: &Golden, gradients: &weightnorm::LinearGradients) -> Outcome {
+fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome {
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
@@ -145,17 +158,17 @@ fn gradients_agree(case: &Golden, gradients: &weightnorm::LinearGradients) -> Ou
     let dtype = Some(case.dtype);
     let expected = &case.tensor("dx")?.data;
     let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
-    named("dx", compare(&read(&gradients.dx)?, expected, dtype, bound))?;
+    named("dx", compare(&read(dx)?, expected, dtype, bound))?;
     let expected = &case.tensor("dv")?.data;
     let bound = |i: usize| dv_bound(norm_chain, chain, terms.dv[i], expected[i], case.dtype);
-    named("dv", compare(&read(&gradients.dv)?, expected, dtype, bound))?;
-    let (dg, dg_terms) = (gradients.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
+    named("dv", compare(&read(dv)?, expected, dtype, bound))?;
+    let dg_terms = terms.dg.as_ref().ok_or("no dg")?;
     let expected = &case.tensor("dg")?.data;
     let bound = |i: usize| dg_bound(norm_chain, chain, dg_terms[i], expected[i]);
     named("dg", compare(&read(dg)?, expected, Some(DType::F32), bound))?;
     if let Some(expected) = case.optional("db") {
         let bound = |i: usize| sum_bound(batch, terms.dbias[i], expected.data[i], DType::F32);
-        named("db", compare(&read(&gradients.dbias)?, &expected.data, Some(DType::F32), bound))?;
+        named("db", compare(&read(dbias)?, &expected.data, Some(DType::F32), bound))?;
     }
     Ok(())
 }

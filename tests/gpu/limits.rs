@@ -1,30 +1,32 @@
 //! Work past a limit is split into windows that the caller does not see.
-use std::sync::Mutex;
-
 use weightnorm::{Axis, DType, Gpu, WeightNorm};
 
 use crate::common::{compare, dot_bound, weight_bound};
 use crate::data::either;
+use crate::device;
 use crate::golden::read;
-use crate::problem::{Op, Problem, adopted, halves};
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::problem::{Op, Problem, halves};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test("limits::webgpu_defaults", Needs::Nothing, webgpu_defaults);
+    suite.sampled("limits::webgpu_defaults", webgpu_defaults);
     for dtype in [DType::F32, DType::F16] {
         suite.test(&format!("limits::tensors_past_a_mebibyte_{dtype:?}"), Needs::Nothing, move |gpu| {
             past_a_mebibyte(gpu, dtype, &tensors_past_a_mebibyte(dtype))
         });
-        suite.test(&format!("limits::products_past_a_mebibyte_{dtype:?}"), Needs::Nothing, move |gpu| {
-            past_a_mebibyte(gpu, dtype, &products_past_a_mebibyte(dtype))
-        });
     }
-    suite.test("limits::tiny", Needs::Nothing, tiny);
+    suite.sampled("limits::products_past_a_mebibyte", |gpu, extent| {
+        for (dtype, step) in [(DType::F32, 5), (DType::F16, 4)] {
+            past_a_mebibyte(gpu, dtype, &extent.of(products_past_a_mebibyte(dtype), step))?;
+        }
+        Ok(())
+    });
+    suite.sampled("limits::tiny", tiny);
     suite.test("limits::weight_over_128_mebibytes", Needs::Time, weight_over_128_mebibytes);
 }
 
 /// Some of everything, for a device with other limits or features. Few variants: each is built anew for a device.
-pub fn every_operator(gpu: &Gpu, dtype: DType) -> Outcome {
+pub fn every_operator(gpu: &Gpu, dtype: DType, extent: Extent) -> Outcome {
     for op in Op::OF_TENSORS {
         for (shape, axis) in
             [(&[37, 65][..], Axis::Kept(0)), (&[5, 9, 7], Axis::Kept(1)), (&[2, 40_001], Axis::Kept(0))]
@@ -32,8 +34,11 @@ pub fn every_operator(gpu: &Gpu, dtype: DType) -> Outcome {
             Problem::new(op, shape, axis, 0, dtype).run(gpu)?;
         }
     }
-    for op in Op::PRODUCTS {
+    for &op in extent.choose(&Op::PRODUCTS[..], &[Op::Linear]) {
         Problem::new(op, &[67, 75], Axis::Kept(0), 65, dtype).run(gpu)?;
+    }
+    if extent == Extent::Few {
+        return Ok(());
     }
     Problem::new(Op::Linear, &[67, 75], Axis::Kept(1), 65, dtype).run(gpu)?;
     Problem::new(Op::Linear, &[67, 75], Axis::Whole, 65, dtype).run(gpu)?;
@@ -41,30 +46,14 @@ pub fn every_operator(gpu: &Gpu, dtype: DType) -> Outcome {
 }
 
 /// A device with the limits that every WebGPU device has, and not more.
-fn webgpu_defaults(gpu: &Gpu) -> Outcome {
-    let small = adopted(gpu, |limits| *limits = wgpu::Limits::default())?;
+fn webgpu_defaults(gpu: &Gpu, extent: Extent) -> Outcome {
+    let small = device::limited(gpu, |limits| *limits = wgpu::Limits::default())?;
     let limits = small.report().limits;
     assert_eq!(limits.max_compute_invocations_per_workgroup, 256);
     assert_eq!(limits.max_compute_workgroup_storage_size, 16_384);
     assert_eq!(limits.max_storage_buffers_per_shader_stage, 8);
     assert!(!small.report().immediates, "they have no immediates");
-    every_operator(&small, DType::F16)
-}
-
-/// Bindings of 1 MiB and 64 workgroups in a dimension. One device for all tests: pipelines take long to build.
-fn small(gpu: &Gpu) -> Result<Gpu, Failed> {
-    static SMALL: Mutex<Option<Gpu>> = Mutex::new(None);
-    let mut small = SMALL.lock()?;
-    if let Some(small) = &*small {
-        return Ok(small.clone());
-    }
-    let made = adopted(gpu, |limits| {
-        limits.max_storage_buffer_binding_size = 1 << 20;
-        limits.max_compute_workgroups_per_dimension = 64;
-        limits.max_compute_workgroup_storage_size = 16_384;
-        limits.max_compute_invocations_per_workgroup = 256;
-    })?;
-    Ok(small.insert(made).clone())
+    every_operator(&small, DType::F16, extent)
 }
 
 /// Two for packed types: as many bytes.
@@ -116,7 +105,7 @@ fn products_past_a_mebibyte(dtype: DType) -> Vec<Problem> {
 }
 
 fn past_a_mebibyte(gpu: &Gpu, dtype: DType, problems: &[Problem]) -> Outcome {
-    let small = small(gpu)?;
+    let small = device::small(gpu)?;
     for (i, problem) in problems.iter().enumerate() {
         // Offsets that are no multiple of any device's alignment.
         let problem = problem.clone().at(if i % 2 == 0 { 0 } else { 12 });
@@ -157,36 +146,26 @@ const IN_QUADS: [(&[usize], Axis); 5] = [
 
 /// Bindings of 8 KiB at multiples of 256 bytes, and 27 workgroups a dispatch: windows everywhere, for tensors of every
 /// rank.
-fn tiny(gpu: &Gpu) -> Outcome {
-    let tiny = adopted(gpu, |limits| {
-        limits.min_storage_buffer_offset_alignment = 256;
-        limits.max_storage_buffer_binding_size = 8 << 10;
-        limits.max_compute_workgroups_per_dimension = 3;
-    })?;
+fn tiny(gpu: &Gpu, extent: Extent) -> Outcome {
+    let tiny = device::tiny(gpu)?;
     for dtype in [DType::F32, DType::Bf16] {
-        for (i, (shape, axis)) in SHAPES.into_iter().enumerate() {
-            for op in Op::OF_TENSORS {
-                Problem::new(op, shape, axis, 0, dtype).at(36 * i as u64).run(&tiny)?;
-            }
+        let with_ops = |(shape, axis)| Op::OF_TENSORS.map(move |op| (shape, axis, op));
+        for (i, (shape, axis, op)) in extent.of(SHAPES.into_iter().flat_map(with_ops).enumerate(), 3) {
+            Problem::new(op, shape, axis, 0, dtype).at(36 * (i / 5) as u64).run(&tiny)?;
         }
         either(&tiny, |tiny| {
-            for (shape, axis) in IN_QUADS {
-                for op in Op::OF_TENSORS {
-                    Problem::new(op, shape, axis, 0, dtype).run(tiny)?;
-                }
+            for (shape, axis, op) in extent.of(IN_QUADS.into_iter().flat_map(with_ops), 3) {
+                Problem::new(op, shape, axis, 0, dtype).run(tiny)?;
             }
             Ok(())
         })?;
-        for (i, (batch, outs, ins)) in
-            [(1, 4_001, 1), (3, 1, 4_001), (301, 3, 5), (67, 63, 65), (5, 333, 17), (130, 1, 33)]
-                .into_iter()
-                .enumerate()
-        {
+        let sizes = [(67, 63, 65), (3, 1, 4_001), (301, 3, 5), (1, 4_001, 1), (5, 333, 17), (130, 1, 33)];
+        for (i, (batch, outs, ins)) in extent.of(sizes.into_iter().enumerate(), 4) {
             for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
                 let ops = match (axis, dtype) {
-                    (Axis::Kept(0), DType::F32) => &Op::PRODUCTS[..],
-                    (Axis::Kept(0), _) => &[Op::LinearNorms, Op::LinearSplit],
-                    (_, DType::F32) => &[Op::LinearNorms],
+                    (Axis::Kept(0), DType::F32) => extent.choose(&Op::PRODUCTS[..], &[Op::LinearNorms, Op::LinearSplit]),
+                    (Axis::Kept(0), _) => &[Op::LinearNorms, Op::LinearSplit][extent.choose(0, 1)..],
+                    (_, DType::F32) if extent == Extent::All || i == 0 => &[Op::LinearNorms],
                     _ => &[],
                 };
                 for &op in ops {

@@ -4,7 +4,7 @@ use weightnorm::{Activation, Axis, DType, Eps, Gpu, LinearOptions, Tensor, Tile,
 use crate::common::{activated_bound, compare, dot_bound, norm_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random};
 use crate::norms::simple;
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 const F32: [DType; 3] = [DType::F32; 3];
 pub const OUT: Option<Axis> = Some(Axis::Kept(0));
@@ -36,15 +36,12 @@ pub fn register(suite: &mut Suite) {
     suite.test("linear_a_million_rows", Needs::Nothing, |gpu| Case::new([1_000_000, 3, 2]).check(gpu));
     suite.test("linear_axes_and_ends", Needs::Nothing, axes_and_ends);
     suite.test("linear_dispatch_count", Needs::Nothing, dispatch_count);
-    // Each pair of types of two tensors; every mix of three takes a pipeline of its own, which some drivers build for
-    // seconds.
-    suite.test("linear_pairs_of_dtypes", Needs::Nothing, |gpu| mixes(gpu, |mix| mix % 3 == 0));
-    suite.test("linear_every_mix_of_dtypes", Needs::Time, |gpu| mixes(gpu, |_| true));
+    suite.sampled("linear_mixes_of_dtypes", mixes);
     suite.test("linear_packed_rows_share_words", Needs::Nothing, packed_rows_share_words);
-    suite.test("linear_every_tile_and_split", Needs::Nothing, tiles_and_splits);
-    suite.test("linear_every_tile_in_quads", Needs::Nothing, tiles_in_quads);
+    suite.sampled("linear_every_tile_and_split", tiles_and_splits);
+    suite.sampled("linear_every_tile_in_quads", tiles_in_quads);
     suite.test("linear_few_rows", Needs::Nothing, few_rows);
-    suite.test("linear_longest_loops", Needs::Nothing, longest_loops);
+    suite.sampled("linear_longest_loops", longest_loops);
     suite.test("linear_long_rows", Needs::Nothing, long_rows);
     suite.test("linear_activations", Needs::Nothing, activations);
     suite.test("linear_ranks_of_x", Needs::Nothing, |gpu| {
@@ -250,9 +247,9 @@ impl Case {
     }
 }
 
-fn mixes(gpu: &Gpu, wanted: fn(usize) -> bool) -> Outcome {
-    let indices = (0..27).map(|i| [i / 9, i / 3 % 3, i % 3]).filter(|mix| wanted(mix.iter().sum()));
-    all(indices, |mix| Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu))
+fn mixes(gpu: &Gpu, extent: Extent) -> Outcome {
+    let all_mixes = (0..27).map(|i| [i / 9, i / 3 % 3, i % 3]).collect();
+    all(extent.choose(all_mixes, vec![[0, 1, 2], [1, 2, 0], [2, 0, 1]]), |mix| Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu))
 }
 
 fn axes_and_ends(gpu: &Gpu) -> Outcome {
@@ -319,11 +316,15 @@ fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn tiles_and_splits(gpu: &Gpu) -> Outcome {
+fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
-    for tile in Tile::all_on(gpu) {
-        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]] {
+    for (i, tile) in Tile::all_on(gpu).enumerate() {
+        // The others in `tiles_in_quads`.
+        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || i % 2 == 0) {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
+        }
+        if extent == Extent::Few && ![Tile::Medium, Tile::Stream8, Tile::Lanes8].contains(&tile) {
+            continue;
         }
         for split_length in [1, 48, 500] {
             cases.push(Case { tile: Some(tile), split_length: Some(split_length), ..Case::new([67, 70, 259]) });
@@ -333,7 +334,7 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
     if Tile::Huge.runs_on(gpu) {
         cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 130, 50]) });
     }
-    for axis in [IN, WHOLE, PLAIN] {
+    for axis in extent.of([IN, WHOLE, PLAIN], 3) {
         for split_length in [16, 48] {
             let tile = Some(Tile::Stream8);
             cases.push(Case { tile, axis, split_length: Some(split_length), ..Case::new([33, 34, 131]) });
@@ -344,10 +345,11 @@ fn tiles_and_splits(gpu: &Gpu) -> Outcome {
 
 /// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths that are
 /// multiples of eight and that are not.
-fn tiles_in_quads(gpu: &Gpu) -> Outcome {
+fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
-    let mut cases: Vec<_> = Tile::all_on(gpu).map(|tile| case(tile, [67, 68, 80])).collect();
-    for tile in [Tile::Large, Tile::Stream4, Tile::Lanes32, Tile::Lanes4] {
+    let tiles = Tile::all_on(gpu).skip(extent.choose(0, 1));
+    let mut cases: Vec<_> = extent.of(tiles, 2).into_iter().map(|tile| case(tile, [67, 68, 80])).collect();
+    for tile in extent.of([Tile::Large, Tile::Stream4, Tile::Lanes32, Tile::Lanes4], 2) {
         cases.push(case(tile, [3, 36, 44]));
         cases.push(Case { dtypes: [DType::F16; 3], ..case(tile, [5, 36, 44]) });
         cases.push(Case { split_length: Some(16), ..case(tile, [5, 36, 44]) });
@@ -383,17 +385,17 @@ fn few_rows(gpu: &Gpu) -> Outcome {
 /// in_features at the very end of what one invocation may loop over, whole tiles, and values so large (or so small)
 /// that every sum has to be formed again: no loop may be cut short. lavapipe stops an invocation after 65,535
 /// iterations and says nothing.
-fn longest_loops(gpu: &Gpu) -> Outcome {
+fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut sizes = vec![
-        (Tile::Huge, 128, 8),
-        (Tile::Large, 64, 64),
         (Tile::Medium, 32, 32),
+        (Tile::Large, 64, 64),
         (Tile::Tall, 128, 8),
         (Tile::Stream8, 8, 8),
+        (Tile::Huge, 128, 8),
     ];
     sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes8, 8, 32), (Tile::Lanes1, 1, 32)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
-    all(sizes, |&(tile, batch, outs)| {
+    all(extent.of(sizes, 3), |&(tile, batch, outs)| {
         let ins = tile.max_length(gpu) as usize;
         let base = Case {
             tile: Some(tile),

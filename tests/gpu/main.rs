@@ -60,6 +60,28 @@ enum Needs {
     NotGlAndTime,
 }
 
+/// Which cases of a test run: each kind of kernel, tile, storage type, axis and end takes a pipeline of its own, which drivers
+/// build for a second.
+#[derive(Clone, Copy, PartialEq)]
+enum Extent {
+    /// Each value of each of them somewhere.
+    Few,
+    /// Every combination: minutes, behind `--ignored`.
+    All,
+}
+
+impl Extent {
+    /// All cases, or every `step`-th.
+    fn of<T>(self, cases: impl IntoIterator<Item = T>, step: usize) -> Vec<T> {
+        cases.into_iter().step_by(if self == Extent::All { 1 } else { step }).collect()
+    }
+
+    /// The one for all cases, or the one for few.
+    fn choose<T>(self, all: T, few: T) -> T {
+        if self == Extent::All { all } else { few }
+    }
+}
+
 /// Collects tests that share one device.
 struct Suite {
     gpu: Option<Gpu>,
@@ -79,11 +101,18 @@ impl Suite {
             }
             Some(gpu) => {
                 let own_name = name.to_owned();
-                Trial::test(name, move || test(&gpu).inspect_err(|e| shown(&own_name, e)))
+                let timed = move || Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e)));
+                Trial::test(name, timed)
                     .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
             }
         };
         self.trials.push(trial);
+    }
+
+    /// A test of combinations: a few, and as `NAME_in_full` all of them.
+    fn sampled(&mut self, name: &str, test: fn(&Gpu, Extent) -> Outcome) {
+        self.test(name, Needs::Nothing, move |gpu| test(gpu, Extent::Few));
+        self.test(&format!("{name}_in_full"), Needs::Time, move |gpu| test(gpu, Extent::All));
     }
 
     /// A test that may find out that the driver lacks something, and then is ignored with the reason.
@@ -91,7 +120,7 @@ impl Suite {
         let (gpu, own_name) = (self.gpu.clone(), name.to_owned());
         self.trials.push(Trial::ignorable_test(name, move || match gpu {
             None => Ok(Completion::ignored_with("no GPU")),
-            Some(gpu) => test(&gpu).inspect_err(|e| shown(&own_name, e)),
+            Some(gpu) => Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e))),
         }));
     }
 }
@@ -101,10 +130,43 @@ fn shown(name: &str, why: &Failed) {
     eprintln!("{name} failed: {}", why.message().unwrap_or_default());
 }
 
+/// Processor time, and pipelines of the devices that tests share.
+struct Spent {
+    seconds: f64,
+    pipelines: usize,
+}
+
+impl Spent {
+    fn so_far(gpu: &Gpu) -> Spent {
+        // Of all threads, in hundredths of a second: the 14th and 15th number, of which the name in parentheses is the 2nd.
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
+        Spent { seconds: ticks / 100.0, pipelines: gpu.pipeline_count() + device::pipeline_count() }
+    }
+
+    /// `WEIGHTNORM_TEST_TIMES=1`, with `--test-threads=1`, shows which tests take how much: nearly all is drivers building
+    /// pipelines.
+    fn during<T>(name: &str, gpu: &Gpu, test: impl FnOnce() -> T) -> T {
+        if !is_set("WEIGHTNORM_TEST_TIMES") {
+            return test();
+        }
+        let before = Spent::so_far(gpu);
+        let result = test();
+        let after = Spent::so_far(gpu);
+        let (seconds, pipelines) = (after.seconds - before.seconds, after.pipelines - before.pipelines);
+        eprintln!("time: {seconds:6.2} s, {pipelines:3} pipelines, {name}");
+        result
+    }
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|v| v == "1")
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    let set = |name| std::env::var(name).is_ok_and(|v| v == "1");
-    let parameters = match (set("WEIGHTNORM_REVERSED"), set("WEIGHTNORM_NO_IMMEDIATES")) {
+    let parameters = match (is_set("WEIGHTNORM_REVERSED"), is_set("WEIGHTNORM_NO_IMMEDIATES")) {
         (true, _) => Parameters::Reversed,
         (_, true) => Parameters::Uniform,
         _ => Parameters::Auto,
@@ -119,7 +181,7 @@ fn main() -> ExitCode {
             }
             Some(gpu)
         }
-        Err(error @ Error::NoAdapter { .. }) if !set("WEIGHTNORM_REQUIRE_GPU") => {
+        Err(error @ Error::NoAdapter { .. }) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
             println!("skipping every GPU test: {error}");
             None
         }
@@ -155,5 +217,7 @@ fn main() -> ExitCode {
     tune::register(&mut suite);
     checkpoint::register(&mut suite);
     cli::register(&mut suite);
-    libtest_mimic::run(&arguments, suite.trials).exit_code()
+    let code = libtest_mimic::run(&arguments, suite.trials).exit_code();
+    device::forget();
+    code
 }

@@ -6,15 +6,15 @@ use crate::data::{
     DTYPES, Guarded, POLICIES, all, axes, either, gains, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
-use crate::norms::{LARGE, LONG, QUADS, SHAPES, simple};
+use crate::norms::{LARGE, LONG, SHAPES, simple, some_quads};
 use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("normalize_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
     });
-    suite.test("normalize_quads_on_either_device", Needs::Nothing, |gpu| {
-        either(gpu, |gpu| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
+    suite.sampled("normalize_quads_on_either_device", |gpu, extent| {
+        either(gpu, |gpu| all(some_quads(extent), |(shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes)))
     });
     suite.test("normalize_large_tensors", Needs::Nothing, |gpu| all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3])));
     suite.test("normalize_long_rows", Needs::Nothing, |gpu| {
@@ -87,7 +87,11 @@ impl Case<'_> {
 }
 
 fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
-    for (dtype, v) in DTYPES.map(|dtype| (dtype, random(2, shape.iter().product(), dtype))) {
+    sweep_of(gpu, shape, policies, &DTYPES)
+}
+
+fn sweep_of(gpu: &Gpu, shape: &[usize], policies: &[Eps], dtypes: &[DType]) -> Outcome {
+    for (dtype, v) in dtypes.iter().map(|&dtype| (dtype, random(2, shape.iter().product(), dtype))) {
         all(axes(shape).flat_map(|axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
             let g = gains(3, norm_count(shape, axis));
             let g = (eps != POLICIES[1]).then_some(&*g);

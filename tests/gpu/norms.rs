@@ -6,14 +6,14 @@ use crate::data::{
     DTYPES, Guarded, OFFSETS, POLICIES, all, axes, either, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("row_norms_of_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
         all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
     });
-    suite.test("row_norms_of_quads_on_either_device", Needs::Nothing, |gpu| {
-        either(gpu, |gpu| all(QUADS, |shape| sweep(gpu, shape, &POLICIES[2..3])))
+    suite.sampled("row_norms_of_quads_on_either_device", |gpu, extent| {
+        either(gpu, |gpu| all(some_quads(extent), |(shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes)))
     });
     suite.test("row_norms_of_large_tensors", Needs::Nothing, |gpu| {
         all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3]))
@@ -120,8 +120,19 @@ pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, ep
     })
 }
 
+/// Shapes that are read in quads, and storage types to try each in: all, or of every other shape one.
+pub fn some_quads(extent: Extent) -> Vec<(&'static [usize], &'static [DType])> {
+    let one = |i: usize| &DTYPES[i / 2 % 3..][..1];
+    let shapes = QUADS.iter().enumerate().map(|(i, &shape)| (shape, extent.choose(&DTYPES[..], one(i))));
+    extent.of(shapes, 2)
+}
+
 fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
-    for (dtype, v) in DTYPES.map(|dtype| (dtype, random(1, shape.iter().product(), dtype))) {
+    sweep_of(gpu, shape, policies, &DTYPES)
+}
+
+fn sweep_of(gpu: &Gpu, shape: &[usize], policies: &[Eps], dtypes: &[DType]) -> Outcome {
+    for (dtype, v) in dtypes.iter().map(|&dtype| (dtype, random(1, shape.iter().product(), dtype))) {
         all(axes(shape).flat_map(|axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
             check(gpu, &v, shape, dtype, axis, eps, norm_chain(norm_length(shape, axis)))
         })

@@ -5,8 +5,8 @@ use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdS
 
 use crate::common::{compare, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, POLICIES, all, must_fail, norm_chain, random, rounded, upload};
-use crate::device::{recorded, refused, small, tiny};
-use crate::{Needs, Outcome, Suite};
+use crate::device::{of_kind, recorded, refused, small, tiny};
+use crate::{Extent, Needs, Outcome, Suite};
 
 const STEPS: u64 = 50;
 
@@ -14,14 +14,15 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("optimizer::{name}"), Needs::Nothing, test);
     };
-    test("steps", steps);
-    test("projection", projection);
     test("windows", windows);
     test("fifty_steps_in_a_row", fifty_steps_in_a_row);
     test("repeat", repeat);
     test("range", range);
     test("non_finite", non_finite);
     test("errors", errors);
+    let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("optimizer::{name}"), test);
+    sampled("steps", steps);
+    sampled("projection", projection);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -284,8 +285,8 @@ impl Case {
 }
 
 /// One dispatch each, or none for nothing.
-fn steps(gpu: &Gpu) -> Outcome {
-    all(cases(), |case| {
+fn steps(gpu: &Gpu, extent: Extent) -> Outcome {
+    all(extent.of(cases(), 4), |case| {
         let count = case.run(gpu, STEPS)?;
         let expected = u64::from(case.len() + case.gains > 0);
         if count == expected { Ok(()) } else { Err(format!("{count} dispatches, expected {expected}").into()) }
@@ -356,10 +357,10 @@ fn projections() -> Vec<(Case, bool)> {
 
 /// Steps with a projection: one dispatch, and those of `normalize_in_place` where the rows are not contiguous, share
 /// words or are long.
-fn projection(gpu: &Gpu) -> Outcome {
+fn projection(gpu: &Gpu, extent: Extent) -> Outcome {
     let project = Some((Axis::Kept(0), Eps::default()));
     let long = Case { project, ..Case::new(methods()[4], &[2, 16_385], DType::F32) };
-    let mut cases = projections();
+    let mut cases = extent.of(projections(), 5);
     cases.push((Case { shape: vec![2, 16_384], offset: 4, ..long.clone() }, true));
     cases.push((long, false));
     cases.extend(DTYPES.map(|dtype| (Case { project, ..Case::new(methods()[4], &[37, 64], dtype) }, true)));
@@ -374,7 +375,7 @@ fn projection(gpu: &Gpu) -> Outcome {
     // Dispatches of their own on a software driver.
     let large = Case { project, ..Case::new(methods()[4], &[260, 64], DType::F32) };
     for (kind, at_once) in [(Kind::Gpu, true), (Kind::Software, false)] {
-        check(&gpu.as_kind(kind)?, &large, at_once)?;
+        check(&of_kind(gpu, kind)?, &large, at_once)?;
     }
     all(cases, |(case, at_once)| check(gpu, case, *at_once))
 }
