@@ -6,15 +6,15 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::choose::Traits;
+use crate::arguments::{Arguments, expect_per_norm, expect_shape};
+use crate::binding::{Span, View};
+use crate::choose::{Traits, lanes_for};
 use crate::contract::{Layout, norms_shape};
-use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, MAX_ITERATIONS};
-use crate::norms::{lanes_for, windows};
-use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_per_norm, expect_shape};
+use crate::kernel::{Access, Constants, Kernel, params};
+use crate::memory::Scratch;
+use crate::record::Dispatch;
 use crate::source::Module;
+use crate::windows::{GL_WORK, MAX_ITERATIONS, windows};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Work, Write};
 
 const WORDS: Module = Module::new("weight/set");
@@ -326,12 +326,12 @@ impl Recorder<'_, '_> {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    first: u32,
-    has_gain: u32,
+params! {
+    struct Params {
+        count: u32,
+        first: u32,
+        has_gain: u32,
+    }
 }
 
 const ITEM_BYTES: u64 = 64;
@@ -386,10 +386,10 @@ impl Kind {
 
     fn kernel(self) -> &'static Kernel {
         match self {
-            Kind::Rows => &kernel::SET_ROWS,
-            Kind::Columns => &kernel::SET_COLUMNS,
-            Kind::Finish => &kernel::SET_FINISH,
-            Kind::Rescale => &kernel::SET_RESCALE,
+            Kind::Rows => &SET_ROWS,
+            Kind::Columns => &SET_COLUMNS,
+            Kind::Finish => &SET_FINISH,
+            Kind::Rescale => &SET_RESCALE,
         }
     }
 
@@ -1020,3 +1020,42 @@ struct Partial {
 fn fits(sums: u64) -> bool {
     sums.div_ceil(THREADS) <= MAX_ITERATIONS / 2
 }
+
+pub(crate) static KERNELS: [&Kernel; 4] = [&SET_ROWS, &SET_COLUMNS, &SET_FINISH, &SET_RESCALE];
+
+static SET_ROWS: Kernel = Kernel {
+    entry: "set_rows",
+    file: "weight/set",
+    bindings: &[
+        (0, Access::Read),
+        (1, Access::Read),
+        (2, Access::Read),
+        (3, Access::Read),
+        (4, Access::Write),
+        (5, Access::Write),
+        (6, Access::Write),
+    ],
+    threads: Some(THREADS),
+    params: Params::FIELDS,
+};
+static SET_COLUMNS: Kernel = Kernel {
+    entry: "set_columns",
+    file: "weight/set",
+    bindings: &[(0, Access::Read), (1, Access::Read), (2, Access::Read), (4, Access::Write)],
+    threads: Some(THREADS),
+    params: Params::FIELDS,
+};
+static SET_FINISH: Kernel = Kernel {
+    entry: "set_finish",
+    file: "weight/set",
+    bindings: &[(0, Access::Read), (3, Access::Read), (4, Access::Write), (5, Access::Write), (6, Access::Write)],
+    threads: Some(THREADS),
+    params: Params::FIELDS,
+};
+static SET_RESCALE: Kernel = Kernel {
+    entry: "set_rescale",
+    file: "weight/set",
+    bindings: &[(0, Access::Read), (1, Access::Read), (2, Access::Read), (5, Access::Read), (7, Access::Write)],
+    threads: Some(THREADS),
+    params: Params::FIELDS,
+};
