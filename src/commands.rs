@@ -35,7 +35,7 @@ impl Commands {
         if gpu.is_gl() && self.work >= GL_WORK {
             self.work = 0;
             let full = std::mem::replace(&mut self.encoder, new_encoder(gpu));
-            gpu.guarded("a submission", 0, || gpu.queue().submit([full.finish()]))?;
+            gpu.scoped("a submission", 0, || gpu.queue().submit([full.finish()]))?;
             let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
         }
         Ok(())
@@ -47,7 +47,7 @@ impl Commands {
 
     /// What is left.
     pub fn submit(self, gpu: &Gpu) -> Result<(), Error> {
-        gpu.guarded("a submission", 0, || gpu.queue().submit([self.encoder.finish()]))?;
+        gpu.scoped("a submission", 0, || gpu.queue().submit([self.encoder.finish()]))?;
         Ok(())
     }
 }

@@ -42,13 +42,13 @@ struct Inner {
     roof: OnceLock<Roof>,
     scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
-    nothing_read: wgpu::Buffer,
-    nothing_written: wgpu::Buffer,
+    placeholder_read: wgpu::Buffer,
+    placeholder_written: wgpu::Buffer,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
-const NOTHING_SIZE: u64 = 32;
-const NOTHING_STRIDE: u64 = 256;
+const PLACEHOLDER_SIZE: u64 = 32;
+const PLACEHOLDER_STRIDE: u64 = 256;
 
 impl Gpu {
     /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
@@ -131,7 +131,7 @@ impl Gpu {
         let gpu = Gpu::assemble(Owner::of(device), queue, options)?;
         #[cfg(not(target_arch = "wasm32"))]
         {
-            let (owner, mine) = (&gpu.inner.owner, &gpu.inner.nothing_read);
+            let (owner, mine) = (&gpu.inner.owner, &gpu.inner.placeholder_read);
             owner.expect_queue("from_wgpu", gpu.queue(), mine)?;
             gpu.inner.pipelines.cache().map_or(Ok(()), |cache| owner.expect_cache("from_wgpu", cache))?;
         }
@@ -144,8 +144,8 @@ impl Gpu {
         let cooperative_lanes = options.cooperative_lanes.unwrap_or(device.adapter_info().subgroup_min_size);
         let cooperative = needs::cooperative_sides(device, &options, cooperative_lanes);
         let scopes = Scopes::default();
-        let nothing = |label| {
-            let (usage, size) = (wgpu::BufferUsages::STORAGE, NOTHING_STRIDE * kernel::MAX_BINDINGS);
+        let placeholder = |label| {
+            let (usage, size) = (wgpu::BufferUsages::STORAGE, PLACEHOLDER_STRIDE * kernel::MAX_BINDINGS);
             let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
             scopes.create_buffer(device, "a placeholder", &descriptor)
         };
@@ -164,8 +164,8 @@ impl Gpu {
             pipelines: Pipelines::new(options.pipeline_cache),
             roof: OnceLock::new(),
             scratch: Mutex::default(),
-            nothing_read: nothing("weightnorm.nothing_read")?,
-            nothing_written: nothing("weightnorm.nothing_written")?,
+            placeholder_read: placeholder("weightnorm.placeholder_read")?,
+            placeholder_written: placeholder("weightnorm.placeholder_written")?,
             scopes,
             queue,
             owner,
@@ -176,7 +176,7 @@ impl Gpu {
     }
 
     /// Another one on the same device, with pipelines and scratch memory of its own, which go when it is dropped.
-    pub(crate) fn apart(&self) -> Result<Gpu, Error> {
+    pub(crate) fn with_own_caches(&self) -> Result<Gpu, Error> {
         self.as_kind(self.inner.traits.kind)
     }
 
@@ -272,7 +272,7 @@ impl Gpu {
     /// Refuses a buffer of another device.
     pub(crate) fn expect_buffer(&self, op: &'static str, buffer: &wgpu::Buffer) -> Result<(), Error> {
         #[cfg(not(target_arch = "wasm32"))]
-        self.inner.owner.expect_buffer(op, buffer, &self.inner.nothing_read)?;
+        self.inner.owner.expect_buffer(op, buffer, &self.inner.placeholder_read)?;
         #[cfg(target_arch = "wasm32")]
         let _ = (op, buffer);
         Ok(())
@@ -321,13 +321,13 @@ impl Gpu {
 
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse
     /// two writable bindings of the same bytes.
-    pub(crate) fn nothing(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
+    pub(crate) fn placeholder(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
         let buffer = match access {
-            kernel::Access::Read => &self.inner.nothing_read,
-            kernel::Access::Write => &self.inner.nothing_written,
+            kernel::Access::Read => &self.inner.placeholder_read,
+            kernel::Access::Write => &self.inner.placeholder_written,
         };
-        let offset = u64::from(binding) * NOTHING_STRIDE;
-        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(NOTHING_SIZE) }
+        let offset = u64::from(binding) * PLACEHOLDER_STRIDE;
+        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(PLACEHOLDER_SIZE) }
     }
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {

@@ -62,6 +62,21 @@ macro_rules! params {
 }
 pub(crate) use params;
 
+/// Declares kernels, and `KERNELS`, the list of them: file and entry point, [`Kernel::threads`], parameters, bindings.
+macro_rules! kernels {
+    ($($name:ident = $file:literal $entry:literal, $threads:expr, $params:ident, [$($binding:literal $access:ident),*];)*) => {
+        $(pub(crate) static $name: $crate::kernel::Kernel = $crate::kernel::Kernel {
+            entry: $entry,
+            file: $file,
+            bindings: &[$(($binding, $crate::kernel::Access::$access)),*],
+            threads: $threads,
+            params: $params::FIELDS,
+        };)*
+        pub(crate) static KERNELS: &[&$crate::kernel::Kernel] = &[$(&$name),*];
+    };
+}
+pub(crate) use kernels;
+
 pub(crate) type Constants = Vec<(&'static str, u32)>;
 
 /// What identifies a pipeline: the kernel by its entry point, the module, the override constants.
@@ -123,7 +138,7 @@ impl Pipelines {
             return Ok(pipeline.clone());
         }
         let &Build { device, scopes, parameters } = on;
-        let made = scopes.guarded(device, "a pipeline", 0, || {
+        let made = scopes.scoped(device, "a pipeline", 0, || {
             let shader = self.module(device, parameters, module);
             let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
             let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };

@@ -3,8 +3,7 @@ use crate::arguments::{Arguments, expect_gain, expect_per_norm, expect_shape};
 use crate::binding::{View, bind, offsets};
 use crate::choose::{self, HeldRows, Pieces};
 use crate::contract::{Layout, norms_shape, stored_as};
-use crate::kernel::Access::{Read, Write};
-use crate::kernel::{Constants, Kernel, params};
+use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::memory::Scratch;
 use crate::norms::{Form, Job};
 use crate::record::Dispatch;
@@ -572,62 +571,16 @@ const THREADS: u64 = 64;
 /// Elements of one workgroup of `normalize.wgsl`: four an invocation.
 const GROUP: u64 = 256;
 
-pub(crate) static KERNELS: [&Kernel; 7] = [
-    &NORMALIZE,
-    &NORMALIZE_IN_PLACE,
-    &NORMALIZE_BACKWARD,
-    &NORMALIZE_QUADS,
-    &NORMALIZE_QUADS_IN_PLACE,
-    &NORMALIZE_QUADS_BACKWARD,
-    &NORMALIZE_ROWS,
-];
-
-static NORMALIZE: Kernel = Kernel {
-    entry: "normalize",
-    file: "weight/normalize",
-    bindings: &[(0, Read), (1, Read), (2, Write)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static NORMALIZE_IN_PLACE: Kernel = Kernel {
-    entry: "normalize_in_place",
-    file: "weight/normalize",
-    bindings: &[(1, Read), (2, Write)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static NORMALIZE_BACKWARD: Kernel = Kernel {
-    entry: "normalize_backward",
-    file: "weight/normalize",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static NORMALIZE_QUADS: Kernel = Kernel {
-    entry: "normalize_quads",
-    file: "weight/normalize_quads",
-    bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
-    threads: Some(THREADS),
-    params: QuadParams::FIELDS,
-};
-static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
-    entry: "normalize_quads_in_place",
-    file: "weight/normalize_quads",
-    bindings: &[(1, Read), (2, Write), (4, Read)],
-    threads: Some(THREADS),
-    params: QuadParams::FIELDS,
-};
-static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
-    entry: "normalize_quads_backward",
-    file: "weight/normalize_quads",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read), (4, Read)],
-    threads: Some(THREADS),
-    params: QuadParams::FIELDS,
-};
-static NORMALIZE_ROWS: Kernel = Kernel {
-    entry: "normalize_rows",
-    file: "weight/normalize_rows",
-    bindings: &[(0, Read), (1, Read), (2, Write)],
-    threads: None,
-    params: RowParams::FIELDS,
-};
+kernels! {
+    NORMALIZE = "weight/normalize" "normalize", Some(THREADS), Params, [0 Read, 1 Read, 2 Write];
+    NORMALIZE_IN_PLACE = "weight/normalize" "normalize_in_place", Some(THREADS), Params, [1 Read, 2 Write];
+    NORMALIZE_BACKWARD = "weight/normalize" "normalize_backward", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Write, 3 Read];
+    NORMALIZE_QUADS = "weight/normalize_quads" "normalize_quads", Some(THREADS), QuadParams,
+        [0 Read, 1 Read, 2 Write, 4 Read];
+    NORMALIZE_QUADS_IN_PLACE = "weight/normalize_quads" "normalize_quads_in_place", Some(THREADS), QuadParams,
+        [1 Read, 2 Write, 4 Read];
+    NORMALIZE_QUADS_BACKWARD = "weight/normalize_quads" "normalize_quads_backward", Some(THREADS), QuadParams,
+        [0 Read, 1 Read, 2 Write, 3 Read, 4 Read];
+    NORMALIZE_ROWS = "weight/normalize_rows" "normalize_rows", None, RowParams, [0 Read, 1 Read, 2 Write];
+}

@@ -5,8 +5,7 @@ use crate::arguments::{Arguments, expect_per_norm};
 use crate::binding::{Bound, View, bind, offsets};
 use crate::choose::{self, ColumnQuads};
 use crate::contract::{Layout, norms_shape, stored_as};
-use crate::kernel::Access::{Read, Write};
-use crate::kernel::{Constants, Kernel, params};
+use crate::kernel::{Constants, kernels, params};
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
@@ -557,33 +556,10 @@ impl Columns {
     }
 }
 
-pub(crate) static KERNELS: [&Kernel; 4] = [&ROW_SUMS, &COLUMN_SUMS, &FINISH_SUMS, &KNOWN_NORMS];
-
-static ROW_SUMS: Kernel = Kernel {
-    entry: "row_sums",
-    file: "weight/norms",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static COLUMN_SUMS: Kernel = Kernel {
-    entry: "column_sums",
-    file: "weight/norms",
-    bindings: &[(0, Read), (2, Write), (5, Read)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static FINISH_SUMS: Kernel = Kernel {
-    entry: "finish_sums",
-    file: "weight/norms",
-    bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static KNOWN_NORMS: Kernel = Kernel {
-    entry: "known_norms",
-    file: "weight/norms",
-    bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
+kernels! {
+    ROW_SUMS = "weight/norms" "row_sums", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Read];
+    COLUMN_SUMS = "weight/norms" "column_sums", Some(THREADS), Params, [0 Read, 2 Write, 5 Read];
+    FINISH_SUMS = "weight/norms" "finish_sums", Some(THREADS), Params, [1 Read, 2 Write, 3 Write, 4 Write, 6 Read];
+    KNOWN_NORMS = "weight/norms" "known_norms", Some(THREADS), Params, [1 Read, 3 Write, 4 Write, 6 Read];
+}

@@ -73,7 +73,7 @@ impl<'p, 'e> Recorder<'p, 'e> {
         let params = bytemuck::bytes_of(params);
         debug_assert!(params.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
         let pipeline = gpu.pipeline(kernel, *module, constants)?;
-        let bind_group = gpu.guarded("a bind group", 0, || {
+        let bind_group = gpu.scoped("a bind group", 0, || {
             let uniform = if gpu.immediates() { Ok(None) } else { uniform_buffer(gpu, params).map(Some) };
             uniform.map(|uniform| {
                 let mut entries: Vec<_> = zip_bindings(gpu, kernel, buffers);
@@ -175,7 +175,7 @@ fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>
         binding,
         resource: wgpu::BindingResource::Buffer(match span {
             Some(span) => span.binding(),
-            None => gpu.nothing(access, binding),
+            None => gpu.placeholder(access, binding),
         }),
     };
     zipped.map(entry).collect()

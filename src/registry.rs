@@ -17,15 +17,15 @@ pub fn modules() -> Vec<Module> {
 
 /// Every kernel.
 pub fn kernels() -> Vec<&'static Kernel> {
-    let lists: [&[&Kernel]; 8] = [
-        &norms::KERNELS,
-        &normalize::KERNELS,
-        &set::KERNELS,
-        &linear::epilogue::KERNELS,
-        &gradient::epilogue::KERNELS,
-        &batch::statistics::KERNELS,
-        &optimizer::step::KERNELS,
-        &profile::probe::KERNELS,
-    ];
-    lists.concat()
+    [
+        norms::KERNELS,
+        normalize::KERNELS,
+        set::KERNELS,
+        linear::epilogue::KERNELS,
+        gradient::epilogue::KERNELS,
+        batch::statistics::KERNELS,
+        optimizer::step::KERNELS,
+        profile::probe::KERNELS,
+    ]
+    .concat()
 }

@@ -10,7 +10,7 @@ use crate::arguments::{Arguments, expect_per_norm, expect_shape};
 use crate::binding::{Span, View};
 use crate::choose::{Traits, lanes_for};
 use crate::contract::{Layout, norms_shape};
-use crate::kernel::{Access, Constants, Kernel, params};
+use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
@@ -1021,41 +1021,10 @@ fn fits(sums: u64) -> bool {
     sums.div_ceil(THREADS) <= MAX_ITERATIONS / 2
 }
 
-pub(crate) static KERNELS: [&Kernel; 4] = [&SET_ROWS, &SET_COLUMNS, &SET_FINISH, &SET_RESCALE];
-
-static SET_ROWS: Kernel = Kernel {
-    entry: "set_rows",
-    file: "weight/set",
-    bindings: &[
-        (0, Access::Read),
-        (1, Access::Read),
-        (2, Access::Read),
-        (3, Access::Read),
-        (4, Access::Write),
-        (5, Access::Write),
-        (6, Access::Write),
-    ],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static SET_COLUMNS: Kernel = Kernel {
-    entry: "set_columns",
-    file: "weight/set",
-    bindings: &[(0, Access::Read), (1, Access::Read), (2, Access::Read), (4, Access::Write)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static SET_FINISH: Kernel = Kernel {
-    entry: "set_finish",
-    file: "weight/set",
-    bindings: &[(0, Access::Read), (3, Access::Read), (4, Access::Write), (5, Access::Write), (6, Access::Write)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
-static SET_RESCALE: Kernel = Kernel {
-    entry: "set_rescale",
-    file: "weight/set",
-    bindings: &[(0, Access::Read), (1, Access::Read), (2, Access::Read), (5, Access::Read), (7, Access::Write)],
-    threads: Some(THREADS),
-    params: Params::FIELDS,
-};
+kernels! {
+    SET_ROWS = "weight/set" "set_rows", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Read, 3 Read, 4 Write, 5 Write, 6 Write];
+    SET_COLUMNS = "weight/set" "set_columns", Some(THREADS), Params, [0 Read, 1 Read, 2 Read, 4 Write];
+    SET_FINISH = "weight/set" "set_finish", Some(THREADS), Params, [0 Read, 3 Read, 4 Write, 5 Write, 6 Write];
+    SET_RESCALE = "weight/set" "set_rescale", Some(THREADS), Params, [0 Read, 1 Read, 2 Read, 5 Read, 7 Write];
+}

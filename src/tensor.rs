@@ -181,14 +181,14 @@ impl Tensor {
         let words = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.gpu.create_buffer("readback", words, usage)?;
-        self.gpu.guarded("a readback", words, || {
+        self.gpu.scoped("a readback", words, || {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&self.buffer, self.offset, &staging, 0, words);
             queue.submit([encoder.finish()]);
         })?;
         let (sender, receiver) = oneshot::channel();
         // What fails here the callback hears too; without a scope wgpu's own handler would panic on it.
-        let started = self.gpu.guarded("a readback", words, || {
+        let started = self.gpu.scoped("a readback", words, || {
             staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         });
         if block {

@@ -95,7 +95,7 @@ impl Gpu {
         self.check()?;
         let mut choices = self.choices().clone();
         for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
-            let layer = Layer::new(self.apart()?, *shape, block)?;
+            let layer = Layer::new(self.with_own_caches()?, *shape, block)?;
             for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
                 if along_k == FORWARD || shape.training {
                     choices.set(shape.problem(along_k), layer.fastest(along_k).await?);

@@ -14,6 +14,11 @@ pub(crate) fn windows(total: u64, step: u64) -> impl Iterator<Item = (u64, u64)>
     (0..total.div_ceil(step)).map(move |i| (i * step, step.min(total - i * step)))
 }
 
+/// Whether `lanes` invocations can add up so many partial sums, plainly and then with exponents.
+pub(crate) fn can_be_added_up(sums: u64, lanes: u64) -> bool {
+    sums.div_ceil(lanes) <= MAX_ITERATIONS / 2
+}
+
 /// What one dispatch holds, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Capacities {

@@ -4,12 +4,11 @@ use bytemuck::Zeroable;
 use crate::binding::{Bound, View, offsets};
 use crate::choose::{self, ColumnQuads};
 use crate::contract::stored_as;
-use crate::kernel::Access::{Read, Write as Written};
-use crate::kernel::{Constants, Kernel, params};
+use crate::kernel::{Constants, kernels, params};
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
-use crate::windows::{MAX_ITERATIONS, windows};
+use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, Write};
 
 const WORDS: Module = Module::new("batch/words");
@@ -34,28 +33,14 @@ params! {
     }
 }
 
-pub(crate) static KERNELS: [&Kernel; 3] = [&BATCH_SUMS, &BATCH_FINISH, &SUBTRACT_MEANS];
-static BATCH_SUMS: Kernel = Kernel {
-    entry: "batch_sums",
-    file: "batch/statistics",
-    bindings: &[(0, Read), (1, Read), (2, Written), (3, Written), (4, Written), (5, Written), (6, Read), (7, Read)],
-    threads: Some(THREADS),
-    params: StatisticsParams::FIELDS,
-};
-static BATCH_FINISH: Kernel = Kernel {
-    entry: "batch_finish",
-    file: "batch/statistics",
-    bindings: &[(2, Written), (3, Written), (4, Written), (5, Written), (6, Read), (7, Read)],
-    threads: Some(THREADS),
-    params: StatisticsParams::FIELDS,
-};
-static SUBTRACT_MEANS: Kernel = Kernel {
-    entry: "subtract_means",
-    file: "batch/statistics",
-    bindings: &[(0, Read), (1, Read), (6, Read), (7, Written)],
-    threads: Some(THREADS),
-    params: StatisticsParams::FIELDS,
-};
+kernels! {
+    BATCH_SUMS = "batch/statistics" "batch_sums", Some(THREADS), StatisticsParams,
+        [0 Read, 1 Read, 2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
+    BATCH_FINISH = "batch/statistics" "batch_finish", Some(THREADS), StatisticsParams,
+        [2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
+    SUBTRACT_MEANS = "batch/statistics" "subtract_means", Some(THREADS), StatisticsParams,
+        [0 Read, 1 Read, 6 Read, 7 Write];
+}
 
 /// Invocations in a workgroup of `batch.wgsl`.
 const THREADS: u64 = 64;
@@ -386,7 +371,7 @@ impl StatisticsPlan {
         let parts_in_binding = capacities.bound(PART_BYTES);
         let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
         let quads = quads.filter(|_| column_step == columns);
-        if column_step == 0 || splits.div_ceil(cy) > MAX_ITERATIONS / 2 {
+        if column_step == 0 || !can_be_added_up(splits, cy) {
             return Err(Error::TooLarge { what: "partial sums of a batch", size: splits, limit: parts_in_binding });
         }
         let in_groups = match &quads {

@@ -1,33 +1,16 @@
 //! What becomes of the products of the backward pass: factors of norms, corrections, sums with what is there. Shader:
 //! `product/gradient.wgsl`.
 use crate::binding::{Bound, View};
-use crate::kernel::Access::{Read, Write as Written};
-use crate::kernel::{Constants, Kernel};
+use crate::kernel::{Constants, Kernel, kernels};
 use crate::product::epilogue::{Epilogue, EpilogueParts, FINISH_THREADS, ProductParams, ProductWindow, Stage};
 use crate::{DType, Gpu, Tensor, Write};
 
-pub(crate) static KERNELS: [&Kernel; 3] = [&GRADIENT, &GRADIENT_PARTIAL, &GRADIENT_FINISH];
-static GRADIENT: Kernel = Kernel {
-    entry: "gradient",
-    file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (5, Written), (6, Read)],
-    threads: None,
-    params: ProductParams::FIELDS,
-};
-static GRADIENT_PARTIAL: Kernel = Kernel {
-    entry: "gradient_partial",
-    file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (8, Written)],
-    threads: None,
-    params: ProductParams::FIELDS,
-};
-static GRADIENT_FINISH: Kernel = Kernel {
-    entry: "gradient_finish",
-    file: "product/gradient",
-    bindings: &[(2, Read), (5, Written), (6, Read), (8, Written)],
-    threads: Some(FINISH_THREADS),
-    params: ProductParams::FIELDS,
-};
+kernels! {
+    GRADIENT = "product/gradient" "gradient", None, ProductParams, [0 Read, 1 Read, 2 Read, 5 Write, 6 Read];
+    GRADIENT_PARTIAL = "product/gradient" "gradient_partial", None, ProductParams, [0 Read, 1 Read, 2 Read, 8 Write];
+    GRADIENT_FINISH = "product/gradient" "gradient_finish", Some(FINISH_THREADS), ProductParams,
+        [2 Read, 5 Write, 6 Read, 8 Write];
+}
 
 /// Which element of C belongs to which norm: END of `product/gradient.wgsl`.
 #[derive(Debug, Clone, Copy, PartialEq)]

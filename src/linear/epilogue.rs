@@ -1,33 +1,17 @@
 //! What becomes of a forward product: scales, gain, bias, activation. Shader: `product/linear.wgsl`.
 use crate::binding::{View, bind};
 use crate::contract::stored_as;
-use crate::kernel::Access::{Read, Write};
-use crate::kernel::{Constants, Kernel};
+use crate::kernel::{Constants, Kernel, kernels};
 use crate::product::epilogue::{Epilogue, EpilogueParts, FINISH_THREADS, ProductParams, ProductWindow, Stage};
 use crate::{Activation, DType, Gpu, Tensor};
 
-pub(crate) static KERNELS: [&Kernel; 3] = [&LINEAR_WHOLE, &LINEAR_PARTIAL, &LINEAR_FINISH];
-static LINEAR_WHOLE: Kernel = Kernel {
-    entry: "linear",
-    file: "product/linear",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
-    threads: None,
-    params: ProductParams::FIELDS,
-};
-static LINEAR_PARTIAL: Kernel = Kernel {
-    entry: "linear_partial",
-    file: "product/linear",
-    bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)],
-    threads: None,
-    params: ProductParams::FIELDS,
-};
-static LINEAR_FINISH: Kernel = Kernel {
-    entry: "linear_finish",
-    file: "product/linear",
-    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
-    threads: Some(FINISH_THREADS),
-    params: ProductParams::FIELDS,
-};
+kernels! {
+    LINEAR_WHOLE = "product/linear" "linear", None, ProductParams,
+        [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write];
+    LINEAR_PARTIAL = "product/linear" "linear_partial", None, ProductParams, [0 Read, 1 Read, 4 Read, 8 Write];
+    LINEAR_FINISH = "product/linear" "linear_finish", Some(FINISH_THREADS), ProductParams,
+        [2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write, 8 Write];
+}
 
 /// Where the norms of a product come from: NORM of `linear.wgsl`.
 #[derive(Clone, Copy, PartialEq)]

@@ -3,8 +3,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_shape};
 use crate::binding::{Span, View, offsets};
 use crate::choose::{self, lanes_for};
 use crate::contract::{Layout, stored_as};
-use crate::kernel::Access::{self, Read, Write};
-use crate::kernel::{Constants, Kernel, params};
+use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, windows};
@@ -35,30 +34,14 @@ params! {
     }
 }
 
-const STEP: &[(u32, Access)] =
-    &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
-pub(crate) static KERNELS: [&Kernel; 3] = [&OPTIMIZER, &OPTIMIZER_ROWS, &OPTIMIZER_QUADS];
-static OPTIMIZER: Kernel = Kernel {
-    entry: "optimizer",
-    file: "optimizer/words",
-    bindings: STEP,
-    threads: Some(THREADS),
-    params: OptimizerParams::FIELDS,
-};
-static OPTIMIZER_ROWS: Kernel = Kernel {
-    entry: "optimizer_rows",
-    file: "optimizer/words",
-    bindings: STEP,
-    threads: Some(THREADS),
-    params: OptimizerParams::FIELDS,
-};
-static OPTIMIZER_QUADS: Kernel = Kernel {
-    entry: "optimizer_quads",
-    file: "optimizer/quads",
-    bindings: STEP,
-    threads: Some(THREADS),
-    params: OptimizerParams::FIELDS,
-};
+kernels! {
+    OPTIMIZER = "optimizer/words" "optimizer", Some(THREADS), OptimizerParams,
+        [0 Write, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Write, 7 Write];
+    OPTIMIZER_ROWS = "optimizer/words" "optimizer_rows", Some(THREADS), OptimizerParams,
+        [0 Write, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Write, 7 Write];
+    OPTIMIZER_QUADS = "optimizer/quads" "optimizer_quads", Some(THREADS), OptimizerParams,
+        [0 Write, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Write, 7 Write];
+}
 
 /// Invocations in a workgroup of `optimizer.wgsl`.
 const THREADS: u64 = 64;

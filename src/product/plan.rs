@@ -5,7 +5,7 @@ use super::tile::Tile;
 use crate::Error;
 use crate::choose::Traits;
 use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
-use crate::windows::{Capacities, MAX_ITERATIONS, windows};
+use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
 
 /// Bytes of a partial sum.
 pub(crate) const PARTIAL_BYTES: u64 = 8;
@@ -143,7 +143,7 @@ impl ProductPlan {
         if plan.rows == 0 || plan.columns == 0 {
             return too_large("a row of a matrix in bytes", depth * 4, capacities.binding);
         }
-        if splits > MAX_ITERATIONS / 2 {
+        if !can_be_added_up(splits, 1) {
             return too_large("splits of a sum", splits, MAX_ITERATIONS / 2);
         }
         // Windows of whole tiles, as long as there is one.

@@ -1,7 +1,6 @@
 //! What an adapter can do at most, measured. Shader: `probe.wgsl`.
 use crate::binding::View;
-use crate::kernel::Access::{self, Read, Write};
-use crate::kernel::{Constants, Kernel, params};
+use crate::kernel::{Access, Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::{DType, Error, Gpu, Recorder, Roof, Tensor, Work};
@@ -30,29 +29,11 @@ const RUNS: usize = 5;
 const LONG_ENOUGH: f64 = 5e-3;
 
 pub(crate) const MODULE: Module = Module::new("probe");
-pub(crate) static KERNELS: [&Kernel; 3] = [&PROBE_COPY, &PROBE_READ, &PROBE_MULTIPLY_ADD];
-
-static PROBE_COPY: Kernel = Kernel {
-    entry: "probe_copy",
-    file: "probe",
-    bindings: &[(0, Read), (1, Write)],
-    threads: Some(THREADS),
-    params: ProbeParams::FIELDS,
-};
-static PROBE_READ: Kernel = Kernel {
-    entry: "probe_read",
-    file: "probe",
-    bindings: &[(0, Read), (2, Write)],
-    threads: Some(THREADS),
-    params: ProbeParams::FIELDS,
-};
-static PROBE_MULTIPLY_ADD: Kernel = Kernel {
-    entry: "probe_multiply_add",
-    file: "probe",
-    bindings: &[(2, Write)],
-    threads: Some(THREADS),
-    params: ProbeParams::FIELDS,
-};
+kernels! {
+    PROBE_COPY = "probe" "probe_copy", Some(THREADS), ProbeParams, [0 Read, 1 Write];
+    PROBE_READ = "probe" "probe_read", Some(THREADS), ProbeParams, [0 Read, 2 Write];
+    PROBE_MULTIPLY_ADD = "probe" "probe_multiply_add", Some(THREADS), ProbeParams, [2 Write];
+}
 
 impl Gpu {
     /// What this adapter can do at most, by three kernels: a copy, a sum of all that is read, and chains of multiply-adds

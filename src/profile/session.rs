@@ -61,7 +61,7 @@ impl Session {
                 ty: wgpu::QueryType::Timestamp,
                 count: 2 * DISPATCHES_IN_SET,
             };
-            self.queries.push(gpu.guarded("timestamps", 0, || gpu.device().create_query_set(&descriptor))?);
+            self.queries.push(gpu.scoped("timestamps", 0, || gpu.device().create_query_set(&descriptor))?);
         }
         let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
             query_set: &self.queries[set as usize],
@@ -101,9 +101,9 @@ impl Session {
 fn wall(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f64, Error> {
     let mut encoder = new_encoder(gpu);
     record(&mut encoder.begin_compute_pass(&PASS));
-    let commands = gpu.guarded("commands", 0, || encoder.finish())?;
+    let commands = gpu.scoped("commands", 0, || encoder.finish())?;
     let start = std::time::Instant::now();
-    gpu.guarded("a submission", 0, || gpu.queue().submit([commands]))?;
+    gpu.scoped("a submission", 0, || gpu.queue().submit([commands]))?;
     let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
     Ok(start.elapsed().as_secs_f64())
 }
