@@ -1,5 +1,5 @@
 //! What a device is like, and the table from that to the variants of the kernels that are bound by memory.
-use crate::{DType, Tensor};
+use crate::{DType, Tensor, needs};
 
 /// What decides how work is shared out. Tests set it; else it is the device's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub struct Traits {
     /// Whether 64 sums, 8 blocks of operands and their places are more than it has registers for: Apple's compilers spill then
     /// (Mesa's for its M1 does).
     pub spills: bool,
+    /// Invocations that a workgroup can have.
+    pub invocations: u64,
+    /// Lanes of the smallest subgroup, where cooperative matrices of 8 by 8, and of 16 by 16, can be used.
+    pub cooperative: [Option<u64>; 2],
 }
 
 /// A GPU wants neighbouring invocations to read neighbouring addresses, and many of them. A software driver runs
@@ -29,6 +33,8 @@ pub enum Kind {
 
 /// Invocations in a workgroup.
 const THREADS: u64 = 64;
+/// Workgroups that fill a large GPU; long rows are split until there are so many.
+pub(crate) const ENOUGH_GROUPS: u64 = 512;
 /// Words of a quad, what wide loads and stores take.
 pub(crate) const QUAD_WORDS: u64 = 4;
 
@@ -47,7 +53,15 @@ impl Traits {
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
             workgroup_bytes: device.limits().max_compute_workgroup_storage_size.into(),
             spills: info.backend == wgpu::Backend::Metal,
+            invocations: u64::from(needs::workgroup_capacity(&device.limits())),
+            cooperative: [None; 2],
         }
+    }
+
+    /// With cooperative matrices of these sides, in subgroups of `lanes` at least.
+    pub(crate) fn with_cooperative(self, sides: &[u32], lanes: u32) -> Traits {
+        let cooperative = [8, 16].map(|side| sides.contains(&side).then_some(u64::from(lanes)));
+        Traits { cooperative, ..self }
     }
 
     pub(crate) fn is_gpu(self) -> bool {
@@ -57,7 +71,7 @@ impl Traits {
     /// Workgroups that keep the device busy.
     pub(crate) fn enough_groups(self) -> u64 {
         match self.kind {
-            Kind::Gpu => 512,
+            Kind::Gpu => ENOUGH_GROUPS,
             Kind::Software => 16,
         }
     }
@@ -274,6 +288,15 @@ impl ColumnQuads {
         let quads = most.min(units.max(1));
         let run = traits.run(THREADS).min(units.div_ceil(quads).next_power_of_two());
         ColumnQuads { quads, run, blocks: units.div_ceil(run * quads) * run }
+    }
+}
+
+/// Invocations that share a sum of `count` terms.
+pub(crate) fn lanes_for(count: u64) -> u64 {
+    match count {
+        0..=16 => 1,
+        17..=256 => 8,
+        _ => THREADS,
     }
 }
 

@@ -1,66 +1,7 @@
-//! What an operator computes: the kept axis, the eps policy, the activation, the storage type.
-use crate::{Error, Tensor};
-
-/// The axis of `v` that keeps one norm per index; the norm runs over all others.
-///
-/// An enum because PyTorch spells the whole tensor `dim=None` or `-1`, and its `-1` is *not* the last axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Axis {
-    /// One norm per index of this axis (PyTorch's `dim=k`). 0 is the output axis of linear and convolution weights.
-    Kept(usize),
-    /// One norm for the whole tensor (PyTorch's `dim=None`).
-    Whole,
-}
-
-impl Default for Axis {
-    /// Axis 0, as in PyTorch.
-    fn default() -> Self {
-        Axis::Kept(0)
-    }
-}
-
-/// How the effective norm n̂ is made of the norm n, and what keeps a zero row finite.
-///
-/// Every policy but [`Eps::None`] wants its e as a positive normal f32 of at most 2^126, so that a zero row
-/// always gives w = 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Eps {
-    /// n̂ = n. A zero row gives NaN. PyTorch's `weight_norm`.
-    None,
-    /// n̂ = sqrt(n² + e). Flax, with 1e-12.
-    InsideSqrt(f32),
-    /// n̂ = max(n, e). `torch.nn.functional.normalize`, ggml.
-    Clamp(f32),
-    /// n̂ = n + e. EDM2.
-    After(f32),
-}
-
-impl Default for Eps {
-    /// `Clamp(1e-12)`, as in `torch.nn.functional.normalize`.
-    fn default() -> Self {
-        Eps::Clamp(1e-12)
-    }
-}
+//! What arguments have to be, whatever the operator: numbers in their range, and a tensor seen from its kept axis.
+use crate::{Activation, Axis, DType, Eps, Error, Tensor};
 
 impl Eps {
-    /// The number e, 0 for [`Eps::None`].
-    pub fn value(self) -> f32 {
-        match self {
-            Eps::None => 0.0,
-            Eps::InsideSqrt(e) | Eps::Clamp(e) | Eps::After(e) => e,
-        }
-    }
-
-    /// The number by which the shaders know the policy.
-    pub(crate) fn code(self) -> u32 {
-        match self {
-            Eps::None => 0,
-            Eps::InsideSqrt(_) => 1,
-            Eps::Clamp(_) => 2,
-            Eps::After(_) => 3,
-        }
-    }
-
     pub(crate) fn check(self) -> Result<(), Error> {
         let e = self.value();
         let largest = f32::from_bits((127 + 126) << 23);
@@ -95,128 +36,15 @@ impl Range {
     }
 }
 
-/// An activation in the epilogue of the forward product, for inference. NaN passes through every one.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Activation {
-    /// y
-    #[default]
-    None,
-    /// max(y, 0)
-    Relu,
-    /// y where y ≥ 0, else slope · y. The slope is finite.
-    LeakyRelu(f32),
-    /// y/2 · (1 + tanh(√(2/π) · (y + 0.044715 y³))), GELU's tanh form
-    Gelu,
-    /// y / (1 + exp(-y))
-    Silu,
-    /// tanh(y)
-    Tanh,
-}
-
 impl Activation {
-    /// The number by which the shaders know the activation.
-    pub(crate) fn code(self) -> u32 {
-        match self {
-            Activation::None => 0,
-            Activation::Relu => 1,
-            Activation::LeakyRelu(_) => 2,
-            Activation::Gelu => 3,
-            Activation::Silu => 4,
-            Activation::Tanh => 5,
-        }
-    }
-
-    pub(crate) fn slope(self) -> f32 {
-        match self {
-            Activation::LeakyRelu(slope) => slope,
-            _ => 0.0,
-        }
-    }
-
     pub(crate) fn check(self, op: &'static str) -> Result<(), Error> {
         Range::Finite.check(op, "the slope of leaky ReLU", self.slope().into())
-    }
-}
-
-/// The storage type of a tensor's elements. All arithmetic is f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// IEEE single precision, 4 bytes.
-    F32,
-    /// IEEE half precision, 2 bytes, two to a 32-bit word.
-    F16,
-    /// bfloat16: the upper half of an f32, 2 bytes, two to a 32-bit word.
-    Bf16,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub fn size(self) -> u64 {
-        match self {
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-        }
-    }
-
-    /// Elements in a 32-bit word.
-    pub(crate) fn per_word(self) -> u64 {
-        4 / self.size()
-    }
-
-    /// The number by which the shaders know the type.
-    pub(crate) fn code(self) -> u32 {
-        match self {
-            DType::F32 => 0,
-            DType::F16 => 1,
-            DType::Bf16 => 2,
-        }
     }
 }
 
 /// The storage type of a gain or a bias as a constant of the kernel that reads it, where that is not f32.
 pub(crate) fn stored_as(name: &'static str, tensor: Option<&Tensor>) -> Option<(&'static str, u32)> {
     tensor.map(Tensor::dtype).filter(|&dtype| dtype != DType::F32).map(|dtype| (name, dtype.code()))
-}
-
-/// A Rust type that is a [`DType`]: `f32`, [`half::f16`] and [`half::bf16`].
-///
-/// ```
-/// use weightnorm::{DType, Element, half};
-/// assert_eq!((f32::DTYPE, half::bf16::DTYPE), (DType::F32, DType::Bf16));
-/// ```
-///
-/// There are no others, and nobody can make any:
-///
-/// ```compile_fail,E0277
-/// #[derive(Clone, Copy)]
-/// struct Mine(f32);
-/// unsafe impl bytemuck::Zeroable for Mine {}
-/// unsafe impl bytemuck::Pod for Mine {}
-/// impl weightnorm::Element for Mine {
-///     const DTYPE: weightnorm::DType = weightnorm::DType::F32;
-/// }
-/// ```
-pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync {
-    /// Its storage type.
-    const DTYPE: DType;
-}
-
-mod sealed {
-    /// Who could implement [`Element`](super::Element) could have the kernels read what they do not know.
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
-}
-
-impl Element for f32 {
-    const DTYPE: DType = DType::F32;
-}
-impl Element for half::f16 {
-    const DTYPE: DType = DType::F16;
-}
-impl Element for half::bf16 {
-    const DTYPE: DType = DType::Bf16;
 }
 
 /// A tensor seen from its kept axis: element (o, j, i) lies at `(o * kept + j) * inner + i`.

@@ -3,12 +3,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::choose::{Kind, Traits};
-use crate::kernel::{self, Pipelines};
-pub(crate) use crate::memory::Scratch;
+use crate::kernel::{self, Build, Pipelines};
 use crate::needs::{self, COOPERATIVE, Wanted};
 use crate::owner::Owner;
 use crate::scope::Scopes;
-use crate::{Choices, DType, Element, Error, Options, Parameters, Recorder, Report, Roof, Tensor, adapter};
+use crate::source::Module;
+use crate::windows::Capacities;
+use crate::{Choices, Error, Options, Parameters, Report, Roof, adapter};
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
@@ -25,6 +26,7 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
+    capacities: Capacities,
     traits: Traits,
     /// `Auto` only with immediates.
     parameters: Parameters,
@@ -40,13 +42,13 @@ struct Inner {
     roof: OnceLock<Roof>,
     scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
-    nothing_read: wgpu::Buffer,
-    nothing_written: wgpu::Buffer,
+    placeholder_read: wgpu::Buffer,
+    placeholder_written: wgpu::Buffer,
 }
 
 /// Bytes of a placeholder, and from one to the next: the largest alignment that a device may ask for.
-const NOTHING_SIZE: u64 = 32;
-const NOTHING_STRIDE: u64 = 256;
+const PLACEHOLDER_SIZE: u64 = 32;
+const PLACEHOLDER_STRIDE: u64 = 256;
 
 impl Gpu {
     /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
@@ -129,7 +131,7 @@ impl Gpu {
         let gpu = Gpu::assemble(Owner::of(device), queue, options)?;
         #[cfg(not(target_arch = "wasm32"))]
         {
-            let (owner, mine) = (&gpu.inner.owner, &gpu.inner.nothing_read);
+            let (owner, mine) = (&gpu.inner.owner, &gpu.inner.placeholder_read);
             owner.expect_queue("from_wgpu", gpu.queue(), mine)?;
             gpu.inner.pipelines.cache().map_or(Ok(()), |cache| owner.expect_cache("from_wgpu", cache))?;
         }
@@ -142,17 +144,18 @@ impl Gpu {
         let cooperative_lanes = options.cooperative_lanes.unwrap_or(device.adapter_info().subgroup_min_size);
         let cooperative = needs::cooperative_sides(device, &options, cooperative_lanes);
         let scopes = Scopes::default();
-        let nothing = |label| {
-            let (usage, size) = (wgpu::BufferUsages::STORAGE, NOTHING_STRIDE * kernel::MAX_BINDINGS);
+        let placeholder = |label| {
+            let (usage, size) = (wgpu::BufferUsages::STORAGE, PLACEHOLDER_STRIDE * kernel::MAX_BINDINGS);
             let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
             scopes.create_buffer(device, "a placeholder", &descriptor)
         };
-        let info = device.adapter_info();
+        let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
             choices: options.choices.on(&info),
-            traits: Traits::of(device, &info, options.kind),
+            traits: Traits::of(device, &info, options.kind).with_cooperative(&cooperative, cooperative_lanes),
+            capacities: Capacities::of(&limits, info.backend),
             info,
-            limits: device.limits(),
+            limits,
             parameters: needs::parameters(device, options.parameters),
             experimental: options.experimental,
             cooperative_matrices: options.cooperative_matrices,
@@ -161,19 +164,19 @@ impl Gpu {
             pipelines: Pipelines::new(options.pipeline_cache),
             roof: OnceLock::new(),
             scratch: Mutex::default(),
-            nothing_read: nothing("weightnorm.nothing_read")?,
-            nothing_written: nothing("weightnorm.nothing_written")?,
+            placeholder_read: placeholder("weightnorm.placeholder_read")?,
+            placeholder_written: placeholder("weightnorm.placeholder_written")?,
             scopes,
             queue,
             owner,
         };
         let gpu = Gpu { inner: Arc::new(inner) };
-        gpu.choices().check(&gpu)?;
+        gpu.choices().check(gpu.traits())?;
         Ok(gpu)
     }
 
     /// Another one on the same device, with pipelines and scratch memory of its own, which go when it is dropped.
-    pub(crate) fn apart(&self) -> Result<Gpu, Error> {
+    pub(crate) fn with_own_caches(&self) -> Result<Gpu, Error> {
         self.as_kind(self.inner.traits.kind)
     }
 
@@ -266,60 +269,10 @@ impl Gpu {
         }
     }
 
-    /// Opens a compute pass on the caller's encoder to record operators into. Nothing is submitted.
-    pub fn record<'p>(&self, encoder: &'p mut wgpu::CommandEncoder) -> Recorder<'p, 'p> {
-        Recorder::on_encoder(self, encoder)
-    }
-
-    /// Records operators into the caller's compute pass.
-    pub fn record_pass<'p, 'e>(&self, pass: &'p mut wgpu::ComputePass<'e>) -> Recorder<'p, 'e> {
-        Recorder::on_pass(self, pass)
-    }
-
-    /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
-    ///
-    /// # Errors
-    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TensorTooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
-    pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
-        Tensor::upload(self, data, shape)
-    }
-
-    /// A new tensor of zeros.
-    ///
-    /// # Errors
-    /// [`Error::TensorTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        self.zeros_of("zeros", shape, dtype)
-    }
-
-    /// [`Gpu::zeros`] for an operator, whose result it is.
-    pub(crate) fn zeros_of(&self, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::zeros(self, what, shape, dtype)
-    }
-
-    /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
-    /// `STORAGE` for every operator, and `COPY_SRC` to be read back.
-    ///
-    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
-    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
-    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
-    /// once, not for each step. Not checked are buffers that are
-    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
-    /// after the call (see [`Gpu::check`]).
-    ///
-    /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`Error::TensorTooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
-    /// [`Error::DeviceLost`].
-    pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
-    }
-
     /// Refuses a buffer of another device.
     pub(crate) fn expect_buffer(&self, op: &'static str, buffer: &wgpu::Buffer) -> Result<(), Error> {
         #[cfg(not(target_arch = "wasm32"))]
-        self.inner.owner.expect_buffer(op, buffer, &self.inner.nothing_read)?;
+        self.inner.owner.expect_buffer(op, buffer, &self.inner.placeholder_read)?;
         #[cfg(target_arch = "wasm32")]
         let _ = (op, buffer);
         Ok(())
@@ -343,8 +296,15 @@ impl Gpu {
         self.inner.parameters
     }
 
-    pub(crate) fn pipelines(&self) -> &Pipelines {
-        &self.inner.pipelines
+    /// The pipeline of a kernel in a variant.
+    pub(crate) fn pipeline(
+        &self,
+        kernel: &'static kernel::Kernel,
+        module: Module,
+        constants: &kernel::Constants,
+    ) -> Result<Arc<kernel::Pipeline>, Error> {
+        let build = Build { device: self.device(), scopes: &self.inner.scopes, parameters: self.inner.parameters };
+        self.inner.pipelines.get(&build, kernel, module, constants)
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {
@@ -361,13 +321,13 @@ impl Gpu {
 
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse
     /// two writable bindings of the same bytes.
-    pub(crate) fn nothing(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
+    pub(crate) fn placeholder(&self, access: kernel::Access, binding: u32) -> wgpu::BufferBinding<'_> {
         let buffer = match access {
-            kernel::Access::Read => &self.inner.nothing_read,
-            kernel::Access::Write => &self.inner.nothing_written,
+            kernel::Access::Read => &self.inner.placeholder_read,
+            kernel::Access::Write => &self.inner.placeholder_written,
         };
-        let offset = u64::from(binding) * NOTHING_STRIDE;
-        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(NOTHING_SIZE) }
+        let offset = u64::from(binding) * PLACEHOLDER_STRIDE;
+        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(PLACEHOLDER_SIZE) }
     }
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {
@@ -380,31 +340,23 @@ impl Gpu {
         self.inner.traits
     }
 
-    /// Lanes of the smallest subgroup, where cooperative matrices of `side` by `side` can be used.
-    pub(crate) fn cooperative(&self, side: u32) -> Option<u64> {
-        self.inner.cooperative.contains(&side).then(|| u64::from(self.inner.cooperative_lanes))
-    }
-
     pub(crate) fn is_gl(&self) -> bool {
-        self.inner.info.backend == wgpu::Backend::Gl
+        self.inner.capacities.gl
     }
 
-    /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay
-    /// below 2^31.
+    /// What one dispatch holds.
+    pub(crate) fn capacities(&self) -> Capacities {
+        self.inner.capacities
+    }
+
+    /// Bytes of a tensor that one binding can hold.
     pub(crate) fn binding_capacity(&self) -> u64 {
-        let alignment = u64::from(self.inner.limits.min_storage_buffer_offset_alignment);
-        let size = self.inner.limits.max_storage_buffer_binding_size.min(1 << 31);
-        size.saturating_sub(alignment) / 4 * 4
+        self.inner.capacities.binding
     }
 
     /// Workgroups that one dispatch can hold.
     pub(crate) fn group_capacity(&self) -> u64 {
-        u64::from(self.inner.limits.max_compute_workgroups_per_dimension).pow(3).min(1 << 31)
-    }
-
-    /// Invocations that one workgroup can hold.
-    pub(crate) fn workgroup_capacity(&self) -> u64 {
-        u64::from(needs::workgroup_capacity(&self.inner.limits))
+        self.inner.capacities.groups
     }
 }
 

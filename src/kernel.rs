@@ -1,12 +1,10 @@
-//! Private plumbing: shader modules, pipelines, and the recording of one dispatch.
+//! Kernels as the host knows them, and the pipelines made of them.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use crate::scope::Scopes;
 use crate::source::Module;
-use crate::{Error, Gpu, Parameters, trusted};
-
-/// No invocation may loop more often than this, all its loops together: lavapipe silently stops it after 65,535.
-pub(crate) const MAX_ITERATIONS: u64 = 60_000;
+use crate::{Error, Parameters, unchecked};
 
 const UNIFORM_BINDING: u32 = 15;
 /// Binding numbers in use: below this.
@@ -19,9 +17,7 @@ pub enum Access {
     Read,
     Write,
 }
-use Access::{Read, Write};
-
-/// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`] lists them.
+/// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct Kernel {
@@ -29,173 +25,62 @@ pub struct Kernel {
     /// [`Module::file`] of the modules that have it.
     pub file: &'static str,
     pub bindings: &'static [(u32, Access)],
+    /// Invocations of a workgroup, as the host counts on them; none where it sets them by constants.
+    pub threads: Option<u64>,
+    /// Of [`Dispatch::params`](crate::record::Dispatch::params).
+    pub params: &'static [Field],
 }
 
-pub static ROW_SUMS: Kernel = Kernel {
-    entry: "row_sums",
-    file: "weight/norms",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Read)],
-};
-pub static COLUMN_SUMS: Kernel =
-    Kernel { entry: "column_sums", file: "weight/norms", bindings: &[(0, Read), (2, Write), (5, Read)] };
-pub static FINISH_SUMS: Kernel = Kernel {
-    entry: "finish_sums",
-    file: "weight/norms",
-    bindings: &[(1, Read), (2, Write), (3, Write), (4, Write), (6, Read)],
-};
-pub static KNOWN_NORMS: Kernel =
-    Kernel { entry: "known_norms", file: "weight/norms", bindings: &[(1, Read), (3, Write), (4, Write), (6, Read)] };
-pub static NORMALIZE: Kernel =
-    Kernel { entry: "normalize", file: "weight/normalize", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static NORMALIZE_IN_PLACE: Kernel =
-    Kernel { entry: "normalize_in_place", file: "weight/normalize", bindings: &[(1, Read), (2, Write)] };
-pub static NORMALIZE_BACKWARD: Kernel = Kernel {
-    entry: "normalize_backward",
-    file: "weight/normalize",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read)],
-};
-pub static NORMALIZE_QUADS: Kernel = Kernel {
-    entry: "normalize_quads",
-    file: "weight/normalize_quads",
-    bindings: &[(0, Read), (1, Read), (2, Write), (4, Read)],
-};
-pub static NORMALIZE_QUADS_IN_PLACE: Kernel = Kernel {
-    entry: "normalize_quads_in_place",
-    file: "weight/normalize_quads",
-    bindings: &[(1, Read), (2, Write), (4, Read)],
-};
-pub static NORMALIZE_QUADS_BACKWARD: Kernel = Kernel {
-    entry: "normalize_quads_backward",
-    file: "weight/normalize_quads",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Read), (4, Read)],
-};
-pub static NORMALIZE_ROWS: Kernel =
-    Kernel { entry: "normalize_rows", file: "weight/normalize_rows", bindings: &[(0, Read), (1, Read), (2, Write)] };
-pub static LINEAR_WHOLE: Kernel = Kernel {
-    entry: "linear",
-    file: "product/linear",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write)],
-};
-pub static LINEAR_PARTIAL: Kernel = Kernel {
-    entry: "linear_partial",
-    file: "product/linear",
-    bindings: &[(0, Read), (1, Read), (4, Read), (8, Write)],
-};
-pub static LINEAR_FINISH: Kernel = Kernel {
-    entry: "linear_finish",
-    file: "product/linear",
-    bindings: &[(2, Read), (3, Read), (4, Read), (5, Write), (6, Write), (7, Write), (8, Write)],
-};
-pub static GRADIENT: Kernel = Kernel {
-    entry: "gradient",
-    file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (5, Write), (6, Read)],
-};
-pub static GRADIENT_PARTIAL: Kernel = Kernel {
-    entry: "gradient_partial",
-    file: "product/gradient",
-    bindings: &[(0, Read), (1, Read), (2, Read), (8, Write)],
-};
-pub static GRADIENT_FINISH: Kernel = Kernel {
-    entry: "gradient_finish",
-    file: "product/gradient",
-    bindings: &[(2, Read), (5, Write), (6, Read), (8, Write)],
-};
-pub static BATCH_SUMS: Kernel = Kernel {
-    entry: "batch_sums",
-    file: "batch/statistics",
-    bindings: &[(0, Read), (1, Read), (2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
-};
-pub static BATCH_FINISH: Kernel = Kernel {
-    entry: "batch_finish",
-    file: "batch/statistics",
-    bindings: &[(2, Write), (3, Write), (4, Write), (5, Write), (6, Read), (7, Read)],
-};
-pub static SUBTRACT_MEANS: Kernel = Kernel {
-    entry: "subtract_means",
-    file: "batch/statistics",
-    bindings: &[(0, Read), (1, Read), (6, Read), (7, Write)],
-};
-const STEP: &[(u32, Access)] =
-    &[(0, Write), (1, Read), (2, Write), (3, Write), (4, Write), (5, Read), (6, Write), (7, Write)];
-pub static OPTIMIZER: Kernel = Kernel { entry: "optimizer", file: "optimizer/words", bindings: STEP };
-pub static OPTIMIZER_ROWS: Kernel = Kernel { entry: "optimizer_rows", file: "optimizer/words", bindings: STEP };
-
-pub static SET_ROWS: Kernel = Kernel {
-    entry: "set_rows",
-    file: "weight/set",
-    bindings: &[(0, Read), (1, Read), (2, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
-};
-pub static SET_COLUMNS: Kernel =
-    Kernel { entry: "set_columns", file: "weight/set", bindings: &[(0, Read), (1, Read), (2, Read), (4, Write)] };
-pub static SET_FINISH: Kernel = Kernel {
-    entry: "set_finish",
-    file: "weight/set",
-    bindings: &[(0, Read), (3, Read), (4, Write), (5, Write), (6, Write)],
-};
-pub static SET_RESCALE: Kernel = Kernel {
-    entry: "set_rescale",
-    file: "weight/set",
-    bindings: &[(0, Read), (1, Read), (2, Read), (5, Read), (7, Write)],
-};
-
-pub static PROBE_COPY: Kernel = Kernel { entry: "probe_copy", file: "probe", bindings: &[(0, Read), (1, Write)] };
-pub static PROBE_READ: Kernel = Kernel { entry: "probe_read", file: "probe", bindings: &[(0, Read), (2, Write)] };
-pub static PROBE_MULTIPLY_ADD: Kernel = Kernel { entry: "probe_multiply_add", file: "probe", bindings: &[(2, Write)] };
-pub static OPTIMIZER_QUADS: Kernel = Kernel { entry: "optimizer_quads", file: "optimizer/quads", bindings: STEP };
-
-/// Every module, for tests and other compilers.
+/// A field of the parameters of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[doc(hidden)]
-pub fn modules() -> Vec<Module> {
-    let mut all = vec![crate::profile::PROBE];
-    all.extend(crate::norms::MODULES);
-    all.extend(crate::normalize::MODULES);
-    all.extend(crate::set::MODULES);
-    all.extend(crate::batch::MODULES);
-    all.extend(crate::optimizer::MODULES);
-    all.extend(crate::product::modules());
-    all
+pub struct Field {
+    pub name: &'static str,
+    /// `u32` or `f32`.
+    pub scalar: &'static str,
+    pub offset: usize,
 }
 
-/// Every kernel, for the tests of the binding tables.
-#[doc(hidden)]
-pub static KERNELS: [&Kernel; 30] = [
-    &ROW_SUMS,
-    &COLUMN_SUMS,
-    &FINISH_SUMS,
-    &KNOWN_NORMS,
-    &NORMALIZE,
-    &NORMALIZE_IN_PLACE,
-    &NORMALIZE_BACKWARD,
-    &NORMALIZE_QUADS,
-    &NORMALIZE_QUADS_IN_PLACE,
-    &NORMALIZE_QUADS_BACKWARD,
-    &NORMALIZE_ROWS,
-    &LINEAR_WHOLE,
-    &LINEAR_PARTIAL,
-    &LINEAR_FINISH,
-    &GRADIENT,
-    &GRADIENT_PARTIAL,
-    &GRADIENT_FINISH,
-    &BATCH_SUMS,
-    &BATCH_FINISH,
-    &SUBTRACT_MEANS,
-    &OPTIMIZER,
-    &OPTIMIZER_ROWS,
-    &OPTIMIZER_QUADS,
-    &SET_ROWS,
-    &SET_COLUMNS,
-    &SET_FINISH,
-    &SET_RESCALE,
-    &PROBE_COPY,
-    &PROBE_READ,
-    &PROBE_MULTIPLY_ADD,
-];
+/// Declares the parameters of kernels, named as in the shader's `Params`, and the list of their fields beside them.
+macro_rules! params {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($field:ident: $scalar:ident,)* }) => {
+        $(#[$attribute])*
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        $visibility struct $name {
+            $(pub(crate) $field: $scalar),*
+        }
+
+        impl $name {
+            pub(crate) const FIELDS: &'static [$crate::kernel::Field] = &[$($crate::kernel::Field {
+                name: stringify!($field),
+                scalar: stringify!($scalar),
+                offset: std::mem::offset_of!($name, $field),
+            }),*];
+        }
+    };
+}
+pub(crate) use params;
+
+/// Declares kernels, and `KERNELS`, the list of them: file and entry point, [`Kernel::threads`], parameters, bindings.
+macro_rules! kernels {
+    ($($name:ident = $file:literal $entry:literal, $threads:expr, $params:ident, [$($binding:literal $access:ident),*];)*) => {
+        $(pub(crate) static $name: $crate::kernel::Kernel = $crate::kernel::Kernel {
+            entry: $entry,
+            file: $file,
+            bindings: &[$(($binding, $crate::kernel::Access::$access)),*],
+            threads: $threads,
+            params: $params::FIELDS,
+        };)*
+        pub(crate) static KERNELS: &[&$crate::kernel::Kernel] = &[$(&$name),*];
+    };
+}
+pub(crate) use kernels;
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
 
 /// What identifies a pipeline: the kernel by its entry point, the module, the override constants.
-type Key = (&'static str, Module, Constants);
+type PipelineKey = (&'static str, Module, Constants);
 
 pub(crate) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
@@ -204,14 +89,21 @@ pub(crate) struct Pipeline {
 }
 
 /// A pipeline, once it is built. Locked while it is: whoever wants the same one waits instead of building it too.
-type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+type PipelineSlot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
+/// What pipelines are built with.
+pub(crate) struct Build<'a> {
+    pub device: &'a wgpu::Device,
+    pub scopes: &'a Scopes,
+    pub parameters: Parameters,
+}
 
 /// Pipelines, built once per variant and kept.
 pub(crate) struct Pipelines {
     /// The caller's.
     cache: Option<wgpu::PipelineCache>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
-    slots: Mutex<HashMap<Key, Slot>>,
+    slots: Mutex<HashMap<PipelineKey, PipelineSlot>>,
 }
 
 impl Pipelines {
@@ -234,7 +126,7 @@ impl Pipelines {
     /// What failed to be built, for want of memory say, is not kept.
     pub fn get(
         &self,
-        gpu: &Gpu,
+        on: &Build<'_>,
         kernel: &'static Kernel,
         module: Module,
         constants: &Constants,
@@ -245,12 +137,12 @@ impl Pipelines {
         if let Some(pipeline) = &*built {
             return Ok(pipeline.clone());
         }
-        let (device, parameters) = (gpu.device(), gpu.parameters());
-        let made = gpu.guarded("a pipeline", 0, || {
+        let &Build { device, scopes, parameters } = on;
+        let made = scopes.scoped(device, "a pipeline", 0, || {
             let shader = self.module(device, parameters, module);
             let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
             let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };
-            build(device, gpu.immediates(), kernel, module, constants, &shader, self.cache.as_ref())
+            build(device, parameters == Parameters::Auto, kernel, module, constants, &shader, self.cache.as_ref())
         });
         if made.is_err() {
             self.modules.lock().expect("no panic while held").remove(&module);
@@ -260,13 +152,13 @@ impl Pipelines {
 
     /// Pipelines built so far.
     pub fn count(&self) -> usize {
-        let slots: Vec<Slot> = self.slots.lock().expect("no panic while held").values().cloned().collect();
+        let slots: Vec<PipelineSlot> = self.slots.lock().expect("no panic while held").values().cloned().collect();
         slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
     fn module(&self, device: &wgpu::Device, parameters: Parameters, module: Module) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().expect("no panic while held");
-        modules.entry(module).or_insert_with(|| trusted::shader_module(device, module, parameters)).clone()
+        modules.entry(module).or_insert_with(|| unchecked::shader_module(device, module, parameters)).clone()
     }
 }
 
@@ -289,7 +181,7 @@ fn build(
         count: None,
     };
     let storage = |&(binding, access): &(u32, Access)| {
-        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Read })
+        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
     };
     let mut entries: Vec<_> = kernel.bindings.iter().map(storage).collect();
     if !immediates {

@@ -1,10 +1,14 @@
-//! The weight-normalized matrix product. Shader: `linear.wgsl`.
-use crate::contract::{norms_shape, stored_as};
-use crate::kernel::{self, Constants, Kernel};
+//! The weight-normalized matrix product. Shader: `product/linear.wgsl`.
+pub(crate) mod epilogue;
+
+use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
+use crate::binding::View;
+use crate::contract::norms_shape;
 use crate::norms::{Form, Job};
-use crate::product::{End, EndOf, Forced, Operand, Product, Stage, Window, are_halves};
-use crate::record::{Arguments, View, bind, expect_dtype, expect_per_norm, expect_shape};
+use crate::product::record::{Operand, Product, are_halves};
+use crate::product::selection::Selection;
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
+use epilogue::{LinearEpilogue, NormSource};
 
 /// The weight of a linear layer: ordinary, or weight-normalized.
 #[derive(Debug, Clone, Copy)]
@@ -153,31 +157,6 @@ pub(crate) fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
     }
 }
 
-/// Where the norms of a product come from: NORM of `linear.wgsl`.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Norm {
-    Plain,
-    Fused,
-    Given,
-    Whole,
-    In,
-}
-
-/// The ends of `linear.wgsl`.
-pub(crate) struct LinearEnd<'a> {
-    pub norm: Norm,
-    pub norms_in: Option<View<'a>>,
-    pub g: Option<&'a Tensor>,
-    pub bias: Option<&'a Tensor>,
-    pub y: &'a Tensor,
-    pub norms_out: Option<&'a Tensor>,
-    pub u: Option<&'a Tensor>,
-    pub policy: (u32, f32),
-    pub activation: Activation,
-    /// Columns of the whole y.
-    pub columns: u64,
-}
-
 impl Recorder<'_, '_> {
     /// Records [`Gpu::linear`] into `y`: `[.., out_features]`, any storage type.
     ///
@@ -220,35 +199,35 @@ impl Recorder<'_, '_> {
 
         let norm = match normalized {
             // Without anything to sum up, w plays no part in y.
-            _ if batch * outs * ins == 0 => Norm::Plain,
-            None => Norm::Plain,
+            _ if batch * outs * ins == 0 => NormSource::Plain,
+            None => NormSource::Plain,
             Some(weight) => match (weight.axis, weight.norms) {
-                (Axis::Kept(0), None) => Norm::Fused,
-                (Axis::Kept(0), Some(_)) => Norm::Given,
-                (Axis::Whole, _) => Norm::Whole,
-                (Axis::Kept(_), _) => Norm::In,
+                (Axis::Kept(0), None) => NormSource::Fused,
+                (Axis::Kept(0), Some(_)) => NormSource::Given,
+                (Axis::Whole, _) => NormSource::Whole,
+                (Axis::Kept(_), _) => NormSource::In,
             },
         };
-        if let (Some(weight), Some(norms), Norm::Plain | Norm::Given) = (normalized, options.norms, norm) {
+        if let (Some(weight), Some(norms), NormSource::Plain | NormSource::Given) = (normalized, options.norms, norm) {
             self.write_norms(weight, norms)?;
         }
         if batch * outs == 0 {
             return Ok(());
         }
         let norms_in = match (normalized, norm) {
-            (Some(weight), Norm::Given) => weight.norms.map(View::of),
-            (Some(weight), Norm::Whole) => Some(self.scales(weight, Form::Wide, options.norms)?),
-            (Some(weight), Norm::In) => Some(self.scales(weight, Form::Scales, options.norms)?),
+            (Some(weight), NormSource::Given) => weight.norms.map(View::of),
+            (Some(weight), NormSource::Whole) => Some(self.scales(weight, Form::Wide, options.norms)?),
+            (Some(weight), NormSource::In) => Some(self.scales(weight, Form::Scales, options.norms)?),
             _ => None,
         };
-        let end = LinearEnd {
+        let epilogue = LinearEpilogue {
             norm,
             norms_in,
             // On the contraction the gain is part of the scales.
-            g: normalized.and_then(|w| w.g).filter(|_| norm != Norm::In && norm != Norm::Plain),
+            g: normalized.and_then(|w| w.g).filter(|_| norm != NormSource::In && norm != NormSource::Plain),
             bias,
             y,
-            norms_out: options.norms.filter(|_| norm == Norm::Fused),
+            norms_out: options.norms.filter(|_| norm == NormSource::Fused),
             u: options.u,
             policy: normalized.map_or((0, 0.0), |w| (w.eps.code(), w.eps.value())),
             activation: options.activation,
@@ -261,8 +240,8 @@ impl Recorder<'_, '_> {
             rows: batch,
             columns: outs,
             depth: ins,
-            forced: options.forced(),
-            end: &end,
+            selection: options.selection(),
+            epilogue: &epilogue,
         })
     }
 
@@ -312,7 +291,7 @@ impl Recorder<'_, '_> {
             .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
             .begin(self)?;
         let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
-        options.forced().check(OP, self.gpu(), are_halves([x, v]) && !scaled)
+        options.selection().check(OP, self.gpu().traits(), are_halves([x, v]) && !scaled)
     }
 
     /// The norms alone, where no product makes them.
@@ -332,80 +311,7 @@ impl Recorder<'_, '_> {
 }
 
 impl LinearOptions<'_> {
-    fn forced(&self) -> Forced {
-        Forced { tile: self.tile, split_length: self.split_length }
-    }
-}
-
-impl<'a> End<'a> for LinearEnd<'a> {
-    fn kernels(&self) -> [&'static Kernel; 3] {
-        [&kernel::LINEAR_WHOLE, &kernel::LINEAR_PARTIAL, &kernel::LINEAR_FINISH]
-    }
-
-    fn out(&self) -> DType {
-        self.y.dtype()
-    }
-
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &Window) -> EndOf<'a> {
-        let columns = |tensor: Option<&'a Tensor>| bind(gpu, tensor, window.column, window.columns);
-        let norms_in = match (&self.norms_in, self.norm) {
-            (Some(norms), Norm::Whole) => norms.bind(gpu, 0, 2),
-            // The scales are part of the partial sums.
-            (Some(_), Norm::In) if stage == Stage::Finish => (None, 0),
-            (Some(norms), Norm::In) => norms.bind(gpu, 2 * window.k, 2 * window.depth),
-            (Some(norms), _) => norms.bind(gpu, window.column, window.columns),
-            (None, _) => (None, 0),
-        };
-        let mut constants: Constants = vec![("NORM", self.norm as u32)];
-        if self.y.dtype() != DType::F32 {
-            constants.push(("Y_DTYPE", self.y.dtype().code()));
-        }
-        if stage == Stage::Partial {
-            let more_firsts = [0, 0, norms_in.1, 0];
-            return EndOf { constants, buffers: vec![norms_in.0], firsts: [0; 2], more_firsts, quads: false };
-        }
-        let norms_out = self.norms_out.filter(|_| window.row == 0);
-        constants.extend([
-            ("ACTIVATION", self.activation.code()),
-            ("HAS_GAIN", self.g.is_some().into()),
-            ("HAS_BIAS", self.bias.is_some().into()),
-            ("WRITE_NORMS", norms_out.is_some().into()),
-            ("WRITE_U", self.u.is_some().into()),
-        ]);
-        constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
-        let g = match self.norm {
-            Norm::Whole => bind(gpu, self.g, 0, 1),
-            _ => columns(self.g),
-        };
-        let (bias, norms_out) = (columns(self.bias), columns(norms_out));
-        let y = window.of_result(gpu, &View::of(self.y), self.columns);
-        let u = self.u.map_or((None, 0), |u| window.of_result(gpu, &View::of(u), self.columns));
-        EndOf {
-            constants,
-            buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
-            firsts: [y.1, u.1],
-            more_firsts: [g.1, bias.1, norms_in.1, norms_out.1],
-            quads: self.columns.is_multiple_of(4) && y.1.is_multiple_of(4) && u.1.is_multiple_of(4),
-        }
-    }
-
-    fn scales_b(&self) -> bool {
-        self.norm == Norm::In
-    }
-
-    fn bytes_per_step(&self) -> u64 {
-        if self.norm == Norm::In { 8 } else { 0 }
-    }
-
-    fn column_sums(&self) -> bool {
-        self.norm == Norm::Fused
-    }
-
-    fn policy(&self) -> (u32, f32) {
-        self.policy
-    }
-
-    fn slope(&self) -> f32 {
-        self.activation.slope()
+    fn selection(&self) -> Selection {
+        Selection { tile: self.tile, split_length: self.split_length }
     }
 }

@@ -64,7 +64,7 @@ impl Gpu {
             let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
             write(view.slice(..));
         }
-        self.guarded(what, size, || buffer.unmap())?;
+        self.scoped(what, size, || buffer.unmap())?;
         Ok(buffer)
     }
 
@@ -85,7 +85,7 @@ impl Gpu {
     }
 
     /// Runs `make` and gives back the error that wgpu raises meanwhile, if any: in a browser the next [`Gpu::reported`] does.
-    pub(crate) fn guarded<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
-        self.scopes().guarded(self.device(), what, bytes, make)
+    pub(crate) fn scoped<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
+        self.scopes().scoped(self.device(), what, bytes, make)
     }
 }

@@ -1,13 +1,14 @@
 //! Rescaling: w = g·v/n̂, and the way back. Shader: `normalize.wgsl`.
-use bytemuck::{Pod, Zeroable};
-
+use crate::arguments::{Arguments, expect_gain, expect_per_norm, expect_shape};
+use crate::binding::{View, bind, offsets};
 use crate::choose::{self, HeldRows, Pieces};
 use crate::contract::{Layout, norms_shape, stored_as};
-use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel};
-use crate::norms::{Form, Job, windows};
-use crate::record::{Arguments, Dispatch, View, bind, expect_gain, expect_per_norm, expect_shape, firsts};
+use crate::kernel::{Constants, Kernel, kernels, params};
+use crate::memory::Scratch;
+use crate::norms::{Form, Job};
+use crate::record::Dispatch;
 use crate::source::Module;
+use crate::windows::windows;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 const WORDS: Module = Module::new("weight/normalize");
@@ -15,43 +16,43 @@ const QUADS: Module = Module::new("weight/normalize_quads");
 const ROWS: Module = Module::new("weight/normalize_rows");
 pub(crate) const MODULES: [Module; 3] = [WORDS, QUADS, ROWS];
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    inner: u32,
-    kept: u32,
-    position: u32,
-    skip: u32,
-    scale_first: u32,
-    firsts: u32,
+params! {
+    struct Params {
+        count: u32,
+        inner: u32,
+        kept: u32,
+        position: u32,
+        skip: u32,
+        scale_first: u32,
+        offsets: u32,
+    }
 }
 
-/// Of `normalize_quads.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct QuadParams {
-    row: u32,
-    tasks: u32,
-    count: u32,
-    run: u32,
-    each: u32,
-    inner: u32,
-    kept: u32,
-    position: u32,
-    firsts: u32,
+params! {
+    /// Of `normalize_quads.wgsl`.
+    struct QuadParams {
+        row: u32,
+        tasks: u32,
+        count: u32,
+        run: u32,
+        each: u32,
+        inner: u32,
+        kept: u32,
+        position: u32,
+        offsets: u32,
+    }
 }
 
-/// Of `normalize_rows.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RowParams {
-    count: u32,
-    length: u32,
-    firsts: u32,
-    policy: u32,
-    eps: f32,
-    has_gain: u32,
+params! {
+    /// Of `normalize_rows.wgsl`.
+    struct RowParams {
+        count: u32,
+        length: u32,
+        offsets: u32,
+        policy: u32,
+        eps: f32,
+        has_gain: u32,
+    }
 }
 
 /// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
@@ -221,7 +222,7 @@ impl Recorder<'_, '_> {
         Layout::new(w.shape(), axis)?;
         eps.check()?;
         expect_shape(OP, "v", v, w.shape())?;
-        crate::record::expect_dtype(OP, "v", v, w.dtype())?;
+        crate::arguments::expect_dtype(OP, "v", v, w.dtype())?;
         expect_gain(OP, "g", g, &norms_shape(w.shape(), axis))?;
         Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
         self.in_f32((false, true), [Some(g)], |ops, [norms]| {
@@ -285,14 +286,14 @@ impl Recorder<'_, '_> {
             let (w_span, w_first) = bind(&gpu, Some(w), row * inner, count * inner);
             let (gain, gain_first) = bind(&gpu, weight.g, row, count);
             self.dispatch(&Dispatch {
-                kernel: &kernel::NORMALIZE_ROWS,
+                kernel: &NORMALIZE_ROWS,
                 module: ROWS,
                 constants: &constants,
                 buffers: &[v_span, gain, w_span],
                 params: RowParams {
                     count: count as u32,
                     length: quads as u32,
-                    firsts: firsts([v_first, w_first, gain_first, 0]),
+                    offsets: offsets([v_first, w_first, gain_first, 0]),
                     policy: weight.eps.code(),
                     eps: weight.eps.value(),
                     has_gain: weight.g.is_some().into(),
@@ -412,7 +413,7 @@ impl Recorder<'_, '_> {
                     position: ((e + skip) % (kept * inner)) as u32,
                     skip: skip as u32,
                     scale_first: j_first as u32,
-                    firsts: firsts([v_first, w_first, scales_first, dw_first]),
+                    offsets: offsets([v_first, w_first, scales_first, dw_first]),
                 },
                 groups: count.div_ceil(GROUP),
                 work: count,
@@ -489,7 +490,7 @@ impl Recorder<'_, '_> {
                     kept: kept as u32,
                     position: (e % (kept * inner)) as u32,
                     // Of dw and the bias one is there.
-                    firsts: firsts([v_first, w_first, scales_first, dw_first + bias_first]),
+                    offsets: offsets([v_first, w_first, scales_first, dw_first + bias_first]),
                 },
                 groups: (count / row * tasks(row)).div_ceil(THREADS),
                 work: count,
@@ -523,9 +524,9 @@ impl<'a> Does<'a> {
     /// Word by word, and in quads.
     fn kernels(&self, in_place: bool) -> [&'static Kernel; 2] {
         match self {
-            Does::Backward { .. } => [&kernel::NORMALIZE_BACKWARD, &kernel::NORMALIZE_QUADS_BACKWARD],
-            _ if in_place => [&kernel::NORMALIZE_IN_PLACE, &kernel::NORMALIZE_QUADS_IN_PLACE],
-            _ => [&kernel::NORMALIZE, &kernel::NORMALIZE_QUADS],
+            Does::Backward { .. } => [&NORMALIZE_BACKWARD, &NORMALIZE_QUADS_BACKWARD],
+            _ if in_place => [&NORMALIZE_IN_PLACE, &NORMALIZE_QUADS_IN_PLACE],
+            _ => [&NORMALIZE, &NORMALIZE_QUADS],
         }
     }
 
@@ -569,3 +570,17 @@ impl<'a> Does<'a> {
 const THREADS: u64 = 64;
 /// Elements of one workgroup of `normalize.wgsl`: four an invocation.
 const GROUP: u64 = 256;
+
+kernels! {
+    NORMALIZE = "weight/normalize" "normalize", Some(THREADS), Params, [0 Read, 1 Read, 2 Write];
+    NORMALIZE_IN_PLACE = "weight/normalize" "normalize_in_place", Some(THREADS), Params, [1 Read, 2 Write];
+    NORMALIZE_BACKWARD = "weight/normalize" "normalize_backward", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Write, 3 Read];
+    NORMALIZE_QUADS = "weight/normalize_quads" "normalize_quads", Some(THREADS), QuadParams,
+        [0 Read, 1 Read, 2 Write, 4 Read];
+    NORMALIZE_QUADS_IN_PLACE = "weight/normalize_quads" "normalize_quads_in_place", Some(THREADS), QuadParams,
+        [1 Read, 2 Write, 4 Read];
+    NORMALIZE_QUADS_BACKWARD = "weight/normalize_quads" "normalize_quads_backward", Some(THREADS), QuadParams,
+        [0 Read, 1 Read, 2 Write, 3 Read, 4 Read];
+    NORMALIZE_ROWS = "weight/normalize_rows" "normalize_rows", None, RowParams, [0 Read, 1 Read, 2 Write];
+}

@@ -1,13 +1,15 @@
 //! Row norms: n̂_j = eps policy of sqrt(Σ v²) over all axes but one. Shader: `norms.wgsl`.
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
+use crate::arguments::{Arguments, expect_per_norm};
+use crate::binding::{Bound, View, bind, offsets};
 use crate::choose::{self, ColumnQuads};
 use crate::contract::{Layout, norms_shape, stored_as};
-use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, MAX_ITERATIONS};
-use crate::product::Bound;
-use crate::record::{Arguments, Dispatch, View, bind, expect_per_norm, firsts};
+use crate::kernel::{Constants, kernels, params};
+use crate::memory::Scratch;
+use crate::record::Dispatch;
 use crate::source::Module;
+use crate::windows::{MAX_ITERATIONS, windows};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 const SCALAR: Module = Module::new("weight/norms");
@@ -15,22 +17,22 @@ const VEC4: Module =
     Module::new("weight/norms").fill("access", "weight/access_vec4").fill("columns", "weight/columns_vec4");
 pub(crate) const MODULES: [Module; 2] = [SCALAR, VEC4];
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    length: u32,
-    stride: u32,
-    splits: u32,
-    split_length: u32,
-    split_first: u32,
-    part_first: u32,
-    firsts: u32,
-    more_firsts: u32,
-    policy: u32,
-    eps: f32,
-    has_gain: u32,
-    has_norms_too: u32,
+params! {
+    struct Params {
+        count: u32,
+        length: u32,
+        stride: u32,
+        splits: u32,
+        split_length: u32,
+        split_first: u32,
+        part_first: u32,
+        offsets: u32,
+        more_offsets: u32,
+        policy: u32,
+        eps: f32,
+        has_gain: u32,
+        has_norms_too: u32,
+    }
 }
 
 /// What the kernels write for each norm; the words of it stand in `norms.wgsl`.
@@ -84,8 +86,6 @@ pub(crate) struct Dot<'a> {
 
 /// Invocations in a workgroup of `norms.wgsl`.
 const THREADS: u64 = 64;
-/// Workgroups that fill a large GPU; long rows are split until there are so many.
-pub(crate) const ENOUGH_GROUPS: u64 = 512;
 /// The shortest stretch worth a workgroup of its own, in elements.
 const SHORTEST_STRETCH: u64 = 16_384;
 /// Inner sizes from which stretches before the kept axis are summed as rows of their own; shorter ones as columns.
@@ -194,7 +194,7 @@ impl Recorder<'_, '_> {
             let out = Out::bind(&gpu, job, first, if direct { count } else { 0 });
             let (part, _) = sums.bind(&gpu, 0, if direct { 0 } else { row_count * splits });
             self.dispatch(&Dispatch {
-                kernel: &kernel::ROW_SUMS,
+                kernel: &ROW_SUMS,
                 module,
                 constants: &constants,
                 buffers: &[v_span, out.gain.0, part, out.out.0, out.norms_too.0, dw, out.known.0],
@@ -205,8 +205,8 @@ impl Recorder<'_, '_> {
                     split_length: split_length as u32,
                     split_first: split as u32,
                     part_first: if direct { 0 } else { first as u32 },
-                    firsts: firsts([v_first, out.gain.1, out.out.1, out.norms_too.1]),
-                    more_firsts: firsts([dw_first, out.known.1, 0, 0]),
+                    offsets: offsets([v_first, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_offsets: offsets([dw_first, out.known.1, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(in_group),
@@ -247,7 +247,7 @@ impl Recorder<'_, '_> {
                 let (dw, dw_first) = job.bind_dw(&gpu, row * kept * inner + j * inner, span);
                 let (part, _) = sums.bind(&gpu, 0, splits * count);
                 self.dispatch(&Dispatch {
-                    kernel: &kernel::COLUMN_SUMS,
+                    kernel: &COLUMN_SUMS,
                     module,
                     constants: &constants,
                     buffers: &[v_span, part, dw],
@@ -258,8 +258,8 @@ impl Recorder<'_, '_> {
                         splits: split_count as u32,
                         split_length: split_length as u32,
                         part_first: (split * count) as u32,
-                        firsts: firsts([v_first, 0, 0, 0]),
-                        more_firsts: firsts([dw_first, 0, 0, 0]),
+                        offsets: offsets([v_first, 0, 0, 0]),
+                        more_offsets: offsets([dw_first, 0, 0, 0]),
                         ..params(job)
                     },
                     groups: (blocks * split_count).div_ceil(THREADS),
@@ -296,7 +296,7 @@ impl Recorder<'_, '_> {
             let out = Out::bind(&gpu, job, j_first + j, count);
             let (part, _) = sums.bind(&gpu, 0, sum_count);
             self.dispatch(&Dispatch {
-                kernel: &kernel::FINISH_SUMS,
+                kernel: &FINISH_SUMS,
                 module: SCALAR,
                 constants: &constants,
                 buffers: &[out.gain.0, part, out.out.0, out.norms_too.0, out.known.0],
@@ -307,8 +307,8 @@ impl Recorder<'_, '_> {
                     splits: partial.j_stride as u32,
                     split_length: partial.b as u32,
                     part_first: (j * partial.j_stride) as u32,
-                    firsts: firsts([0, out.gain.1, out.out.1, out.norms_too.1]),
-                    more_firsts: firsts([0, out.known.1, 0, 0]),
+                    offsets: offsets([0, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_offsets: offsets([0, out.known.1, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(THREADS / lanes),
@@ -329,14 +329,14 @@ impl Recorder<'_, '_> {
             let out = Out::bind(&gpu, job, j, count);
             let (known, known_first) = View::of(known).bind(&gpu, j, count);
             self.dispatch(&Dispatch {
-                kernel: &kernel::KNOWN_NORMS,
+                kernel: &KNOWN_NORMS,
                 module: SCALAR,
                 constants: &constants,
                 buffers: &[out.gain.0, out.out.0, out.norms_too.0, known],
                 params: Params {
                     count: count as u32,
-                    firsts: firsts([0, out.gain.1, out.out.1, out.norms_too.1]),
-                    more_firsts: firsts([0, known_first, 0, 0]),
+                    offsets: offsets([0, out.gain.1, out.out.1, out.norms_too.1]),
+                    more_offsets: offsets([0, known_first, 0, 0]),
                     ..params(job)
                 },
                 groups: count.div_ceil(THREADS),
@@ -345,11 +345,6 @@ impl Recorder<'_, '_> {
         }
         Ok(())
     }
-}
-
-/// `0 .. total` in pieces of at most `step`: (first, count) of each.
-pub(crate) fn windows(total: u64, step: u64) -> impl Iterator<Item = (u64, u64)> {
-    (0..total.div_ceil(step)).map(move |i| (i * step, step.min(total - i * step)))
 }
 
 fn sums_of(gpu: &Gpu, count: u64) -> Result<View<'static>, Error> {
@@ -458,15 +453,6 @@ struct Columns {
     split_step: u64,
 }
 
-/// Invocations that share a sum of `count` terms.
-pub(crate) fn lanes_for(count: u64) -> u64 {
-    match count {
-        0..=16 => 1,
-        17..=256 => 8,
-        _ => THREADS,
-    }
-}
-
 impl Plan {
     fn new(gpu: &Gpu, job: &Job<'_>, layout: Layout) -> Result<Plan, Error> {
         let Layout { outer, kept, inner } = layout.wide();
@@ -562,10 +548,18 @@ impl Columns {
         }
         // A GL dispatch stays short: its rows are few, or its columns.
         let split_step = if gpu.is_gl() {
-            split_step.min((crate::record::GL_WORK / (split_length * kept_step * inner)).max(1))
+            split_step.min((crate::windows::GL_WORK / (split_length * kept_step * inner)).max(1))
         } else {
             split_step
         };
         Ok(Columns { module, kept_step, split_length, split_step })
     }
+}
+
+kernels! {
+    ROW_SUMS = "weight/norms" "row_sums", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Read];
+    COLUMN_SUMS = "weight/norms" "column_sums", Some(THREADS), Params, [0 Read, 2 Write, 5 Read];
+    FINISH_SUMS = "weight/norms" "finish_sums", Some(THREADS), Params, [1 Read, 2 Write, 3 Write, 4 Write, 6 Read];
+    KNOWN_NORMS = "weight/norms" "known_norms", Some(THREADS), Params, [1 Read, 3 Write, 4 Write, 6 Read];
 }

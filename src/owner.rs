@@ -114,7 +114,7 @@ impl Owner {
     /// Refuses a pipeline cache of another device.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn expect_cache(&self, op: &'static str, cache: &wgpu::PipelineCache) -> Result<(), Error> {
-        let source = wgpu::ShaderSource::Wgsl("@compute @workgroup_size(1) fn nothing() {}".into());
+        let source = wgpu::ShaderSource::Wgsl("@compute @workgroup_size(1) fn placeholder() {}".into());
         let module = wgpu::ShaderModuleDescriptor { label: Some("weightnorm.nothing"), source };
         let module = self.device.create_shader_module(module);
         let mut descriptor = wgpu::ComputePipelineDescriptor {
@@ -127,7 +127,7 @@ impl Owner {
         };
         let build = |descriptor: &wgpu::ComputePipelineDescriptor<'_>| {
             let build = || caught(|| drop(self.device.create_compute_pipeline(descriptor)));
-            scope::Scopes::default().guarded(&self.device, "a pipeline", 0, build)
+            scope::Scopes::default().scoped(&self.device, "a pipeline", 0, build)
         };
         // What fails without the cache as well is not the cache's fault.
         build(&descriptor)?;

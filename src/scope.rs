@@ -26,7 +26,7 @@ struct Scope {
 
 impl Scopes {
     /// Runs `make` and gives back the error that wgpu raises meanwhile, if any. In a browser [`Scopes::first`] does, later.
-    pub fn guarded<T>(
+    pub fn scoped<T>(
         &self,
         device: &wgpu::Device,
         what: &'static str,
@@ -59,7 +59,7 @@ impl Scopes {
         what: &'static str,
         descriptor: &wgpu::BufferDescriptor<'_>,
     ) -> Result<wgpu::Buffer, Error> {
-        self.guarded(device, what, descriptor.size, || device.create_buffer(descriptor))
+        self.scoped(device, what, descriptor.size, || device.create_buffer(descriptor))
     }
 
     /// Keeps a scope until its answer is there.

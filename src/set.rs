@@ -6,15 +6,15 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::choose::Traits;
+use crate::arguments::{Arguments, expect_per_norm, expect_shape};
+use crate::binding::{Span, View};
+use crate::choose::{Traits, lanes_for};
 use crate::contract::{Layout, norms_shape};
-use crate::gpu::Scratch;
-use crate::kernel::{self, Constants, Kernel, MAX_ITERATIONS};
-use crate::norms::{lanes_for, windows};
-use crate::record::{Arguments, Dispatch, GL_WORK, Span, View, expect_per_norm, expect_shape};
+use crate::kernel::{Constants, Kernel, kernels, params};
+use crate::memory::Scratch;
+use crate::record::Dispatch;
 use crate::source::Module;
+use crate::windows::{GL_WORK, MAX_ITERATIONS, windows};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Work, Write};
 
 const WORDS: Module = Module::new("weight/set");
@@ -326,12 +326,12 @@ impl Recorder<'_, '_> {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    count: u32,
-    first: u32,
-    has_gain: u32,
+params! {
+    struct Params {
+        count: u32,
+        first: u32,
+        has_gain: u32,
+    }
 }
 
 const ITEM_BYTES: u64 = 64;
@@ -386,10 +386,10 @@ impl Kind {
 
     fn kernel(self) -> &'static Kernel {
         match self {
-            Kind::Rows => &kernel::SET_ROWS,
-            Kind::Columns => &kernel::SET_COLUMNS,
-            Kind::Finish => &kernel::SET_FINISH,
-            Kind::Rescale => &kernel::SET_RESCALE,
+            Kind::Rows => &SET_ROWS,
+            Kind::Columns => &SET_COLUMNS,
+            Kind::Finish => &SET_FINISH,
+            Kind::Rescale => &SET_RESCALE,
         }
     }
 
@@ -1019,4 +1019,12 @@ struct Partial {
 /// Whether one norm's partial sums can be added up by one workgroup.
 fn fits(sums: u64) -> bool {
     sums.div_ceil(THREADS) <= MAX_ITERATIONS / 2
+}
+
+kernels! {
+    SET_ROWS = "weight/set" "set_rows", Some(THREADS), Params,
+        [0 Read, 1 Read, 2 Read, 3 Read, 4 Write, 5 Write, 6 Write];
+    SET_COLUMNS = "weight/set" "set_columns", Some(THREADS), Params, [0 Read, 1 Read, 2 Read, 4 Write];
+    SET_FINISH = "weight/set" "set_finish", Some(THREADS), Params, [0 Read, 3 Read, 4 Write, 5 Write, 6 Write];
+    SET_RESCALE = "weight/set" "set_rescale", Some(THREADS), Params, [0 Read, 1 Read, 2 Read, 5 Read, 7 Write];
 }

@@ -181,14 +181,14 @@ impl Tensor {
         let words = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.gpu.create_buffer("readback", words, usage)?;
-        self.gpu.guarded("a readback", words, || {
+        self.gpu.scoped("a readback", words, || {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&self.buffer, self.offset, &staging, 0, words);
             queue.submit([encoder.finish()]);
         })?;
         let (sender, receiver) = oneshot::channel();
         // What fails here the callback hears too; without a scope wgpu's own handler would panic on it.
-        let started = self.gpu.guarded("a readback", words, || {
+        let started = self.gpu.scoped("a readback", words, || {
             staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         });
         if block {
@@ -229,6 +229,48 @@ impl Tensor {
     /// Bytes from the start of the buffer to the end of the last word.
     pub(crate) fn end(&self) -> u64 {
         self.offset + (self.len() as u64 * self.dtype.size()).next_multiple_of(4)
+    }
+}
+
+impl Gpu {
+    /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TensorTooLarge`], [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
+        Tensor::upload(self, data, shape)
+    }
+
+    /// A new tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::TensorTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        self.zeros_of("zeros", shape, dtype)
+    }
+
+    /// [`Gpu::zeros`] for an operator, whose result it is.
+    pub(crate) fn zeros_of(&self, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::zeros(self, what, shape, dtype)
+    }
+
+    /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
+    /// `STORAGE` for every operator, and `COPY_SRC` to be read back.
+    ///
+    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
+    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
+    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
+    /// once, not for each step. Not checked are buffers that are
+    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
+    /// after the call (see [`Gpu::check`]).
+    ///
+    /// # Errors
+    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
+    /// tensor's last 32-bit word; [`Error::TensorTooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
+    /// [`Error::DeviceLost`].
+    pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
     }
 }
 

@@ -1,176 +1,8 @@
-//! Which tile computes which product: choices as text, and the measurement that makes them.
-use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
-
-use crate::product::Forced;
-use crate::{DType, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, WeightNorm};
-
-/// The tile for each of some products, and the length of the pieces where its sums are split: what [`Gpu::tune`] measured,
-/// and [`Options::choices`](crate::Options::choices) takes.
-///
-/// As text, to be kept wherever the caller likes:
-///
-/// ```text
-/// weightnorm 0.1.0 | llvmpipe (LLVM 15.0.6, 256 bits) | llvmpipe Mesa 22.3.6 (LLVM 15.0.6) | Vulkan
-/// forward f32 f32 64 512 1024 lanes32
-/// weight_gradient f32 f32 512 1024 64 lanes32
-/// weight_gradient f16 f16 64 64 16384 large split 1024
-/// ```
-///
-/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they count as
-/// none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one product
-/// C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and B, the
-/// rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile that this
-/// version does not know.
-///
-/// ```
-/// let text = "weightnorm 0.1.0 | An adapter | its driver 1.0 | Vulkan\nforward f32 f32 64 512 1024 large\n";
-/// let choices: weightnorm::Choices = text.parse()?;
-/// assert_eq!((choices.len(), choices.to_string().as_str()), (1, text));
-/// # Ok::<(), weightnorm::Error>(())
-/// ```
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Choices {
-    /// The first line.
-    origin: String,
-    by_product: HashMap<Key, Choice>,
-}
-
-/// A product, as far as it matters to speed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    /// Of A and B: see [`Operand`](crate::product::Operand).
-    pub along_k: [bool; 2],
-    pub dtypes: [DType; 2],
-    /// Rows and columns of C, steps of k.
-    pub size: [u64; 3],
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Choice {
-    tile: Tile,
-    split_length: Option<u32>,
-}
-
-/// The products of a linear layer, by the layout of their operands.
-const FORWARD: [bool; 2] = [true, true];
-const INPUT_GRADIENT: [bool; 2] = [true, false];
-const WEIGHT_GRADIENT: [bool; 2] = [false, false];
-const PRODUCTS: [(&str, [bool; 2]); 3] =
-    [("forward", FORWARD), ("input_gradient", INPUT_GRADIENT), ("weight_gradient", WEIGHT_GRADIENT)];
-const DTYPES: [(&str, DType); 3] = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::Bf16)];
-
-fn named<T: Copy>(names: &[(&str, T)], name: &str) -> Option<T> {
-    names.iter().find(|(n, _)| *n == name).map(|&(_, value)| value)
-}
-
-fn name_of<'a, T: PartialEq>(names: &[(&'a str, T)], value: &T) -> &'a str {
-    names.iter().find(|(_, v)| v == value).map_or("", |(name, _)| name)
-}
-
-impl Choices {
-    /// How many products they name.
-    pub fn len(&self) -> usize {
-        self.by_product.len()
-    }
-
-    /// Whether they name none.
-    pub fn is_empty(&self) -> bool {
-        self.by_product.is_empty()
-    }
-
-    /// What is left of them on this adapter: all or none.
-    pub(crate) fn on(self, info: &wgpu::AdapterInfo) -> Choices {
-        let wgpu::AdapterInfo { name, driver, driver_info, backend, .. } = info;
-        let version = env!("CARGO_PKG_VERSION");
-        let origin = one_line(&format!("weightnorm {version} | {name} | {driver} {driver_info} | {backend:?}"));
-        if self.origin == origin { self } else { Choices { origin, ..Choices::default() } }
-    }
-
-    /// Whether the device can do what they say.
-    pub(crate) fn check(&self, gpu: &Gpu) -> Result<(), Error> {
-        self.by_product.values().try_for_each(|choice| choice.forced().check("choices", gpu, true))
-    }
-
-    /// `cooperative`: whether cooperative matrices can do the product.
-    pub(crate) fn get(&self, key: &Key, cooperative: bool) -> Forced {
-        let choice = self.by_product.get(key).filter(|choice| cooperative || !choice.tile.is_cooperative());
-        choice.map_or(Forced::default(), |choice| choice.forced())
-    }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-impl Choice {
-    fn forced(self) -> Forced {
-        Forced { tile: Some(self.tile), split_length: self.split_length }
-    }
-}
-
-impl fmt::Display for Choices {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.origin)?;
-        let mut products: Vec<_> = self.by_product.iter().collect();
-        let place = |along_k: &[bool; 2]| PRODUCTS.iter().position(|(_, p)| p == along_k);
-        products.sort_by_key(|(key, _)| (place(&key.along_k), key.dtypes.map(DType::code), key.size));
-        for (Key { along_k, dtypes, size: [rows, columns, depth] }, Choice { tile, split_length }) in products {
-            let [a, b] = dtypes.map(|dtype| name_of(&DTYPES, &dtype));
-            write!(f, "{} {a} {b} {rows} {columns} {depth} {tile}", name_of(&PRODUCTS, along_k))?;
-            split_length.map_or(Ok(()), |length| write!(f, " split {length}"))?;
-            writeln!(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for Choices {
-    type Err = Error;
-
-    /// # Errors
-    /// [`Error::Choices`], with the first line that is not one of them; empty lines do no harm.
-    fn from_str(text: &str) -> Result<Choices, Error> {
-        let error = |place: usize, got: &str, expected: String| {
-            Err(Error::Choices { line: place + 1, got: got.to_owned(), expected })
-        };
-        let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let first = lines.next().unwrap_or((0, ""));
-        if !first.1.starts_with("weightnorm ") {
-            return error(first.0, first.1, "weightnorm, its version, adapter, driver and backend".to_owned());
-        }
-        let mut choices = Choices { origin: one_line(first.1), ..Choices::default() };
-        for (place, line) in lines {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let (&[product, a, b, rows, columns, depth, tile], split) = words.split_at(words.len().min(7)) else {
-                return error(place, line, "a product, two types, three sizes and a tile".to_owned());
-            };
-            let size = [rows, columns, depth].map(|number| number.parse().ok());
-            let split_length = match split {
-                [] => Some(None),
-                ["split", length] => length.parse().ok().map(Some),
-                _ => None,
-            };
-            let known = (named(&PRODUCTS, product), named(&DTYPES, a), named(&DTYPES, b), size, split_length);
-            let (Some(along_k), Some(a), Some(b), [Some(rows), Some(columns), Some(depth)], Some(split_length)) = known
-            else {
-                let expected = "forward, input_gradient or weight_gradient, types among f32, f16 and bf16, three sizes, a \
-                                tile, and split and a length or nothing";
-                return error(place, line, expected.to_owned());
-            };
-            let key = Key { along_k, dtypes: [a, b], size: [rows, columns, depth] };
-            let choice = match tile.parse() {
-                Ok(tile) => Choice { tile, split_length },
-                Err(unknown) => return error(place, line, format!("a tile of this version ({unknown})")),
-            };
-            if choices.by_product.insert(key, choice).is_some() {
-                return error(place, line, "one line for each product".to_owned());
-            }
-        }
-        Ok(choices)
-    }
-}
+//! The measurement that chooses tiles.
+use crate::choices::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
+use crate::choose::Traits;
+use crate::product::selection::{Problem, Selection};
+use crate::{Choices, DType, Error, Gpu, Gradients, LinearOptions, OperatorTime, Recorder, Tensor, Tile, WeightNorm};
 
 /// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,14 +38,14 @@ impl LinearShape {
         self
     }
 
-    fn key(&self, along_k: [bool; 2]) -> Key {
+    fn problem(&self, along_k: [bool; 2]) -> Problem {
         let [batch, ins, outs] = [self.batch, self.in_features, self.out_features].map(|size| size as u64);
         let size = match along_k {
             FORWARD => [batch, outs, ins],
             INPUT_GRADIENT => [batch, ins, outs],
             _ => [outs, ins, batch],
         };
-        Key { along_k, dtypes: [self.dtype; 2], size }
+        Problem { along_k, dtypes: [self.dtype; 2], size }
     }
 }
 
@@ -263,10 +95,10 @@ impl Gpu {
         self.check()?;
         let mut choices = self.choices().clone();
         for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
-            let layer = Layer::new(self.apart()?, *shape, block)?;
+            let layer = Layer::new(self.with_own_caches()?, *shape, block)?;
             for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
                 if along_k == FORWARD || shape.training {
-                    choices.by_product.insert(shape.key(along_k), layer.fastest(along_k).await?);
+                    choices.set(shape.problem(along_k), layer.fastest(along_k).await?);
                 }
             }
         }
@@ -293,20 +125,22 @@ const MOST_GROUPS: u64 = 1024;
 const LEAST_STEPS: u64 = 128;
 
 /// The choice of the table, then what else there is, those of its family first.
-fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
-    let [rows, columns, depth] = key.size;
+fn candidates(traits: Traits, problem: &Problem) -> Vec<Choice> {
+    let [rows, columns, depth] = problem.size;
     // The input gradient scales v before it is multiplied.
-    let cooperative = key.dtypes == [DType::F16; 2] && key.along_k != INPUT_GRADIENT;
-    let (table, table_length) = Tile::choose(gpu, cooperative, key);
-    let able = || Tile::all_on(gpu).filter(|tile| cooperative || !tile.is_cooperative());
-    let least = able().map(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1).min().unwrap_or(0);
-    let mut tiles: Vec<Tile> =
-        able().filter(|tile| tile.grid(gpu, key.along_k[1], rows, columns).1 <= 4 * least && *tile != table).collect();
+    let cooperative = problem.dtypes == [DType::F16; 2] && problem.along_k != INPUT_GRADIENT;
+    let (table, table_length) = Tile::choose(traits, cooperative, problem);
+    let able =
+        || Tile::ALL.into_iter().filter(|tile| tile.runs(traits)).filter(|tile| cooperative || !tile.is_cooperative());
+    let least = able().map(|tile| tile.grid(traits, problem.along_k[1], rows, columns).1).min().unwrap_or(0);
+    let mut tiles: Vec<Tile> = able()
+        .filter(|tile| tile.grid(traits, problem.along_k[1], rows, columns).1 <= 4 * least && *tile != table)
+        .collect();
     tiles.sort_by_key(|tile| tile.family() != table.family());
     tiles.insert(0, table);
     let mut all = vec![Choice { tile: table, split_length: table_length }];
     for tile in tiles {
-        let (groups, _) = tile.grid(gpu, key.along_k[1], rows, columns);
+        let (groups, _) = tile.grid(traits, problem.along_k[1], rows, columns);
         let mut add = |choice| {
             if !all.contains(&choice) {
                 all.push(choice);
@@ -316,7 +150,7 @@ fn candidates(gpu: &Gpu, key: &Key) -> Vec<Choice> {
         for pieces in PIECES {
             let length = depth.div_ceil(pieces).next_multiple_of(16);
             let sensible = groups <= FEW_GROUPS && groups * pieces <= MOST_GROUPS && length >= LEAST_STEPS;
-            if sensible && length < depth && length <= tile.max_length(gpu) {
+            if sensible && length < depth && length <= tile.longest(traits) {
                 add(Choice { tile, split_length: Some(length as u32) });
             }
         }
@@ -386,7 +220,7 @@ impl Layer {
     fn record(&self, ops: &mut Recorder<'_, '_>, along_k: [bool; 2], choice: Choice) -> Result<(), Error> {
         let Layer { x, v, y, dx, dv, g, norms, u, .. } = self;
         let weight = WeightNorm::new(v, g);
-        let Forced { tile, split_length } = choice.forced();
+        let Selection { tile, split_length } = choice.selection();
         let gradients = Gradients { tile, split_length, ..Gradients::default() };
         match along_k {
             FORWARD => {
@@ -406,7 +240,7 @@ impl Layer {
             |ops: &mut Recorder<'_, '_>| choices.iter().try_for_each(|&choice| self.record(ops, along_k, choice));
         let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
         // The reductions beside the products of the backward pass are the same whatever the tile.
-        let of_products = |o: &crate::OperatorTime| {
+        let of_products = |o: &OperatorTime| {
             let products = o.dispatches.iter().filter(|d| !d.label.starts_with("weightnorm.batch."));
             products.map(|d| d.seconds).sum::<f64>().max(1e-9)
         };
@@ -416,7 +250,7 @@ impl Layer {
     async fn fastest(&self, along_k: [bool; 2]) -> Result<Choice, Error> {
         let mut once = vec![];
         let mut spent = 0.0;
-        for choice in candidates(&self.gpu, &self.shape.key(along_k)) {
+        for choice in candidates(self.gpu.traits(), &self.shape.problem(along_k)) {
             // The first run may compile.
             let seconds = match self.seconds(along_k, &[choice; 2]).await {
                 Ok(seconds) => seconds[1],

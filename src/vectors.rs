@@ -2,7 +2,7 @@
 //! (Gains and the bias of `linear` are read as they are stored.)
 use std::array;
 
-use crate::gpu::Scratch;
+use crate::memory::Scratch;
 use crate::{DType, Error, Recorder, Tensor};
 
 /// From one copy to the next: the largest alignment that a device may ask for.

@@ -37,8 +37,8 @@ fn batch_sums(
     let begin = split * p.split_length;
     let end = min(begin + p.split_length, p.rows);
     let step = p.stride / QUAD;
-    let at = extractBits(p.firsts, 0u, 8u) / QUAD + unit;
-    let at_u = extractBits(p.firsts, 8u, 8u) / 4u + unit * PARTS;
+    let at = extractBits(p.offsets, 0u, 8u) / QUAD + unit;
+    let at_u = extractBits(p.offsets, 8u, 8u) / 4u + unit * PARTS;
     // Quads past the last one repeat it.
     let last = units - 1u - unit;
 

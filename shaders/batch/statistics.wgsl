@@ -28,8 +28,8 @@ struct Params {
     splits: u32,       // in this dispatch; batch_finish: in all
     part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
                        // counted from the first one bound
-    firsts: u32,       // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
-    more_firsts: u32,  // the same of means (subtract_means: centers), g, norms
+    offsets: u32,      // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
+    more_offsets: u32, // the same of means (subtract_means: centers), g, norms
     flags: u32,        // HAS_
     rate: f32,         // END_MEANS: 1 / rows
     momentum: f32,
@@ -138,10 +138,10 @@ fn combine_lanes(own: Stat, t: u32) -> Stat {
 fn write_factors(column: u32, dg: Wide) {
     var gain = 1.0;
     if has(HAS_GAIN) {
-        let at = extractBits(p.more_firsts, 8u, 8u) + column;
+        let at = extractBits(p.more_offsets, 8u, 8u) + column;
         gain = unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
     }
-    let d = wide(norms[extractBits(p.more_firsts, 16u, 8u) + column]);
+    let d = wide(norms[extractBits(p.more_offsets, 16u, 8u) + column]);
     let factors = factors_of_dg(dg, d, gain, p.policy, p.eps);
     let size_of_dg = wide(dg.m).e + dg.e;
     let far = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
@@ -149,7 +149,7 @@ fn write_factors(column: u32, dg: Wide) {
     if far || factors.a.t != 1.0 || share_t != 1.0 {
         share_t = -share_t;
     }
-    let at = extractBits(p.more_firsts, 0u, 8u) + 4u * column;
+    let at = extractBits(p.more_offsets, 0u, 8u) + 4u * column;
     means[at] = factors.a.t;
     means[at + 1u] = factors.a.m;
     means[at + 2u] = share_t;
@@ -157,8 +157,8 @@ fn write_factors(column: u32, dg: Wide) {
 }
 
 fn write_end(column: u32, stat: Stat) {
-    let at = extractBits(p.firsts, 16u, 8u) + column;
-    let at_second = extractBits(p.firsts, 24u, 8u) + column;
+    let at = extractBits(p.offsets, 16u, 8u) + column;
+    let at_second = extractBits(p.offsets, 24u, 8u) + column;
     if END == END_SCALES {
         // A variance below 2^-126 counts as none.
         let constant = magnitude(stat.s.y) < SMALLEST;
@@ -191,7 +191,7 @@ fn write_end(column: u32, stat: Stat) {
         return;
     }
     let mean = stat.s.x * p.rate;
-    means[extractBits(p.more_firsts, 0u, 8u) + column] = mean;
+    means[extractBits(p.more_offsets, 0u, 8u) + column] = mean;
     if has(HAS_SECOND) {
         let old = second[at_second];
         second[at_second] = old + p.momentum * (mean - old);

@@ -14,10 +14,10 @@ const WORDS = 4u * THREADS; // of y for a workgroup of subtract_means
 // An element of a, with its partner.
 fn pair(row: u32, column: u32) -> vec2<f32> {
     let e = row * p.stride + column;
-    let at = extractBits(p.firsts, 0u, 8u) + e;
+    let at = extractBits(p.offsets, 0u, 8u) + e;
     let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE);
     if KIND == KIND_DOTS && HAS_U {
-        return vec2<f32>(x, u[extractBits(p.firsts, 8u, 8u) + e]);
+        return vec2<f32>(x, u[extractBits(p.offsets, 8u, 8u) + e]);
     }
     return vec2<f32>(x, 0.0);
 }
@@ -113,12 +113,12 @@ fn batch_sums(
 }
 
 fn centered(e: u32) -> f32 {
-    let at = extractBits(p.firsts, 0u, 8u) + e;
+    let at = extractBits(p.offsets, 0u, 8u) + e;
     let column = (p.part_first + e) % p.stride;
     let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE)
-        - centers[extractBits(p.more_firsts, 0u, 8u) + column];
+        - centers[extractBits(p.more_offsets, 0u, 8u) + column];
     if HAS_U {
-        return x + u[extractBits(p.firsts, 8u, 8u) + column];
+        return x + u[extractBits(p.offsets, 8u, 8u) + column];
     }
     return x;
 }
@@ -132,7 +132,7 @@ fn subtract_means(
     @builtin(local_invocation_index) index: u32,
 ) {
     let t = ordered(index, THREADS);
-    let first_at = extractBits(p.firsts, 16u, 8u);
+    let first_at = extractBits(p.offsets, 16u, 8u);
     let end = first_at + p.count;
     let begin = flat(group, groups) * WORDS + t;
     for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations

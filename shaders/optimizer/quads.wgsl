@@ -29,11 +29,11 @@ struct Moved {
 }
 
 fn quad_step(q: u32) {
-    let at = extractBits(p.firsts, 0u, 8u) / QUAD + q;
-    let at_m = extractBits(p.firsts, 16u, 8u) / 4u + q * PARTS;
-    let at_s = extractBits(p.firsts, 24u, 8u) / 4u + q * PARTS;
+    let at = extractBits(p.offsets, 0u, 8u) / QUAD + q;
+    let at_m = extractBits(p.offsets, 16u, 8u) / 4u + q * PARTS;
+    let at_s = extractBits(p.offsets, 24u, 8u) / 4u + q * PARTS;
     let old = v[at];
-    let d = dv[extractBits(p.firsts, 8u, 8u) / QUAD + q];
+    let d = dv[extractBits(p.offsets, 8u, 8u) / QUAD + q];
     var first = Moments();
     var second = Moments();
     if has_m() {

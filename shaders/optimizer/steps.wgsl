@@ -19,8 +19,8 @@ struct Params {
     v_count: u32, // elements of v; optimizer_rows: rows
     g_count: u32, // elements of g
     length: u32,  // optimizer_rows: elements of a row
-    firsts: u32,  // 8 bits each: the first element of v, dv, m_v, s_v within its binding
-    more_firsts: u32, // the same of g, dg, m_g, s_g
+    offsets: u32, // 8 bits each: the first element of v, dv, m_v, s_v within its binding
+    more_offsets: u32, // the same of g, dg, m_g, s_g
     first_step: u32, // KIND_MOMENTUM, KIND_NESTEROV: 1 where m has no value yet
     v_rate: f32,
     v_decay: f32,
@@ -104,14 +104,14 @@ fn moved(theta: vec4<f32>, d: vec4<f32>, ms: Moments, rate: f32, decay: f32) -> 
 
 // The word that holds element e of g.
 fn g_word(e: u32) -> u32 {
-    return word_holding(extractBits(p.more_firsts, 0u, 8u) + e, G_DTYPE);
+    return word_holding(extractBits(p.more_offsets, 0u, 8u) + e, G_DTYPE);
 }
 
 // One step of element e of g: its new value. m and s are written.
 fn g_step(e: u32) -> f32 {
-    let at_d = extractBits(p.more_firsts, 8u, 8u) + e;
-    let at_m = extractBits(p.more_firsts, 16u, 8u) + e;
-    let at_s = extractBits(p.more_firsts, 24u, 8u) + e;
+    let at_d = extractBits(p.more_offsets, 8u, 8u) + e;
+    let at_m = extractBits(p.more_offsets, 16u, 8u) + e;
+    let at_s = extractBits(p.more_offsets, 24u, 8u) + e;
     let theta = vec4<f32>(unpack(g[g_word(e)], e, G_DTYPE));
     let gradient = unpack(dg[word_holding(at_d, DG_DTYPE)], at_d, DG_DTYPE);
     let d = decayed(theta, vec4<f32>(gradient), p.g_decay);

@@ -16,7 +16,7 @@ var<workgroup> sums: array<f32, THREADS>;
 var<workgroup> exponents: array<i32, THREADS>;
 
 fn v_word(word: u32) -> u32 {
-    return extractBits(p.firsts, 0u, 8u) / V_PER_WORD + word;
+    return extractBits(p.offsets, 0u, 8u) / V_PER_WORD + word;
 }
 
 // One element; all four of these are the same.
@@ -25,7 +25,7 @@ fn v_old(e: u32) -> vec4<f32> {
 }
 
 fn v_gradient(e: u32, theta: vec4<f32>) -> vec4<f32> {
-    let at = extractBits(p.firsts, 8u, 8u) + e;
+    let at = extractBits(p.offsets, 8u, 8u) + e;
     let d = unpack(dv[word_holding(at, DV_DTYPE)], at, DV_DTYPE);
     return decayed(theta, vec4<f32>(d), p.v_decay);
 }
@@ -33,10 +33,10 @@ fn v_gradient(e: u32, theta: vec4<f32>) -> vec4<f32> {
 fn v_moments(e: u32) -> Moments {
     var ms = Moments();
     if has_m() {
-        ms.m = vec4<f32>(m_v[extractBits(p.firsts, 16u, 8u) + e]);
+        ms.m = vec4<f32>(m_v[extractBits(p.offsets, 16u, 8u) + e]);
     }
     if has_s() {
-        ms.s = vec4<f32>(s_v[extractBits(p.firsts, 24u, 8u) + e]);
+        ms.s = vec4<f32>(s_v[extractBits(p.offsets, 24u, 8u) + e]);
     }
     return ms;
 }
@@ -48,10 +48,10 @@ fn v_step(e: u32) -> f32 {
     var ms = Moments();
     if has_m() {
         ms = moments(v_moments(e), d);
-        m_v[extractBits(p.firsts, 16u, 8u) + e] = ms.m.x;
+        m_v[extractBits(p.offsets, 16u, 8u) + e] = ms.m.x;
     }
     if has_s() {
-        s_v[extractBits(p.firsts, 24u, 8u) + e] = ms.s.x;
+        s_v[extractBits(p.offsets, 24u, 8u) + e] = ms.s.x;
     }
     return moved(theta, d, ms, p.v_rate, p.v_decay).x;
 }

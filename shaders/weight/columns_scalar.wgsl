@@ -67,10 +67,10 @@ fn column_sums(
     let row = split * p.split_length;
     let rows = min(p.split_length, p.length - row);
     let place = row * p.stride + column;
-    let first = extractBits(p.firsts, 0u, 8u) + place;
+    let first = extractBits(p.offsets, 0u, 8u) + place;
     var sum: Wide;
     if DOT {
-        sum = column_dots(first, extractBits(p.more_firsts, 0u, 8u) + place, rows);
+        sum = column_dots(first, extractBits(p.more_offsets, 0u, 8u) + place, rows);
     } else {
         var s = column_squares(first, rows, 1.0);
         let up = lift(s);

@@ -38,8 +38,8 @@ fn column_sums(
     let begin = split * p.split_length;
     let rows = min(p.split_length, p.length - begin);
     let place = begin * p.stride + unit * QUAD;
-    let e = extractBits(p.firsts, 0u, 8u) + place;
-    let f = extractBits(p.more_firsts, 0u, 8u) + place;
+    let e = extractBits(p.offsets, 0u, 8u) + place;
+    let f = extractBits(p.more_offsets, 0u, 8u) + place;
     let step = p.stride / QUAD;
     // Quads past the last one repeat it.
     let last = units - 1u - unit;

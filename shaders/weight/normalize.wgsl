@@ -12,7 +12,7 @@ struct Params {
     position: u32,    // place of the first element that is not skipped, within kept * inner
     skip: u32,        // elements at the start that belong to somebody else: 1 where w starts within a word
     scale_first: u32, // the j whose scale stands first in its binding
-    firsts: u32,      // 8 bits each: the first element of v, of w, of the scales' first word within its binding
+    offsets: u32,      // 8 bits each: the first element of v, of w, of the scales' first word within its binding
 }
 
 var<immediate> p: Params;
@@ -28,7 +28,7 @@ override COPY: bool = false;
 const THREADS = 64u;
 
 fn put(e: u32, value: vec2<f32>, count: u32) {
-    let at = extractBits(p.firsts, 8u, 8u) + e;
+    let at = extractBits(p.offsets, 8u, 8u) + e;
     if W_DTYPE == F32 {
         w[at] = bitcast<u32>(value.x);
         if count > 1u {
@@ -58,7 +58,7 @@ fn scaled_four(e: u32, raw: vec4<f32>) -> vec4<f32> {
     var j = position / p.inner % p.kept;
     var values = raw;
     for (var n = first; n < 4u; n += 1u) { // at most 4 iterations
-        let at = extractBits(p.firsts, 16u, 8u) + 2u * (j - p.scale_first);
+        let at = extractBits(p.offsets, 16u, 8u) + 2u * (j - p.scale_first);
         values[n] = scaled(values[n], Scale(scales[at], scales[at + 1u]));
         i += 1u;
         if i == p.inner {
@@ -84,7 +84,7 @@ fn element_of(group: vec3<u32>, groups: vec3<u32>, t: u32) -> u32 {
 }
 
 fn v_at(e: u32) -> f32 {
-    let at = extractBits(p.firsts, 0u, 8u) + min(e, p.count - 1u);
+    let at = extractBits(p.offsets, 0u, 8u) + min(e, p.count - 1u);
     return unpack(v[select(at >> 1u, at, V_DTYPE == F32)], at, V_DTYPE);
 }
 
@@ -102,7 +102,7 @@ fn normalize(
 }
 
 fn w_at(e: u32) -> f32 {
-    let at = extractBits(p.firsts, 8u, 8u) + min(e, p.count - 1u);
+    let at = extractBits(p.offsets, 8u, 8u) + min(e, p.count - 1u);
     return unpack(w[select(at >> 1u, at, W_DTYPE == F32)], at, W_DTYPE);
 }
 
@@ -126,7 +126,7 @@ override G_DTYPE: u32 = F32;
 override ADD: bool = false; // add to what dv holds
 
 fn dw_at(e: u32) -> f32 {
-    let at = extractBits(p.firsts, 24u, 8u) + min(e, p.count - 1u);
+    let at = extractBits(p.offsets, 24u, 8u) + min(e, p.count - 1u);
     return unpack(dw[select(at >> 1u, at, G_DTYPE == F32)], at, G_DTYPE);
 }
 
@@ -145,7 +145,7 @@ fn normalize_backward(
     var values = vec4<f32>();
     for (var n = select(0u, p.skip, e == 0u); n < min(4u, p.count - e); n += 1u) { // at most 4 iterations
         let j = (p.position + e + n - p.skip) / p.inner % p.kept;
-        let at = extractBits(p.firsts, 16u, 8u) + 4u * (j - p.scale_first);
+        let at = extractBits(p.offsets, 16u, 8u) + 4u * (j - p.scale_first);
         let scale = Scale(scales[at], scales[at + 1u]);
         let share = Scale(scales[at + 2u], scales[at + 3u]);
         values[n] = scaled(dw_at(e + n) - scaled(v_at(e + n), share), scale);

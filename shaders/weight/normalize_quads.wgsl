@@ -19,7 +19,7 @@ struct Params {
     inner: u32,    // elements from one j to the next
     kept: u32,     // norms
     position: u32, // place of the first element within kept * inner
-    firsts: u32,   // 8 bits each: the first element of v, w, the scales, dw (CENTER: bias) within its binding
+    offsets: u32,   // 8 bits each: the first element of v, w, the scales, dw (CENTER: bias) within its binding
 }
 
 var<immediate> p: Params;
@@ -51,12 +51,12 @@ struct Scales {
 
 // The Scale of norm j, or its center and bias.
 fn scale_at(j: u32, words: u32, skip: u32) -> Scale {
-    let first = extractBits(p.firsts, 16u, 8u);
+    let first = extractBits(p.offsets, 16u, 8u);
     if !CENTER {
         return Scale(scales[first + words * j + skip], scales[first + words * j + skip + 1u]);
     }
     if HAS_BIAS {
-        return Scale(scales[first + j], bias[extractBits(p.firsts, 24u, 8u) + j]);
+        return Scale(scales[first + j], bias[extractBits(p.offsets, 24u, 8u) + j]);
     }
     return Scale(scales[first + j], 0.0);
 }
@@ -129,7 +129,7 @@ fn inside(q: u32, part: Part) -> u32 {
 
 fn put(q: u32, end: u32, quad: vec4<u32>) {
     if q < end {
-        w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
+        w[extractBits(p.offsets, 8u, 8u) / QUAD + q] = quad;
     }
 }
 
@@ -148,7 +148,7 @@ fn normalize_quads(
     if !COPY {
         own = scales_of(part.first, 2u, 0u);
     }
-    let origin = extractBits(p.firsts, 0u, 8u) / QUAD;
+    let origin = extractBits(p.offsets, 0u, 8u) / QUAD;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
         let q = part.first + k * p.run;
         let a = v[origin + inside(q, part)];
@@ -174,7 +174,7 @@ fn normalize_quads_in_place(
         return;
     }
     let own = scales_of(part.first, 2u, 0u);
-    let origin = extractBits(p.firsts, 8u, 8u) / QUAD;
+    let origin = extractBits(p.offsets, 8u, 8u) / QUAD;
     for (var k = 0u; k < p.each; k += 4u) { // each / 4 iterations
         let q = part.first + k * p.run;
         let a = w[origin + inside(q, part)];
@@ -207,7 +207,7 @@ fn quad_backward(v: vec4<u32>, dw: vec4<u32>, held: vec4<u32>, scale: Scales, sh
 // What dv holds, if it is added to.
 fn held_at(q: u32) -> vec4<u32> {
     if ADD {
-        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
+        return w[extractBits(p.offsets, 8u, 8u) / QUAD + q];
     }
     return vec4<u32>();
 }
@@ -225,8 +225,8 @@ fn normalize_quads_backward(
     }
     let scale = scales_of(part.first, 4u, 0u);
     let share = scales_of(part.first, 4u, 2u);
-    let v_origin = extractBits(p.firsts, 0u, 8u) / QUAD;
-    let dw_origin = extractBits(p.firsts, 24u, 8u) / QUAD;
+    let v_origin = extractBits(p.offsets, 0u, 8u) / QUAD;
+    let dw_origin = extractBits(p.offsets, 24u, 8u) / QUAD;
     for (var k = 0u; k < p.each; k += 2u) { // each / 2 iterations
         let q = part.first + k * p.run;
         let r = inside(q + p.run, part);

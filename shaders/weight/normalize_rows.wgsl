@@ -7,7 +7,7 @@
 struct Params {
     count: u32,  // rows
     length: u32, // quads of a row, at most LANES * HELD
-    firsts: u32, // 8 bits each: the first element of v, w, g within its binding
+    offsets: u32, // 8 bits each: the first element of v, w, g within its binding
     policy: u32,
     eps: f32,
     has_gain: u32,
@@ -42,13 +42,13 @@ var<private> factor: f32;
 
 fn quad_at(q: u32) -> vec4<u32> {
     if IN_PLACE {
-        return w[extractBits(p.firsts, 8u, 8u) / QUAD + q];
+        return w[extractBits(p.offsets, 8u, 8u) / QUAD + q];
     }
-    return v[extractBits(p.firsts, 0u, 8u) / QUAD + q];
+    return v[extractBits(p.offsets, 0u, 8u) / QUAD + q];
 }
 
 fn put(q: u32, quad: vec4<u32>) {
-    w[extractBits(p.firsts, 8u, 8u) / QUAD + q] = quad;
+    w[extractBits(p.offsets, 8u, 8u) / QUAD + q] = quad;
 }
 
 fn squares(words: vec4<u32>, scale: f32) -> vec4<f32> {
@@ -100,7 +100,7 @@ fn gain_of(row: u32) -> f32 {
     if p.has_gain == 0u {
         return 1.0;
     }
-    let at = extractBits(p.firsts, 16u, 8u) + row;
+    let at = extractBits(p.offsets, 16u, 8u) + row;
     return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
 }
 

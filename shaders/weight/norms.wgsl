@@ -33,15 +33,15 @@ const OUT_SCALES = 1u;
 const OUT_WIDE = 2u;
 
 fn gain_of(j: u32) -> f32 {
-    let at = extractBits(p.firsts, 8u, 8u) + j;
+    let at = extractBits(p.offsets, 8u, 8u) + j;
     return unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
 }
 
 fn write_norm(j: u32, norm: Wide) {
     if p.has_norms_too != 0u {
-        norms_too[extractBits(p.firsts, 24u, 8u) + j] = narrow(norm);
+        norms_too[extractBits(p.offsets, 24u, 8u) + j] = narrow(norm);
     }
-    let first = extractBits(p.firsts, 16u, 8u);
+    let first = extractBits(p.offsets, 16u, 8u);
     if OUT == OUT_NORMS {
         norms[first + j] = narrow(norm);
         return;
@@ -71,7 +71,7 @@ fn finish(j: u32, sum: Wide, squares: Wide) {
     if OWN_NORMS {
         d = divisor_of(squares, p.policy, p.eps);
     } else {
-        d = wide(known[extractBits(p.more_firsts, 8u, 8u) + j]);
+        d = wide(known[extractBits(p.more_offsets, 8u, 8u) + j]);
     }
     var gain = 1.0;
     if p.has_gain != 0u {
@@ -79,10 +79,10 @@ fn finish(j: u32, sum: Wide, squares: Wide) {
     }
     let factors = factors_of_products(sum, d, gain, p.policy, p.eps);
     if p.has_norms_too != 0u {
-        let at = extractBits(p.firsts, 24u, 8u) + j;
+        let at = extractBits(p.offsets, 24u, 8u) + j;
         norms_too[at] = select(0.0, norms_too[at], p.has_norms_too == 2u) + narrow(factors.dg);
     }
-    let at = extractBits(p.firsts, 16u, 8u) + 4u * j;
+    let at = extractBits(p.offsets, 16u, 8u) + 4u * j;
     norms[at] = factors.a.t;
     norms[at + 1u] = factors.a.m;
     norms[at + 2u] = factors.share.t;
@@ -218,10 +218,10 @@ fn row_sums(
         let length = min(p.split_length, p.length - begin);
         // The binding starts at stretch split_first of row 0.
         let place = row * p.length + begin - p.split_first * p.split_length;
-        let first = extractBits(p.firsts, 0u, 8u) + place;
+        let first = extractBits(p.offsets, 0u, 8u) + place;
         let lane = t % LANES;
         if DOT {
-            let dots = stretch_dots(first, first + length, extractBits(p.more_firsts, 0u, 8u) + place, lane);
+            let dots = stretch_dots(first, first + length, extractBits(p.more_offsets, 0u, 8u) + place, lane);
             sum = dots.products;
             squares = dots.squares;
         } else {
@@ -336,6 +336,6 @@ fn known_norms(
     let t = ordered(index, THREADS);
     let j = flat(group, groups) * THREADS + t;
     if j < p.count {
-        write_norm(j, wide(known[extractBits(p.more_firsts, 8u, 8u) + j]));
+        write_norm(j, wide(known[extractBits(p.more_offsets, 8u, 8u) + j]));
     }
 }

@@ -9,8 +9,8 @@ struct Params {
     split_length: u32, // elements (rows) in a stretch; finish_sums: inner partial sums (b)
     split_first: u32,  // the stretch at which this dispatch starts; row_sums: within its row
     part_first: u32,   // where the partial sums of this dispatch start
-    firsts: u32,       // 8 bits each: the first element of v, g, norms, norms_too within its binding
-    more_firsts: u32,  // the same of dw, known
+    offsets: u32,       // 8 bits each: the first element of v, g, norms, norms_too within its binding
+    more_offsets: u32,  // the same of dw, known
     policy: u32,
     eps: f32,
     has_gain: u32,

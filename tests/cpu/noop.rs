@@ -243,7 +243,8 @@ fn noop_dispatch_counts() {
         assert_eq!(known_count, u64::from(kept > 0) + copy, "{shape:?} {axis:?}, known");
     }
 
-    for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 0), (4096, 33, 7, 0), (2, 3, 100_000, 1)] {
+    // The second makes few workgroups, which a GPU fills with pieces of sums.
+    for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 1), (4096, 33, 7, 0), (2, 3, 100_000, 1)] {
         let (x, v, y) = (zeros(&[batch, ins]), zeros(&[outs, ins]), zeros(&[batch, outs]));
         let plain = LinearOptions::default();
         for (axis, kept) in [(Axis::Kept(0), outs), (Axis::Kept(1), ins), (Axis::Whole, 1)] {

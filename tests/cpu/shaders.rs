@@ -1,7 +1,7 @@
 //! The shaders, checked by naga without a driver: validity, and the binding tables of the host.
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
-use weightnorm::internals::{Access, FILES, Import, KERNELS, Module, imports, modules};
+use weightnorm::internals::{Access, FILES, Field, Import, Kernel, Module, imports, kernels, modules};
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
@@ -109,48 +109,89 @@ fn shaders_validation_finds_a_fault() {
     assert!(naga::front::wgsl::parse_str(&broken).is_err_and(|e| !e.emit_to_string(&broken).is_empty()));
 }
 
-/// Each entry point uses exactly the storage buffers of its kernel's table, with the access that stands there, and
-/// no more than the 8 that WebGPU grants.
+/// What the host says of each kernel is what stands in the WGSL: its storage buffers, no more than the 8 that WebGPU grants,
+/// with their access; the invocations of a workgroup; the parameters by name, place and type.
 #[test]
-fn shaders_bind_what_the_host_binds() {
+fn shaders_are_as_the_host_knows_them() {
+    let kernels = kernels();
+    let mut seen = vec![false; kernels.len()];
     for module in modules() {
         let (parsed, info) = parse(&module.source());
         for (index, entry) in parsed.entry_points.iter().enumerate() {
-            let kernel = KERNELS
-                .iter()
-                .find(|k| k.entry == entry.name && module.files().contains(&k.file))
-                .unwrap_or_else(|| panic!("{}.{} has no table", module.name(), entry.name));
-            let used = info.get_entry_point(index);
-            let mut bindings: Vec<(u32, Access)> = parsed
-                .global_variables
-                .iter()
-                .filter(|(handle, _)| !used[*handle].is_empty())
-                .filter_map(|(_, variable)| match variable.space {
-                    AddressSpace::Storage { access } => {
-                        let written = access.contains(StorageAccess::STORE);
-                        let access = if written { Access::Write } else { Access::Read };
-                        Some((variable.binding.expect("a storage buffer is bound").binding, access))
-                    }
-                    _ => None,
-                })
-                .collect();
-            bindings.sort_by_key(|b| b.0);
-            // Cooperative matrices never read a scale of what they multiply: bound all the same.
-            let scales = if module.name().contains("coop") { &[(2, Access::Read), (4, Access::Read)][..] } else { &[] };
-            let mut expected = kernel.bindings.to_vec();
-            expected.retain(|b| bindings.contains(b) || !scales.contains(b));
-            assert_eq!(bindings, expected, "{}.{}", module.name(), entry.name);
-            assert!(bindings.len() <= 8, "{}.{}", module.name(), entry.name);
+            let name = format!("{}.{}", module.name(), entry.name);
+            let is_its = |k: &&Kernel| k.entry == entry.name && module.files().contains(&k.file);
+            let place = kernels.iter().position(is_its).unwrap_or_else(|| panic!("{name} has no kernel"));
+            seen[place] = true;
+            let kernel = kernels[place];
+            assert_eq!(
+                bindings(&parsed, &info, index),
+                expected_bindings(&parsed, &info, index, kernel, module),
+                "{name}"
+            );
+            assert!(kernel.bindings.len() <= 8, "{name}");
+            assert_eq!(threads(entry), kernel.threads, "{name}: invocations of a workgroup");
+            assert_eq!(parameters(&parsed), kernel.params, "{name}: parameters");
         }
     }
-    for kernel in KERNELS {
-        let has = |module: &Module| parse(&module.source()).0.entry_points.iter().any(|e| e.name == kernel.entry);
-        assert!(
-            modules().into_iter().filter(|m| m.files().contains(&kernel.file)).any(|m| has(&m)),
-            "{}",
-            kernel.entry
-        );
+    for (kernel, seen) in kernels.iter().zip(seen) {
+        assert!(seen, "no module has {}", kernel.entry);
     }
+}
+
+/// The storage buffers that an entry point uses.
+fn bindings(parsed: &naga::Module, info: &naga::valid::ModuleInfo, entry: usize) -> Vec<(u32, Access)> {
+    let used = info.get_entry_point(entry);
+    let mut bindings: Vec<(u32, Access)> = parsed
+        .global_variables
+        .iter()
+        .filter(|(handle, _)| !used[*handle].is_empty())
+        .filter_map(|(_, variable)| match variable.space {
+            AddressSpace::Storage { access } => {
+                let written = access.contains(StorageAccess::STORE);
+                let access = if written { Access::Write } else { Access::Read };
+                Some((variable.binding.expect("a storage buffer is bound").binding, access))
+            }
+            _ => None,
+        })
+        .collect();
+    bindings.sort_by_key(|b| b.0);
+    bindings
+}
+
+/// Those of the host, but for the scales that cooperative matrices never read, which are bound all the same.
+fn expected_bindings(
+    parsed: &naga::Module,
+    info: &naga::valid::ModuleInfo,
+    entry: usize,
+    kernel: &Kernel,
+    module: Module,
+) -> Vec<(u32, Access)> {
+    let scales = if module.name().contains("coop") { &[(2, Access::Read), (4, Access::Read)][..] } else { &[] };
+    let bindings = bindings(parsed, info, entry);
+    kernel.bindings.iter().copied().filter(|b| bindings.contains(b) || !scales.contains(b)).collect()
+}
+
+/// The invocations of a workgroup, unless overrides say how many.
+fn threads(entry: &naga::EntryPoint) -> Option<u64> {
+    let chosen = entry.workgroup_size_overrides.is_some_and(|sizes| sizes.iter().any(Option::is_some));
+    (!chosen).then(|| entry.workgroup_size.iter().map(|&size| u64::from(size)).product())
+}
+
+/// The fields of the parameters.
+fn parameters(parsed: &naga::Module) -> Vec<Field> {
+    let immediate = parsed.global_variables.iter().find(|(_, v)| v.space == AddressSpace::Immediate);
+    let (_, variable) = immediate.expect("every module has parameters");
+    let naga::TypeInner::Struct { members, .. } = &parsed.types[variable.ty].inner else { panic!("a structure") };
+    let field = |member: &naga::StructMember| Field {
+        name: member.name.clone().expect("WGSL names its members").leak(),
+        scalar: match parsed.types[member.ty].inner {
+            naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+            naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+            ref other => panic!("a parameter of another type: {other:?}"),
+        },
+        offset: member.offset as usize,
+    };
+    members.iter().map(field).collect()
 }
 
 /// The parameters fit the 64 bytes of immediates that every device with them has.

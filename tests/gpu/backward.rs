@@ -1220,7 +1220,8 @@ fn scaled_v_divides_dv(gpu: &Gpu) -> Outcome {
 
 fn same_bits(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases: Vec<_> = AXES.map(|axis| Case::of(axis, [129, 33, 39])).into();
-    cases.extend(extent.of([IN, OUT, WHOLE, PLAIN], 4).into_iter().map(|a| Case::of(a, [5, 7, 13]).stored(DType::Bf16)));
+    cases
+        .extend(extent.of([IN, OUT, WHOLE, PLAIN], 4).into_iter().map(|a| Case::of(a, [5, 7, 13]).stored(DType::Bf16)));
     let split = |axis| Case { split_length: Some(16), ..Case::of(axis, [67, 71, 75]) };
     cases.extend(extent.of(AXES, 2).into_iter().map(split));
     all(cases, |case| {

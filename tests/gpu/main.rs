@@ -102,8 +102,7 @@ impl Suite {
             Some(gpu) => {
                 let own_name = name.to_owned();
                 let timed = move || Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e)));
-                Trial::test(name, timed)
-                    .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
+                Trial::test(name, timed).with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
             }
         };
         self.trials.push(trial);

@@ -101,7 +101,7 @@ impl<'a> Variant<'a> {
         let (module, info) =
             back::pipeline_constants::process_overrides(&module, &info, Some((stage, self.entry)), &self.constants)
                 .map_err(|e| e.to_string())?;
-        // As src/trusted.rs has it.
+        // As src/unchecked.rs has it.
         let unchecked = BoundsCheckPolicy::Unchecked;
         let is_product = self.module.starts_with("linear") || self.module.starts_with("gradient");
         let options = back::spv::Options {

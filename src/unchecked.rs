@@ -24,7 +24,7 @@ pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: P
     // SAFETY: the source is always one of this crate's own, since a `Module` names no other.
     // Without `force_loop_bounding` a loop that never ends is undefined behaviour: each loop counts towards a bound that
     // was known when it was entered, which stands as a comment beside the loop, and the host keeps the parameters such
-    // that the bounds of an invocation add up to at most `kernel::MAX_ITERATIONS`.
+    // that the bounds of an invocation add up to at most `windows::MAX_ITERATIONS`.
     // Without `bounds_checks` an index past the end of a buffer or an array is: in the products every index into a buffer is
     // that of a row, column and step that `left_of`, a comparison or a clamp found to be there, the host binds what the
     // rows, columns and steps of the parameters take up, and the indices into arrays follow from constants. In

@@ -1,0 +1,138 @@
+//! The checks that every operator makes before it records anything.
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{DType, Error, Gpu, Recorder, Tensor, Work};
+
+/// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
+pub(crate) struct Arguments<'a> {
+    op: &'static str,
+    inputs: Vec<(&'static str, &'a Tensor)>,
+    outputs: Vec<(&'static str, &'a Tensor)>,
+    work: Work,
+}
+
+impl<'a> Arguments<'a> {
+    pub fn new(op: &'static str) -> Self {
+        Arguments { op, inputs: vec![], outputs: vec![], work: Work::default() }
+    }
+
+    pub fn input(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.input_if(true, arg, tensor)
+    }
+
+    /// An input that is not read in every case.
+    pub fn input_if(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        if let Some(tensor) = tensor.into() {
+            self.inputs.push((arg, tensor));
+            self.work.read += if read { tensor.bytes() } else { 0 };
+        }
+        self
+    }
+
+    pub fn output(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        self.output_onto(false, arg, tensor)
+    }
+
+    /// An output whose former contents are read as well, or may be.
+    pub fn output_onto(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
+        if let Some(tensor) = tensor.into() {
+            self.outputs.push((arg, tensor));
+            self.work.written += tensor.bytes();
+            self.work.read += if read { tensor.bytes() } else { 0 };
+        }
+        self
+    }
+
+    /// The operations it takes: see [`Work`].
+    pub fn operations(mut self, operations: u64) -> Self {
+        self.work.operations = operations;
+        self
+    }
+
+    /// Device, usage and aliasing of all of them. The operator begins, for a profile.
+    pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
+        let work = self.check(ops.gpu())?;
+        ops.begin(self.op, work);
+        Ok(())
+    }
+
+    /// The same without a beginning. Returns the work it takes.
+    #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
+    pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
+        gpu.reported()?;
+        let op = self.op;
+        for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
+            if !tensor.gpu().is_one_with(gpu) {
+                return Err(Error::OtherGpu { op, arg });
+            }
+            let missing = wgpu::BufferUsages::STORAGE - tensor.buffer().usage();
+            if !missing.is_empty() {
+                return Err(Error::Usage { op, arg, missing });
+            }
+        }
+        let mut read: BTreeMap<&wgpu::Buffer, &str> = BTreeMap::new();
+        for &(arg, tensor) in &self.inputs {
+            read.entry(tensor.buffer()).or_insert(arg);
+        }
+        // Begin and end of the outputs so far. They do not overlap, so of those that begin before another one's end the
+        // last reaches furthest.
+        let mut written = BTreeSet::new();
+        for (i, &(output, tensor)) in self.outputs.iter().enumerate() {
+            let (buffer, begin, end) = (tensor.buffer(), tensor.offset(), tensor.end());
+            if let Some(&input) = read.get(buffer) {
+                return Err(Error::Alias { op, output, input });
+            }
+            let before = written.range((buffer, 0, 0)..(buffer, end, 0)).next_back();
+            if before.is_some_and(|&(_, _, its_end)| its_end > begin) {
+                let overlaps = |t: &Tensor| t.buffer() == buffer && t.offset() < end && begin < t.end();
+                let first = self.outputs[..i].iter().find(|(_, t)| overlaps(t)).map_or(output, |&(first, _)| first);
+                return Err(Error::Overlap { op, first, second: output });
+            }
+            written.insert((buffer, begin, end));
+        }
+        Ok(self.work)
+    }
+}
+
+/// Checks a storage type.
+pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor, dtype: DType) -> Result<(), Error> {
+    if tensor.dtype() != dtype {
+        return Err(Error::DType { op, arg, got: tensor.dtype(), expected: dtype });
+    }
+    Ok(())
+}
+
+/// Checks a shape.
+pub(crate) fn expect_shape(op: &'static str, arg: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<(), Error> {
+    if tensor.shape() != shape {
+        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") });
+    }
+    Ok(())
+}
+
+/// Checks one f32 per kept index: the norms' shape (ones but at the kept axis), or flat.
+pub(crate) fn expect_per_norm(
+    op: &'static str,
+    arg: &'static str,
+    tensor: &Tensor,
+    norms_shape: &[usize],
+) -> Result<(), Error> {
+    expect_dtype(op, arg, tensor, DType::F32)?;
+    expect_gain(op, arg, tensor, norms_shape)
+}
+
+/// Checks one element of any storage type per kept index, shaped as [`expect_per_norm`] has it.
+pub(crate) fn expect_gain(
+    op: &'static str,
+    arg: &'static str,
+    tensor: &Tensor,
+    norms_shape: &[usize],
+) -> Result<(), Error> {
+    let count: usize = norms_shape.iter().product();
+    let scalar = count == 1 && tensor.len() == 1;
+    if tensor.shape() != norms_shape && tensor.shape() != [count] && !scalar {
+        let expected = format!("{norms_shape:?} or [{count}]");
+        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+    }
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! Sums and means over a batch, and what is made of them. Shaders: `shaders/batch`.
+use bytemuck::Zeroable;
+
+use crate::binding::{Bound, View, offsets};
+use crate::choose::{self, ColumnQuads};
+use crate::contract::stored_as;
+use crate::kernel::{Constants, kernels, params};
+use crate::memory::Scratch;
+use crate::record::Dispatch;
+use crate::source::Module;
+use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
+use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, Write};
+
+const WORDS: Module = Module::new("batch/words");
+const QUADS: Module = Module::new("batch/quads");
+pub(crate) const MODULES: [Module; 2] = [WORDS, QUADS];
+
+params! {
+    struct StatisticsParams {
+        count: u32,
+        rows: u32,
+        stride: u32,
+        split_length: u32,
+        splits: u32,
+        part_first: u32,
+        offsets: u32,
+        more_offsets: u32,
+        flags: u32,
+        rate: f32,
+        momentum: f32,
+        policy: u32,
+        eps: f32,
+    }
+}
+
+kernels! {
+    BATCH_SUMS = "batch/statistics" "batch_sums", Some(THREADS), StatisticsParams,
+        [0 Read, 1 Read, 2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
+    BATCH_FINISH = "batch/statistics" "batch_finish", Some(THREADS), StatisticsParams,
+        [2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
+    SUBTRACT_MEANS = "batch/statistics" "subtract_means", Some(THREADS), StatisticsParams,
+        [0 Read, 1 Read, 6 Read, 7 Write];
+}
+
+/// Invocations in a workgroup of `batch.wgsl`.
+const THREADS: u64 = 64;
+/// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
+const MAX_COLUMNS: u64 = 32;
+const FEW_ROWS: u64 = 8;
+/// `Part` of `batch.wgsl`.
+const PART_BYTES: u64 = 12;
+/// Up to so many rows need one dispatch only.
+const SHORTEST_SPLIT: u64 = 128;
+
+/// Words of y for a workgroup of `subtract_means`.
+const SUBTRACT_WORDS: u64 = 4 * THREADS;
+
+const HAS_FIRST: u32 = 1;
+const HAS_SECOND: u32 = 2;
+const ACCUMULATE: u32 = 4;
+const HAS_GAIN: u32 = 8;
+
+/// What is made of the statistics: KIND and END of `batch.wgsl`.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Outcome {
+    Sums,
+    Means,
+    Scales,
+    Factors,
+}
+
+impl Outcome {
+    fn kind(self) -> u32 {
+        (self == Outcome::Scales).into()
+    }
+}
+
+/// Checked statistics of a [rows, columns] matrix.
+pub(crate) struct Statistics<'a> {
+    pub a: View<'a>,
+    pub dtype: DType,
+    pub rows: u64,
+    pub columns: u64,
+    pub u: Option<View<'a>>,
+    pub end: Outcome,
+    pub first: Option<View<'a>>,
+    pub second: Option<View<'a>>,
+    pub means: Option<View<'a>>,
+    pub factors: Option<Factors<'a>>,
+    pub write: Write,
+    pub momentum: f32,
+}
+
+/// The factors of each norm that the gradients of a weight-normalized product want, from dg of a batch.
+#[derive(Clone)]
+pub(crate) struct Factors<'a> {
+    /// n̂, but n under [`Eps::After`].
+    pub norms: View<'a>,
+    pub g: Option<&'a Tensor>,
+    pub eps: Eps,
+    /// Four f32 a norm: `write_factors` of `batch.wgsl`.
+    pub out: View<'a>,
+}
+
+impl Recorder<'_, '_> {
+    /// Sums over the batch in one read of dy, as the backward pass of a linear layer needs them:
+    ///
+    /// ```text
+    /// dbias_j = Σ_b dy[b,j]        dg_j = Σ_b dy[b,j] · u[b,j]
+    /// ```
+    ///
+    /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
+    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
+    /// made of dg of this batch alone, whatever `write`; without u their dg is 0.
+    /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
+    ///
+    /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
+    /// or a dispatch. Deterministic.
+    pub(crate) fn column_dot_sums<'a>(
+        &mut self,
+        dy: &'a Tensor,
+        u: Option<View<'a>>,
+        dbias: Option<View<'a>>,
+        dg: Option<View<'a>>,
+        factors: Option<Factors<'a>>,
+        write: Write,
+    ) -> Result<(), Error> {
+        debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
+        let (rows, columns) = matrix(dy);
+        // Factors without any sum need no look at dy.
+        let rows = if u.is_none() && dbias.is_none() { 0 } else { rows };
+        let end = if factors.is_some() { Outcome::Factors } else { Outcome::Sums };
+        self.statistics(&Statistics {
+            u,
+            first: dbias,
+            second: dg,
+            factors,
+            write,
+            ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, end)
+        })
+    }
+
+    /// y = t - centers + bias.
+    pub(crate) fn subtract_means(
+        &mut self,
+        t: &Tensor,
+        centers: &View<'_>,
+        bias: Option<&Tensor>,
+        y: &Tensor,
+    ) -> Result<(), Error> {
+        let gpu = self.gpu().clone();
+        let (rows, columns) = matrix(t);
+        let bias = bias.map(View::of);
+        if self.center_in_quads(t, centers, bias.as_ref(), y)? {
+            return Ok(());
+        }
+        let constants: Constants =
+            vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
+        let per_word = y.dtype().per_word();
+        let element = t.dtype().size().max(y.dtype().size());
+        let step = gpu.capacities().step().bound(element).in_groups(SUBTRACT_WORDS).work(1).get();
+        // Past a binding of means a window lies within a row.
+        let columns_in_binding = gpu.capacities().bound(DType::F32.size());
+        let in_rows = columns > columns_in_binding;
+        let (stretches, length) = if in_rows { (rows, columns) } else { (1, rows * columns) };
+        let step = if in_rows { step.min(columns_in_binding) } else { step };
+        for stretch in 0..stretches {
+            for (e, count) in windows(length, step) {
+                let (j, j_count) = if in_rows { (e, count) } else { (0, columns) };
+                let (t_span, t_first) = View::of(t).bind(&gpu, stretch * length + e, count);
+                let (y_span, y_first) = View::of(y).bind(&gpu, stretch * length + e, count);
+                let (bias, bias_first) = bind(&bias, &gpu, j, j_count);
+                let (centers, centers_first) = centers.bind(&gpu, j, j_count);
+                self.dispatch(&Dispatch {
+                    kernel: &SUBTRACT_MEANS,
+                    module: WORDS,
+                    constants: &constants,
+                    buffers: &[t_span, bias, centers, y_span],
+                    params: StatisticsParams {
+                        count: count as u32,
+                        stride: columns as u32,
+                        part_first: ((e - j) % columns) as u32,
+                        offsets: offsets([t_first, bias_first, y_first, 0]),
+                        more_offsets: centers_first,
+                        ..StatisticsParams::zeroed()
+                    },
+                    // In words, one more where the first element is an upper half.
+                    groups: (count + per_word - 1).div_ceil(per_word).div_ceil(SUBTRACT_WORDS),
+                    work: count,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn statistics(&mut self, job: &Statistics<'_>) -> Result<(), Error> {
+        let outputs = [&job.first, &job.second, &job.means, &job.factors.as_ref().map(|f| f.out.clone())];
+        if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
+            return Ok(());
+        }
+        let gpu = self.gpu().clone();
+        let &Statistics { rows, columns, .. } = job;
+        let plan = StatisticsPlan::new(&gpu, job)?;
+        let direct = plan.splits == 1;
+        let part_count = if direct { 0 } else { plan.splits * plan.column_step };
+        let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
+        let traits = gpu.traits();
+        let mut ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
+        ends.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
+        let mut constants = ends.clone();
+        let module = match &plan.quads {
+            Some(quads) => {
+                constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
+                constants.push(("ROWS", traits.rows_at_once() as u32));
+                QUADS
+            }
+            None => {
+                constants.push(("CX", plan.cx as u32));
+                WORDS
+            }
+        };
+        constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
+        for (j, count) in windows(columns, plan.column_step) {
+            let (first, first_at) = bind(&job.first, &gpu, j, count);
+            let (second, second_at) = bind(&job.second, &gpu, j, count);
+            let (means, means_at) = match &job.factors {
+                Some(factors) => factors.out.bind(&gpu, 4 * j, 4 * count),
+                None => bind(&job.means, &gpu, j, count),
+            };
+            let factors = job.factors.as_ref();
+            let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), &gpu, j, count);
+            let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), &gpu, j, count);
+            let (part, _) = parts.bind(&gpu, 0, if direct { 0 } else { plan.splits * count });
+            let params = StatisticsParams {
+                count: count as u32,
+                stride: columns as u32,
+                split_length: plan.split_length as u32,
+                more_offsets: offsets([means_at, g_at, norms_at, 0]),
+                policy: factors.map_or(0, |f| f.eps.code()),
+                eps: factors.map_or(0.0, |f| f.eps.value()),
+                flags: job.flags(),
+                rate: if rows == 0 { 0.0 } else { (1.0 / rows as f64) as f32 },
+                momentum: job.momentum,
+                ..StatisticsParams::zeroed()
+            };
+            for (split, split_count) in windows(plan.splits, plan.split_step) {
+                let row = split * plan.split_length;
+                let row_count = (split_count * plan.split_length).min(rows - row);
+                let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
+                let (a, a_first) = job.a.bind(&gpu, row * columns + j, span);
+                let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(&gpu, row * columns + j, span));
+                let ends = [&first, &second, &means, &g, &norms].map(|end| end.clone().filter(|_| direct));
+                let [first, second, means, g, norms] = ends;
+                self.dispatch(&Dispatch {
+                    kernel: &BATCH_SUMS,
+                    module,
+                    constants: &constants,
+                    buffers: &[a, u, part.clone(), first, second, means, g, norms],
+                    params: StatisticsParams {
+                        rows: row_count as u32,
+                        splits: split_count as u32,
+                        part_first: (split * count) as u32,
+                        offsets: offsets([a_first, u_first, first_at, second_at]),
+                        ..params
+                    },
+                    groups: match &plan.quads {
+                        Some(quads) => (quads.blocks * split_count).div_ceil(THREADS),
+                        None => count.div_ceil(plan.cx) * split_count,
+                    },
+                    work: row_count * count,
+                })?;
+            }
+            if direct {
+                continue;
+            }
+            let fits = |cx: &u64| count.div_ceil(*cx) <= gpu.capacities().groups;
+            let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
+            let mut constants = ends.clone();
+            constants.push(("CX", cx as u32));
+            self.dispatch(&Dispatch {
+                kernel: &BATCH_FINISH,
+                module: WORDS,
+                constants: &constants,
+                buffers: &[part, first, second, means, g, norms],
+                params: StatisticsParams {
+                    rows: rows as u32,
+                    splits: plan.splits as u32,
+                    offsets: offsets([0, 0, first_at, second_at]),
+                    ..params
+                },
+                groups: count.div_ceil(cx),
+                work: plan.splits * count,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor of shape `[.., columns]` as (rows, columns). Its rank is at least 1.
+pub(crate) fn matrix(tensor: &Tensor) -> (u64, u64) {
+    let (columns, batch) = tensor.shape().split_last().expect("the rank was checked");
+    (batch.iter().product::<usize>() as u64, *columns as u64)
+}
+
+fn bind<'a>(view: &Option<View<'a>>, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
+    view.as_ref().map_or((None, 0), |view| view.bind(gpu, first, count))
+}
+
+impl<'a> Statistics<'a> {
+    /// Nothing is written yet.
+    pub fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, end: Outcome) -> Statistics<'a> {
+        let write = Write::Replace;
+        let (u, first, second, means, factors) = (None, None, None, None, None);
+        Statistics { a, dtype, rows, columns, u, end, first, second, means, factors, write, momentum: 0.0 }
+    }
+
+    fn flags(&self) -> u32 {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        flag(self.first.is_some(), HAS_FIRST)
+            | flag(self.second.is_some(), HAS_SECOND)
+            | flag(self.write == Write::Add, ACCUMULATE)
+            | flag(self.factors.as_ref().is_some_and(|factors| factors.g.is_some()), HAS_GAIN)
+    }
+}
+
+/// How statistics are split: `column_step` columns at a time, their rows in `splits` of `split_length`, `split_step`
+/// of them in a dispatch, `cx` columns in a workgroup.
+struct StatisticsPlan {
+    /// Four words at once.
+    quads: Option<ColumnQuads>,
+    cx: u64,
+    column_step: u64,
+    split_length: u64,
+    splits: u64,
+    split_step: u64,
+}
+
+impl StatisticsPlan {
+    fn new(gpu: &Gpu, job: &Statistics<'_>) -> Result<StatisticsPlan, Error> {
+        let &Statistics { rows, columns, .. } = job;
+        let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
+        let capacities = gpu.capacities();
+        let groups = capacities.groups;
+        // A few rows are added up sooner by one invocation than put together from several.
+        let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };
+        let cx = columns.next_power_of_two().min(most);
+        let cy = THREADS / cx;
+        // An output has to fit its binding as well.
+        let out = if job.factors.is_some() { 16 } else { DType::F32.size() };
+        let column_step = capacities.step().bound(out).in_groups(cx).at_most(columns).get();
+        // The last row of a window needs column_step elements only.
+        let rows_in_binding = (capacities.bound(element) - column_step) / columns + 1;
+        let quads = StatisticsPlan::quads(gpu, job).filter(|_| column_step == columns);
+        let (enough, longest) = match &quads {
+            Some(quads) => (
+                (gpu.traits().enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
+                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
+                // the rows one by one.
+                MAX_ITERATIONS / (2 + quads.quads * (3 + choose::quad(job.dtype))),
+            ),
+            None => (choose::ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
+        };
+        // More rows than that are in pieces anyway: as short as the device likes them.
+        let shortest = match &quads {
+            Some(_) if rows > SHORTEST_SPLIT => gpu.traits().least_rows_of_a_piece().min(SHORTEST_SPLIT),
+            _ => SHORTEST_SPLIT,
+        };
+        let useful = rows.div_ceil(shortest).min(enough);
+        let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
+        let splits = rows.div_ceil(split_length).max(1);
+        let parts_in_binding = capacities.bound(PART_BYTES);
+        let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
+        let quads = quads.filter(|_| column_step == columns);
+        if column_step == 0 || !can_be_added_up(splits, cy) {
+            return Err(Error::TooLarge { what: "partial sums of a batch", size: splits, limit: parts_in_binding });
+        }
+        let in_groups = match &quads {
+            Some(quads) => groups * THREADS / quads.blocks,
+            None => groups / column_step.div_ceil(cx),
+        };
+        let split_step =
+            (rows_in_binding / split_length).min(in_groups).min(capacities.work(split_length * column_step)).max(1);
+        Ok(StatisticsPlan { quads, cx, column_step, split_length, splits, split_step })
+    }
+
+    /// How to sum up the columns four words at once, if that can be and pays.
+    fn quads(gpu: &Gpu, job: &Statistics<'_>) -> Option<ColumnQuads> {
+        let traits = gpu.traits();
+        let units = job.columns / choose::quad(job.dtype);
+        let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
+        let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.end != Outcome::Scales;
+        let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
+        // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
+        // more rows there are always two splits.)
+        let single = job.rows <= SHORTEST_SPLIT;
+        let at_once = job.factors.is_some() && single && traits.is_gpu();
+        let pays = traits.sums_columns_in_quads(units) && job.rows > 0 && !at_once;
+        (can && pays).then(|| if single { ColumnQuads::of_one(traits, units) } else { ColumnQuads::new(traits, units) })
+    }
+}

@@ -1,0 +1,110 @@
+//! The table: which tile computes a product, where nothing else says.
+use super::selection::Problem;
+use super::shape::{BK, TileShape};
+use super::tile::{Family, Tile};
+use crate::choose::Traits;
+
+impl Tile {
+    /// The table: the tile for a product, where nothing else says which, and the length of the pieces of its sums where a GPU
+    /// had better form them in pieces. `cooperative`: whether cooperative matrices can do it, which are for GPUs.
+    pub(crate) fn choose(traits: Traits, cooperative: bool, problem: &Problem) -> (Tile, Option<u32>) {
+        let [rows, columns, depth] = problem.size;
+        let busy = Busy::of(traits);
+        // `Some` where a CPU computes, in subgroups of one size.
+        let lanes = Tile::Lanes1.lanes(traits).filter(|_| busy.is_none());
+        let fits = |tile: &Tile| busy.is_some() && tile.runs(traits) && depth <= tile.longest(traits);
+        let coop = [Tile::Coop16, Tile::Coop8].into_iter().filter(|_| cooperative).find(fits);
+        let pieces = |tile: Tile| {
+            let (groups, _) = tile.grid(traits, problem.along_k[1], rows, columns);
+            busy.as_ref().map_or(1, |busy| busy.pieces(tile, groups, depth))
+        };
+        let longest = TileShape::new(Tile::Large, None, true).max_length();
+        // A read word by word, across k: `large` took two to three times as long.
+        let ragged = !problem.along_k[0] && !rows.is_multiple_of(4);
+        let keeps_busy =
+            |busy: &Busy| !ragged && busy.can_be_kept(Tile::Large.grid(traits, true, rows, columns).0, depth);
+        let tile = match (lanes, rows, columns) {
+            (_, _, ..=8) if rows > 8 => Tile::Tall,
+            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
+            (None, 1, _) => Tile::Stream1,
+            (None, 2, _) => Tile::Stream2,
+            (None, ..=4, _) => Tile::Stream4,
+            (None, ..=8, _) if busy.is_none() => Tile::Stream8,
+            (None, ..=16, _) if busy.is_some() => Tile::Stream4,
+            (None, ..=48, _) | (None, _, ..=48) => Tile::Medium,
+            (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
+            // It can form longer sums whole.
+            (None, _, _) if depth > longest && pieces(Tile::Large) == 1 => Tile::Medium,
+            // Where a GPU wants more workgroups.
+            (None, _, _) if !busy.as_ref().is_none_or(keeps_busy) => Tile::Medium,
+            (None, _, _) => Tile::Large,
+        };
+        let pieces = if tile.is_cooperative() { 1 } else { pieces(tile) };
+        let length = depth.div_ceil(pieces).next_multiple_of(BK);
+        (tile, (pieces > 1 && length <= tile.longest(traits)).then_some(length as u32))
+    }
+
+    /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
+    /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
+    fn choose_lanes(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
+        const RATES: [(Tile, u64); 7] = [
+            (Tile::Lanes64, 63),
+            (Tile::Lanes32, 52),
+            (Tile::Lanes16, 44),
+            (Tile::Lanes8, 30),
+            (Tile::Lanes4, 18),
+            (Tile::Lanes2, 10),
+            (Tile::Lanes1, 5),
+        ];
+        // With a short sum writing the result is the work, which few rows at a time do faster.
+        let most_rows = if depth <= 32 { 16 } else { 64 };
+        let time = |&&(tile, rate): &&(Tile, u64)| {
+            let shape = TileShape::new(tile, Some(lanes), true);
+            // A sum that has to be split costs a second dispatch and a pass over the partial sums.
+            let split = if depth > shape.max_length() { 5 } else { 4 };
+            rows.next_multiple_of(shape.tm) * columns.next_multiple_of(shape.columns()) * split * 1_000 / rate
+        };
+        let candidates = RATES.iter().filter(|(tile, _)| TileShape::new(*tile, Some(lanes), true).tm <= most_rows);
+        candidates.min_by_key(time).map_or(Tile::Lanes32, |(tile, _)| *tile)
+    }
+}
+
+/// What keeps a GPU busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least time, or
+/// nearly, for the layers of `benches/results/2026-11-28-h200-tiles.csv`; a GPU within a processor has about a tenth of it.
+struct Busy {
+    /// Workgroups from which on sums are formed whole.
+    enough: u64,
+    /// Workgroups of `large` to aim at with pieces of sums otherwise.
+    wanted: u64,
+}
+
+/// Steps of k that are worth a second dispatch.
+const LEAST_PIECE: u64 = 256;
+
+impl Busy {
+    /// None on a CPU, which is busy with anything.
+    fn of(traits: Traits) -> Option<Busy> {
+        match traits {
+            traits if !traits.is_gpu() => None,
+            Traits { integrated: true, .. } => Some(Busy { enough: 24, wanted: 64 }),
+            _ => Some(Busy { enough: 192, wanted: 512 }),
+        }
+    }
+
+    /// By so many workgroups of `large`, with pieces or without. With short sums the ends are the work, and more and smaller
+    /// workgroups do them sooner.
+    fn can_be_kept(&self, groups: u64, depth: u64) -> bool {
+        depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough
+    }
+
+    fn pieces(&self, tile: Tile, groups: u64, depth: u64) -> u64 {
+        let (enough, wanted, least) = match tile {
+            // A quarter of the work in each.
+            Tile::Medium => (self.enough, 2 * self.wanted, LEAST_PIECE),
+            // Soon done with a step.
+            _ if tile.family() == Family::Stream => (self.wanted, self.wanted, 4 * LEAST_PIECE),
+            _ => (self.enough, self.wanted, LEAST_PIECE),
+        };
+        if groups >= enough { 1 } else { (wanted / groups).min(depth / least).max(1) }
+    }
+}

@@ -1,0 +1,129 @@
+//! The shapes of the product kernels, by name.
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Error;
+
+/// How a product is computed: what fills the slot `family`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// From workgroup memory.
+    Tile,
+    /// From registers, for few rows of A.
+    Stream,
+    /// By the lanes of a subgroup, for software drivers.
+    Subgroup,
+    /// In cooperative matrices of 8 by 8.
+    Cooperative8,
+    /// In cooperative matrices of 16 by 16.
+    Cooperative16,
+}
+
+/// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
+///
+/// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
+/// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`Choices`](crate::Choices) for exactly this product;
+/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
+/// a tile that the rows and columns of the product fill well and, on a GPU, that makes enough workgroups to keep it busy,
+/// where need be with the sums in pieces.
+///
+/// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tile {
+    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what `Large` reads for a multiply-add.
+    /// Chosen only if it is asked for, or by [`Gpu::tune`].
+    Huge,
+    /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
+    Large,
+    /// From workgroup memory, 32 by 32, 4 by 4 an invocation.
+    Medium,
+    /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
+    Tall,
+    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight comes
+    /// from memory.
+    Stream8,
+    /// 4 rows by as many columns.
+    Stream4,
+    /// 2 rows by as many columns.
+    Stream2,
+    /// 1 row by 4 columns, or by 32.
+    Stream1,
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose subgroups
+    /// have one size: those that compute on a CPU.
+    Lanes64,
+    /// 32 rows by 8 columns a lane.
+    Lanes32,
+    /// 16 rows by 8 columns a lane.
+    Lanes16,
+    /// 8 rows by 4 columns a lane.
+    Lanes8,
+    /// 4 rows by 4 columns a lane.
+    Lanes4,
+    /// 2 rows by 4 columns a lane.
+    Lanes2,
+    /// 1 row by 4 columns a lane.
+    Lanes1,
+    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
+    /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
+    /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
+    Coop8,
+    /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
+    Coop16,
+}
+
+impl Tile {
+    /// All of them.
+    pub const ALL: [Tile; 17] = [
+        Tile::Huge,
+        Tile::Large,
+        Tile::Medium,
+        Tile::Tall,
+        Tile::Stream8,
+        Tile::Stream4,
+        Tile::Stream2,
+        Tile::Stream1,
+        Tile::Lanes64,
+        Tile::Lanes32,
+        Tile::Lanes16,
+        Tile::Lanes8,
+        Tile::Lanes4,
+        Tile::Lanes2,
+        Tile::Lanes1,
+        Tile::Coop8,
+        Tile::Coop16,
+    ];
+
+    pub(crate) fn family(self) -> Family {
+        match self {
+            Tile::Huge | Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
+            Tile::Stream8 | Tile::Stream4 | Tile::Stream2 | Tile::Stream1 => Family::Stream,
+            Tile::Coop8 => Family::Cooperative8,
+            Tile::Coop16 => Family::Cooperative16,
+            _ => Family::Subgroup,
+        }
+    }
+
+    pub(crate) fn is_cooperative(self) -> bool {
+        matches!(self.family(), Family::Cooperative8 | Family::Cooperative16)
+    }
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
+}
+
+impl FromStr for Tile {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::UnknownTile`].
+    fn from_str(name: &str) -> Result<Tile, Error> {
+        Tile::ALL.into_iter().find(|tile| tile.to_string() == name).ok_or_else(|| {
+            let names: Vec<_> = Tile::ALL.iter().map(Tile::to_string).collect();
+            Error::UnknownTile { got: name.to_owned(), expected: names.join(", ") }
+        })
+    }
+}
