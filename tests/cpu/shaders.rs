@@ -138,6 +138,25 @@ fn shaders_are_as_the_host_knows_them() {
     }
 }
 
+/// What the comparison above compares tells one shader from another.
+#[test]
+fn shaders_comparison_finds_a_fault() {
+    let kernel = kernels().into_iter().find(|k| k.entry == "optimizer").expect("it is there");
+    let module = modules().into_iter().find(|m| m.file == kernel.file).expect("it is there");
+    let seen = |from: &str, to: &str| {
+        let source = module.source();
+        assert!(source.contains(from), "{from}");
+        let (parsed, info) = parse(&source.replace(from, to));
+        let index = parsed.entry_points.iter().position(|e| e.name == kernel.entry).expect("it stays");
+        let whole = (bindings(&parsed, &info, index), threads(&parsed.entry_points[index]), parameters(&parsed));
+        [whole.0 == kernel.bindings, whole.1 == kernel.threads, whole.2 == kernel.params]
+    };
+    assert_eq!(seen("const THREADS = 64u;", "const THREADS = 64u;"), [true; 3]);
+    assert_eq!(seen("const THREADS = 64u;", "const THREADS = 32u;"), [true, false, true]);
+    assert_eq!(seen("    v_rate: f32,", "    spare: u32,\n    v_rate: f32,"), [true, true, false]);
+    assert_eq!(seen("var<storage, read> dg:", "var<storage, read_write> dg:"), [false, true, true]);
+}
+
 /// The storage buffers that an entry point uses.
 fn bindings(parsed: &naga::Module, info: &naga::valid::ModuleInfo, entry: usize) -> Vec<(u32, Access)> {
     let used = info.get_entry_point(entry);
