@@ -230,8 +230,8 @@ impl Gpu {
 
     /// The error that the device reported since the last call, if any. Every operator looks here first, so calling
     /// it is needed only to learn of an error in the last submission. In a browser, which reports errors later than calls
-    /// return, every error but those of wrong arguments is told here, by the next operator, or by [`Tensor::read_async`],
-    /// which waits for all reports.
+    /// return, every error but those of wrong arguments is told here, by the next operator, or by
+    /// [`Tensor::read_async`](crate::Tensor::read_async), which waits for all reports.
     ///
     /// # Errors
     /// [`Error::DeviceLost`], and whatever reached the uncaptured-error handler of a device that the crate made.

@@ -133,7 +133,7 @@ pub(crate) fn workgroup_capacity(limits: &wgpu::Limits) -> u32 {
 /// The number of the vendor among PCI devices.
 const NVIDIA: u32 = 0x10de;
 
-/// The sides of the cooperative matrices of f16 with sums in f32 that `coop.wgsl` can use.
+/// The sides of the cooperative matrices of f16 with sums in f32 that `product/cooperative.wgsl` can use.
 pub(crate) fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Vec<u32> {
     let (features, limits, info) = (device.features(), device.limits(), device.adapter_info());
     if !options.experimental.is_enabled() || !features.contains(COOPERATIVE | wgpu::Features::SUBGROUP) {

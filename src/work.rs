@@ -37,7 +37,7 @@ impl std::ops::AddAssign for Work {
     }
 }
 
-/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See [`Gpu::roof`].
+/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See [`Gpu::roof`](crate::Gpu::roof).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roof {
     /// Bytes read and written in a second, half of them each, by a copy.

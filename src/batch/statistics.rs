@@ -42,12 +42,12 @@ kernels! {
         [0 Read, 1 Read, 6 Read, 7 Write];
 }
 
-/// Invocations in a workgroup of `batch.wgsl`.
+/// Invocations in a workgroup of `batch/statistics.wgsl`.
 const THREADS: u64 = 64;
 /// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
 const MAX_COLUMNS: u64 = 32;
 const FEW_ROWS: u64 = 8;
-/// `Part` of `batch.wgsl`.
+/// `Part` of `batch/statistics.wgsl`.
 const PART_BYTES: u64 = 12;
 /// Up to so many rows need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
@@ -60,7 +60,7 @@ const HAS_SECOND: u32 = 2;
 const ACCUMULATE: u32 = 4;
 const HAS_GAIN: u32 = 8;
 
-/// What is made of the statistics: KIND and END of `batch.wgsl`.
+/// What is made of the statistics: KIND and END of `batch/statistics.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Sums,
@@ -82,7 +82,7 @@ pub(crate) struct Statistics<'a> {
     pub rows: u64,
     pub columns: u64,
     pub u: Option<View<'a>>,
-    pub end: Outcome,
+    pub outcome: Outcome,
     pub first: Option<View<'a>>,
     pub second: Option<View<'a>>,
     pub means: Option<View<'a>>,
@@ -98,7 +98,7 @@ pub(crate) struct Factors<'a> {
     pub norms: View<'a>,
     pub g: Option<&'a Tensor>,
     pub eps: Eps,
-    /// Four f32 a norm: `write_factors` of `batch.wgsl`.
+    /// Four f32 a norm: `write_factors` of `batch/statistics.wgsl`.
     pub out: View<'a>,
 }
 
@@ -129,14 +129,14 @@ impl Recorder<'_, '_> {
         let (rows, columns) = matrix(dy);
         // Factors without any sum need no look at dy.
         let rows = if u.is_none() && dbias.is_none() { 0 } else { rows };
-        let end = if factors.is_some() { Outcome::Factors } else { Outcome::Sums };
+        let outcome = if factors.is_some() { Outcome::Factors } else { Outcome::Sums };
         self.statistics(&Statistics {
             u,
             first: dbias,
             second: dg,
             factors,
             write,
-            ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, end)
+            ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, outcome)
         })
     }
 
@@ -205,9 +205,9 @@ impl Recorder<'_, '_> {
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
         let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
         let traits = gpu.traits();
-        let mut ends: Constants = vec![("KIND", job.end.kind()), ("END", job.end as u32)];
-        ends.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
-        let mut constants = ends.clone();
+        let mut of_outcome: Constants = vec![("KIND", job.outcome.kind()), ("END", job.outcome as u32)];
+        of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
+        let mut constants = of_outcome.clone();
         let module = match &plan.quads {
             Some(quads) => {
                 constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
@@ -249,8 +249,8 @@ impl Recorder<'_, '_> {
                 let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
                 let (a, a_first) = job.a.bind(&gpu, row * columns + j, span);
                 let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(&gpu, row * columns + j, span));
-                let ends = [&first, &second, &means, &g, &norms].map(|end| end.clone().filter(|_| direct));
-                let [first, second, means, g, norms] = ends;
+                let outputs = [&first, &second, &means, &g, &norms].map(|output| output.clone().filter(|_| direct));
+                let [first, second, means, g, norms] = outputs;
                 self.dispatch(&Dispatch {
                     kernel: &BATCH_SUMS,
                     module,
@@ -275,7 +275,7 @@ impl Recorder<'_, '_> {
             }
             let fits = |cx: &u64| count.div_ceil(*cx) <= gpu.capacities().groups;
             let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
-            let mut constants = ends.clone();
+            let mut constants = of_outcome.clone();
             constants.push(("CX", cx as u32));
             self.dispatch(&Dispatch {
                 kernel: &BATCH_FINISH,
@@ -308,10 +308,10 @@ fn bind<'a>(view: &Option<View<'a>>, gpu: &Gpu, first: u64, count: u64) -> Bound
 
 impl<'a> Statistics<'a> {
     /// Nothing is written yet.
-    pub fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, end: Outcome) -> Statistics<'a> {
+    pub fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, outcome: Outcome) -> Statistics<'a> {
         let write = Write::Replace;
         let (u, first, second, means, factors) = (None, None, None, None, None);
-        Statistics { a, dtype, rows, columns, u, end, first, second, means, factors, write, momentum: 0.0 }
+        Statistics { a, dtype, rows, columns, u, outcome, first, second, means, factors, write, momentum: 0.0 }
     }
 
     fn flags(&self) -> u32 {
@@ -388,7 +388,7 @@ impl StatisticsPlan {
         let traits = gpu.traits();
         let units = job.columns / choose::quad(job.dtype);
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
-        let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.end != Outcome::Scales;
+        let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.outcome != Outcome::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
         // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
         // more rows there are always two splits.)

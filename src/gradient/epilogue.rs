@@ -2,7 +2,7 @@
 //! `product/gradient.wgsl`.
 use crate::binding::{Bound, View};
 use crate::kernel::{Constants, Kernel, kernels};
-use crate::product::epilogue::{Epilogue, EpilogueParts, FINISH_THREADS, ProductParams, ProductWindow, Stage};
+use crate::product::epilogue::{Epilogue, EpilogueBindings, FINISH_THREADS, ProductParams, ProductWindow, Stage};
 use crate::{DType, Gpu, Tensor, Write};
 
 kernels! {
@@ -29,7 +29,7 @@ pub(crate) enum OperandScale {
     Whole,
 }
 
-/// The ends of `gradient.wgsl`.
+/// The epilogue of `product/gradient.wgsl`.
 #[derive(Clone)]
 pub(crate) struct GradientEpilogue<'a> {
     pub grouping: Grouping,
@@ -64,7 +64,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         self.out.map_or(DType::F32, Tensor::dtype)
     }
 
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueParts<'a> {
+    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
         // The norms that the rows, columns or steps of the window belong to.
         let range = match (self.grouping, self.scale, stage) {
             (Grouping::Nothing, OperandScale::ByK, Stage::Whole | Stage::Partial) => Some((window.k, window.depth)),
@@ -85,7 +85,13 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         }
         if stage == Stage::Partial {
             let more_offsets = [0, 0, factors.1, 0];
-            return EpilogueParts { constants, buffers: vec![factors.0], offsets: [0, 0], more_offsets, quads: false };
+            return EpilogueBindings {
+                constants,
+                buffers: vec![factors.0],
+                offsets: [0, 0],
+                more_offsets,
+                quads: false,
+            };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
             tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
@@ -99,7 +105,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         }
         constants.push(("ADD", self.add.into()));
         let more_offsets = [0, v.1, factors.1, 0];
-        EpilogueParts { constants, buffers: vec![factors.0, out.0, v.0], offsets: [out.1, 0], more_offsets, quads }
+        EpilogueBindings { constants, buffers: vec![factors.0, out.0, v.0], offsets: [out.1, 0], more_offsets, quads }
     }
 
     fn scales_b(&self) -> bool {

@@ -2,7 +2,7 @@
 use crate::binding::{View, bind};
 use crate::contract::stored_as;
 use crate::kernel::{Constants, Kernel, kernels};
-use crate::product::epilogue::{Epilogue, EpilogueParts, FINISH_THREADS, ProductParams, ProductWindow, Stage};
+use crate::product::epilogue::{Epilogue, EpilogueBindings, FINISH_THREADS, ProductParams, ProductWindow, Stage};
 use crate::{Activation, DType, Gpu, Tensor};
 
 kernels! {
@@ -23,7 +23,7 @@ pub(crate) enum NormSource {
     In,
 }
 
-/// The ends of `linear.wgsl`.
+/// The epilogue of `product/linear.wgsl`.
 pub(crate) struct LinearEpilogue<'a> {
     pub norm: NormSource,
     pub norms_in: Option<View<'a>>,
@@ -47,7 +47,7 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         self.y.dtype()
     }
 
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueParts<'a> {
+    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
         let columns = |tensor: Option<&'a Tensor>| bind(gpu, tensor, window.column, window.columns);
         let norms_in = match (&self.norms_in, self.norm) {
             (Some(norms), NormSource::Whole) => norms.bind(gpu, 0, 2),
@@ -63,7 +63,13 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         }
         if stage == Stage::Partial {
             let more_offsets = [0, 0, norms_in.1, 0];
-            return EpilogueParts { constants, buffers: vec![norms_in.0], offsets: [0; 2], more_offsets, quads: false };
+            return EpilogueBindings {
+                constants,
+                buffers: vec![norms_in.0],
+                offsets: [0; 2],
+                more_offsets,
+                quads: false,
+            };
         }
         let norms_out = self.norms_out.filter(|_| window.row == 0);
         constants.extend([
@@ -81,7 +87,7 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         let (bias, norms_out) = (columns(self.bias), columns(norms_out));
         let y = window.of_result(gpu, &View::of(self.y), self.columns);
         let u = self.u.map_or((None, 0), |u| window.of_result(gpu, &View::of(u), self.columns));
-        EpilogueParts {
+        EpilogueBindings {
             constants,
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
             offsets: [y.1, u.1],

@@ -43,7 +43,7 @@ kernels! {
         [0 Write, 1 Read, 2 Write, 3 Write, 4 Write, 5 Read, 6 Write, 7 Write];
 }
 
-/// Invocations in a workgroup of `optimizer.wgsl`.
+/// Invocations in a workgroup of `optimizer/steps.wgsl`.
 const THREADS: u64 = 64;
 /// Words of v or g for a workgroup.
 const WORDS: u64 = 4 * THREADS;

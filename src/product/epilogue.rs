@@ -53,7 +53,7 @@ pub(crate) enum Stage {
 }
 
 /// What an epilogue wants of a dispatch, besides A, B and the partial sums.
-pub(crate) struct EpilogueParts<'a> {
+pub(crate) struct EpilogueBindings<'a> {
     pub constants: Constants,
     /// The kernel's bindings after A and B (which `Finish` lacks), without the partial sums.
     pub buffers: Vec<Option<Span<'a>>>,
@@ -70,7 +70,7 @@ pub(crate) trait Epilogue<'a> {
     fn kernels(&self) -> [&'static Kernel; 3];
     /// The storage type of the result.
     fn out(&self) -> DType;
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueParts<'a>;
+    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a>;
     /// Whether B is scaled before it is multiplied.
     fn scales_b(&self) -> bool;
     /// Bytes that one step of k needs in a binding of the epilogue, if any.

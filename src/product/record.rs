@@ -56,19 +56,19 @@ impl Recorder<'_, '_> {
             let (b, b_first) =
                 product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
             let reads = product.reads(plan.tile.tile.family(), &window, a_first, b_first);
-            let parts = product.epilogue.of(&gpu, Stage::Whole, &window);
+            let epilogue = product.epilogue.of(&gpu, Stage::Whole, &window);
             let mut buffers = vec![a, b];
-            buffers.extend(parts.buffers);
+            buffers.extend(epilogue.buffers);
             self.dispatch(&Dispatch {
                 kernel: product.epilogue.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile, reads, parts.quads && window.columns.is_multiple_of(4)),
-                constants: &product.constants(plan.tile, parts.constants, reads, &window, window.depth),
+                module: product.module(plan.tile.tile, reads, epilogue.quads && window.columns.is_multiple_of(4)),
+                constants: &product.constants(plan.tile, epilogue.constants, reads, &window, window.depth),
                 buffers: &buffers,
                 params: ProductParams {
                     splits: 1,
                     split_length: window.depth as u32,
-                    offsets: offsets([a_first, b_first, parts.offsets[0], parts.offsets[1]]),
-                    more_offsets: offsets(parts.more_offsets),
+                    offsets: offsets([a_first, b_first, epilogue.offsets[0], epilogue.offsets[1]]),
+                    more_offsets: offsets(epilogue.more_offsets),
                     ..product.params(&window)
                 },
                 groups: plan.tiles(&window),
@@ -99,37 +99,37 @@ impl Recorder<'_, '_> {
                 let (b, b_first) =
                     product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
                 let reads = product.reads(plan.tile.tile.family(), &piece, a_first, b_first);
-                let parts = product.epilogue.of(&gpu, Stage::Partial, &piece);
+                let epilogue = product.epilogue.of(&gpu, Stage::Partial, &piece);
                 let mut buffers = vec![a, b];
-                buffers.extend(parts.buffers);
+                buffers.extend(epilogue.buffers);
                 buffers.push(part.clone());
                 self.dispatch(&Dispatch {
                     kernel: product.epilogue.kernels()[Stage::Partial as usize],
                     module: product.module(plan.tile.tile, reads, false),
-                    constants: &product.constants(plan.tile, parts.constants, reads, &piece, split_length),
+                    constants: &product.constants(plan.tile, epilogue.constants, reads, &piece, split_length),
                     buffers: &buffers,
                     params: ProductParams {
                         depth: piece.depth as u32,
                         split_first: split as u32,
-                        offsets: offsets([a_first, b_first, parts.offsets[0], parts.offsets[1]]),
-                        more_offsets: offsets(parts.more_offsets),
+                        offsets: offsets([a_first, b_first, epilogue.offsets[0], epilogue.offsets[1]]),
+                        more_offsets: offsets(epilogue.more_offsets),
                         ..params
                     },
                     groups: plan.tiles(&piece) * split_count,
                     work: plan.work(&piece),
                 })?;
             }
-            let parts = product.epilogue.of(&gpu, Stage::Finish, &window);
-            let mut buffers = parts.buffers;
+            let epilogue = product.epilogue.of(&gpu, Stage::Finish, &window);
+            let mut buffers = epilogue.buffers;
             buffers.push(part);
             self.dispatch(&Dispatch {
                 kernel: product.epilogue.kernels()[Stage::Finish as usize],
                 module: product.module(Tile::Large, OperandRead::BOTH[0], false),
-                constants: &parts.constants,
+                constants: &epilogue.constants,
                 buffers: &buffers,
                 params: ProductParams {
-                    offsets: offsets([0, 0, parts.offsets[0], parts.offsets[1]]),
-                    more_offsets: offsets(parts.more_offsets),
+                    offsets: offsets([0, 0, epilogue.offsets[0], epilogue.offsets[1]]),
+                    more_offsets: offsets(epilogue.more_offsets),
                     ..params
                 },
                 groups: (window.rows * window.columns).div_ceil(FINISH_THREADS),

@@ -91,7 +91,7 @@ impl Busy {
         }
     }
 
-    /// By so many workgroups of `large`, with pieces or without. With short sums the ends are the work, and more and smaller
+    /// By so many workgroups of `large`, with pieces or without. With short sums the epilogue is the work, and more and smaller
     /// workgroups do them sooner.
     fn can_be_kept(&self, groups: u64, depth: u64) -> bool {
         depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough

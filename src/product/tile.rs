@@ -32,7 +32,7 @@ pub(crate) enum Family {
 #[non_exhaustive]
 pub enum Tile {
     /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what `Large` reads for a multiply-add.
-    /// Chosen only if it is asked for, or by [`Gpu::tune`].
+    /// Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
     Huge,
     /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
     Large,

@@ -43,7 +43,7 @@ impl OperatorTime {
     }
 }
 
-/// Where the time of a recording went. From [`Gpu::profile`].
+/// Where the time of a recording went. From [`Gpu::profile`](crate::Gpu::profile).
 ///
 /// `Display` makes a table of it: the calls of each operator and variant together, longest first, with the rates that
 /// follow from their [`Work`], and the part of the [`Roof`] that they reach: the time of that work at the roof, of the
