@@ -34,7 +34,9 @@ pub fn register(suite: &mut Suite) {
 fn catches_a_wrong_value(gpu: &Gpu) -> Outcome {
     for (file, names, check) in [
         ("wn_middle_3x5x17", &["norm", "w", "dv", "dg"][..], weight_norm as fn(&Gpu, &Golden) -> Outcome),
-        ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], |gpu, case| linear(gpu, case, Some(Tile::Medium))),
+        ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], |gpu, case| {
+            linear(gpu, case, Some(Tile::Medium))
+        }),
     ] {
         let path = common::own_golden_dir().join(format!("{file}.safetensors"));
         for &name in names {

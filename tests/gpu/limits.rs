@@ -163,7 +163,9 @@ fn tiny(gpu: &Gpu, extent: Extent) -> Outcome {
         for (i, (batch, outs, ins)) in extent.of(sizes.into_iter().enumerate(), 4) {
             for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
                 let ops = match (axis, dtype) {
-                    (Axis::Kept(0), DType::F32) => extent.choose(&Op::PRODUCTS[..], &[Op::LinearNorms, Op::LinearSplit]),
+                    (Axis::Kept(0), DType::F32) => {
+                        extent.choose(&Op::PRODUCTS[..], &[Op::LinearNorms, Op::LinearSplit])
+                    }
                     (Axis::Kept(0), _) => &[Op::LinearNorms, Op::LinearSplit][extent.choose(0, 1)..],
                     (_, DType::F32) if extent == Extent::All || i == 0 => &[Op::LinearNorms],
                     _ => &[],

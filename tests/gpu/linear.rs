@@ -249,7 +249,9 @@ impl Case {
 
 fn mixes(gpu: &Gpu, extent: Extent) -> Outcome {
     let all_mixes = (0..27).map(|i| [i / 9, i / 3 % 3, i % 3]).collect();
-    all(extent.choose(all_mixes, vec![[0, 1, 2], [1, 2, 0], [2, 0, 1]]), |mix| Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu))
+    all(extent.choose(all_mixes, vec![[0, 1, 2], [1, 2, 0], [2, 0, 1]]), |mix| {
+        Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu)
+    })
 }
 
 fn axes_and_ends(gpu: &Gpu) -> Outcome {
@@ -320,7 +322,8 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (i, tile) in Tile::all_on(gpu).enumerate() {
         // The others in `tiles_in_quads`.
-        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || i % 2 == 0) {
+        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || i % 2 == 0)
+        {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
         if extent == Extent::Few && ![Tile::Medium, Tile::Stream8, Tile::Lanes8].contains(&tile) {

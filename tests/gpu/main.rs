@@ -4,7 +4,7 @@
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
 //! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1` does so,
-//! and has the invocations of workgroups in reverse order.
+//! and has the invocations of workgroups in reverse order. `WEIGHTNORM_TEST_TIMES=1` shows what each test takes.
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -101,8 +101,7 @@ impl Suite {
             Some(gpu) => {
                 let own_name = name.to_owned();
                 let timed = move || Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e)));
-                Trial::test(name, timed)
-                    .with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
+                Trial::test(name, timed).with_ignored_flag(matches!(needs, Needs::Time | Needs::NotGlAndTime))
             }
         };
         self.trials.push(trial);

@@ -20,7 +20,8 @@ pub fn register(suite: &mut Suite) {
     test("range", range);
     test("non_finite", non_finite);
     test("errors", errors);
-    let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("optimizer::{name}"), test);
+    let mut sampled =
+        |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("optimizer::{name}"), test);
     sampled("steps", steps);
     sampled("projection", projection);
 }
