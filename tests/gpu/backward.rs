@@ -1272,7 +1272,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     let (x, v, dy, u) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[2, 4])?, f32s(&[2, 4])?);
     let (dx, dv, dg, dbias) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[4])?, f32s(&[4])?);
     let weight = WeightNorm::unit(&v);
-    let none = Gradients::default();
+    let none = Gradients::default().tile(Tile::Medium);
     let shape = |arg: &'static str, error: Error| match error {
         Error::Shape { op: "linear_backward", arg: got, .. } if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
