@@ -4,7 +4,7 @@
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
 //! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1` does so,
-//! and has the invocations of workgroups in reverse order.
+//! and has the invocations of workgroups in reverse order. `WEIGHTNORM_TEST_TIMES=1` shows what each test takes.
 #[path = "../common/mod.rs"]
 mod common;
 

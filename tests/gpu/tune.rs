@@ -3,18 +3,18 @@ use weightnorm::{Choices, Error, Gpu, LinearShape, Tile};
 
 use crate::linear::Case;
 use crate::problem::{adapter_of, device, options};
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test("tune::chooses_what_runs", Needs::Nothing, chooses_what_runs);
-    suite.test("tune::results_with_any_choice", Needs::Nothing, any_choice);
+    suite.sampled("tune::chooses_what_runs", chooses_what_runs);
+    suite.sampled("tune::results_with_any_choice", any_choice);
     suite.test("tune::choices_that_cannot_run", Needs::Nothing, cannot_run);
 }
 
 /// Small, and with sums that are worth trying in pieces.
 const SIZE: [usize; 3] = [2, 3, 600];
 
-fn chooses_what_runs(shared: &Gpu) -> Outcome {
+fn chooses_what_runs(shared: &Gpu, extent: Extent) -> Outcome {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
     let gpu = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared))?;
@@ -26,18 +26,24 @@ fn chooses_what_runs(shared: &Gpu) -> Outcome {
     gpu.upload(&[0f32], &[1])?.read::<f32>()?; // after which wgpu has let go of what it began with
     let before = in_use()?;
     let [batch, outs, ins] = SIZE;
-    let choices = gpu.tune(&[LinearShape::new(batch, ins, outs).training()])?;
+    let shape = LinearShape::new(batch, ins, outs);
+    let choices = gpu.tune(&[extent.choose(shape.training(), shape)])?;
     assert_eq!((in_use()?, gpu.pipeline_count()), (before, 0), "something is left");
     assert!(before[0] > 0, "wgpu counts buffers with its feature `counters` only");
     let text = choices.to_string();
-    for product in ["forward f32 f32 2 3 600 ", "input_gradient f32 f32 2 600 3 ", "weight_gradient f32 f32 3 600 2 "] {
+    let products = ["forward f32 f32 2 3 600 ", "input_gradient f32 f32 2 600 3 ", "weight_gradient f32 f32 3 600 2 "];
+    let products = &products[..extent.choose(3, 1)];
+    for product in products {
         assert!(text.contains(product), "{product} is not among\n{text}");
     }
-    assert_eq!(choices.len(), 3);
+    assert_eq!(choices.len(), products.len());
 
     let tuned = Gpu::from_wgpu(device, queue, options(shared).choices(text.parse()?))?;
     assert_eq!(tuned.choices(), &choices);
     Case::new(SIZE).check(&tuned)?;
+    if extent == Extent::Few {
+        return Ok(());
+    }
     crate::backward::check_as_chosen(&tuned, SIZE)?;
     let awaited = pollster::block_on(tuned.tune_async(&[LinearShape::new(1, 5, 7)]))?;
     assert!(awaited.len() == 4 && awaited.to_string().contains("forward f32 f32 1 7 5 "), "{awaited}");
@@ -45,11 +51,12 @@ fn chooses_what_runs(shared: &Gpu) -> Outcome {
 }
 
 /// A few tiles, chosen and not forced, whole and split: right results, and a dispatch more where it is split.
-fn any_choice(shared: &Gpu) -> Outcome {
+fn any_choice(shared: &Gpu, extent: Extent) -> Outcome {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
     let origin = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared))?.choices().to_string();
-    for tile in [Tile::Medium, Tile::Stream8, Tile::Lanes4].into_iter().filter(|tile| tile.runs_on(shared)) {
+    let tiles = [Tile::Stream8, Tile::Medium, Tile::Lanes4].into_iter().filter(|tile| tile.runs_on(shared));
+    for tile in extent.of(tiles, 3) {
         let split = if tile == Tile::Stream8 { " split 160" } else { "" };
         let text = format!("{origin}forward f32 f32 2 3 600 {tile}{split}\nweight_gradient f32 f32 3 600 2 {tile}\n");
         let choices: Choices = text.parse()?;
