@@ -75,9 +75,7 @@ fn linear_backward(gpu: &Gpu) -> Outcome {
             let dv = gpu.zeros(&shape, DType::F32)?;
             let norms = saved.norms.as_ref().ok_or("no norms")?;
             let gradients = Gradients::default().dv(&dv);
-            recorded(gpu, |ops| {
-                ops.linear_backward_into(&x, weight.norms(norms), &dy, saved.u.as_ref(), &gradients)
-            })?;
+            recorded(gpu, |ops| ops.linear_backward_into(&x, weight.norms(norms), &dy, saved.u.as_ref(), &gradients))?;
             assert_eq!(dv.read::<f32>()?, expected(&dw), "{axis:?} {shape:?}");
         }
     }
