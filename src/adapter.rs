@@ -1,7 +1,7 @@
 //! The adapters of this machine, and the choice among them.
 use crate::Error;
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use native::{adapters, like, pick};
+pub(crate) use native::{adapters, backends_of_environment, like, pick};
 
 /// A browser lists none.
 #[cfg(target_arch = "wasm32")]
@@ -95,9 +95,14 @@ mod native {
             && adapter.limits().max_storage_buffers_per_shader_stage >= 8
     }
 
+    /// The backends that the environment leaves.
+    pub(crate) fn backends_of_environment() -> Result<wgpu::Backends, Error> {
+        backends(&variable(BACKEND), wgpu::Instance::enabled_backend_features())
+    }
+
     /// The best one, as far as the environment leaves a choice.
     pub(crate) async fn pick() -> Result<wgpu::Adapter, Error> {
-        let backends = backends(&variable(BACKEND), wgpu::Instance::enabled_backend_features())?;
+        let backends = backends_of_environment()?;
         let name = variable(NAME);
         let adapters = adapters(backends).await;
         let described: Vec<_> = adapters.iter().map(|a| (a.get_info().name, runs_compute(a))).collect();

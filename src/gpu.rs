@@ -81,6 +81,13 @@ impl Gpu {
         adapter::adapters(backends).await
     }
 
+    /// For the program: the backends that `WGPU_BACKEND` leaves, as for [`Gpu::new`].
+    #[doc(hidden)]
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn backends_of_environment() -> Result<wgpu::Backends, Error> {
+        adapter::backends_of_environment()
+    }
+
     /// Makes a device on this adapter, with what [`Gpu::wanted`] says.
     ///
     /// # Errors

@@ -8,16 +8,29 @@ use super::header::METADATA;
 use super::plan::New;
 use super::{Checkpoint, Finding, FoundWeight, Problem};
 
-/// The entries of the metadata whose value is the name of a tensor and whose key is none.
+/// The entries of the metadata whose value is the name of a tensor, or of another such entry, and whose key is none.
 pub(super) fn find(shards: &[Source]) -> Vec<(String, At)> {
     let all = shards.iter().enumerate().flat_map(|(shard, source)| {
         source.header.tensors.iter().enumerate().map(move |(position, t)| (t.name.as_str(), (shard, position)))
     });
     let tensors: HashMap<&str, At> = all.collect();
+    let entries = || shards.iter().filter_map(|shard| shard.header.metadata.as_ref()).flatten();
+    let values: HashMap<&str, &str> = entries().rev().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let resolve = |value: &str| {
+        let mut name = value;
+        // A circle ends after as many steps as there are entries.
+        for _ in 0..values.len() {
+            if let Some(&at) = tensors.get(name) {
+                return Some(at);
+            }
+            name = *values.get(name)?;
+        }
+        None
+    };
     let mut seen = HashSet::from([METADATA]);
     let mut aliases = vec![];
-    for (key, value) in shards.iter().filter_map(|shard| shard.header.metadata.as_ref()).flatten() {
-        if let Some(&at) = tensors.get(value.as_str())
+    for (key, value) in entries() {
+        if let Some(at) = resolve(value.as_str())
             && !tensors.contains_key(key.as_str())
             && seen.insert(key)
         {
@@ -97,6 +110,8 @@ pub(super) struct Names<'a, 'e> {
     /// Of each tensor: its own, then those that are tied to it.
     of: HashMap<At, Vec<&'a str>>,
     tensors: HashMap<&'a str, At>,
+    /// The names that are tied to one.
+    tied: HashMap<&'a str, At>,
 }
 
 impl<'a, 'e> Names<'a, 'e> {
@@ -104,7 +119,8 @@ impl<'a, 'e> Names<'a, 'e> {
         let mut of: HashMap<At, Vec<&str>> = HashMap::new();
         checkpoint.names().for_each(|(at, name)| of.entry(at).or_default().push(name));
         let tensors = checkpoint.places().map(|(at, tensor)| (tensor.name.as_str(), at)).collect();
-        Names { edit, of, tensors }
+        let tied = checkpoint.aliases.iter().map(|(name, at)| (name.as_str(), *at)).collect();
+        Names { edit, of, tensors, tied }
     }
 
     fn new_name<'n>(&'n self, old: &'n str) -> Option<&'n str> {
@@ -123,7 +139,13 @@ impl<'a, 'e> Names<'a, 'e> {
     pub fn metadata(&self, entries: &[(String, String)]) -> Vec<(String, String)> {
         let mut all = vec![];
         for (key, value) in entries {
-            let Some(&at) = self.tensors.get(value.as_str()) else {
+            let direct = self.tensors.get(value.as_str());
+            let as_it_was = |name: &String| self.new_name(name) == Some(name.as_str());
+            let at = match (direct, self.tied.get(key.as_str())) {
+                (None, Some(_)) if as_it_was(key) && as_it_was(value) => None,
+                (direct, tied) => direct.or(tied),
+            };
+            let Some(&at) = at else {
                 all.push((key.clone(), value.clone()));
                 continue;
             };

@@ -55,7 +55,8 @@ impl Source {
         };
         if size < LENGTH_BYTES {
             return Err(flaw(Flaw::of_file(format!(
-                "it is too short for a header: it has {size} of at least {LENGTH_BYTES} bytes"
+                "it is too short for a header: it has {size} of at least {LENGTH_BYTES} bytes\n\
+                 download or copy it again"
             ))));
         }
         let mut first = [0; LENGTH_BYTES as usize];

@@ -2,7 +2,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
-use super::state::{is_moment_of_another, is_optimizer_state};
+use super::state::{is_optimizer_state, is_state_of_another};
 use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo, prefer};
 use crate::Axis;
 use crate::contract::norms_shape;
@@ -106,7 +106,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     let mut strangers: HashMap<String, &str> = HashMap::new();
     let mut states: Vec<&str> = vec![];
     for (at, name) in checkpoint.names() {
-        let is_state = is_optimizer_state(name) || is_moment_of_another(name, &present);
+        let is_state = is_optimizer_state(name) || is_state_of_another(name, &present);
         if is_state {
             states.push(name);
         }
@@ -125,8 +125,8 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
                 (None, Part::V) => pair.v = Some(at),
             }
         }
-        for (name, _) in names::parametrized(name).filter(|(_, rest)| names::half(rest).is_none()) {
-            strangers.entry(name).or_insert(checkpoint.at(at).name.as_str());
+        for (of, _) in names::parametrized(name).filter(|(_, rest)| !is_state && names::half(rest).is_none()) {
+            strangers.entry(of).or_insert(name);
         }
     }
     let shapes = |(g, v): (At, At)| (&checkpoint.at(g).shape[..], &checkpoint.at(v).shape[..]);
@@ -171,8 +171,10 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
             continue;
         }
         let (g_shape, v_shape) = shapes((g, v));
-        let is_gate = names::is_elementwise(v_shape, g_shape)
-            || (*spelling == Spelling::Suffixes && g_shape == v_shape && gated.contains(names::module(name)));
+        // Keys, values and gates of attention: `weight_k` says what `weight_v` and `weight_g` are.
+        let is_attention = *spelling == Spelling::Suffixes && present.contains(format!("{name}_k").as_str());
+        let beside_gates = *spelling == Spelling::Suffixes && gated.contains(names::module(name));
+        let is_gate = names::is_elementwise(v_shape, g_shape) || (g_shape == v_shape && (is_attention || beside_gates));
         if is_gate && !asked && rules.axis_of(name).is_none() {
             report(not_taken(ELEMENTWISE));
             continue;
@@ -185,10 +187,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
                 found.weights.push(weight);
             }
             Err(Problem::Shape { .. } | Problem::NoSuchAxis { .. }) if is_gate => report(not_taken(ELEMENTWISE)),
-            // Keys, values and gates of attention: `weight_k` says what `weight_v` and `weight_g` are.
-            Err(Problem::Shape { .. } | Problem::OtherShape { .. })
-                if *spelling == Spelling::Suffixes && present.contains(format!("{name}_k").as_str()) =>
-            {
+            Err(Problem::Shape { .. } | Problem::OtherShape { .. } | Problem::AmbiguousAxis { .. }) if is_attention => {
                 report(not_taken(ATTENTION));
             }
             Err(_) if !is_own && !asked => report(not_taken(OTHER_SHAPES)),

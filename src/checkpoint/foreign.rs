@@ -107,6 +107,9 @@ fn zip(sample: &Sample<'_>) -> Option<(String, String)> {
     if has("constants.pkl") {
         return lines("a TorchScript archive of PyTorch", script_line(path));
     }
+    if has("models/model.json") && has("archive_format") {
+        return lines("a program of PyTorch's own (torch.export)", export_line(path));
+    }
     if has("data.pkl") {
         return lines("a file of PyTorch's own (torch.save)", torch_line(path));
     }
@@ -194,6 +197,14 @@ fn script_line(path: &Path) -> String {
     format!(
         "import torch, safetensors.torch as s; {FLAT}; \
          s.save_file(f(torch.jit.load({from}, map_location=\"cpu\").state_dict()), {to})"
+    )
+}
+
+fn export_line(path: &Path) -> String {
+    let (from, to) = (quoted(path), quoted(&output_for(path)));
+    format!(
+        "import torch, safetensors.torch as s; {FLAT}; \
+         s.save_file(f(torch.export.load({from}).state_dict), {to})"
     )
 }
 

@@ -165,7 +165,8 @@ pub(super) fn header_length(first: [u8; 8], file_size: u64) -> Result<u64, Flaw>
     let length = u64::from_le_bytes(first);
     if length > MAX_HEADER {
         return Err(Flaw::of_file(format!(
-            "it is no .safetensors file: its header would be {length} bytes long, the limit is {MAX_HEADER}"
+            "it is no .safetensors file: its header would be {length} bytes long, the limit is {MAX_HEADER}\n\
+             name a .safetensors file, or the index of a sharded checkpoint"
         )));
     }
     if length > file_size.saturating_sub(LENGTH_BYTES) {
@@ -300,7 +301,15 @@ impl<'de> Deserialize<'de> for Entries {
                     entries.push(if name == METADATA {
                         Entry::Metadata(map.next_value::<Option<Metadata>>()?.map(|Metadata(pairs)| pairs))
                     } else {
-                        let Fields { dtype, shape, data_offsets: (begin, end), more } = map.next_value()?;
+                        // Whose entry it is, without the place, which is added again, and all names of storage types.
+                        let of_it = |error: A::Error| {
+                            let text = error.to_string();
+                            let short =
+                                text.split(" at line ").next().and_then(|text| text.split(", expected one of").next());
+                            A::Error::custom(format_args!("tensor {name:?}: {}", short.unwrap_or(&text)))
+                        };
+                        let Fields { dtype, shape, data_offsets: (begin, end), more } =
+                            map.next_value().map_err(of_it)?;
                         Entry::Tensor(TensorInfo { name, dtype, shape, begin, end, more })
                     });
                 }

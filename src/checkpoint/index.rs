@@ -1,6 +1,7 @@
 //! The index of a sharded checkpoint: `{"metadata":{"total_size":..},"weight_map":{"NAME":"FILE",..}}`.
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::{Component, Path};
 
 use serde::Deserialize;
@@ -80,7 +81,7 @@ impl Index {
                 )));
             };
             if !shard_of.contains_key(file) {
-                shards.push(Source::open(&path.with_file_name(file))?);
+                shards.push(Source::open(&path.with_file_name(file)).map_err(|error| listed(error, tensor))?);
                 shard_of.insert(file, shards.len() - 1);
             }
         }
@@ -112,6 +113,17 @@ impl Index {
             });
         }
         format!("{:#}\n", Value::Object(value))
+    }
+}
+
+/// The error of a file that the index lists that tensor in, with a word on what to do where the file is not there.
+fn listed(error: Error, tensor: &str) -> Error {
+    match error {
+        Error::Io { doing, path, source } if source.kind() == io::ErrorKind::NotFound => {
+            let what = format!("{source}\nthe index lists {tensor:?} in it: download or copy it too");
+            Error::Io { doing, path, source: io::Error::new(source.kind(), what) }
+        }
+        other => other,
     }
 }
 

@@ -24,6 +24,9 @@ const OPTIMIZERS: [&str; 15] = [
     "optimizer",
 ];
 
+/// Words for averages of weights.
+const AVERAGES: [&str; 4] = ["ema", "averaged", "average", "swa"];
+
 /// Whether a tensor of that name belongs to an optimizer: a moment, which tells itself or stands under an optimizer's name, or
 /// anything else under that name. Averages of weights (`ema`, `averaged`, `swa`) are weights, unless they are moments.
 pub(super) fn is_optimizer_state(name: &str) -> bool {
@@ -45,14 +48,59 @@ pub(super) fn is_optimizer_state(name: &str) -> bool {
     if has_word(&|word| OPTIMIZERS.contains(&word)) && has_word(&|word| moments_of_it.contains(&word)) {
         return true;
     }
-    let is_average = |word: &str| ["ema", "averaged", "average", "swa"].contains(&word);
+    let is_average = |word: &str| AVERAGES.contains(&word);
     let is_optimizer = |word: &str| ["optimizer", "optimizers", "optim"].contains(&word);
     (has_word(&is_optimizer) || has_part(&|part| part == "opt_state")) && !has_word(&is_average)
 }
 
+/// What stands alone in front of the name of a parameter that is there too, or behind it: moments, and gradients.
+const OF_ANOTHER: [&str; 16] = [
+    "m",
+    "v",
+    "mu",
+    "nu",
+    "m1",
+    "m2",
+    "trace",
+    "velocity",
+    "momenta",
+    "momentum",
+    "moment",
+    "moments",
+    "grad",
+    "grads",
+    "gradient",
+    "gradients",
+];
+
+/// Whether a tensor is called after another one that is there, and says by that alone that it is something of it:
+/// `m.layer.weight_v`, `gen_opt.layer.weight_v` or `layer.weight_v.m` beside `layer.weight_v`.
+pub(super) fn is_state_of_another(name: &str, present: &HashSet<&str>) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let is_average = |words: &str| words.split(['.', '/', '_']).any(|word| AVERAGES.contains(&word));
+    let in_front = |(at, _): (usize, &str)| {
+        let (prefix, of) = (&lower[..at], &name[at + 1..]);
+        // A module by itself may be called like a child of another.
+        let is_of_optimizer = || prefix.split(['.', '/', '_']).any(|word| OPTIMIZERS.contains(&word));
+        of.contains(['.', '/'])
+            && present.contains(of)
+            && (OF_ANOTHER.contains(&prefix) || is_of_optimizer())
+            && !is_average(prefix)
+    };
+    let behind = |(at, mark): (usize, &str)| {
+        // `weight_v` beside `weight` is the half of a pair, and the vector of a spectral norm.
+        OF_ANOTHER.contains(&&lower[at + 1..])
+            && (mark != "_" || &lower[at + 1..] != "v")
+            && present.contains(&name[..at])
+    };
+    is_moment_of_another(name, present)
+        || name.match_indices(['.', '/']).any(in_front)
+        || name.rmatch_indices(['.', '/', '_']).take(1).any(behind)
+}
+
 /// Whether a tensor `m.NAME` or `v.NAME`, `NAME.m` or `NAME_v`, stands beside the other one and NAME itself: they are both moments of
 /// it, called after nothing else.
-pub(super) fn is_moment_of_another(name: &str, present: &HashSet<&str>) -> bool {
+fn is_moment_of_another(name: &str, present: &HashSet<&str>) -> bool {
     let has = |name: String| present.contains(name.as_str());
     [("m", "v"), ("v", "m"), ("mu", "nu"), ("nu", "mu")].into_iter().any(|(moment, other)| {
         let part = format!("{moment}.");
@@ -71,6 +119,50 @@ pub(super) fn is_moment_of_another(name: &str, present: &HashSet<&str>) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The names that are there, and one that is called after one of them.
+    #[test]
+    fn what_is_called_after_another_is_told() {
+        let present = ["layer.weight_v", "layer/weight_v", "weight", "weight_v", "l.parametrizations.weight.original0"];
+        let present = HashSet::from(present);
+        for name in [
+            "m.layer.weight_v",
+            "v.layer.weight_v",
+            "mu/layer/weight_v",
+            "trace.layer.weight_v",
+            "velocity.layer.weight_v",
+            "momenta.layer.weight_v",
+            "grad.layer.weight_v",
+            "gen_opt.layer.weight_v",
+            "opt_g.layer.weight_v",
+            "opt.state.layer.weight_v",
+            "adam.layer.weight_v",
+            "layer.weight_v.m",
+            "layer.weight_v.v",
+            "layer.weight_v_m",
+            "layer.weight_v.grad",
+            "m.l.parametrizations.weight.original0",
+            "l.parametrizations.weight.original0_m",
+        ] {
+            assert!(is_state_of_another(name, &present), "{name}");
+        }
+        for name in [
+            "layer.weight_v",
+            "weight_v",
+            "m.weight_v",
+            "v.weight_v",
+            "x.m.layer.weight_v",
+            "model.layer.weight_v",
+            "ema.layer.weight_v",
+            "ema_opt.layer.weight_v",
+            "option.layer.weight_v",
+            "teacher.layer.weight_v",
+            "m.other.weight_v",
+            "layer.weight_v_v",
+        ] {
+            assert!(!is_state_of_another(name, &present), "{name}");
+        }
+    }
 
     #[test]
     fn moments_are_told_from_weights_and_their_averages() {

@@ -6,6 +6,7 @@ mod find;
 mod foreign;
 mod inspect;
 mod killed;
+mod others;
 mod prefer;
 mod read;
 mod reference;

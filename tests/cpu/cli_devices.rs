@@ -60,6 +60,43 @@ fn cli_reference_needs_no_adapter() {
     }
 }
 
+/// A variable or an option that leaves no adapter: two lines that say which, and what there could be; no driver is at fault.
+#[test]
+fn cli_choices_that_leave_no_adapter() {
+    let folder = Folder::new("choices");
+    let (from, to) = (folder.join("in.safetensors"), folder.join("out"));
+    write(&from, &vocoder(Spelling::Suffixes, Dtype::F32), &[]);
+    let elsewhere = if cfg!(windows) { "metal" } else { "dx12" };
+    let with = |backend: &str| {
+        let mut command = without_gpu();
+        command.env("WGPU_BACKEND", backend);
+        command
+    };
+    let fold = ["fold", text(&from), text(&to)];
+    for (backend, arguments, words) in [
+        ("vulcan", &fold[..], &["WGPU_BACKEND is \"vulcan\"", "no backend"][..]),
+        ("vulkan,foo", &fold, &["there is no backend \"foo\""]),
+        (elsewhere, &fold, &["WGPU_BACKEND is", "this system cannot have that, only"]),
+        (elsewhere, &["devices"], &["WGPU_BACKEND is", "this system cannot have that, only"]),
+        (
+            "",
+            &[&fold[..], &["--backend", elsewhere][..]].concat(),
+            &["--backend", "this system cannot have that, only"],
+        ),
+    ] {
+        let (code, document) = run_json(with(backend), arguments);
+        let message = document["error"]["message"].as_str().unwrap();
+        assert_eq!((code, &document["error"]["kind"]), (2, &json!("device")), "{message}");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(!message.contains("Install") && !message.contains("0x0") && message.lines().count() <= 2, "{message}");
+    }
+    // A backend that has none: a driver may be missing.
+    let (code, document) = run_json(with("vulkan"), fold);
+    let message = document["error"]["message"].as_str().unwrap();
+    assert!(code == 2 && message.starts_with("no GPU adapter found (tried vulkan)"), "{message}");
+    assert!(!to.exists());
+}
+
 /// PyTorch's formula is the default, and another policy is told.
 #[test]
 fn cli_eps_that_changes_rows_is_told() {
@@ -96,6 +133,9 @@ fn cli_prefer_says_which_stays() {
             assert_eq!(document["weights"].as_array().map(Vec::len), Some(weights));
         }
     }
+    let split = ["split", &from, text(&to), "--include", "l.weight", "--spelling", "g-v", "--force"];
+    let ran = run(without_gpu(), [&split[..], &["--device", "reference"]].concat());
+    assert!(ran.code == Some(1) && ran.stdout.contains("--prefer pair or --prefer weight"), "{ran:?}");
     let before = Checkpoint::open(Path::new(&from)).unwrap().read_bytes("l.weight").unwrap();
     assert_eq!(Checkpoint::open(&to).unwrap().read_bytes("l.weight").unwrap(), before);
     assert_eq!(run_json(without_gpu(), [&fold[..], &["--prefer", "pair"]].concat()).0, 0);

@@ -36,19 +36,47 @@ enum Backend {
 }
 
 impl BackendArgument {
-    fn backends(&self) -> wgpu::Backends {
-        match self.backend {
-            Some(Backend::Vulkan) => wgpu::Backends::VULKAN,
-            Some(Backend::Metal) => wgpu::Backends::METAL,
-            Some(Backend::Dx12) => wgpu::Backends::DX12,
-            Some(Backend::Gl) => wgpu::Backends::GL,
-            None => wgpu::Backends::from_env().unwrap_or_else(wgpu::Backends::all),
+    fn backends(&self) -> Result<wgpu::Backends, Failure> {
+        let Some(backend) = self.backend else { return Ok(Gpu::backends_of_environment()?) };
+        let can = wgpu::Instance::enabled_backend_features();
+        if !can.contains(backend.flag()) {
+            let message =
+                format!("--backend {}: this system cannot have that, only {}", backend.name(), names(can, " and "));
+            return Err(Failure { kind: Kind::Device, message });
+        }
+        Ok(backend.flag())
+    }
+
+    fn adapters(&self) -> Result<Vec<wgpu::Adapter>, Failure> {
+        Ok(pollster::block_on(Gpu::adapters(self.backends()?)))
+    }
+
+    /// What is wrong where there are none.
+    fn no_adapter(&self) -> Result<weightnorm::Error, Failure> {
+        let tried = names(self.backends()? & wgpu::Instance::enabled_backend_features(), ", ");
+        Ok(weightnorm::Error::NoAdapter { tried })
+    }
+}
+
+impl Backend {
+    fn flag(self) -> wgpu::Backends {
+        match self {
+            Backend::Vulkan => wgpu::Backends::VULKAN,
+            Backend::Metal => wgpu::Backends::METAL,
+            Backend::Dx12 => wgpu::Backends::DX12,
+            Backend::Gl => wgpu::Backends::GL,
         }
     }
 
-    fn adapters(&self) -> Vec<wgpu::Adapter> {
-        pollster::block_on(Gpu::adapters(self.backends()))
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
+}
+
+/// As `--backend` calls them.
+fn names(backends: wgpu::Backends, between: &str) -> String {
+    let named = Backend::value_variants().iter().filter(|backend| backends.contains(backend.flag()));
+    named.map(|backend| backend.name()).collect::<Vec<_>>().join(between)
 }
 
 /// What computes.
@@ -108,15 +136,15 @@ impl DeviceArguments {
         if self.is_reference() {
             return Err(Failure::usage(format!("--device {REFERENCE} is no adapter: there is nothing to measure")));
         }
-        let name = match &self.device {
-            Some(device) => device.clone(),
-            None => std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default(),
+        let (by, name) = match &self.device {
+            Some(device) => ("--device", device.clone()),
+            None => ("WGPU_ADAPTER_NAME", std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default()),
         };
+        let name = name.trim();
         let number = self.device.as_ref().and_then(|device| device.parse::<usize>().ok());
-        let mut adapters = self.backend.adapters();
+        let mut adapters = self.backend.adapters()?;
         if adapters.is_empty() {
-            let tried = format!("backends {:?}", self.backend.backends());
-            return Err(weightnorm::Error::NoAdapter { tried }.into());
+            return Err(self.backend.no_adapter()?.into());
         }
         let named = |adapter: &wgpu::Adapter| adapter.get_info().name.to_lowercase().contains(&name.to_lowercase());
         let place = match number {
@@ -126,7 +154,8 @@ impl DeviceArguments {
         let Some(place) = place else {
             let list: Vec<String> =
                 adapters.iter().enumerate().map(|(n, a)| format!("{n} ({})", a.get_info().name)).collect();
-            let message = format!("no adapter {name:?}, there are {}: see `weightnorm devices`", list.join(", "));
+            let (what, there) = (if number.is_some() { "that number" } else { "that in its name" }, list.join(", "));
+            let message = format!("{by} is {name:?}: no adapter has {what}. There are: {there}");
             return Err(Failure { kind: Kind::Device, message });
         };
         Ok(pollster::block_on(Gpu::on_adapter(&adapters.swap_remove(place), Options::default()))?)
@@ -175,7 +204,7 @@ pub struct Devices {
 
 impl Devices {
     pub fn run(&self) -> Result<Report, Failure> {
-        let adapters = self.backend.adapters();
+        let adapters = self.backend.adapters()?;
         let listed: Vec<Listed> = adapters.iter().map(Listed::new).collect();
         let usable = listed.iter().any(|l| l.uses.is_ok());
         let mut text = String::new();
@@ -184,8 +213,7 @@ impl Devices {
         }
         let mut json = json!({ "devices": listed.iter().map(Listed::json).collect::<Vec<_>>() });
         if !usable {
-            let tried = format!("backends {:?}", self.backend.backends());
-            let hint = weightnorm::Error::NoAdapter { tried }.to_string();
+            let hint = self.backend.no_adapter()?;
             let hint = format!("{hint}\nfold, split and check do without one: --device {REFERENCE}");
             let _ = writeln!(text, "{hint}");
             json["hint"] = hint.into();

@@ -94,8 +94,13 @@ pub fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Fin
     if findings.iter().any(|finding| matches!(finding.problem, Problem::NotTaken { .. })) {
         let _ = writeln!(text, "--include 'NAME' takes a pair of another name, and only what is included");
     }
-    let own_name = |f: &Finding| matches!(&f.problem, Problem::NameTaken { name } if *name == f.weight);
-    if findings.iter().any(|finding| problems(finding) && own_name(finding)) {
+    // A pair beside the weight's own name: that is taken where it is folded, and those of the pair where it is split.
+    let is_pair = |f: &Finding, name: &String| {
+        let spellings = [Spelling::Suffixes, Spelling::Parametrizations];
+        *name == f.weight || spellings.iter().any(|spelling| *name == spelling.g(&f.weight))
+    };
+    let beside = |f: &Finding| matches!(&f.problem, Problem::NameTaken { name } if is_pair(f, name));
+    if findings.iter().any(|finding| problems(finding) && beside(finding)) {
         let _ = writeln!(text, "--prefer pair or --prefer weight says which of the two stays");
     }
     if any(|p| !p.is_warning()) {

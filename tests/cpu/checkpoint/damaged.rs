@@ -56,7 +56,7 @@ fn damaged_headers_are_errors() {
         (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1e999}}"#.into(), 8, "out of range"),
         (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":"\ud800"}}"#.into(), 8, "hex escape"),
         (r#"{"a":{"dtype":"F32","shape":[2]}}"#.into(), 8, "missing field"),
-        (format!(r#"{{"a":{}}}"#, entry("F31", "[2]", "[0,8]")), 8, "unknown variant `F31`"),
+        (format!(r#"{{"a":{}}}"#, entry("F31", "[2]", "[0,8]")), 8, "tensor \"a\": unknown variant `F31` at"),
         (format!(r#"{{"a":{}}}"#, entry("F32", "[-2]", "[0,8]")), 8, "invalid value"),
         (format!(r#"{{"a":{}}}"#, entry("F32", "[2.0]", "[0,8]")), 8, "invalid type"),
         (format!(r#"{{"a":{}}}"#, entry("F32", "[2]", "[0]")), 8, "invalid length"),

@@ -46,6 +46,7 @@ fn kinds() -> Vec<(Vec<u8>, &'static str, &'static str)> {
         (zip("archive/data.pkl"), "PyTorch", "torch.load"),
         (late, "PyTorch", "torch.load"),
         (zip("model/constants.pkl"), "TorchScript", "torch.jit.load"),
+        (zip("net/models/model.json net/archive_format"), "torch.export", "torch.export.load"),
         (zip("arr_0.npy"), "NumPy", "numpy.load"),
         (zip("readme"), "zip archive", "unpack"),
         (pickle(2), "PyTorch", "torch.load"),
@@ -111,6 +112,20 @@ fn foreign_files_in_place_of_an_index() {
         let lines = said(&index);
         assert!(lines[0].contains(what) && lines[1].contains(todo), "{lines:?}");
     }
+}
+
+/// A shard that is not there: the message names it, and a tensor that the index lists in it.
+#[test]
+fn foreign_index_whose_file_is_missing() {
+    let folder = Folder::new("missing-shard");
+    let index = folder.join("model.safetensors.index.json");
+    std::fs::write(&index, r#"{"weight_map": {"a.weight": "2.safetensors"}}"#).unwrap();
+    let text = Checkpoint::open(&index).unwrap_err().to_string();
+    assert!(text.contains("2.safetensors") && text.lines().count() == 2, "{text}");
+    assert!(text.contains("\nthe index lists \"a.weight\" in it"), "{text}");
+    // The index itself.
+    let text = Checkpoint::open(&folder.join("b.safetensors.index.json")).unwrap_err().to_string();
+    assert!(!text.contains("the index lists"), "{text}");
 }
 
 #[test]

@@ -193,6 +193,33 @@ fn sums_of_an_index_keep_their_type() {
     assert_eq!(sums("\"40 bytes\"", "-9"), expect(None, None));
 }
 
+/// A name that is tied to a tied one, a circle, and a name that nothing has.
+#[test]
+fn tied_names_may_stand_in_a_row() {
+    let folder = Folder::new("tied-row");
+    let [path, folded, converted] = ["a", "b", "c"].map(|name| folder.join(&format!("{name}.safetensors")));
+    let (tensors, mut metadata) = layers(&["g", "v"]);
+    for (name, of) in [("end.weight_g", "out.weight_g"), ("end.weight_v", "out.weight_v"), ("x", "y"), ("y", "x")] {
+        metadata.push((name.to_owned(), of.to_owned()));
+    }
+    let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    write(&path, &tensors, &metadata);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let report = fold(Device::Reference, &checkpoint, &folded, &Rules::default(), &mut |_| ()).unwrap();
+    assert_eq!((report.weights.len(), report.warnings), (3, vec![]));
+    let expected =
+        [("end.weight", "inp.weight"), ("format", "pt"), ("out.weight", "inp.weight"), ("x", "y"), ("y", "x")];
+    let expected = expected.map(|(name, of)| (name.to_owned(), of.to_owned()));
+    assert_eq!(content(&folded), (vec!["inp.weight".to_owned()], BTreeMap::from(expected)));
+    // Where both names in a row stay, so does the entry.
+    let rules = Rules::default().include("inp.*");
+    convert(&checkpoint, &converted, Spelling::Parametrizations, &rules, &mut |_| ()).unwrap();
+    let (_, metadata) = content(&converted);
+    assert_eq!(metadata["end.weight_g"], "out.weight_g");
+    assert_eq!(metadata["out.weight_g"], "inp.parametrizations.weight.original0");
+    assert_eq!(Checkpoint::open(&converted).unwrap().weights(&Rules::default()).weights.len(), 3);
+}
+
 /// A tied name is read as the tensor that it stands for, and goes alone where the rules prefer another.
 #[test]
 fn tied_names_are_read_and_left_out() {
