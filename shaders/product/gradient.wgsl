@@ -13,7 +13,7 @@
 // The two factors of each norm, a and dg / d (see batch/statistics.wgsl, write_factors), are there already.
 //
 // `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
-// in `partial`, and `gradient_finish` adds them up in order.
+// in `partials`, and `gradient_finish` adds them up in order.
 
 override END: u32 = END_ROWS;
 override ADD: bool = false; // add to what C holds

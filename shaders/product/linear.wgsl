@@ -14,7 +14,7 @@
 //   NORM_IN     w = g_k * v / n̂_k: SCALED_B, the Scales g_k / n̂_k
 //
 // `linear` does all of it in one dispatch. Where in_features is split, `linear_partial` leaves the partial sums of
-// each split in `partial`, and `linear_finish` adds them up in order.
+// each split in `partials`, and `linear_finish` adds them up in order.
 //
 // The product is that of shape.wgsl, with A = x and B = v. With NORM_FUSED (SQUARES) an invocation adds up the
 // squares of what it reads of v anyway, so that v is read no more often than by the plain product; the workgroups of

@@ -4,14 +4,14 @@
 const FINISH_THREADS = 64u;
 
 // Wide, f32 m and i32 e: (splits, rows, columns).
-@group(0) @binding(8) var<storage, read_write> partial: array<vec2<u32>>;
+@group(0) @binding(8) var<storage, read_write> partials: array<vec2<u32>>;
 
 fn put_partial(at: u32, sum: Wide) {
-    partial[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
+    partials[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
 }
 
 fn partial_at(at: u32) -> Wide {
-    return Wide(bitcast<f32>(partial[at].x), bitcast<i32>(partial[at].y));
+    return Wide(bitcast<f32>(partials[at].x), bitcast<i32>(partials[at].y));
 }
 
 // Where a workgroup computes: a split of a tile.
