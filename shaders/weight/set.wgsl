@@ -15,8 +15,8 @@
 // What is written for a norm is one of
 //   OUT_NORMS   f32: n̂_j
 //   OUT_SCALES  two f32, the Scale g_j / n̂_j
-//   DOT         four f32, the Scales g_j / n̂_j and dg_j / d_j; and dg_j = sum dw * (v / n̂_j), or what stands there and
-//               that
+//   DOT         four f32, the Scales g_j / n̂_j and dg_j / d_j; and dg_j = sum dw * (v / n̂_j), or what stands there
+//               and that
 //
 // Elements are read and written in octets, eight from a multiple of eight on, which are whole quads in every storage
 // type.
