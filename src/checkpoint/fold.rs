@@ -328,18 +328,20 @@ pub fn check<'a>(
     let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
     let total = inputs.iter().map(|input| checkpoint.at(input.v).elements() * computed(input.dtype).size()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
+    let mut infinite = vec![0; inputs.len()];
     let (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
+        let dtype = computed(inputs[done.input].dtype);
         meter.add(&inputs[done.input].name, done.result.len() as u64);
-        compare(computed(inputs[done.input].dtype), &done, &mut checked[done.input]);
+        widen(dtype.into(), done.result, |w| infinite[done.input] += u64::from(w.is_infinite()));
+        compare(dtype, &done, &mut checked[done.input]);
         Ok(())
     })?;
     let mut findings = found.findings;
     findings.extend(rows(&inputs, &seen));
-    let non_finite = inputs.iter().zip(&seen).filter(|(_, seen)| seen.non_finite > 0).map(|(input, seen)| Finding {
-        weight: input.name.clone(),
-        problem: Problem::NonFinite { count: seen.non_finite },
-    });
-    findings.extend(non_finite);
+    // Of v and g; or else of w, which may be beyond its type.
+    let counts =
+        seen.iter().zip(&infinite).map(|(seen, &of_w)| if seen.non_finite > 0 { seen.non_finite } else { of_w });
+    report_non_finite(&inputs, &counts.collect::<Vec<_>>(), &mut findings);
     Ok(Check { weights: checked, findings, submissions })
 }
 
