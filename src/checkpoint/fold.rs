@@ -10,7 +10,7 @@ use super::names::is_parameter;
 use super::numbers::{narrow, read_as, widen};
 use super::plan::{NO_WEIGHT, New, Place, Plan, Report, chosen, sort_out};
 use super::prefer::left_out;
-use super::state::is_optimizer_state;
+use super::state::is_state;
 use super::{
     Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
     Spelling,
@@ -207,9 +207,10 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
     let pairs = checkpoint.weights(&Rules::default()).weights;
     let halves: HashSet<String> = pairs.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
     let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
+    let present: HashSet<&str> = checkpoint.names().map(|(_, name)| name).collect();
     let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
     for (at, name) in checkpoint.names() {
-        let is_state = is_optimizer_state(name) && !rules.names(name);
+        let is_state = is_state(name, &present) && !rules.names(name);
         if !rules.chooses(name) || halves.contains(name) || !is_parameter(name) || is_state {
             continue;
         }
