@@ -225,7 +225,8 @@ pub enum Problem {
         /// The storage type.
         dtype: &'static str,
     },
-    /// Elements that are NaN or infinite: of v and g where the input is looked at, of the result where it is written.
+    /// Elements that are NaN or infinite: of v and g where the input is looked at (in [`check`](crate::checkpoint::check), if
+    /// there are none, of the result), of the result where it is written.
     NonFinite {
         /// How many.
         count: u64,

@@ -2,7 +2,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
-use super::state::{is_optimizer_state, is_state_of_another};
+use super::state::is_state;
 use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo, prefer};
 use crate::Axis;
 use crate::contract::norms_shape;
@@ -106,7 +106,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     let mut strangers: HashMap<String, &str> = HashMap::new();
     let mut states: Vec<&str> = vec![];
     for (at, name) in checkpoint.names() {
-        let is_state = is_optimizer_state(name) || is_state_of_another(name, &present);
+        let is_state = is_state(name, &present);
         if is_state {
             states.push(name);
         }

@@ -10,7 +10,7 @@ use super::names::is_parameter;
 use super::numbers::{narrow, read_as, widen};
 use super::plan::{NO_WEIGHT, New, Place, Plan, Report, chosen, sort_out};
 use super::prefer::left_out;
-use super::state::is_optimizer_state;
+use super::state::is_state;
 use super::{
     Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
     Spelling,
@@ -207,9 +207,10 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
     let pairs = checkpoint.weights(&Rules::default()).weights;
     let halves: HashSet<String> = pairs.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
     let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
+    let present: HashSet<&str> = checkpoint.names().map(|(_, name)| name).collect();
     let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
     for (at, name) in checkpoint.names() {
-        let is_state = is_optimizer_state(name) && !rules.names(name);
+        let is_state = is_state(name, &present) && !rules.names(name);
         if !rules.chooses(name) || halves.contains(name) || !is_parameter(name) || is_state {
             continue;
         }
@@ -328,18 +329,20 @@ pub fn check<'a>(
     let mut checked: Vec<CheckedWeight> = found.weights.into_iter().map(fresh).collect();
     let total = inputs.iter().map(|input| checkpoint.at(input.v).elements() * computed(input.dtype).size()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
+    let mut infinite = vec![0; inputs.len()];
     let (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
+        let dtype = computed(inputs[done.input].dtype);
         meter.add(&inputs[done.input].name, done.result.len() as u64);
-        compare(computed(inputs[done.input].dtype), &done, &mut checked[done.input]);
+        widen(dtype.into(), done.result, |w| infinite[done.input] += u64::from(w.is_infinite()));
+        compare(dtype, &done, &mut checked[done.input]);
         Ok(())
     })?;
     let mut findings = found.findings;
     findings.extend(rows(&inputs, &seen));
-    let non_finite = inputs.iter().zip(&seen).filter(|(_, seen)| seen.non_finite > 0).map(|(input, seen)| Finding {
-        weight: input.name.clone(),
-        problem: Problem::NonFinite { count: seen.non_finite },
-    });
-    findings.extend(non_finite);
+    // Of v and g; or else of w, which may be beyond its type.
+    let counts =
+        seen.iter().zip(&infinite).map(|(seen, &of_w)| if seen.non_finite > 0 { seen.non_finite } else { of_w });
+    report_non_finite(&inputs, &counts.collect::<Vec<_>>(), &mut findings);
     Ok(Check { weights: checked, findings, submissions })
 }
 

@@ -9,7 +9,8 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::DType;
 
@@ -116,8 +117,8 @@ pub struct TensorInfo {
     pub begin: u64,
     /// The byte behind the last.
     pub end: u64,
-    /// Fields of its entry that the format does not have.
-    pub(super) more: Option<Box<Map<String, Value>>>,
+    /// Fields of its entry that the format does not have, and their JSON as it stands there.
+    pub(super) more: Vec<(String, String)>,
 }
 
 impl TensorInfo {
@@ -235,7 +236,7 @@ impl Header {
             text += &format!("{}:{{\"dtype\":\"{dtype}\",\"shape\":[", quoted(name));
             text += &shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
             text += &format!("],\"data_offsets\":[{begin},{end}]");
-            for (key, value) in more.iter().flat_map(|more| more.iter()) {
+            for (key, value) in more {
                 text += &format!(",{}:{value}", quoted(key));
             }
             text.push('}');
@@ -325,7 +326,7 @@ struct Fields {
     dtype: FileDType,
     shape: Vec<usize>,
     data_offsets: (u64, u64),
-    more: Option<Box<Map<String, Value>>>,
+    more: Vec<(String, String)>,
 }
 
 impl<'de> Deserialize<'de> for Fields {
@@ -345,12 +346,12 @@ impl<'de> Deserialize<'de> for Fields {
                     dtype: seq.next_element()?.ok_or_else(missing(0))?,
                     shape: seq.next_element()?.ok_or_else(missing(1))?,
                     data_offsets: seq.next_element()?.ok_or_else(missing(2))?,
-                    more: None,
+                    more: vec![],
                 })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let (mut dtype, mut shape, mut data_offsets, mut more) = (None, None, None, None::<Box<Map<_, _>>>);
+                let (mut dtype, mut shape, mut data_offsets, mut more) = (None, None, None, vec![]);
                 let mut names = Names::default();
                 while let Some(name) = map.next_key::<String>()? {
                     match name.as_str() {
@@ -358,7 +359,10 @@ impl<'de> Deserialize<'de> for Fields {
                         "shape" => shape = Some(map.next_value()?),
                         "data_offsets" => data_offsets = Some(map.next_value()?),
                         _ => {
-                            more.get_or_insert_default().insert(name, map.next_value()?);
+                            let text = map.next_value::<Box<RawValue>>()?.get().to_owned();
+                            // Numbers out of range and halves of characters are refused, as everywhere.
+                            serde_json::from_str::<Value>(&text).map_err(A::Error::custom)?;
+                            more.push((name, text));
                             continue;
                         }
                     }

@@ -114,7 +114,7 @@ impl<'a> Plan<'a> {
             for (number, New { name, dtype, shape, copy, .. }) in edit.new.get(&at).into_iter().flatten().enumerate() {
                 let size = header::byte_size(shape, *dtype).unwrap_or(u64::MAX);
                 let (name, shape) = (name.clone(), shape.clone());
-                header.tensors.push(TensorInfo { name, dtype: *dtype, shape, begin: 0, end: size, more: None });
+                header.tensors.push(TensorInfo { name, dtype: *dtype, shape, begin: 0, end: size, more: vec![] });
                 origins.push((at, number, *copy));
             }
             let new = header.tensors[first..].iter().map(|tensor| (tensor.name.clone(), file_name.clone()));

@@ -29,7 +29,7 @@ const AVERAGES: [&str; 4] = ["ema", "averaged", "average", "swa"];
 
 /// Whether a tensor of that name belongs to an optimizer: a moment, which tells itself or stands under an optimizer's name, or
 /// anything else under that name. Averages of weights (`ema`, `averaged`, `swa`) are weights, unless they are moments.
-pub(super) fn is_optimizer_state(name: &str) -> bool {
+fn is_optimizer_state(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     if MOMENTS.iter().any(|moment| name.contains(moment)) {
         return true;
@@ -51,6 +51,11 @@ pub(super) fn is_optimizer_state(name: &str) -> bool {
     let is_average = |word: &str| AVERAGES.contains(&word);
     let is_optimizer = |word: &str| ["optimizer", "optimizers", "optim"].contains(&word);
     (has_word(&is_optimizer) || has_part(&|part| part == "opt_state")) && !has_word(&is_average)
+}
+
+/// Whether a tensor is an optimizer's, by its name and those that are there.
+pub(super) fn is_state(name: &str, present: &HashSet<&str>) -> bool {
+    is_optimizer_state(name) || is_state_of_another(name, present)
 }
 
 /// What stands alone in front of the name of a parameter that is there too, or behind it: moments, and gradients.
@@ -75,7 +80,7 @@ const OF_ANOTHER: [&str; 16] = [
 
 /// Whether a tensor is called after another one that is there, and says by that alone that it is something of it:
 /// `m.layer.weight_v`, `gen_opt.layer.weight_v` or `layer.weight_v.m` beside `layer.weight_v`.
-pub(super) fn is_state_of_another(name: &str, present: &HashSet<&str>) -> bool {
+fn is_state_of_another(name: &str, present: &HashSet<&str>) -> bool {
     let lower = name.to_ascii_lowercase();
     let is_average = |words: &str| words.split(['.', '/', '_']).any(|word| AVERAGES.contains(&word));
     let in_front = |(at, _): (usize, &str)| {

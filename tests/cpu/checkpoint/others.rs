@@ -1,6 +1,6 @@
 //! Tensors beside pairs that are called after them, or end as they do.
 use safetensors::Dtype;
-use weightnorm::checkpoint::{Checkpoint, Problem, Rules};
+use weightnorm::checkpoint::{Checkpoint, Device, Problem, Rules, Spelling, split};
 
 use crate::common::files::{Folder, made, write};
 
@@ -48,6 +48,25 @@ fn state_in_front_of_a_name_that_is_there() {
         expected.sort();
         assert_eq!(found(&tensors).0, expected);
     }
+}
+
+/// What is no weight is not split either, unless it is named.
+#[test]
+fn state_is_not_split() {
+    let folder = Folder::new("others-split");
+    let (from, to) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    let names = ["l.weight", "m.l.weight", "v.l.weight", "opt.l.weight", "l.weight.exp_avg", "ema.l.weight"];
+    write(&from, &names.map(|name| made(name, Dtype::F32, &[2, 3], 1)), &[]);
+    let checkpoint = Checkpoint::open(&from).unwrap();
+    let split = |pattern: &str| {
+        let rules = Rules::default().include(pattern);
+        let report = split(Device::Reference, &checkpoint, &to, Spelling::Suffixes, &rules, &mut |_| ()).unwrap();
+        let mut names: Vec<String> = report.weights.into_iter().map(|weight| weight.name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(split("*weight"), ["ema.l.weight", "l.weight"]);
+    assert_eq!(split("m.l.weight"), ["m.l.weight"]);
 }
 
 /// Beside a key, value and gate of one shape are no pair, those of a bias too.

@@ -247,3 +247,20 @@ fn reference_computes_what_a_device_may_flush() {
         }
     }
 }
+
+/// A weight that is beyond its storage type, of a v and a g that are not: `check` tells it as `fold` does.
+#[test]
+fn reference_tells_of_a_weight_beyond_its_type() {
+    let folder = Folder::new("beyond");
+    let (from, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    let tensors = [
+        of_numbers("a.weight_g", Dtype::F32, &[2, 1], [7e4, 6e4]),
+        of_numbers("a.weight_v", Dtype::F16, &[2, 2], [1.0, 0.0, 1.0, 0.0]),
+    ];
+    write(&from, &tensors, &[]);
+    let told = |findings: &[Finding]| findings.iter().map(|f| f.problem.clone()).collect::<Vec<_>>();
+    let checked = check(Device::Reference, &Checkpoint::open(&from).unwrap(), &Rules::default(), &mut |_| ()).unwrap();
+    assert_eq!(told(&checked.findings), [Problem::NonFinite { count: 1 }]);
+    assert!(checked.weights[0].is_right());
+    assert_eq!(told(&folded(&from, &output, &Rules::default()).unwrap().warnings), [Problem::NonFinite { count: 1 }]);
+}

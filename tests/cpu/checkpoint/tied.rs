@@ -100,7 +100,7 @@ fn what_is_not_understood_stays() {
     let header = concat!(
         r#"{"m.weight_g":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"#,
         r#""__metadata__":null,"#,
-        r#""m.weight_v":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12],"scale":{"a":[1,null]},"note":"x"},"#,
+        r#""m.weight_v":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12],"scale":{"a":[1, 1.50]},"big":12345678901234567890123,"note":"x"},"#,
         r#""o":["F32",[1],[12,16]]}"#
     );
     std::fs::write(&a, raw(header, &[0; 16])).unwrap();
@@ -111,7 +111,10 @@ fn what_is_not_understood_stays() {
     let bytes = std::fs::read(&b).unwrap();
     SafeTensors::deserialize(&bytes).unwrap();
     let text = String::from_utf8_lossy(&bytes);
-    assert!(text.contains(r#""data_offsets":[4,12],"scale":{"a":[1,null]},"note":"x"}"#), "{text}");
+    assert!(
+        text.contains(r#""data_offsets":[4,12],"scale":{"a":[1, 1.50]},"big":12345678901234567890123,"note":"x"}"#),
+        "{text}"
+    );
 }
 
 /// An index that lists what no file has, does not list what one has, or names another file; and a copy that does not count.
