@@ -230,7 +230,7 @@ mod tests {
             for size @ [rows, columns, depth] in [[700, 900, 64], [65, 75, 67], [1, 3000, 500], [300, 2, 1000]] {
                 for capacities in [
                     LARGE,
-                    Capacities { binding: 1 << 15, groups: 8, ..LARGE },
+                    Capacities { binding: 1 << 18, groups: 8, ..LARGE },
                     Capacities { binding: 1 << 20, gl: true, ..LARGE },
                 ] {
                     let plan = plan(&facts(along_k, size), capacities).unwrap();
