@@ -141,7 +141,7 @@ impl Recorder<'_, '_> {
             .operations(2 * (x.products(features) + v.len() as u64) + 3 * rows * features as u64)
             .begin(self)?;
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
-        let scratch = self.gpu().scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
+        let scratch = self.scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
         self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
@@ -260,7 +260,7 @@ impl Recorder<'_, '_> {
     /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
     fn means(&self, columns: u64) -> Result<View<'static>, Error> {
         let size = DType::F32.size();
-        Ok(View::scratch(self.gpu().scratch(Scratch::Scales, columns * size)?, size))
+        Ok(View::scratch(self.scratch(Scratch::Scales, columns * size)?, size))
     }
 }
 

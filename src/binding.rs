@@ -3,7 +3,8 @@ use std::borrow::Cow;
 
 use wgpu::util::align_to;
 
-use crate::{Gpu, Tensor};
+use crate::Tensor;
+use crate::windows::Capacities;
 
 /// A part of a buffer for one binding, from an address that the device can bind.
 #[derive(Clone)]
@@ -44,12 +45,12 @@ impl<'a> View<'a> {
 
     /// Binds `count` elements from `first` on: the span, and the place of `first` within it in elements. Devices bind
     /// at multiples of an alignment of at most 256 bytes, so that place is below 128 and fits 8 bits.
-    pub fn bind(&self, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
+    pub fn bind(&self, capacities: Capacities, first: u64, count: u64) -> Bound<'a> {
         if count == 0 {
             return (None, 0);
         }
         let begin = self.offset + first * self.element;
-        let alignment = u64::from(gpu.limits().min_storage_buffer_offset_alignment);
+        let alignment = capacities.alignment;
         let offset = begin / alignment * alignment;
         let end = align_to(begin + count * self.element, 4);
         let span = Span { buffer: self.buffer.clone(), offset, size: end - offset };
@@ -61,8 +62,8 @@ impl<'a> View<'a> {
 pub(crate) type Bound<'a> = (Option<Span<'a>>, u32);
 
 /// [`View::bind`] of a tensor that need not be there.
-pub(crate) fn bind<'a>(gpu: &Gpu, tensor: Option<&'a Tensor>, first: u64, count: u64) -> Bound<'a> {
-    tensor.map_or((None, 0), |tensor| View::of(tensor).bind(gpu, first, count))
+pub(crate) fn bind<'a>(capacities: Capacities, tensor: Option<&'a Tensor>, first: u64, count: u64) -> Bound<'a> {
+    tensor.map_or((None, 0), |tensor| View::of(tensor).bind(capacities, first, count))
 }
 
 /// Up to four places within bindings, 8 bits each.

@@ -1,4 +1,5 @@
 //! What a device is like, and the table from that to the variants of the kernels that are bound by memory.
+use crate::windows::Capacities;
 use crate::{DType, Tensor, needs};
 
 /// What decides how work is shared out. Tests set it; else it is the device's own.
@@ -19,6 +20,13 @@ pub struct Traits {
     pub invocations: u64,
     /// Lanes of the smallest subgroup, where cooperative matrices of 8 by 8, and of 16 by 16, can be used.
     pub cooperative: [Option<u64>; 2],
+}
+
+/// All that plans depend on, in numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts {
+    pub traits: Traits,
+    pub capacities: Capacities,
 }
 
 /// A GPU wants neighbouring invocations to read neighbouring addresses, and many of them. A software driver runs

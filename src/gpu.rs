@@ -2,7 +2,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::choose::{Kind, Traits};
+use crate::choose::{Facts, Kind, Traits};
 use crate::kernel::{self, Build, Pipelines};
 use crate::needs::{self, COOPERATIVE, Wanted};
 use crate::owner::Owner;
@@ -356,14 +356,9 @@ impl Gpu {
         self.inner.capacities
     }
 
-    /// Bytes of a tensor that one binding can hold.
-    pub(crate) fn binding_capacity(&self) -> u64 {
-        self.inner.capacities.binding
-    }
-
-    /// Workgroups that one dispatch can hold.
-    pub(crate) fn group_capacity(&self) -> u64 {
-        self.inner.capacities.groups
+    /// What plans depend on.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts { traits: self.inner.traits, capacities: self.inner.capacities }
     }
 }
 

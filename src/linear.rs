@@ -291,7 +291,7 @@ impl Recorder<'_, '_> {
             .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
             .begin(self)?;
         let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
-        options.selection().check(OP, self.gpu().traits(), are_halves([x, v]) && !scaled)
+        options.selection().check(OP, self.facts().traits, are_halves([x, v]) && !scaled)
     }
 
     /// The norms alone, where no product makes them.

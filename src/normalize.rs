@@ -1,7 +1,7 @@
 //! Rescaling: w = g·v/n̂, and the way back. Shader: `normalize.wgsl`.
 use crate::arguments::{Arguments, expect_gain, expect_per_norm, expect_shape};
 use crate::binding::{View, bind, offsets};
-use crate::choose::{self, HeldRows, Pieces};
+use crate::choose::{self, Facts, HeldRows, Pieces};
 use crate::contract::{Layout, norms_shape, stored_as};
 use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::memory::Scratch;
@@ -239,7 +239,7 @@ impl Recorder<'_, '_> {
         norms_too: Option<&Tensor>,
     ) -> Result<View<'static>, Error> {
         let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
-        let out = View::scratch(self.gpu().scratch(Scratch::Scales, kept * 8)?, 4);
+        let out = View::scratch(self.scratch(Scratch::Scales, kept * 8)?, 4);
         self.norms(&Job {
             v: weight.v,
             axis: weight.axis,
@@ -256,18 +256,17 @@ impl Recorder<'_, '_> {
 
     /// Norm and rescaling in one dispatch, if that can be: whether it was recorded. Without v it is w.
     fn normalize_rows(&mut self, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<bool, Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let Layout { outer, kept, inner } = Layout::new(w.shape(), weight.axis)?.wide();
         if outer != 1 || kept == 0 || weight.norms.is_some() {
             return Ok(false);
         }
-        let traits = gpu.traits();
         let quads = inner / choose::quad(w.dtype());
         let held = traits.held_rows(kept, quads).filter(|_| choose::in_quads(v.into_iter().chain([w]), inner));
         let Some(HeldRows { threads, lanes, held }) = held else { return Ok(false) };
         let in_group = threads / lanes;
-        let in_binding = (gpu.binding_capacity() / (inner * w.dtype().size())).min(gpu.binding_capacity() / 4);
-        let step = in_binding.min(gpu.group_capacity() * in_group).min(self.work_capacity(inner));
+        let in_binding = (capacities.binding / (inner * w.dtype().size())).min(capacities.binding / 4);
+        let step = in_binding.min(capacities.groups * in_group).min(self.work_capacity(inner));
         if step == 0 {
             return Ok(false);
         }
@@ -282,9 +281,9 @@ impl Recorder<'_, '_> {
         ];
         constants.extend(stored_as("GAIN_DTYPE", weight.g));
         for (row, count) in windows(kept, step) {
-            let (v_span, v_first) = bind(&gpu, v, row * inner, count * inner);
-            let (w_span, w_first) = bind(&gpu, Some(w), row * inner, count * inner);
-            let (gain, gain_first) = bind(&gpu, weight.g, row, count);
+            let (v_span, v_first) = bind(capacities, v, row * inner, count * inner);
+            let (w_span, w_first) = bind(capacities, Some(w), row * inner, count * inner);
+            let (gain, gain_first) = bind(capacities, weight.g, row, count);
             self.dispatch(&Dispatch {
                 kernel: &NORMALIZE_ROWS,
                 module: ROWS,
@@ -350,7 +349,7 @@ impl Recorder<'_, '_> {
     }
 
     fn in_words(&mut self, job: &Elementwise<'_>) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let capacities = self.facts().capacities;
         let &Elementwise { ref does, v, w, axis } = job;
         let [kernel, _] = does.kernels(v.is_none());
         let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
@@ -367,10 +366,10 @@ impl Recorder<'_, '_> {
             constants.push(("G_DTYPE", dtype(dw).code()));
         }
         let element = [dtype(v), dtype(dw), w.dtype()].map(DType::size).into_iter().max().unwrap_or(4);
-        let step = gpu.binding_capacity() / element;
-        let step = step.min(gpu.group_capacity() * GROUP).min(self.work_capacity(1));
+        let step = capacities.binding / element;
+        let step = step.min(capacities.groups * GROUP).min(self.work_capacity(1));
         // Where their scales do not fit one binding, a window holds neighbouring norms only.
-        let scales_in_binding = gpu.binding_capacity() / (4 * words);
+        let scales_in_binding = capacities.binding / (4 * words);
         let (slab, step) = if kept > scales_in_binding {
             (kept * inner, step.min((scales_in_binding - 2).saturating_mul(inner)))
         } else {
@@ -389,11 +388,11 @@ impl Recorder<'_, '_> {
             // A window that starts within a word of w starts with it, and skips the half that is not its own.
             let skip = e % w.dtype().per_word();
             let (e, count) = (e - skip, count + skip);
-            let (v_span, v_first) = bind(&gpu, v, e, count);
-            let (w_span, w_first) = bind(&gpu, Some(w), e, count);
-            let (dw_span, dw_first) = bind(&gpu, dw, e, count);
+            let (v_span, v_first) = bind(capacities, v, e, count);
+            let (w_span, w_first) = bind(capacities, Some(w), e, count);
+            let (dw_span, dw_first) = bind(capacities, dw, e, count);
             let (scales, scales_first) =
-                scales.map_or((None, 0), |scales| scales.bind(&gpu, words * j_first, words * j_count));
+                scales.map_or((None, 0), |scales| scales.bind(capacities, words * j_first, words * j_count));
             let mut buffers = vec![scales, w_span];
             if v.is_some() {
                 buffers.insert(0, v_span);
@@ -424,7 +423,7 @@ impl Recorder<'_, '_> {
 
     /// The job four words at once, if that can be: whether it was recorded.
     fn in_quads(&mut self, job: &Elementwise<'_>) -> Result<bool, Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let &Elementwise { ref does, v, w, axis } = job;
         let [_, kernel] = does.kernels(v.is_none());
         let (dw, scales, words) = (does.dw(), does.of_norms(), does.words());
@@ -432,7 +431,6 @@ impl Recorder<'_, '_> {
         let total = layout.len() as u64;
         let Layout { outer, kept, inner } = layout.wide();
         let tensors = v.into_iter().chain(dw).chain([w]);
-        let traits = gpu.traits();
         let quad = choose::quad(w.dtype());
         // Along rows of one norm each, or down the rows of a matrix.
         let one_norm = choose::in_quads(tensors.clone(), inner);
@@ -441,7 +439,7 @@ impl Recorder<'_, '_> {
             return Ok(false);
         }
         let row = if along { inner } else { kept * inner };
-        if total == 0 || kept > gpu.binding_capacity() / (4 * words) {
+        if total == 0 || kept > capacities.binding / (4 * words) {
             return Ok(false);
         }
         let Pieces { run, each } =
@@ -449,8 +447,8 @@ impl Recorder<'_, '_> {
         // Down the rows, all there is counts as one row.
         let row = if along { row } else { total };
         let tasks = |row: u64| (row / quad).div_ceil(run * each) * run;
-        let step = (gpu.binding_capacity() / w.dtype().size()).min(self.work_capacity(1));
-        let most_tasks = gpu.group_capacity() * THREADS;
+        let step = (capacities.binding / w.dtype().size()).min(self.work_capacity(1));
+        let most_tasks = capacities.groups * THREADS;
         // Whole rows in a window, or windows within each row, which are rows of their own.
         let (slab, step) = if row <= step {
             (total, (step / row).min(most_tasks / tasks(row)) * row)
@@ -465,11 +463,11 @@ impl Recorder<'_, '_> {
         let slabs = (0..total / slab).map(|i| i * slab);
         for (e, count) in slabs.flat_map(|e| windows(slab, step).map(move |(first, count)| (e + first, count))) {
             let row = row.min(count);
-            let (v_span, v_first) = bind(&gpu, v, e, count);
-            let (w_span, w_first) = bind(&gpu, Some(w), e, count);
-            let (dw_span, dw_first) = bind(&gpu, dw, e, count);
-            let (scales, scales_first) = scales.map_or((None, 0), |scales| scales.bind(&gpu, 0, words * kept));
-            let (bias, bias_first) = does.bias().map_or((None, 0), |bias| bias.bind(&gpu, 0, kept));
+            let (v_span, v_first) = bind(capacities, v, e, count);
+            let (w_span, w_first) = bind(capacities, Some(w), e, count);
+            let (dw_span, dw_first) = bind(capacities, dw, e, count);
+            let (scales, scales_first) = scales.map_or((None, 0), |scales| scales.bind(capacities, 0, words * kept));
+            let (bias, bias_first) = does.bias().map_or((None, 0), |bias| bias.bind(capacities, 0, kept));
             let buffers = match (v, dw) {
                 (None, _) => vec![scales, w_span, bias],
                 (_, None) => vec![v_span, scales, w_span, bias],

@@ -3,13 +3,13 @@ use bytemuck::Zeroable;
 
 use crate::arguments::{Arguments, expect_per_norm};
 use crate::binding::{Bound, View, bind, offsets};
-use crate::choose::{self, ColumnQuads};
+use crate::choose::{self, ColumnQuads, Facts};
 use crate::contract::{Layout, norms_shape, stored_as};
 use crate::kernel::{Constants, kernels, params};
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
-use crate::windows::{MAX_ITERATIONS, windows};
+use crate::windows::{Capacities, MAX_ITERATIONS, windows};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor};
 
 const SCALAR: Module = Module::new("weight/norms");
@@ -146,7 +146,7 @@ impl Recorder<'_, '_> {
         if job.known.is_some() {
             return self.known_norms(job, layout);
         }
-        match Plan::new(self.gpu(), job, layout)? {
+        match Plan::new(self.facts(), job, layout)? {
             Plan::Rows(rows) => self.row_sums(job, layout, rows),
             Plan::Columns(columns) => self.column_sums(job, layout, columns),
         }
@@ -155,33 +155,33 @@ impl Recorder<'_, '_> {
     /// Whether the sums of this job are those of whole contiguous rows, each by one workgroup.
     pub(crate) fn sums_whole_rows(&self, job: &Job<'_>) -> Result<bool, Error> {
         let layout = job.layout()?;
-        Ok(match Plan::new(self.gpu(), job, layout)? {
+        Ok(match Plan::new(self.facts(), job, layout)? {
             Plan::Rows(rows) => rows.are_whole(layout),
             Plan::Columns(_) => false,
         })
     }
 
     fn row_sums(&mut self, job: &Job<'_>, layout: Layout, rows: Rows) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let Layout { outer, kept, inner } = layout.wide();
         let direct = rows.are_whole(layout);
         let Rows { module, lanes, splits, split_length } = rows;
         let row_count = outer * kept;
-        let sums = sums_of(&gpu, if direct { 0 } else { row_count * splits })?;
+        let sums = sums_of(self, if direct { 0 } else { row_count * splits })?;
         let mut constants: Constants =
             vec![("V_DTYPE", job.v.dtype().code()), ("DIRECT", direct.into()), ("LANES", lanes as u32)];
         constants.extend(stored_as("GAIN_DTYPE", job.gain));
-        constants.push(("RUN", gpu.traits().run(lanes) as u32));
+        constants.push(("RUN", traits.run(lanes) as u32));
         if direct {
             constants.push(("OUT", job.form as u32));
             constants.push(("OWN_NORMS", (job.dot.is_some() && job.known_norms().is_none()).into()));
         }
         constants.extend(job.dot_constants());
-        let in_binding = (gpu.binding_capacity() / job.element() / split_length.max(1)).max(1);
+        let in_binding = (capacities.binding / job.element() / split_length.max(1)).max(1);
         let in_group = THREADS / lanes;
-        let in_dispatch = gpu.group_capacity() * in_group;
+        let in_dispatch = capacities.groups * in_group;
         let out_words = if direct { job.form.words() } else { 0 };
-        let in_out = (gpu.binding_capacity() / 4).checked_div(out_words).unwrap_or(u64::MAX);
+        let in_out = (capacities.binding / 4).checked_div(out_words).unwrap_or(u64::MAX);
         let step = in_binding.min(in_dispatch).min(in_out).min(self.work_capacity(split_length));
         let v = View::of(job.v);
         for (first, count) in windows(row_count * splits, step) {
@@ -189,10 +189,10 @@ impl Recorder<'_, '_> {
             let begin = row * inner + split * split_length;
             let last = first + count - 1;
             let end = last / splits * inner + (last % splits * split_length + split_length).min(inner);
-            let (v_span, v_first) = v.bind(&gpu, begin, end - begin);
-            let (dw, dw_first) = job.bind_dw(&gpu, begin, end - begin);
-            let out = Out::bind(&gpu, job, first, if direct { count } else { 0 });
-            let (part, _) = sums.bind(&gpu, 0, if direct { 0 } else { row_count * splits });
+            let (v_span, v_first) = v.bind(capacities, begin, end - begin);
+            let (dw, dw_first) = job.bind_dw(capacities, begin, end - begin);
+            let out = Out::bind(capacities, job, first, if direct { count } else { 0 });
+            let (part, _) = sums.bind(capacities, 0, if direct { 0 } else { row_count * splits });
             self.dispatch(&Dispatch {
                 kernel: &ROW_SUMS,
                 module,
@@ -221,15 +221,15 @@ impl Recorder<'_, '_> {
     }
 
     fn column_sums(&mut self, job: &Job<'_>, layout: Layout, columns: Columns) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let Layout { outer, kept, inner } = layout.wide();
         let Columns { module, kept_step, split_length, split_step } = columns;
         let splits = outer.div_ceil(split_length);
-        let sums = sums_of(&gpu, splits * kept_step * inner)?;
+        let sums = sums_of(self, splits * kept_step * inner)?;
         let mut constants: Constants = vec![("V_DTYPE", job.v.dtype().code())];
         constants.extend(job.dot_constants());
         let shared = if module == VEC4 {
-            let shared = ColumnQuads::new(gpu.traits(), kept * inner / choose::quad(job.v.dtype()));
+            let shared = ColumnQuads::new(traits, kept * inner / choose::quad(job.v.dtype()));
             constants.extend([("RUN", shared.run as u32), ("COLUMN_QUADS", shared.quads as u32)]);
             Some(shared)
         } else {
@@ -243,9 +243,9 @@ impl Recorder<'_, '_> {
                 let row = split * split_length;
                 let rows = (split_count * split_length).min(outer - row);
                 let span = (rows - 1) * kept * inner + count;
-                let (v_span, v_first) = v.bind(&gpu, row * kept * inner + j * inner, span);
-                let (dw, dw_first) = job.bind_dw(&gpu, row * kept * inner + j * inner, span);
-                let (part, _) = sums.bind(&gpu, 0, splits * count);
+                let (v_span, v_first) = v.bind(capacities, row * kept * inner + j * inner, span);
+                let (dw, dw_first) = job.bind_dw(capacities, row * kept * inner + j * inner, span);
+                let (part, _) = sums.bind(capacities, 0, splits * count);
                 self.dispatch(&Dispatch {
                     kernel: &COLUMN_SUMS,
                     module,
@@ -282,19 +282,19 @@ impl Recorder<'_, '_> {
         j_first: u64,
         j_count: u64,
     ) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let each = partial.a * partial.b;
         // As many as can add up all of them, plainly and then with exponents.
         let least = each.div_ceil(MAX_ITERATIONS / 2).next_power_of_two();
-        let lanes = gpu.traits().lanes(j_count, each).max(least);
+        let lanes = traits.lanes(j_count, each).max(least);
         let mut constants: Constants =
             vec![("LANES", lanes as u32), ("DOT", job.dot.is_some().into()), ("OUT", job.form as u32)];
         constants.extend(stored_as("GAIN_DTYPE", job.gain));
-        let in_out = gpu.binding_capacity() / (4 * job.form.words());
-        let step = in_out.min(gpu.group_capacity() * (THREADS / lanes));
+        let in_out = capacities.binding / (4 * job.form.words());
+        let step = in_out.min(capacities.groups * (THREADS / lanes));
         for (j, count) in windows(j_count, step) {
-            let out = Out::bind(&gpu, job, j_first + j, count);
-            let (part, _) = sums.bind(&gpu, 0, sum_count);
+            let out = Out::bind(capacities, job, j_first + j, count);
+            let (part, _) = sums.bind(capacities, 0, sum_count);
             self.dispatch(&Dispatch {
                 kernel: &FINISH_SUMS,
                 module: SCALAR,
@@ -319,15 +319,15 @@ impl Recorder<'_, '_> {
     }
 
     fn known_norms(&mut self, job: &Job<'_>, layout: Layout) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let capacities = self.facts().capacities;
         let Some(known) = job.known else { return Ok(()) };
         let kept = layout.wide().kept;
-        let step = (gpu.binding_capacity() / (4 * job.form.words())).min(gpu.group_capacity() * THREADS);
+        let step = (capacities.binding / (4 * job.form.words())).min(capacities.groups * THREADS);
         let mut constants: Constants = vec![("OUT", job.form as u32)];
         constants.extend(stored_as("GAIN_DTYPE", job.gain));
         for (j, count) in windows(kept, step) {
-            let out = Out::bind(&gpu, job, j, count);
-            let (known, known_first) = View::of(known).bind(&gpu, j, count);
+            let out = Out::bind(capacities, job, j, count);
+            let (known, known_first) = View::of(known).bind(capacities, j, count);
             self.dispatch(&Dispatch {
                 kernel: &KNOWN_NORMS,
                 module: SCALAR,
@@ -347,8 +347,8 @@ impl Recorder<'_, '_> {
     }
 }
 
-fn sums_of(gpu: &Gpu, count: u64) -> Result<View<'static>, Error> {
-    Ok(View::scratch(gpu.scratch(Scratch::Sums, count * 8)?, 8))
+fn sums_of(ops: &Recorder<'_, '_>, count: u64) -> Result<View<'static>, Error> {
+    Ok(View::scratch(ops.scratch(Scratch::Sums, count * 8)?, 8))
 }
 
 fn params(job: &Job<'_>) -> Params {
@@ -382,8 +382,8 @@ impl<'a> Job<'a> {
         self.dot.as_ref().and_then(|dot| dot.known.as_ref())
     }
 
-    fn bind_dw(&self, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
-        self.dot.as_ref().map_or((None, 0), |dot| View::of(dot.dw).bind(gpu, first, count))
+    fn bind_dw(&self, capacities: Capacities, first: u64, count: u64) -> Bound<'a> {
+        self.dot.as_ref().map_or((None, 0), |dot| View::of(dot.dw).bind(capacities, first, count))
     }
 
     /// How v and dw can be read, where `length` elements lie together.
@@ -408,13 +408,13 @@ struct Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn bind(gpu: &Gpu, job: &Job<'a>, j: u64, count: u64) -> Out<'a> {
+    fn bind(capacities: Capacities, job: &Job<'a>, j: u64, count: u64) -> Out<'a> {
         let words = job.form.words();
         Out {
-            gain: bind(gpu, job.gain, j, count),
-            out: job.out.bind(gpu, j * words, count * words),
-            norms_too: bind(gpu, job.norms_too, j, count),
-            known: job.known_norms().map_or((None, 0), |known| known.bind(gpu, j, count)),
+            gain: bind(capacities, job.gain, j, count),
+            out: job.out.bind(capacities, j * words, count * words),
+            norms_too: bind(capacities, job.norms_too, j, count),
+            known: job.known_norms().map_or((None, 0), |known| known.bind(capacities, j, count)),
         }
     }
 }
@@ -454,14 +454,15 @@ struct Columns {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, job: &Job<'_>, layout: Layout) -> Result<Plan, Error> {
+    fn new(facts: Facts, job: &Job<'_>, layout: Layout) -> Result<Plan, Error> {
         let Layout { outer, kept, inner } = layout.wide();
-        let in_binding = gpu.binding_capacity() / job.element();
-        let sums_in_binding = gpu.binding_capacity() / 8;
+        let capacities = facts.capacities;
+        let in_binding = capacities.binding / job.element();
+        let sums_in_binding = capacities.binding / 8;
         // Four elements of a dot product take a turn of a loop, eight where it has to be formed again, which takes them one by
         // one in a loop within a loop, and one for the squares beside it: ten of the twelve that 2 * passes leaves.
         let passes = if job.dot.is_some() { 6 } else { 2 };
-        let rows = Rows::new(gpu, job, outer * kept, inner, in_binding, passes);
+        let rows = Rows::new(facts, job, outer * kept, inner, in_binding, passes);
         let rows_fit = outer * kept * rows.splits <= sums_in_binding && fits(outer * rows.splits);
         if outer == 1 || (inner >= ROW_FROM && rows_fit) {
             if !rows_fit && rows.splits > 1 {
@@ -473,7 +474,7 @@ impl Plan {
             }
             return Ok(Plan::Rows(rows));
         }
-        Columns::new(gpu, job, layout.wide(), in_binding, sums_in_binding, passes).map(Plan::Columns)
+        Columns::new(facts, job, layout.wide(), in_binding, sums_in_binding, passes).map(Plan::Columns)
     }
 }
 
@@ -489,8 +490,7 @@ impl Rows {
     }
 
     /// `passes`: how often a stretch is looped over, four words at a time.
-    fn new(gpu: &Gpu, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
-        let traits = gpu.traits();
+    fn new(Facts { traits, .. }: Facts, job: &Job<'_>, rows: u64, length: u64, in_binding: u64, passes: u64) -> Rows {
         let module = job.module(length);
         let unit = match (module, &job.dot) {
             (m, _) if m == VEC4 => choose::quad(job.v.dtype()),
@@ -511,7 +511,7 @@ impl Rows {
 
 impl Columns {
     fn new(
-        gpu: &Gpu,
+        Facts { traits, capacities }: Facts,
         job: &Job<'_>,
         layout: Layout<u64>,
         in_binding: u64,
@@ -520,8 +520,7 @@ impl Columns {
     ) -> Result<Columns, Error> {
         let Layout { outer, kept, inner } = layout;
         let columns = kept * inner;
-        let traits = gpu.traits();
-        let group_capacity = gpu.group_capacity();
+        let group_capacity = capacities.groups;
         // All columns in one window, since another one might start within a quad.
         let module = if columns <= in_binding { job.module(columns) } else { SCALAR };
         let (blocks, passes) = match module {
@@ -547,7 +546,7 @@ impl Columns {
             return Err(Error::TooLarge { what: "partial sums of one norm", size, limit });
         }
         // A GL dispatch stays short: its rows are few, or its columns.
-        let split_step = if gpu.is_gl() {
+        let split_step = if capacities.gl {
             split_step.min((crate::windows::GL_WORK / (split_length * kept_step * inner)).max(1))
         } else {
             split_step

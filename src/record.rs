@@ -2,11 +2,13 @@
 use wgpu::util::align_to;
 
 use crate::binding::Span;
+use crate::choose::Facts;
 use crate::commands::{Commands, PASS};
 use crate::kernel::{self, Access, Constants, Kernel};
+use crate::memory::Scratch;
 use crate::profile::session::Session;
 use crate::source::Module;
-use crate::{Error, Gpu, Work};
+use crate::{Choices, Error, Gpu, Work};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -60,6 +62,21 @@ impl<'p, 'e> Recorder<'p, 'e> {
     /// The device it records for.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// What plans depend on.
+    pub(crate) fn facts(&self) -> Facts {
+        self.gpu.facts()
+    }
+
+    /// Which tiles were measured to be the best.
+    pub(crate) fn choices(&self) -> &Choices {
+        self.gpu.choices()
+    }
+
+    /// A scratch buffer of at least `bytes`.
+    pub(crate) fn scratch(&self, which: Scratch, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        self.gpu.scratch(which, bytes)
     }
 
     /// Records one dispatch. The caller has checked everything; what can still fail is memory and the device.
@@ -133,7 +150,7 @@ impl<'p, 'e> Recorder<'p, 'e> {
 
     /// The elements that may be worked on at once, given the work for each.
     pub(crate) fn work_capacity(&self, work_each: u64) -> u64 {
-        self.gpu.capacities().work(work_each)
+        self.facts().capacities.work(work_each)
     }
 
     /// Records operators as parts of the one that has begun.

@@ -295,11 +295,11 @@ impl Recorder<'_, '_> {
             work.read += work.written;
         }
         self.begin(op, work);
-        let sums = gpu.scratch(Scratch::Sums, plan.sums)?;
-        let scales = gpu.scratch(Scratch::Scales, plan.scales)?;
+        let sums = self.scratch(Scratch::Sums, plan.sums)?;
+        let scales = self.scratch(Scratch::Scales, plan.scales)?;
         let table = View { buffer: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
         for stage in &plan.stages {
-            let (items, first) = table.bind(&gpu, stage.first, stage.count);
+            let (items, first) = table.bind(gpu.capacities(), stage.first, stage.count);
             let span = |slot: &usize| {
                 let window = stage.windows[*slot].as_ref()?;
                 let buffer = match &plan.sources[window.source] {
@@ -637,7 +637,7 @@ impl Plan {
             parts: 0,
             norms: 0,
             // A window starts and ends at multiples of 16 bytes.
-            capacity: gpu.binding_capacity() - 32,
+            capacity: gpu.capacities().binding - 32,
             target: traits.elements_of_an_item(elements),
         };
         for job in &mut jobs {
@@ -921,7 +921,7 @@ impl Planner<'_> {
             for draft in members {
                 let wider = self.widened(&reach, &draft.places);
                 let holds = wider.iter().flatten().all(|w| w.size <= self.gpu.limits().max_storage_buffer_binding_size)
-                    && (open.len() as u64) < (self.capacity / ITEM_BYTES).min(self.gpu.group_capacity())
+                    && (open.len() as u64) < (self.capacity / ITEM_BYTES).min(self.gpu.capacities().groups)
                     && (!self.gpu.is_gl() || work + draft.work <= GL_WORK);
                 if holds || open.is_empty() {
                     reach = wider;

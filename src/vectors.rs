@@ -23,7 +23,7 @@ impl Recorder<'_, '_> {
         if bytes == 0 {
             return record(self, vectors);
         }
-        let scratch = self.gpu().scratch(Scratch::Vectors, bytes)?;
+        let scratch = self.scratch(Scratch::Vectors, bytes)?;
         let mut copies = array::from_fn::<_, N, _>(|_| None);
         let mut offset = 0;
         for (copy, vector) in copies.iter_mut().zip(packed) {

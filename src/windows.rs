@@ -26,6 +26,12 @@ pub(crate) struct Capacities {
     pub binding: u64,
     /// Workgroups.
     pub groups: u64,
+    /// Bytes of a binding.
+    pub whole_binding: u64,
+    /// Bindings start at multiples of so many bytes.
+    pub alignment: u64,
+    /// Workgroups along one dimension.
+    pub groups_along: u32,
     /// Whether no dispatch may take long.
     pub gl: bool,
 }
@@ -36,6 +42,9 @@ impl Capacities {
         let size = limits.max_storage_buffer_binding_size.min(1 << 31);
         Capacities {
             binding: size.saturating_sub(alignment) / 4 * 4,
+            whole_binding: limits.max_storage_buffer_binding_size,
+            alignment,
+            groups_along: limits.max_compute_workgroups_per_dimension,
             groups: u64::from(limits.max_compute_workgroups_per_dimension).pow(3).min(1 << 31),
             gl: backend == wgpu::Backend::Gl,
         }

@@ -2,14 +2,14 @@
 use bytemuck::Zeroable;
 
 use crate::binding::{Bound, View, offsets};
-use crate::choose::{self, ColumnQuads};
+use crate::choose::{self, ColumnQuads, Facts, Traits};
 use crate::contract::stored_as;
 use crate::kernel::{Constants, kernels, params};
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
-use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
-use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, Write};
+use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
+use crate::{DType, Eps, Error, Recorder, Tensor, Write};
 
 const WORDS: Module = Module::new("batch/words");
 const QUADS: Module = Module::new("batch/quads");
@@ -148,7 +148,7 @@ impl Recorder<'_, '_> {
         bias: Option<&Tensor>,
         y: &Tensor,
     ) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let capacities = self.facts().capacities;
         let (rows, columns) = matrix(t);
         let bias = bias.map(View::of);
         if self.center_in_quads(t, centers, bias.as_ref(), y)? {
@@ -158,19 +158,19 @@ impl Recorder<'_, '_> {
             vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
         let per_word = y.dtype().per_word();
         let element = t.dtype().size().max(y.dtype().size());
-        let step = gpu.capacities().step().bound(element).in_groups(SUBTRACT_WORDS).work(1).get();
+        let step = capacities.step().bound(element).in_groups(SUBTRACT_WORDS).work(1).get();
         // Past a binding of means a window lies within a row.
-        let columns_in_binding = gpu.capacities().bound(DType::F32.size());
+        let columns_in_binding = capacities.bound(DType::F32.size());
         let in_rows = columns > columns_in_binding;
         let (stretches, length) = if in_rows { (rows, columns) } else { (1, rows * columns) };
         let step = if in_rows { step.min(columns_in_binding) } else { step };
         for stretch in 0..stretches {
             for (e, count) in windows(length, step) {
                 let (j, j_count) = if in_rows { (e, count) } else { (0, columns) };
-                let (t_span, t_first) = View::of(t).bind(&gpu, stretch * length + e, count);
-                let (y_span, y_first) = View::of(y).bind(&gpu, stretch * length + e, count);
-                let (bias, bias_first) = bind(&bias, &gpu, j, j_count);
-                let (centers, centers_first) = centers.bind(&gpu, j, j_count);
+                let (t_span, t_first) = View::of(t).bind(capacities, stretch * length + e, count);
+                let (y_span, y_first) = View::of(y).bind(capacities, stretch * length + e, count);
+                let (bias, bias_first) = bind(&bias, capacities, j, j_count);
+                let (centers, centers_first) = centers.bind(capacities, j, j_count);
                 self.dispatch(&Dispatch {
                     kernel: &SUBTRACT_MEANS,
                     module: WORDS,
@@ -198,13 +198,12 @@ impl Recorder<'_, '_> {
         if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
             return Ok(());
         }
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let &Statistics { rows, columns, .. } = job;
-        let plan = StatisticsPlan::new(&gpu, job)?;
+        let plan = StatisticsPlan::new(self.facts(), job)?;
         let direct = plan.splits == 1;
         let part_count = if direct { 0 } else { plan.splits * plan.column_step };
-        let parts = View::scratch(gpu.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
-        let traits = gpu.traits();
+        let parts = View::scratch(self.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
         let mut of_outcome: Constants = vec![("KIND", job.outcome.kind()), ("END", job.outcome as u32)];
         of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
         let mut constants = of_outcome.clone();
@@ -221,16 +220,16 @@ impl Recorder<'_, '_> {
         };
         constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
         for (j, count) in windows(columns, plan.column_step) {
-            let (first, first_at) = bind(&job.first, &gpu, j, count);
-            let (second, second_at) = bind(&job.second, &gpu, j, count);
+            let (first, first_at) = bind(&job.first, capacities, j, count);
+            let (second, second_at) = bind(&job.second, capacities, j, count);
             let (means, means_at) = match &job.factors {
-                Some(factors) => factors.out.bind(&gpu, 4 * j, 4 * count),
-                None => bind(&job.means, &gpu, j, count),
+                Some(factors) => factors.out.bind(capacities, 4 * j, 4 * count),
+                None => bind(&job.means, capacities, j, count),
             };
             let factors = job.factors.as_ref();
-            let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), &gpu, j, count);
-            let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), &gpu, j, count);
-            let (part, _) = parts.bind(&gpu, 0, if direct { 0 } else { plan.splits * count });
+            let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), capacities, j, count);
+            let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), capacities, j, count);
+            let (part, _) = parts.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
             let params = StatisticsParams {
                 count: count as u32,
                 stride: columns as u32,
@@ -247,8 +246,8 @@ impl Recorder<'_, '_> {
                 let row = split * plan.split_length;
                 let row_count = (split_count * plan.split_length).min(rows - row);
                 let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
-                let (a, a_first) = job.a.bind(&gpu, row * columns + j, span);
-                let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(&gpu, row * columns + j, span));
+                let (a, a_first) = job.a.bind(capacities, row * columns + j, span);
+                let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(capacities, row * columns + j, span));
                 let outputs = [&first, &second, &means, &g, &norms].map(|output| output.clone().filter(|_| direct));
                 let [first, second, means, g, norms] = outputs;
                 self.dispatch(&Dispatch {
@@ -273,7 +272,7 @@ impl Recorder<'_, '_> {
             if direct {
                 continue;
             }
-            let fits = |cx: &u64| count.div_ceil(*cx) <= gpu.capacities().groups;
+            let fits = |cx: &u64| count.div_ceil(*cx) <= capacities.groups;
             let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
             let mut constants = of_outcome.clone();
             constants.push(("CX", cx as u32));
@@ -302,8 +301,8 @@ pub(crate) fn matrix(tensor: &Tensor) -> (u64, u64) {
     (batch.iter().product::<usize>() as u64, *columns as u64)
 }
 
-fn bind<'a>(view: &Option<View<'a>>, gpu: &Gpu, first: u64, count: u64) -> Bound<'a> {
-    view.as_ref().map_or((None, 0), |view| view.bind(gpu, first, count))
+fn bind<'a>(view: &Option<View<'a>>, capacities: Capacities, first: u64, count: u64) -> Bound<'a> {
+    view.as_ref().map_or((None, 0), |view| view.bind(capacities, first, count))
 }
 
 impl<'a> Statistics<'a> {
@@ -336,10 +335,10 @@ struct StatisticsPlan {
 }
 
 impl StatisticsPlan {
-    fn new(gpu: &Gpu, job: &Statistics<'_>) -> Result<StatisticsPlan, Error> {
+    fn new(Facts { traits, capacities }: Facts, job: &Statistics<'_>) -> Result<StatisticsPlan, Error> {
         let &Statistics { rows, columns, .. } = job;
         let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
-        let capacities = gpu.capacities();
+        let capacities = capacities;
         let groups = capacities.groups;
         // A few rows are added up sooner by one invocation than put together from several.
         let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };
@@ -350,10 +349,10 @@ impl StatisticsPlan {
         let column_step = capacities.step().bound(out).in_groups(cx).at_most(columns).get();
         // The last row of a window needs column_step elements only.
         let rows_in_binding = (capacities.bound(element) - column_step) / columns + 1;
-        let quads = StatisticsPlan::quads(gpu, job).filter(|_| column_step == columns);
+        let quads = StatisticsPlan::quads(traits, job).filter(|_| column_step == columns);
         let (enough, longest) = match &quads {
             Some(quads) => (
-                (gpu.traits().enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
+                (traits.enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
                 // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
                 // the rows one by one.
                 MAX_ITERATIONS / (2 + quads.quads * (3 + choose::quad(job.dtype))),
@@ -362,7 +361,7 @@ impl StatisticsPlan {
         };
         // More rows than that are in pieces anyway: as short as the device likes them.
         let shortest = match &quads {
-            Some(_) if rows > SHORTEST_SPLIT => gpu.traits().least_rows_of_a_piece().min(SHORTEST_SPLIT),
+            Some(_) if rows > SHORTEST_SPLIT => traits.least_rows_of_a_piece().min(SHORTEST_SPLIT),
             _ => SHORTEST_SPLIT,
         };
         let useful = rows.div_ceil(shortest).min(enough);
@@ -384,8 +383,7 @@ impl StatisticsPlan {
     }
 
     /// How to sum up the columns four words at once, if that can be and pays.
-    fn quads(gpu: &Gpu, job: &Statistics<'_>) -> Option<ColumnQuads> {
-        let traits = gpu.traits();
+    fn quads(traits: Traits, job: &Statistics<'_>) -> Option<ColumnQuads> {
         let units = job.columns / choose::quad(job.dtype);
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.outcome != Outcome::Scales;

@@ -3,7 +3,8 @@
 use crate::binding::{Bound, View};
 use crate::kernel::{Constants, Kernel, kernels};
 use crate::product::epilogue::{Epilogue, EpilogueBindings, FINISH_THREADS, ProductParams, ProductWindow, Stage};
-use crate::{DType, Gpu, Tensor, Write};
+use crate::windows::Capacities;
+use crate::{DType, Tensor, Write};
 
 kernels! {
     GRADIENT = "product/gradient" "gradient", None, ProductParams, [0 Read, 1 Read, 2 Read, 5 Write, 6 Read];
@@ -64,7 +65,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         self.out.map_or(DType::F32, Tensor::dtype)
     }
 
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
+    fn of(&self, capacities: Capacities, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
         // The norms that the rows, columns or steps of the window belong to.
         let range = match (self.grouping, self.scale, stage) {
             (Grouping::Nothing, OperandScale::ByK, Stage::Whole | Stage::Partial) => Some((window.k, window.depth)),
@@ -75,7 +76,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
             (Grouping::Whole, _, _) => Some((0, 1)),
         };
         let factors: Bound<'a> = (self.factors.as_ref().zip(range))
-            .map_or((None, 0), |(factors, (first, count))| factors.bind(gpu, first, count));
+            .map_or((None, 0), |(factors, (first, count))| factors.bind(capacities, first, count));
         let mut constants: Constants = vec![("END", self.grouping as u32)];
         if self.scale == OperandScale::Whole {
             constants.push(("ONE_SCALE", 1));
@@ -94,7 +95,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
             };
         }
         let of_result = |tensor: Option<&'a Tensor>| -> Bound<'a> {
-            tensor.map_or((None, 0), |t| window.of_result(gpu, &View::of(t), self.columns))
+            tensor.map_or((None, 0), |t| window.of_result(capacities, &View::of(t), self.columns))
         };
         let (out, v) = (of_result(self.out), of_result(self.v));
         let v_dtype = self.v.map_or(DType::F32, Tensor::dtype);

@@ -74,7 +74,7 @@ impl Recorder<'_, '_> {
         let wants_dg = dg.is_some() || dv.is_some();
         let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
-        let factors = self.gpu().scratch(Scratch::Factors, kept * 16)?;
+        let factors = self.scratch(Scratch::Factors, kept * 16)?;
         let (norms, g, eps) = (known.clone(), norm.g, norm.eps);
         // The products want the factors of each norm, which the reductions over the batch make of dg.
         let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
@@ -93,7 +93,7 @@ impl Recorder<'_, '_> {
             Axis::Kept(_) => {
                 self.column_dot_sums(dy, None, dbias, None, None, write)?;
                 let effective = self.effective_norms(norm, &known)?;
-                let quotients = self.gpu().scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
+                let quotients = self.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
                 let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
                 if wants_dg {
@@ -181,7 +181,7 @@ impl Recorder<'_, '_> {
             .begin(self)?;
         let cooperative = (dv.is_none() || are_halves([dy, x]))
             && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
-        gradients.selection().check(OP, self.gpu().traits(), cooperative)
+        gradients.selection().check(OP, self.facts().traits, cooperative)
     }
 
     /// dyᵀ x with an epilogue.

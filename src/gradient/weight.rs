@@ -83,7 +83,7 @@ impl Recorder<'_, '_> {
         write: Write,
     ) -> Result<(), Error> {
         let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
-        let out = View::scratch(self.gpu().scratch(Scratch::Scales, kept * 16)?, 4);
+        let out = View::scratch(self.scratch(Scratch::Scales, kept * 16)?, 4);
         let job = |known| Job {
             v: weight.v,
             axis: weight.axis,
@@ -125,7 +125,7 @@ impl Recorder<'_, '_> {
 
     fn norms_in_scratch(&mut self, weight: WeightNorm<'_>, eps: Eps, place: u64) -> Result<View<'static>, Error> {
         let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
-        let buffer = self.gpu().scratch(Scratch::Norms, 2 * kept * 4)?;
+        let buffer = self.scratch(Scratch::Norms, 2 * kept * 4)?;
         let out = View { offset: place * kept * 4, ..View::scratch(buffer, 4) };
         self.norms(&Job {
             v: weight.v,

@@ -3,7 +3,8 @@ use crate::binding::{View, bind};
 use crate::contract::stored_as;
 use crate::kernel::{Constants, Kernel, kernels};
 use crate::product::epilogue::{Epilogue, EpilogueBindings, FINISH_THREADS, ProductParams, ProductWindow, Stage};
-use crate::{Activation, DType, Gpu, Tensor};
+use crate::windows::Capacities;
+use crate::{Activation, DType, Tensor};
 
 kernels! {
     LINEAR_WHOLE = "product/linear" "linear", None, ProductParams,
@@ -47,14 +48,14 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         self.y.dtype()
     }
 
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
-        let columns = |tensor: Option<&'a Tensor>| bind(gpu, tensor, window.column, window.columns);
+    fn of(&self, capacities: Capacities, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a> {
+        let columns = |tensor: Option<&'a Tensor>| bind(capacities, tensor, window.column, window.columns);
         let norms_in = match (&self.norms_in, self.norm) {
-            (Some(norms), NormSource::Whole) => norms.bind(gpu, 0, 2),
+            (Some(norms), NormSource::Whole) => norms.bind(capacities, 0, 2),
             // The scales are part of the partial sums.
             (Some(_), NormSource::In) if stage == Stage::Finish => (None, 0),
-            (Some(norms), NormSource::In) => norms.bind(gpu, 2 * window.k, 2 * window.depth),
-            (Some(norms), _) => norms.bind(gpu, window.column, window.columns),
+            (Some(norms), NormSource::In) => norms.bind(capacities, 2 * window.k, 2 * window.depth),
+            (Some(norms), _) => norms.bind(capacities, window.column, window.columns),
             (None, _) => (None, 0),
         };
         let mut constants: Constants = vec![("NORM", self.norm as u32)];
@@ -81,12 +82,12 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         ]);
         constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
         let g = match self.norm {
-            NormSource::Whole => bind(gpu, self.g, 0, 1),
+            NormSource::Whole => bind(capacities, self.g, 0, 1),
             _ => columns(self.g),
         };
         let (bias, norms_out) = (columns(self.bias), columns(norms_out));
-        let y = window.of_result(gpu, &View::of(self.y), self.columns);
-        let u = self.u.map_or((None, 0), |u| window.of_result(gpu, &View::of(u), self.columns));
+        let y = window.of_result(capacities, &View::of(self.y), self.columns);
+        let u = self.u.map_or((None, 0), |u| window.of_result(capacities, &View::of(u), self.columns));
         EpilogueBindings {
             constants,
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],

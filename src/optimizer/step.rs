@@ -1,13 +1,13 @@
 //! One optimizer step: what is checked, and its dispatches.
 use crate::arguments::{Arguments, expect_dtype, expect_shape};
 use crate::binding::{Span, View, offsets};
-use crate::choose::{self, lanes_for};
+use crate::choose::{self, Facts, lanes_for};
 use crate::contract::{Layout, stored_as};
 use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, windows};
-use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
+use crate::{Axis, DType, Eps, Error, Recorder, Tensor, WeightNorm};
 
 const ONE_BY_ONE: Module = Module::new("optimizer/words");
 const QUADS: Module = Module::new("optimizer/quads");
@@ -98,8 +98,8 @@ impl Recorder<'_, '_> {
         let v = step.v.value;
         let rows = match step.project {
             // Where two passes cost more than two dispatches they are not one.
-            Some((axis, eps)) if self.gpu().traits().projects_at_once(v.len() as u64) || !step.in_quads() => {
-                step.rows(self.gpu(), Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
+            Some((axis, eps)) if self.facts().traits.projects_at_once(v.len() as u64) || !step.in_quads() => {
+                step.rows(self.facts().capacities, Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
             }
             _ => None,
         };
@@ -114,7 +114,7 @@ impl Recorder<'_, '_> {
 
     /// The dispatches over v and g; v in rows of a length, which are projected, or as it is.
     fn steps(&mut self, step: &OptimizerStep<'_>, rows: Option<(u64, Eps)>) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let Facts { traits, capacities } = self.facts();
         let OptimizerStep { v, g, kind, params, .. } = step;
         let v_dtype = v.value.dtype();
         let mut constants: Constants =
@@ -130,7 +130,7 @@ impl Recorder<'_, '_> {
             Some((length, _)) => (&OPTIMIZER_ROWS, ONE_BY_ONE, length),
         };
         if quads {
-            constants.push(("RUN", gpu.traits().run(THREADS) as u32));
+            constants.push(("RUN", traits.run(THREADS) as u32));
         }
         let (v_in_group, params) = match rows {
             None if quads => (WORDS * choose::quad(v_dtype), *params),
@@ -142,7 +142,7 @@ impl Recorder<'_, '_> {
             }
         };
         // Half of the workgroups for v, half for g. The state needs the largest bindings.
-        let capacities = gpu.capacities();
+        let capacities = capacities;
         let half = Capacities { groups: (capacities.groups / 2).max(1), ..capacities };
         let v_step = half.step().bound(length * DType::F32.size()).in_groups(v_in_group).work(length).get();
         // Windows meet at whole quads.
@@ -158,9 +158,9 @@ impl Recorder<'_, '_> {
                 return Ok(());
             }
             let ((v_begin, v_count), (g_begin, g_count)) = (v_window.unwrap_or_default(), g_window.unwrap_or_default());
-            let (v, v_offsets) = v.bind(&gpu, v_begin * length, v_count * length);
+            let (v, v_offsets) = v.bind(capacities, v_begin * length, v_count * length);
             let (g, g_offsets) = match g {
-                Some(g) => g.bind(&gpu, g_begin, g_count),
+                Some(g) => g.bind(capacities, g_begin, g_count),
                 None => ([None, None, None, None], 0),
             };
             self.dispatch(&Dispatch {
@@ -184,8 +184,8 @@ impl Recorder<'_, '_> {
 
 impl<'a> Parameter<'a> {
     /// `count` elements from `first` on of each of its tensors, and the places of the first ones.
-    fn bind(&self, gpu: &Gpu, first: u64, count: u64) -> ([Option<Span<'a>>; 4], u32) {
-        let of = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(gpu, first, count));
+    fn bind(&self, capacities: Capacities, first: u64, count: u64) -> ([Option<Span<'a>>; 4], u32) {
+        let of = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(capacities, first, count));
         let bound = [Some(self.value), Some(self.gradient), self.first, self.second].map(of);
         let places = offsets([bound[0].1, bound[1].1, bound[2].1, bound[3].1]);
         (bound.map(|(span, _)| span), places)
@@ -239,11 +239,11 @@ impl OptimizerStep<'_> {
 
     /// The length of the rows, where one workgroup can step and project each: they are contiguous, not too long, and
     /// share no word, and a binding holds one of them in f32, as the state has it.
-    fn rows(&self, gpu: &Gpu, layout: Layout<u64>) -> Option<u64> {
+    fn rows(&self, capacities: Capacities, layout: Layout<u64>) -> Option<u64> {
         let Layout { outer, inner, .. } = layout;
         let per_word = self.v.value.dtype().per_word();
         let whole = outer == 1 && inner > 0 && inner.is_multiple_of(per_word);
-        let in_binding = gpu.capacities().bound(DType::F32.size());
+        let in_binding = capacities.bound(DType::F32.size());
         (whole && inner / per_word <= MAX_ROW_WORDS && inner <= in_binding).then_some(inner)
     }
 }

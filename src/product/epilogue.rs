@@ -1,7 +1,8 @@
 //! What a product is told of what becomes of it.
+use crate::DType;
 use crate::binding::{Bound, Span, View};
 use crate::kernel::{Constants, Kernel, params};
-use crate::{DType, Gpu};
+use crate::windows::Capacities;
 
 params! {
     /// `Params` of `product/shape.wgsl`.
@@ -39,8 +40,8 @@ pub(crate) struct ProductWindow {
 
 impl ProductWindow {
     /// Binds the part of a (.., width) matrix that has the window's rows and columns.
-    pub fn of_result<'a>(&self, gpu: &Gpu, view: &View<'a>, width: u64) -> Bound<'a> {
-        view.bind(gpu, self.row * width + self.column, (self.rows - 1) * width + self.columns)
+    pub fn of_result<'a>(&self, capacities: Capacities, view: &View<'a>, width: u64) -> Bound<'a> {
+        view.bind(capacities, self.row * width + self.column, (self.rows - 1) * width + self.columns)
     }
 }
 
@@ -70,7 +71,7 @@ pub(crate) trait Epilogue<'a> {
     fn kernels(&self) -> [&'static Kernel; 3];
     /// The storage type of the result.
     fn out(&self) -> DType;
-    fn of(&self, gpu: &Gpu, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a>;
+    fn of(&self, capacities: Capacities, stage: Stage, window: &ProductWindow) -> EpilogueBindings<'a>;
     /// Whether B is scaled before it is multiplied.
     fn scales_b(&self) -> bool;
     /// Bytes that one step of k needs in a binding of the epilogue, if any.

@@ -8,12 +8,13 @@ use super::shape::TileShape;
 use super::tile::{Family, Tile};
 use super::variant::{OperandRead, RESULTS};
 use crate::binding::{Bound, View, offsets};
+use crate::choose::Facts;
 use crate::kernel::Constants;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
-use crate::windows::windows;
-use crate::{DType, Error, Gpu, Recorder, Tensor};
+use crate::windows::{Capacities, windows};
+use crate::{DType, Error, Recorder, Tensor};
 
 /// A or B: a matrix with k along its rows, (m, k), or along its columns, (k, m).
 #[derive(Clone, Copy)]
@@ -42,7 +43,7 @@ pub(crate) struct Product<'a> {
 
 impl Recorder<'_, '_> {
     pub(crate) fn product(&mut self, product: &Product<'_>) -> Result<(), Error> {
-        let plan = product.plan(self.gpu())?;
+        let plan = product.plan(self)?;
         match plan.split_length {
             None => self.whole_sums(product, &plan),
             Some(split_length) => self.split_sums(product, &plan, split_length),
@@ -50,13 +51,14 @@ impl Recorder<'_, '_> {
     }
 
     fn whole_sums(&mut self, product: &Product<'_>, plan: &ProductPlan) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let capacities = self.facts().capacities;
         for window in plan.windows(product.problem().size) {
-            let (a, a_first) = product.a.bind(&gpu, window.row, window.rows, &window, product.rows, product.depth);
+            let (a, a_first) =
+                product.a.bind(capacities, window.row, window.rows, &window, product.rows, product.depth);
             let (b, b_first) =
-                product.b.bind(&gpu, window.column, window.columns, &window, product.columns, product.depth);
+                product.b.bind(capacities, window.column, window.columns, &window, product.columns, product.depth);
             let reads = product.reads(plan.tile.tile.family(), &window, a_first, b_first);
-            let epilogue = product.epilogue.of(&gpu, Stage::Whole, &window);
+            let epilogue = product.epilogue.of(capacities, Stage::Whole, &window);
             let mut buffers = vec![a, b];
             buffers.extend(epilogue.buffers);
             self.dispatch(&Dispatch {
@@ -80,26 +82,27 @@ impl Recorder<'_, '_> {
 
     /// Partial sums over pieces of k, then their sum.
     fn split_sums(&mut self, product: &Product<'_>, plan: &ProductPlan, split_length: u64) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let capacities = self.facts().capacities;
         let splits = product.depth.div_ceil(split_length);
         let count = |window: &ProductWindow| {
             splits * window.columns * (window.rows + u64::from(product.epilogue.column_sums()))
         };
         let largest =
             ProductWindow { row: 0, rows: plan.rows, column: 0, columns: plan.columns, k: 0, depth: product.depth };
-        let sums = View::scratch(gpu.scratch(Scratch::Sums, count(&largest) * PARTIAL_BYTES)?, PARTIAL_BYTES);
+        let sums = View::scratch(self.scratch(Scratch::Sums, count(&largest) * PARTIAL_BYTES)?, PARTIAL_BYTES);
         for window in plan.windows(product.problem().size) {
-            let (part, _) = sums.bind(&gpu, 0, count(&window));
+            let (part, _) = sums.bind(capacities, 0, count(&window));
             let params =
                 ProductParams { splits: splits as u32, split_length: split_length as u32, ..product.params(&window) };
             for (split, split_count) in windows(splits, plan.split_step) {
                 let k = split * split_length;
                 let piece = ProductWindow { k, depth: (split_count * split_length).min(product.depth - k), ..window };
-                let (a, a_first) = product.a.bind(&gpu, piece.row, piece.rows, &piece, product.rows, product.depth);
+                let (a, a_first) =
+                    product.a.bind(capacities, piece.row, piece.rows, &piece, product.rows, product.depth);
                 let (b, b_first) =
-                    product.b.bind(&gpu, piece.column, piece.columns, &piece, product.columns, product.depth);
+                    product.b.bind(capacities, piece.column, piece.columns, &piece, product.columns, product.depth);
                 let reads = product.reads(plan.tile.tile.family(), &piece, a_first, b_first);
-                let epilogue = product.epilogue.of(&gpu, Stage::Partial, &piece);
+                let epilogue = product.epilogue.of(capacities, Stage::Partial, &piece);
                 let mut buffers = vec![a, b];
                 buffers.extend(epilogue.buffers);
                 buffers.push(part.clone());
@@ -119,7 +122,7 @@ impl Recorder<'_, '_> {
                     work: plan.work(&piece),
                 })?;
             }
-            let epilogue = product.epilogue.of(&gpu, Stage::Finish, &window);
+            let epilogue = product.epilogue.of(capacities, Stage::Finish, &window);
             let mut buffers = epilogue.buffers;
             buffers.push(part);
             self.dispatch(&Dispatch {
@@ -142,12 +145,20 @@ impl Recorder<'_, '_> {
 
 impl<'a> Operand<'a> {
     /// Binds the rows `first ..` of the product and the window's steps of k; the whole matrix has `rows` by `depth`.
-    fn bind(&self, gpu: &Gpu, first: u64, count: u64, window: &ProductWindow, rows: u64, depth: u64) -> Bound<'a> {
+    fn bind(
+        &self,
+        capacities: Capacities,
+        first: u64,
+        count: u64,
+        window: &ProductWindow,
+        rows: u64,
+        depth: u64,
+    ) -> Bound<'a> {
         let view = View::of(self.tensor);
         match (window.depth, self.along_k) {
             (0, _) => (None, 0),
-            (_, true) => view.bind(gpu, first * depth + window.k, (count - 1) * depth + window.depth),
-            (_, false) => view.bind(gpu, window.k * rows + first, (window.depth - 1) * rows + count),
+            (_, true) => view.bind(capacities, first * depth + window.k, (count - 1) * depth + window.depth),
+            (_, false) => view.bind(capacities, window.k * rows + first, (window.depth - 1) * rows + count),
         }
     }
 }
@@ -249,12 +260,13 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn plan(&self, gpu: &Gpu) -> Result<ProductPlan, Error> {
+    fn plan(&self, ops: &Recorder<'_, '_>) -> Result<ProductPlan, Error> {
+        let Facts { traits, capacities } = ops.facts();
         let facts = self.facts();
         let selection = match self.selection {
-            Selection { tile: None, split_length: None } => gpu.choices().get(&facts.problem, facts.cooperative),
+            Selection { tile: None, split_length: None } => ops.choices().get(&facts.problem, facts.cooperative),
             selection => selection,
         };
-        ProductPlan::new(&facts, gpu.traits(), gpu.capacities(), selection)
+        ProductPlan::new(&facts, traits, capacities, selection)
     }
 }

@@ -130,7 +130,7 @@ fn probe(
     ops.begin(kernel.entry, Work::default());
     let bind = |&(_, access): &(u32, Access)| {
         let tensor = if access == Access::Read { source } else { target };
-        View::of(tensor).bind(ops.gpu(), 0, tensor.len() as u64).0
+        View::of(tensor).bind(ops.facts().capacities, 0, tensor.len() as u64).0
     };
     let buffers: Vec<_> = kernel.bindings.iter().map(bind).collect();
     let params = ProbeParams { groups: groups as u32, scale: 0.75, offset: 0.5 };
