@@ -5,6 +5,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_shape};
 use crate::binding::View;
 use crate::contract::Range;
 use crate::memory::Scratch;
+use crate::weight::rescale::center;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 use statistics::{Outcome, Statistics, matrix};
 
@@ -189,7 +190,7 @@ impl Recorder<'_, '_> {
             means: Some(means.clone()),
             ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
         })?;
-        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &means, bias, y))
+        self.in_f32((true, false), [bias], |ops, [bias]| center(ops, t, &means, bias.map(View::of).as_ref(), y))
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
@@ -217,7 +218,9 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(t.len() as u64)
             .begin(self)?;
-        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &View::of(running), bias, y))
+        self.in_f32((true, false), [bias], |ops, [bias]| {
+            center(ops, t, &View::of(running), bias.map(View::of).as_ref(), y)
+        })
     }
 
     /// Records [`Gpu::mean_only_batch_norm_backward`] into `dt`, of dy's shape and any storage type, and `dbias`, of any
@@ -254,7 +257,7 @@ impl Recorder<'_, '_> {
                 ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, Outcome::Means)
             })
         })?;
-        self.subtract_means(dy, &means, None, dt)
+        center(self, dy, &means, None, dt)
     }
 
     /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.

@@ -4,9 +4,9 @@ pub(crate) mod epilogue;
 use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::contract::norms_shape;
-use crate::norms::{Form, Job};
 use crate::product::record::{Operand, Product, are_halves};
 use crate::product::selection::Selection;
+use crate::weight::norms::{Form, Job, record_norms, scales};
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 use epilogue::{LinearEpilogue, NormSource};
 
@@ -209,15 +209,15 @@ impl Recorder<'_, '_> {
             },
         };
         if let (Some(weight), Some(norms), NormSource::Plain | NormSource::Given) = (normalized, options.norms, norm) {
-            self.write_norms(weight, norms)?;
+            write_norms(self, weight, norms)?;
         }
         if batch * outs == 0 {
             return Ok(());
         }
         let norms_in = match (normalized, norm) {
             (Some(weight), NormSource::Given) => weight.norms.map(View::of),
-            (Some(weight), NormSource::Whole) => Some(self.scales(weight, Form::Wide, options.norms)?),
-            (Some(weight), NormSource::In) => Some(self.scales(weight, Form::Scales, options.norms)?),
+            (Some(weight), NormSource::Whole) => Some(scales(self, weight, Form::Wide, options.norms)?),
+            (Some(weight), NormSource::In) => Some(scales(self, weight, Form::Scales, options.norms)?),
             _ => None,
         };
         let epilogue = LinearEpilogue {
@@ -293,10 +293,13 @@ impl Recorder<'_, '_> {
         let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
         options.selection().check(OP, self.facts().traits, are_halves([x, v]) && !scaled)
     }
+}
 
-    /// The norms alone, where no product makes them.
-    fn write_norms(&mut self, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
-        self.norms(&Job {
+/// The norms alone, where no product makes them.
+fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
+    record_norms(
+        ops,
+        &Job {
             v: weight.v,
             axis: weight.axis,
             eps: weight.eps,
@@ -306,8 +309,8 @@ impl Recorder<'_, '_> {
             out: View::of(norms),
             norms_too: None,
             dot: None,
-        })
-    }
+        },
+    )
 }
 
 impl LinearOptions<'_> {

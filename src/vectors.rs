@@ -3,6 +3,7 @@
 use std::array;
 
 use crate::memory::Scratch;
+use crate::weight::rescale::copy;
 use crate::{DType, Error, Recorder, Tensor};
 
 /// From one copy to the next: the largest alignment that a device may ask for.
@@ -26,18 +27,18 @@ impl Recorder<'_, '_> {
         let scratch = self.scratch(Scratch::Vectors, bytes)?;
         let mut copies = array::from_fn::<_, N, _>(|_| None);
         let mut offset = 0;
-        for (copy, vector) in copies.iter_mut().zip(packed) {
+        for (own, vector) in copies.iter_mut().zip(packed) {
             let Some(vector) = vector else { continue };
-            let wide = copy.insert(self.gpu().tensor(&scratch, offset, vector.shape(), DType::F32)?);
+            let wide = own.insert(self.gpu().tensor(&scratch, offset, vector.shape(), DType::F32)?);
             offset += room(vector);
             if read {
-                self.copy(vector, wide)?;
+                copy(self, vector, wide)?;
             }
         }
         record(self, array::from_fn(|i| copies[i].as_ref().or(vectors[i])))?;
-        for (copy, vector) in copies.iter().zip(packed) {
-            if let (Some(copy), Some(vector), true) = (copy, vector, written) {
-                self.copy(copy, vector)?;
+        for (narrow, vector) in copies.iter().zip(packed) {
+            if let (Some(narrow), Some(vector), true) = (narrow, vector, written) {
+                copy(self, narrow, vector)?;
             }
         }
         Ok(())

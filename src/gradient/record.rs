@@ -9,6 +9,7 @@ use crate::linear;
 use crate::linear::epilogue::{LinearEpilogue, NormSource};
 use crate::memory::Scratch;
 use crate::product::record::{Operand, Product, are_halves};
+use crate::weight::backward::{differentiable_norms, effective_norms};
 use crate::{Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
 #[cfg(doc)]
 use crate::{Eps, Gpu, LinearOptions};
@@ -70,7 +71,7 @@ impl Recorder<'_, '_> {
             }
             return Ok(());
         };
-        let known = self.differentiable_norms(norm)?;
+        let known = differentiable_norms(self, norm)?;
         let wants_dg = dg.is_some() || dv.is_some();
         let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
         let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
@@ -92,7 +93,7 @@ impl Recorder<'_, '_> {
             }
             Axis::Kept(_) => {
                 self.column_dot_sums(dy, None, dbias, None, None, write)?;
-                let effective = self.effective_norms(norm, &known)?;
+                let effective = effective_norms(self, norm, &known)?;
                 let quotients = self.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
                 let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
