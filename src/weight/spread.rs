@@ -191,3 +191,77 @@ fn down(facts: Facts, problem: &Problem, shape: Shape, row: u64, total: u64, mos
     };
     windows(total, step).map(cut_of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choose::{Kind as DeviceKind, Traits};
+    use crate::windows::Capacities;
+
+    fn facts(kind: DeviceKind, bytes: u64) -> Facts {
+        let capacities = Capacities {
+            binding: bytes,
+            groups: 1 << 20,
+            whole_binding: bytes + 256,
+            alignment: 256,
+            groups_along: 65_535,
+            gl: false,
+        };
+        let traits = Traits {
+            kind,
+            integrated: false,
+            subgroup: None,
+            workgroup_bytes: 16 << 10,
+            spills: false,
+            invocations: 256,
+            cooperative: [None; 2],
+        };
+        Facts { traits, capacities }
+    }
+
+    /// The elements that an item's invocations take, as `rescale.wgsl` does.
+    fn elements_of(cut: &Cut, words: [u32; 8]) -> Vec<u64> {
+        let [begin, end, _, _, _, step, width, run_bits] = words.map(u64::from);
+        let unit = cut.unit;
+        let first = begin.div_ceil(unit);
+        let stop = (end / unit).max(first);
+        let (run, mut all) = (1 << run_bits, vec![]);
+        for t in 0..width.min(THREADS) {
+            let piece = (stop - first).div_ceil(THREADS) * run;
+            let own = first + t / run * piece;
+            let own_end = if run == THREADS { stop } else { (own + piece).min(stop) };
+            let units = (own + t % run..own_end).step_by(step as usize);
+            all.extend(units.flat_map(|u| u * unit..(u + 1) * unit));
+        }
+        all.extend((begin..(first * unit).min(end)).chain((stop * unit).max(begin)..end));
+        all.iter().map(|e| e + cut.elements.first).collect()
+    }
+
+    #[test]
+    fn items_take_each_element_once_and_know_its_norm() {
+        for (outer, kept, inner) in [(1, 37, 17), (1, 8, 4096), (5, 3, 64), (9, 12, 1), (300, 7, 4), (1, 1, 1001)] {
+            for (kind, bytes) in [(DeviceKind::Gpu, 1 << 20), (DeviceKind::Software, 1 << 20), (DeviceKind::Gpu, 7936)]
+            {
+                for unit in [4, 8] {
+                    let layout = Layout { outer, kept, inner };
+                    let problem =
+                        Problem { layout, widest: 4, unit, norm_bytes: 8, sum_bytes: 8, target: None, first_sum: 0 };
+                    let mut taken = vec![0; (outer * kept * inner) as usize];
+                    for cut in rescale(facts(kind, bytes), &problem, Norms::Read).unwrap() {
+                        assert!(cut.elements.count * 4 <= bytes, "{layout:?} {cut:?}");
+                        for item in (0..cut.params.count.into()).map(|id| cut.item(id)) {
+                            let [inner, kept, position] = [2, 3, 4].map(|i| item.words[i]);
+                            for e in elements_of(&cut, item.words) {
+                                taken[e as usize] += 1;
+                                let own = position.wrapping_add((e - cut.elements.first) as u32);
+                                let norm = cut.norms.first + u64::from(own / inner % kept);
+                                assert_eq!(norm, e / layout.inner % layout.kept, "{layout:?} {cut:?}");
+                            }
+                        }
+                    }
+                    assert!(taken.iter().all(|&times| times == 1), "{layout:?} {kind:?} {bytes} {unit}");
+                }
+            }
+        }
+    }
+}
