@@ -338,7 +338,6 @@ impl StatisticsPlan {
     fn new(Facts { traits, capacities }: Facts, job: &Statistics<'_>) -> Result<StatisticsPlan, Error> {
         let &Statistics { rows, columns, .. } = job;
         let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
-        let capacities = capacities;
         let groups = capacities.groups;
         // A few rows are added up sooner by one invocation than put together from several.
         let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };

@@ -142,7 +142,6 @@ impl Recorder<'_, '_> {
             }
         };
         // Half of the workgroups for v, half for g. The state needs the largest bindings.
-        let capacities = capacities;
         let half = Capacities { groups: (capacities.groups / 2).max(1), ..capacities };
         let v_step = half.step().bound(length * DType::F32.size()).in_groups(v_in_group).work(length).get();
         // Windows meet at whole quads.
