@@ -143,7 +143,7 @@ impl Recorder<'_, '_> {
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
-        let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
+        let t = Tensor::in_scratch(self.gpu(), scratch, 0, &shape);
         self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
         self.in_f32((false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
             ops.statistics(&Statistics {
@@ -258,7 +258,7 @@ impl Recorder<'_, '_> {
     }
 
     /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
-    fn means(&self, columns: u64) -> Result<View<'static>, Error> {
+    fn means(&mut self, columns: u64) -> Result<View<'static>, Error> {
         let size = DType::F32.size();
         Ok(View::scratch(self.scratch(Scratch::Scales, columns * size)?, size))
     }

@@ -17,6 +17,22 @@ pub enum Access {
     Read,
     Write,
 }
+/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU allow no
+/// other of a buffer that is written. A bit for each binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(hidden)]
+pub struct Shared(u16);
+
+impl Shared {
+    pub fn of(bindings: impl Iterator<Item = u32>) -> Shared {
+        Shared(bindings.fold(0, |bits, binding| bits | 1 << binding))
+    }
+
+    pub fn has(self, binding: u32) -> bool {
+        self.0 >> binding & 1 == 1
+    }
+}
+
 /// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
 #[derive(Debug)]
 #[doc(hidden)]
@@ -79,8 +95,16 @@ pub(crate) use kernels;
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
 
-/// What identifies a pipeline: the kernel by its entry point, the module, the override constants.
-type PipelineKey = (&'static str, Module, Constants);
+/// What a pipeline is made of.
+pub(crate) struct Variant<'a> {
+    pub kernel: &'static Kernel,
+    pub module: Module,
+    pub shared: Shared,
+    pub constants: &'a Constants,
+}
+
+/// The kernel by its entry point, and the rest of its [`Variant`].
+type PipelineKey = (&'static str, Module, Shared, Constants);
 
 pub(crate) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
@@ -102,7 +126,7 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Pipelines {
     /// The caller's.
     cache: Option<wgpu::PipelineCache>,
-    modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
+    modules: Mutex<HashMap<(Module, Shared), wgpu::ShaderModule>>,
     slots: Mutex<HashMap<PipelineKey, PipelineSlot>>,
 }
 
@@ -124,14 +148,9 @@ impl Pipelines {
     }
 
     /// What failed to be built, for want of memory say, is not kept.
-    pub fn get(
-        &self,
-        on: &Build<'_>,
-        kernel: &'static Kernel,
-        module: Module,
-        constants: &Constants,
-    ) -> Result<Arc<Pipeline>, Error> {
-        let key = (kernel.entry, module, constants.clone());
+    pub fn get(&self, on: &Build<'_>, variant: &Variant<'_>) -> Result<Arc<Pipeline>, Error> {
+        let &Variant { kernel, module, shared, constants } = variant;
+        let key = (kernel.entry, module, shared, constants.clone());
         let slot = self.slots.lock().expect("no panic while held").entry(key).or_default().clone();
         let mut built = slot.lock().expect("no panic while held");
         if let Some(pipeline) = &*built {
@@ -139,13 +158,14 @@ impl Pipelines {
         }
         let &Build { device, scopes, parameters } = on;
         let made = scopes.scoped(device, "a pipeline", 0, || {
-            let shader = self.module(device, parameters, module);
+            let shader = self.module(device, parameters, module, shared);
             let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
             let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };
-            build(device, parameters == Parameters::Auto, kernel, module, constants, &shader, self.cache.as_ref())
+            let variant = Variant { constants, ..*variant };
+            build(device, parameters == Parameters::Auto, &variant, &shader, self.cache.as_ref())
         });
         if made.is_err() {
-            self.modules.lock().expect("no panic while held").remove(&module);
+            self.modules.lock().expect("no panic while held").remove(&(module, shared));
         }
         Ok(built.insert(Arc::new(made?)).clone())
     }
@@ -156,18 +176,23 @@ impl Pipelines {
         slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
-    fn module(&self, device: &wgpu::Device, parameters: Parameters, module: Module) -> wgpu::ShaderModule {
+    fn module(
+        &self,
+        device: &wgpu::Device,
+        parameters: Parameters,
+        module: Module,
+        shared: Shared,
+    ) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().expect("no panic while held");
-        modules.entry(module).or_insert_with(|| unchecked::shader_module(device, module, parameters)).clone()
+        let make = || unchecked::shader_module(device, module, shared, parameters);
+        modules.entry((module, shared)).or_insert_with(make).clone()
     }
 }
 
 fn build(
     device: &wgpu::Device,
     immediates: bool,
-    kernel: &'static Kernel,
-    module: Module,
-    constants: &Constants,
+    &Variant { kernel, module, shared, constants }: &Variant<'_>,
     shader: &wgpu::ShaderModule,
     cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
@@ -181,7 +206,7 @@ fn build(
         count: None,
     };
     let storage = |&(binding, access): &(u32, Access)| {
-        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
+        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read && !shared.has(binding) })
     };
     let mut entries: Vec<_> = kernel.bindings.iter().map(storage).collect();
     if !immediates {

@@ -1,7 +1,7 @@
 //! Buffers: scratch memory, and what is made for an operator.
 use crate::{Error, Gpu};
 
-/// The scratch buffers. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
+/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
 /// per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {

@@ -347,7 +347,7 @@ impl Recorder<'_, '_> {
     }
 }
 
-fn sums_of(ops: &Recorder<'_, '_>, count: u64) -> Result<View<'static>, Error> {
+fn sums_of(ops: &mut Recorder<'_, '_>, count: u64) -> Result<View<'static>, Error> {
     Ok(View::scratch(ops.scratch(Scratch::Sums, count * 8)?, 8))
 }
 

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::arguments::{Arguments, expect_per_norm, expect_shape};
-use crate::binding::{Span, View};
+use crate::binding::{Memory, Span, View};
 use crate::choose::{Traits, lanes_for};
 use crate::contract::{Layout, norms_shape};
 use crate::kernel::{Constants, Kernel, kernels, params};
@@ -284,10 +284,11 @@ impl Recorder<'_, '_> {
         has_gain: bool,
         write: Write,
     ) -> Result<(), Error> {
-        let gpu = self.gpu().clone();
+        let other = Error::OtherGpu { op, arg: "the set" };
+        let Some(gpu) = self.gpu() else { return Err(other) };
         gpu.reported()?;
-        if !set.gpu.is_one_with(&gpu) {
-            return Err(Error::OtherGpu { op, arg: "the set" });
+        if !set.gpu.is_one_with(gpu) {
+            return Err(other);
         }
         let plan = set.plan(operator)?;
         let mut work = plan.work;
@@ -297,13 +298,13 @@ impl Recorder<'_, '_> {
         self.begin(op, work);
         let sums = self.scratch(Scratch::Sums, plan.sums)?;
         let scales = self.scratch(Scratch::Scales, plan.scales)?;
-        let table = View { buffer: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
+        let table = View { memory: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
         for stage in &plan.stages {
-            let (items, first) = table.bind(gpu.capacities(), stage.first, stage.count);
+            let (items, first) = table.bind(self.facts().capacities, stage.first, stage.count);
             let span = |slot: &usize| {
                 let window = stage.windows[*slot].as_ref()?;
                 let buffer = match &plan.sources[window.source] {
-                    Source::Buffer(buffer) => buffer,
+                    Source::Tensors(memory) => memory,
                     Source::Sums => &sums,
                     Source::Scales => &scales,
                 };
@@ -407,7 +408,7 @@ impl Kind {
 /// All dispatches of one operator on one set.
 #[derive(Debug)]
 struct Plan {
-    table: wgpu::Buffer,
+    table: Memory,
     sources: Vec<Source>,
     stages: Vec<Stage>,
     /// Bytes of scratch memory.
@@ -419,7 +420,7 @@ struct Plan {
 /// Where a binding lies.
 #[derive(Debug, PartialEq, Eq, Hash, Clone)]
 enum Source {
-    Buffer(wgpu::Buffer),
+    Tensors(Memory),
     Sums,
     Scales,
 }
@@ -657,7 +658,7 @@ impl Plan {
         let table = gpu.create_written_buffer("a table", size, wgpu::BufferUsages::STORAGE, |mut all| {
             all.slice(..bytes.len()).copy_from_slice(bytes)
         })?;
-        Ok(Plan { table, sources: planner.sources, stages, sums, scales, work })
+        Ok(Plan { table: Memory::Buffer(table), sources: planner.sources, stages, sums, scales, work })
     }
 }
 
@@ -679,7 +680,7 @@ impl Planner<'_> {
         let end = origin + ((first + count) * tensor.dtype().size()).next_multiple_of(16);
         let end = end.min(tensor.buffer().size() / 4 * 4);
         let unit = if job.quads { 16 } else { 4 };
-        let source = self.source(Source::Buffer(tensor.buffer().clone()));
+        let source = self.source(Source::Tensors(tensor.memory().clone()));
         (count > 0).then_some(Place { source, origin, begin, end, unit })
     }
 
@@ -689,7 +690,7 @@ impl Planner<'_> {
         let unit = tensor.dtype().size();
         let origin = tensor.offset() + unit * first;
         let end = (origin + unit * count).next_multiple_of(4);
-        let source = self.source(Source::Buffer(tensor.buffer().clone()));
+        let source = self.source(Source::Tensors(tensor.memory().clone()));
         Some(Place { source, origin, begin: origin / 4 * 4, end, unit })
     }
 

@@ -5,6 +5,8 @@
 //! Imports run downward only, and no file is taken twice, so that a module is a file and what fills its slots, and every file is
 //! valid with its defaults.
 
+use crate::kernel::Shared;
+
 /// A complete WGSL module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
@@ -22,6 +24,17 @@ const NO_SLOT: Slot = ("", "");
 /// The line that declares the parameters of a dispatch, and what stands there on a device without immediates.
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
+
+/// What declares the access of a storage buffer, which WGSL cannot override. A buffer that never shares one with an output, a
+/// table of the crate's own, is declared `var<storage>`, which is the same.
+const READ: &str = "var<storage, read>";
+const READ_WRITE: &str = "var<storage, read_write>";
+
+/// The binding that a line declares, if it is only read.
+fn read_binding(line: &str) -> Option<u32> {
+    let (binding, rest) = line.strip_prefix("@group(0) @binding(")?.split_once(") ")?;
+    if rest.starts_with(READ) { binding.parse().ok() } else { None }
+}
 
 macro_rules! files {
     ($($name:literal)*) => {
@@ -98,20 +111,23 @@ impl Module {
     }
 
     /// The WGSL with the parameters as immediates.
-    pub fn source(self) -> String {
+    pub fn source(self, shared: Shared) -> String {
         let (mut directives, mut text) = (String::new(), String::new());
         for line in self.files().into_iter().flat_map(|name| file(name).lines()) {
             // Directives come first.
             let to = if line.starts_with("enable ") { &mut directives } else { &mut text };
-            to.push_str(line);
+            match read_binding(line).filter(|&binding| shared.has(binding)) {
+                Some(_) => to.push_str(&line.replacen(READ, READ_WRITE, 1)),
+                None => to.push_str(line),
+            }
             to.push('\n');
         }
         directives + &text
     }
 
     /// The WGSL with the parameters as a uniform buffer.
-    pub fn uniform_source(self) -> String {
-        self.source().replace(IMMEDIATE, UNIFORM)
+    pub fn uniform_source(self, shared: Shared) -> String {
+        self.source(shared).replace(IMMEDIATE, UNIFORM)
     }
 }
 

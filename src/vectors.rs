@@ -28,7 +28,7 @@ impl Recorder<'_, '_> {
         let mut offset = 0;
         for (copy, vector) in copies.iter_mut().zip(packed) {
             let Some(vector) = vector else { continue };
-            let wide = copy.insert(self.gpu().tensor(&scratch, offset, vector.shape(), DType::F32)?);
+            let wide = copy.insert(Tensor::in_scratch(self.gpu(), scratch.clone(), offset, vector.shape()));
             offset += room(vector);
             if read {
                 self.copy(vector, wide)?;

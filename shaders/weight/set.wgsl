@@ -107,10 +107,11 @@ struct Rescale {
     tail: u32,     // elements
 }
 
-@group(0) @binding(0) var<storage, read> rows: array<Rows>;
-@group(0) @binding(0) var<storage, read> columns: array<Columns>;
-@group(0) @binding(0) var<storage, read> finishes: array<Finish>;
-@group(0) @binding(0) var<storage, read> rescales: array<Rescale>;
+// The table of the set, which shares its buffer with nothing: see READ in source.rs.
+@group(0) @binding(0) var<storage> rows: array<Rows>;
+@group(0) @binding(0) var<storage> columns: array<Columns>;
+@group(0) @binding(0) var<storage> finishes: array<Finish>;
+@group(0) @binding(0) var<storage> rescales: array<Rescale>;
 @group(0) @binding(3) var<storage, read> g: array<u32>; // words of GAIN_DTYPE
 @group(0) @binding(4) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;

@@ -94,7 +94,7 @@ impl Recorder<'_, '_> {
                 self.column_dot_sums(dy, None, dbias, None, None, write)?;
                 let effective = self.effective_norms(norm, &known)?;
                 let quotients = self.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
-                let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
+                let quotients = Tensor::in_scratch(self.gpu(), quotients, 0, x.shape());
                 self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
                 if wants_dg {
                     self.column_dot_sums(x, Some(View::of(&quotients)), None, dg, wanted, write)?;

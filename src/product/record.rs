@@ -264,7 +264,7 @@ impl<'a> Product<'a> {
         let Facts { traits, capacities } = ops.facts();
         let facts = self.facts();
         let selection = match self.selection {
-            Selection { tile: None, split_length: None } => ops.choices().get(&facts.problem, facts.cooperative),
+            Selection { tile: None, split_length: None } => ops.choice(&facts.problem, facts.cooperative),
             selection => selection,
         };
         ProductPlan::new(&facts, traits, capacities, selection)
