@@ -1,7 +1,7 @@
 //! The checks that every operator makes before it records anything.
 use std::collections::BTreeMap;
 
-use crate::binding::Memory;
+use crate::memory::Memory;
 use crate::windows::Capacities;
 use crate::{DType, Error, Gpu, Recorder, Tensor, Work};
 
@@ -89,7 +89,13 @@ impl<'a> Arguments<'a> {
             (its_end > begin).then_some(arg)
         };
         for &(output, tensor) in self.outputs.iter().filter(|(_, tensor)| !tensor.is_empty()) {
-            if let Some(first) = overlapping(&written, tensor) {
+            if let Some(last) = overlapping(&written, tensor) {
+                let (begin, end) = range(tensor);
+                let is_it = |t: &Tensor| {
+                    let (its_begin, its_end) = range(t);
+                    t.memory() == tensor.memory() && !t.is_empty() && its_begin < end && begin < its_end
+                };
+                let first = self.outputs.iter().find(|(_, t)| is_it(t)).map_or(last, |&(first, _)| first);
                 return Err(Error::Overlap { op, first, second: output });
             }
             let (begin, end) = range(tensor);

@@ -5,6 +5,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_shape};
 use crate::binding::View;
 use crate::contract::Range;
 use crate::memory::Scratch;
+use crate::vectors;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 use statistics::{Outcome, Statistics, matrix};
 
@@ -145,12 +146,15 @@ impl Recorder<'_, '_> {
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
         let t = Tensor::in_scratch(self.gpu(), scratch, 0, &shape);
         self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
-        self.in_f32((false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
-            ops.statistics(&Statistics {
-                first: g.map(View::of),
-                second: bias.map(View::of),
-                ..Statistics::new(View::of(&t), DType::F32, rows, features as u64, Outcome::Scales)
-            })
+        vectors::in_f32(self, (false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
+            statistics::reduce(
+                ops,
+                &Statistics {
+                    first: g.map(View::of),
+                    second: bias.map(View::of),
+                    ..Statistics::new(View::of(&t), DType::F32, rows, features as u64, Outcome::Scales)
+                },
+            )
         })
     }
 
@@ -182,14 +186,17 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(2 * t.len() as u64)
             .begin(self)?;
-        let means = self.means(columns)?;
-        self.statistics(&Statistics {
-            second: running.map(|r| View::of(r.mean)),
-            momentum: running.map_or(0.0, |r| r.momentum),
-            means: Some(means.clone()),
-            ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
-        })?;
-        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &means, bias, y))
+        let means = means(self, columns)?;
+        statistics::reduce(
+            self,
+            &Statistics {
+                second: running.map(|r| View::of(r.mean)),
+                momentum: running.map_or(0.0, |r| r.momentum),
+                means: Some(means.clone()),
+                ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
+            },
+        )?;
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| statistics::subtract_means(ops, t, &means, bias, y))
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
@@ -217,7 +224,9 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(t.len() as u64)
             .begin(self)?;
-        self.in_f32((true, false), [bias], |ops, [bias]| ops.subtract_means(t, &View::of(running), bias, y))
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
+            statistics::subtract_means(ops, t, &View::of(running), bias, y)
+        })
     }
 
     /// Records [`Gpu::mean_only_batch_norm_backward`] into `dt`, of dy's shape and any storage type, and `dbias`, of any
@@ -245,23 +254,26 @@ impl Recorder<'_, '_> {
             .output_onto(write == Write::Add, "dbias", dbias)
             .operations(2 * dy.len() as u64)
             .begin(self)?;
-        let means = self.means(columns)?;
-        self.in_f32((write == Write::Add, true), [dbias], |ops, [dbias]| {
-            ops.statistics(&Statistics {
-                first: dbias.map(View::of),
-                means: Some(means.clone()),
-                write,
-                ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, Outcome::Means)
-            })
+        let means = means(self, columns)?;
+        vectors::in_f32(self, (write == Write::Add, true), [dbias], |ops, [dbias]| {
+            statistics::reduce(
+                ops,
+                &Statistics {
+                    first: dbias.map(View::of),
+                    means: Some(means.clone()),
+                    write,
+                    ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, Outcome::Means)
+                },
+            )
         })?;
-        self.subtract_means(dy, &means, None, dt)
+        statistics::subtract_means(self, dy, &means, None, dt)
     }
+}
 
-    /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
-    fn means(&mut self, columns: u64) -> Result<View<'static>, Error> {
-        let size = DType::F32.size();
-        Ok(View::scratch(self.scratch(Scratch::Scales, columns * size)?, size))
-    }
+/// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
+fn means(ops: &mut Recorder<'_, '_>, columns: u64) -> Result<View<'static>, Error> {
+    let size = DType::F32.size();
+    Ok(View::scratch(ops.scratch(Scratch::Scales, columns * size)?, size))
 }
 
 /// [`matrix`] of an argument, its rank checked.

@@ -4,22 +4,8 @@ use std::borrow::Cow;
 use wgpu::util::align_to;
 
 use crate::Tensor;
+use crate::memory::Memory;
 use crate::windows::Capacities;
-
-/// What a tensor lies in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Memory {
-    /// A buffer of the device.
-    Buffer(wgpu::Buffer),
-    /// One that a launcher knows by its number.
-    Numbered(u64),
-}
-
-impl Memory {
-    pub fn number(&self) -> Option<u64> {
-        if let Memory::Numbered(number) = self { Some(*number) } else { None }
-    }
-}
 
 /// A part of a buffer for one binding, from an address that the device can bind.
 #[derive(Clone)]

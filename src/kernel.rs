@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::scope::Scopes;
-use crate::source::Module;
+use crate::source::{Module, Shared};
 use crate::{Error, Parameters, unchecked};
 
 const UNIFORM_BINDING: u32 = 15;
@@ -17,22 +17,6 @@ pub enum Access {
     Read,
     Write,
 }
-/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU allow no
-/// other of a buffer that is written. A bit for each binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[doc(hidden)]
-pub struct Shared(u16);
-
-impl Shared {
-    pub fn of(bindings: impl Iterator<Item = u32>) -> Shared {
-        Shared(bindings.fold(0, |bits, binding| bits | 1 << binding))
-    }
-
-    pub fn has(self, binding: u32) -> bool {
-        self.0 >> binding & 1 == 1
-    }
-}
-
 /// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
 #[derive(Debug)]
 #[doc(hidden)]

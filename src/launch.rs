@@ -1,12 +1,13 @@
 //! Planned dispatches, and what launches them.
-use crate::binding::{Memory, Span};
+use crate::binding::Span;
 use crate::choose::{Facts, Traits};
-use crate::kernel::{Access, Constants, Kernel, Shared};
-use crate::source::Module;
+use crate::kernel::{Access, Constants, Kernel};
+use crate::memory::Memory;
+use crate::source::{Module, Shared};
 use crate::windows::Capacities;
-use crate::{Error, Recorder, Tensor, needs};
+use crate::{Error, needs};
 #[cfg(doc)]
-use crate::{Gpu, Parameters};
+use crate::{Gpu, Recorder, Tensor};
 
 /// Launches planned dispatches.
 ///
@@ -143,23 +144,5 @@ impl Facts {
         needs::check_limits(limits)?;
         let traits = Traits::of(info, limits, features, None);
         Ok(Facts { traits, capacities: Capacities::of(limits, info.backend) })
-    }
-}
-
-impl<'p> Recorder<'p, 'p> {
-    /// Records operators by handing each dispatch to `launcher`. The tensors have to be of [`Tensor::of_launcher`].
-    pub fn launching(facts: Facts, launcher: &'p mut dyn Launch) -> Recorder<'p, 'p> {
-        Recorder::to_launcher(facts, launcher)
-    }
-}
-
-impl Tensor {
-    /// A tensor in a buffer that a [`Launch`] knows by its number, from byte `offset` on: the caller sees to it that the buffer
-    /// is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
-    ///
-    /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::TensorTooLarge`].
-    pub fn of_launcher(buffer: u64, offset: u64, shape: &[usize], dtype: crate::DType) -> Result<Tensor, Error> {
-        Tensor::numbered(buffer, offset, shape, dtype)
     }
 }

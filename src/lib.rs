@@ -266,9 +266,9 @@ pub use wgpu;
 pub mod internals {
     use crate::binding::View;
     pub use crate::choose::{Kind, Traits};
-    pub use crate::kernel::{Access, Field, Kernel, Shared};
+    pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
-    pub use crate::source::{FILES, Import, Module, imports};
+    pub use crate::source::{FILES, Import, Module, Shared, imports};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
@@ -290,7 +290,15 @@ pub mod internals {
         dg: Option<&Tensor>,
         write: Write,
     ) -> Result<(), Error> {
-        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), None, write)
+        crate::batch::statistics::column_dot_sums(
+            ops,
+            dy,
+            u.map(View::of),
+            dbias.map(View::of),
+            dg.map(View::of),
+            None,
+            write,
+        )
     }
 }
 

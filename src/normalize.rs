@@ -225,7 +225,7 @@ impl Recorder<'_, '_> {
         crate::arguments::expect_dtype(OP, "v", v, w.dtype())?;
         expect_gain(OP, "g", g, &norms_shape(w.shape(), axis))?;
         Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
-        self.in_f32((false, true), [Some(g)], |ops, [norms]| {
+        crate::vectors::in_f32(self, (false, true), [Some(g)], |ops, [norms]| {
             ops.nested(|ops| ops.row_norms_into(w, axis, eps, norms.unwrap_or(g)))
         })?;
         self.copy(w, v)

@@ -1,12 +1,14 @@
 //! Recording: the recorder, and one dispatch.
 use wgpu::util::align_to;
 
-use crate::binding::{Memory, Span};
+#[cfg(doc)]
+use crate::Tensor;
+use crate::binding::Span;
 use crate::choose::Facts;
 use crate::commands::{Commands, PASS};
 use crate::kernel::{self, Access, Constants, Kernel, Variant};
 use crate::launch::{Launch, Planned};
-use crate::memory::Scratch;
+use crate::memory::{Memory, Scratch};
 use crate::product::selection::{Problem, Selection};
 use crate::profile::session::Session;
 use crate::source::Module;
@@ -59,7 +61,8 @@ impl<'p, 'e> Recorder<'p, 'e> {
         Recorder { facts: gpu.facts(), target, dispatch_count: 0, nested: false }
     }
 
-    pub(crate) fn to_launcher(facts: Facts, launcher: &'p mut dyn Launch) -> Self {
+    /// Records operators by handing each dispatch to `launcher`. The tensors have to be of [`Tensor::of_launcher`].
+    pub fn launching(facts: Facts, launcher: &'p mut dyn Launch) -> Self {
         Recorder { facts, target: Target::Launcher(launcher), dispatch_count: 0, nested: false }
     }
 

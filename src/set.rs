@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::arguments::{Arguments, expect_per_norm, expect_shape};
-use crate::binding::{Memory, Span, View};
+use crate::binding::{Span, View};
 use crate::choose::{Traits, lanes_for};
 use crate::contract::{Layout, norms_shape};
 use crate::kernel::{Constants, Kernel, kernels, params};
-use crate::memory::Scratch;
+use crate::memory::{Memory, Scratch};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{GL_WORK, MAX_ITERATIONS, windows};

@@ -5,8 +5,6 @@
 //! Imports run downward only, and no file is taken twice, so that a module is a file and what fills its slots, and every file is
 //! valid with its defaults.
 
-use crate::kernel::Shared;
-
 /// A complete WGSL module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[doc(hidden)]
@@ -20,6 +18,22 @@ pub struct Module {
 /// A slot and a file. ("", "") is none.
 type Slot = (&'static str, &'static str);
 const NO_SLOT: Slot = ("", "");
+
+/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU allow no
+/// other of a buffer that is written. A bit for each binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(hidden)]
+pub struct Shared(u16);
+
+impl Shared {
+    pub fn of(bindings: impl Iterator<Item = u32>) -> Shared {
+        Shared(bindings.fold(0, |bits, binding| bits | 1 << binding))
+    }
+
+    pub fn has(self, binding: u32) -> bool {
+        self.0 >> binding & 1 == 1
+    }
+}
 
 /// The line that declares the parameters of a dispatch, and what stands there on a device without immediates.
 const IMMEDIATE: &str = "var<immediate> p: Params;";

@@ -1,7 +1,7 @@
 //! Tensors over buffers.
 use futures_channel::oneshot;
 
-use crate::binding::Memory;
+use crate::memory::Memory;
 use crate::{DType, Element, Error, Gpu};
 
 /// The largest number of elements: positions are u32 in the shaders.
@@ -87,8 +87,12 @@ impl Tensor {
         Tensor { gpu: Some(gpu.clone()), memory: Memory::Buffer(buffer), offset, shape: shape.to_vec(), dtype }
     }
 
-    /// Of a launcher's buffer.
-    pub(crate) fn numbered(number: u64, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller sees to it
+    /// that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
+    ///
+    /// # Errors
+    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::TensorTooLarge`].
+    pub fn of_launcher(number: u64, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         if !offset.is_multiple_of(4) {
             return Err(Error::Offset { offset });
         }

@@ -2,8 +2,7 @@
 #![expect(unsafe_code, reason = "shader modules without loop bounding; the block says why it is sound")]
 
 use crate::Parameters;
-use crate::kernel::Shared;
-use crate::source::Module;
+use crate::source::{Module, Shared};
 
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///

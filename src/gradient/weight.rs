@@ -5,6 +5,7 @@ use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
 use crate::norms::{Dot, Form, Job};
+use crate::vectors;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 
 impl Gpu {
@@ -70,7 +71,9 @@ impl Recorder<'_, '_> {
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
-        self.in_f32((write == Write::Add, true), [dg], |ops, [dg]| ops.gradients_of_weight(dw, weight, dv, dg, write))
+        vectors::in_f32(self, (write == Write::Add, true), [dg], |ops, [dg]| {
+            ops.gradients_of_weight(dw, weight, dv, dg, write)
+        })
     }
 
     /// The gradients of checked arguments; dg is f32.

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod arena;
 mod backward;
 mod batch;
 mod cases;
@@ -190,6 +191,7 @@ fn main() -> ExitCode {
         }
     };
     let mut suite = Suite { gpu, trials: vec![] };
+    arena::register(&mut suite);
     golden::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);

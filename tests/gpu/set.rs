@@ -685,7 +685,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     );
     let words = gpu.zeros(&[64], DType::F32)?;
     let part = |offset, shape: &[usize]| gpu.tensor(words.buffer(), offset, shape, DType::F32);
-    let (v, g) = (part(0, &[4, 5])?, part(96, &[4])?);
+    let (v, g) = (part(0, &[4, 5])?, part(76, &[4])?);
     let set = gpu.weight_set(&[SetMember::new(WeightNorm::new(&v, &g)).w(&w)])?;
     recorded(gpu, |ops| ops.normalize_set(&set))?;
     let error = refused(gpu, |ops| ops.normalize_set_in_place(&set))?;
