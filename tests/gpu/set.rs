@@ -663,8 +663,8 @@ fn errors(gpu: &Gpu) -> Outcome {
         (texts(&[good.w(&w), good]), "member 1 of the set: normalize_set: w is missing"),
         (texts(&[good.dv(&w)]), "member 0 of the set: normalize_backward_set: dw is missing"),
         (texts(&[good.dw(&w)]), "member 0 of the set: normalize_backward_set: dv is missing"),
-        (texts(&[good.w(&v)]), "normalize_set: output w shares its buffer with input v.."),
-        (texts(&[unit(&two[0]).w(&two[1])]), "normalize_set: output w shares its buffer with input v.."),
+        (texts(&[good.w(&v)]), "normalize_set: output w overlaps input v.."),
+        (texts(&[unit(&two[0]).w(&overlapping)]), "normalize_set: output w overlaps input v.."),
         (texts(&[unit_two[0].w(&two[0]), unit_two[1].w(&overlapping)]), "normalize_set: outputs w and w overlap"),
         (texts(&[unit(&foreign).w(&w)]), "normalize_set: v belongs to another device"),
     ] {
