@@ -60,7 +60,7 @@ const HAS_SECOND: u32 = 2;
 const ACCUMULATE: u32 = 4;
 const HAS_GAIN: u32 = 8;
 
-/// What is made of the statistics: KIND and END of `batch/statistics.wgsl`.
+/// What is made of the statistics: STATISTIC and OUTCOME of `batch/statistics.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Sums,
@@ -206,13 +206,13 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
     let direct = plan.splits == 1;
     let part_count = if direct { 0 } else { plan.splits * plan.column_step };
     let parts = View::scratch(ops.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
-    let mut of_outcome: Constants = vec![("KIND", job.outcome.kind()), ("END", job.outcome as u32)];
+    let mut of_outcome: Constants = vec![("STATISTIC", job.outcome.kind()), ("OUTCOME", job.outcome as u32)];
     of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
     let mut constants = of_outcome.clone();
     let module = match &plan.quads {
         Some(quads) => {
             constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
-            constants.push(("ROWS", traits.rows_at_once() as u32));
+            constants.push(("ROWS_AT_ONCE", traits.rows_at_once() as u32));
             QUADS
         }
         None => {

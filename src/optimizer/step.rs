@@ -51,7 +51,7 @@ const WORDS: u64 = 4 * THREADS;
 /// in dispatches of their own. Far below what `MAX_ITERATIONS` would allow for the three loops over a row.
 const MAX_ROW_WORDS: u64 = 16_384;
 
-/// KIND of `optimizer/steps.wgsl`.
+/// RULE of `optimizer/steps.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Rule {
     Sgd,
@@ -117,7 +117,7 @@ fn steps(ops: &mut Recorder<'_, '_>, step: &OptimizerStep<'_>, rows: Option<(u64
     let OptimizerStep { v, g, kind, params, .. } = step;
     let v_dtype = v.value.dtype();
     let mut constants: Constants =
-        vec![("KIND", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
+        vec![("RULE", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
     constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
     constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
     let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());

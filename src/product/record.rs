@@ -245,7 +245,7 @@ impl<'a> Product<'a> {
                 ("RAGGED", (a == OperandRead::Scalar || !window.depth.is_multiple_of(8)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
-            Family::Cooperative8 | Family::Cooperative16 => constants.push(("LANES", (wx * wy / 4) as u32)),
+            Family::Cooperative8 | Family::Cooperative16 => constants.push(("LEAST_LANES", (wx * wy / 4) as u32)),
         }
         constants
     }
