@@ -7,9 +7,9 @@
 //
 //   OUTCOME_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
 //   OUTCOME_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and
-//                 the Scale dg / d (norm.wgsl), four f32 from means[4j] on, where `norms` holds d. dg has an exponent of
-//                 its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
-//                 or a t is not 1, the t of the second Scale is negative, which its square does not show
+//                 the Scale dg / d (norm.wgsl), four f32 from means[4j] on, where `norms` holds d. dg has an exponent
+//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from
+//                 0, or a t is not 1, the t of the second Scale is negative, which its square does not show
 //   OUTCOME_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its
 //                 distance from means[j])
 //   OUTCOME_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent
