@@ -173,6 +173,12 @@ impl Pipelines {
     }
 }
 
+/// What profiles and debuggers call a variant.
+pub(crate) fn label(kernel: &Kernel, module: Module, constants: &Constants) -> String {
+    let name = format!("weightnorm.{}.{}", module.name(), kernel.entry);
+    constants.iter().fold(name, |label, (constant, value)| format!("{label}.{constant}={value}"))
+}
+
 fn build(
     device: &wgpu::Device,
     immediates: bool,
@@ -180,9 +186,7 @@ fn build(
     shader: &wgpu::ShaderModule,
     cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
-    let label = constants.iter().fold(format!("weightnorm.{}.{}", module.name(), kernel.entry), |l, (name, value)| {
-        format!("{l}.{name}={value}")
-    });
+    let label = label(kernel, module, constants);
     let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,

@@ -1,7 +1,7 @@
 //! Planned dispatches, and what launches them.
 use crate::binding::Span;
 use crate::choose::{Facts, Traits};
-use crate::kernel::{Access, Constants, Kernel};
+use crate::kernel::{self, Access, Constants, Kernel};
 use crate::memory::Memory;
 use crate::source::{Module, Shared};
 use crate::windows::Capacities;
@@ -96,10 +96,24 @@ impl Planned<'_> {
         self.kernel.entry
     }
 
+    /// The variant: module, kernel and constants. Dispatches with equal labels have equal [`Planned::plain_wgsl`].
+    pub fn label(&self) -> String {
+        kernel::label(self.kernel, self.module, self.constants)
+    }
+
     /// The module in WGSL. The parameters are a uniform buffer at binding 15; where a buffer is bound once to be read and once
     /// to be written, all its bindings are `read_write`. Equal modules have equal texts.
     pub fn wgsl(&self) -> String {
         self.module.uniform_source(self.shared())
+    }
+
+    /// The module for this dispatch alone, for launchers without `override` constants, immediates or read-only buffers, as
+    /// cubecl's: every override is a `const` with its value, the bindings of [`Planned::bindings`] are 0, 1, .. in their order,
+    /// all `read_write`, and the parameters are a uniform buffer behind them, of [`Planned::parameters`] up to a multiple of
+    /// 16 bytes. Compile it without loop counters (`force_loop_bounding`), which keep drivers from unrolling.
+    pub fn plain_wgsl(&self) -> String {
+        let bindings: Vec<_> = self.kernel.bindings.iter().map(|&(binding, _)| binding).collect();
+        self.module.plain_source(&bindings, self.constants)
     }
 
     /// The values of the module's `override` constants; those that are not here keep their default.

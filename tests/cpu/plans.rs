@@ -1,5 +1,6 @@
 //! Plans of dispatches, without any device: every operator, on devices of several sizes, at sizes past their limits.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 use weightnorm::wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
 use weightnorm::{
@@ -27,6 +28,9 @@ struct Listing<'a> {
 
 const SCRATCH: u64 = 1000;
 
+/// The variants whose texts were looked at.
+static VALID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 impl Launch for Listing<'_> {
     fn scratch(&mut self, which: usize, bytes: u64) -> Result<u64, Error> {
         self.scratch[which] = self.scratch[which].max(bytes);
@@ -50,10 +54,32 @@ impl Launch for Listing<'_> {
         let workgroups = dispatch.workgroups();
         assert!(workgroups.iter().all(|&n| n >= 1 && n <= self.limits.max_compute_workgroups_per_dimension), "{entry}");
         assert!(dispatch.parameters().len() <= 64, "{entry}");
+        if VALID.lock().unwrap().insert(dispatch.label()) {
+            is_plain(&dispatch.plain_wgsl(), entry, &bindings);
+        }
         let parameters = dispatch.parameters().to_vec();
         self.listed.push(Listed { entry, workgroups, bindings, parameters });
         Ok(())
     }
+}
+
+/// The text is valid, has no overrides, and of its entry point the bindings 0, 1, ..
+fn is_plain(text: &str, entry: &str, bindings: &[PlannedBinding]) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{entry}: {}", e.emit_to_string(text)));
+    let capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities).validate(&module);
+    let info = info.unwrap_or_else(|e| panic!("{entry}: {}", e.emit_to_string(text)));
+    assert!(module.overrides.is_empty(), "{entry}");
+    let index = module.entry_points.iter().position(|e| e.name == entry).expect("it is there");
+    let used = info.get_entry_point(index);
+    let mut numbers: Vec<_> = (module.global_variables.iter())
+        .filter(|(handle, _)| !used[*handle].is_empty())
+        .filter_map(|(_, variable)| variable.binding.map(|b| b.binding))
+        .collect();
+    numbers.sort_unstable();
+    // What a variant does not use may not be there.
+    assert!(numbers.iter().all(|&n| n as usize <= bindings.len()), "{entry}: {numbers:?}");
+    assert_eq!(numbers.last(), Some(&(bindings.len() as u32)), "{entry}: the parameters are last");
 }
 
 /// Tensors of one buffer each.

@@ -22,6 +22,7 @@ mod gain_sets;
 mod gains;
 mod golden;
 mod host;
+mod launch;
 mod limits;
 mod linear;
 mod normalize;
@@ -207,6 +208,7 @@ fn main() -> ExitCode {
     properties::register(&mut suite);
     host::register(&mut suite);
     limits::register(&mut suite);
+    launch::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
     set::register(&mut suite);
