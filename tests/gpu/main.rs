@@ -39,7 +39,8 @@ mod tiny;
 mod train;
 mod tune;
 
-use std::process::ExitCode;
+use std::ffi::OsStr;
+use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use weightnorm::internals::Kind;
@@ -121,6 +122,20 @@ impl Suite {
             None => Ok(Completion::ignored_with("no GPU")),
             Some(gpu) => Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e))),
         }));
+    }
+
+    /// A test that takes a Python with PyTorch: `WEIGHTNORM_PYTHON`, or python3. Ignored with the reason where that has none,
+    /// and behind `--ignored`, since importing it takes seconds.
+    fn test_with_pytorch(&mut self, name: &str, test: fn(&Gpu, &OsStr) -> Outcome) {
+        self.test_if_able(name, move |gpu| {
+            let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
+            match Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output() {
+                Ok(output) if output.status.success() => test(gpu, &python).map(|()| Completion::Completed),
+                _ => Ok(Completion::ignored_with("no Python with torch and safetensors: WEIGHTNORM_PYTHON names one")),
+            }
+        });
+        let last = self.trials.pop();
+        self.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
     }
 }
 
