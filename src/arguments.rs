@@ -1,6 +1,8 @@
 //! The checks that every operator makes before it records anything.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use crate::memory::Memory;
+use crate::windows::Capacities;
 use crate::{DType, Error, Gpu, Recorder, Tensor, Work};
 
 /// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
@@ -51,44 +53,58 @@ impl<'a> Arguments<'a> {
 
     /// Device, usage and aliasing of all of them. The operator begins, for a profile.
     pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        let work = self.check(ops.gpu())?;
+        let work = self.check_for(ops.gpu(), ops.facts().capacities)?;
         ops.begin(self.op, work);
         Ok(())
     }
 
     /// The same without a beginning. Returns the work it takes.
-    #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
     pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
-        gpu.reported()?;
+        self.check_for(Some(gpu), gpu.capacities())
+    }
+
+    #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
+    fn check_for(&self, gpu: Option<&Gpu>, capacities: Capacities) -> Result<Work, Error> {
+        gpu.map_or(Ok(()), Gpu::reported)?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
-            if !tensor.gpu().is_one_with(gpu) {
-                return Err(Error::OtherGpu { op, arg });
-            }
-            let missing = wgpu::BufferUsages::STORAGE - tensor.buffer().usage();
-            if !missing.is_empty() {
-                return Err(Error::Usage { op, arg, missing });
+            match (gpu, tensor.gpu(), tensor.memory()) {
+                (Some(gpu), Some(own), Memory::Buffer(buffer)) if own.is_one_with(gpu) => {
+                    let missing = wgpu::BufferUsages::STORAGE - buffer.usage();
+                    if !missing.is_empty() {
+                        return Err(Error::Usage { op, arg, missing });
+                    }
+                }
+                (None, None, Memory::Numbered(_)) => {}
+                _ => return Err(Error::OtherGpu { op, arg }),
             }
         }
-        let mut read: BTreeMap<&wgpu::Buffer, &str> = BTreeMap::new();
-        for &(arg, tensor) in &self.inputs {
-            read.entry(tensor.buffer()).or_insert(arg);
-        }
-        // Begin and end of the outputs so far. They do not overlap, so of those that begin before another one's end the
-        // last reaches furthest.
-        let mut written = BTreeSet::new();
-        for (i, &(output, tensor)) in self.outputs.iter().enumerate() {
-            let (buffer, begin, end) = (tensor.buffer(), tensor.offset(), tensor.end());
-            if let Some(&input) = read.get(buffer) {
-                return Err(Error::Alias { op, output, input });
-            }
-            let before = written.range((buffer, 0, 0)..(buffer, end, 0)).next_back();
-            if before.is_some_and(|&(_, _, its_end)| its_end > begin) {
-                let overlaps = |t: &Tensor| t.buffer() == buffer && t.offset() < end && begin < t.end();
-                let first = self.outputs[..i].iter().find(|(_, t)| overlaps(t)).map_or(output, |&(first, _)| first);
+        // What has to lie apart, in bytes of a buffer.
+        let range = |tensor: &Tensor| (tensor.offset() / capacities.apart * capacities.apart, tensor.end());
+        // The outputs so far. They do not overlap, so of those that begin before another one's end the last reaches furthest.
+        let mut written: BTreeMap<(&Memory, u64), (u64, &str)> = BTreeMap::new();
+        let overlapping = |written: &BTreeMap<_, (u64, &'static str)>, tensor: &Tensor| {
+            let (begin, end) = range(tensor);
+            let (_, &(its_end, arg)) = written.range((tensor.memory(), 0)..(tensor.memory(), end)).next_back()?;
+            (its_end > begin).then_some(arg)
+        };
+        for &(output, tensor) in self.outputs.iter().filter(|(_, tensor)| !tensor.is_empty()) {
+            if let Some(last) = overlapping(&written, tensor) {
+                let (begin, end) = range(tensor);
+                let is_it = |t: &Tensor| {
+                    let (its_begin, its_end) = range(t);
+                    t.memory() == tensor.memory() && !t.is_empty() && its_begin < end && begin < its_end
+                };
+                let first = self.outputs.iter().find(|(_, t)| is_it(t)).map_or(last, |&(first, _)| first);
                 return Err(Error::Overlap { op, first, second: output });
             }
-            written.insert((buffer, begin, end));
+            let (begin, end) = range(tensor);
+            written.insert((tensor.memory(), begin), (end, output));
+        }
+        for &(input, tensor) in self.inputs.iter().filter(|(_, tensor)| !tensor.is_empty()) {
+            if let Some(output) = overlapping(&written, tensor) {
+                return Err(Error::Alias { op, output, input });
+            }
         }
         Ok(self.work)
     }

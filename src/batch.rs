@@ -5,6 +5,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_shape};
 use crate::binding::View;
 use crate::contract::Range;
 use crate::memory::Scratch;
+use crate::vectors;
 use crate::weight::rescale::center;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 use statistics::{Outcome, Statistics, matrix};
@@ -144,14 +145,17 @@ impl Recorder<'_, '_> {
         // `linear` with kept axis 0 and unknown norms uses the scratch of sums only.
         let scratch = self.scratch(Scratch::Scales, rows * features as u64 * DType::F32.size())?;
         let shape = [&x.shape()[..x.shape().len() - 1], &[features]].concat();
-        let t = self.gpu().tensor(&scratch, 0, &shape, DType::F32)?;
+        let t = Tensor::in_scratch(self.gpu(), scratch, 0, &shape);
         self.nested(|ops| ops.linear_into(x, WeightNorm::unit(v).eps(eps), None, &t))?;
-        self.in_f32((false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
-            ops.statistics(&Statistics {
-                first: g.map(View::of),
-                second: bias.map(View::of),
-                ..Statistics::new(View::of(&t), DType::F32, rows, features as u64, Outcome::Scales)
-            })
+        vectors::in_f32(self, (false, true), [Some(g), Some(bias)], |ops, [g, bias]| {
+            statistics::reduce(
+                ops,
+                &Statistics {
+                    first: g.map(View::of),
+                    second: bias.map(View::of),
+                    ..Statistics::new(View::of(&t), DType::F32, rows, features as u64, Outcome::Scales)
+                },
+            )
         })
     }
 
@@ -183,14 +187,19 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(2 * t.len() as u64)
             .begin(self)?;
-        let means = self.means(columns)?;
-        self.statistics(&Statistics {
-            second: running.map(|r| View::of(r.mean)),
-            momentum: running.map_or(0.0, |r| r.momentum),
-            means: Some(means.clone()),
-            ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
-        })?;
-        self.in_f32((true, false), [bias], |ops, [bias]| center(ops, t, &means, bias.map(View::of).as_ref(), y))
+        let means = means(self, columns)?;
+        statistics::reduce(
+            self,
+            &Statistics {
+                second: running.map(|r| View::of(r.mean)),
+                momentum: running.map_or(0.0, |r| r.momentum),
+                means: Some(means.clone()),
+                ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
+            },
+        )?;
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
+            center(ops, t, &means, bias.map(View::of).as_ref(), y)
+        })
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
@@ -218,7 +227,7 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(t.len() as u64)
             .begin(self)?;
-        self.in_f32((true, false), [bias], |ops, [bias]| {
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
             center(ops, t, &View::of(running), bias.map(View::of).as_ref(), y)
         })
     }
@@ -248,23 +257,26 @@ impl Recorder<'_, '_> {
             .output_onto(write == Write::Add, "dbias", dbias)
             .operations(2 * dy.len() as u64)
             .begin(self)?;
-        let means = self.means(columns)?;
-        self.in_f32((write == Write::Add, true), [dbias], |ops, [dbias]| {
-            ops.statistics(&Statistics {
-                first: dbias.map(View::of),
-                means: Some(means.clone()),
-                write,
-                ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, Outcome::Means)
-            })
+        let means = means(self, columns)?;
+        vectors::in_f32(self, (write == Write::Add, true), [dbias], |ops, [dbias]| {
+            statistics::reduce(
+                ops,
+                &Statistics {
+                    first: dbias.map(View::of),
+                    means: Some(means.clone()),
+                    write,
+                    ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, Outcome::Means)
+                },
+            )
         })?;
         center(self, dy, &means, None, dt)
     }
+}
 
-    /// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
-    fn means(&self, columns: u64) -> Result<View<'static>, Error> {
-        let size = DType::F32.size();
-        Ok(View::scratch(self.scratch(Scratch::Scales, columns * size)?, size))
-    }
+/// Room for the means of a batch. The partial sums are in a scratch buffer of their own.
+fn means(ops: &mut Recorder<'_, '_>, columns: u64) -> Result<View<'static>, Error> {
+    let size = DType::F32.size();
+    Ok(View::scratch(ops.scratch(Scratch::Scales, columns * size)?, size))
 }
 
 /// [`matrix`] of an argument, its rank checked.

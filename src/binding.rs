@@ -4,43 +4,55 @@ use std::borrow::Cow;
 use wgpu::util::align_to;
 
 use crate::Tensor;
+use crate::memory::Memory;
 use crate::windows::Capacities;
 
 /// A part of a buffer for one binding, from an address that the device can bind.
 #[derive(Clone)]
 pub(crate) struct Span<'a> {
-    buffer: Cow<'a, wgpu::Buffer>,
+    memory: Cow<'a, Memory>,
     offset: u64,
     size: u64,
 }
 
 impl<'a> Span<'a> {
     /// Bytes that the device can bind.
-    pub fn new(buffer: &'a wgpu::Buffer, offset: u64, size: u64) -> Span<'a> {
-        Span { buffer: Cow::Borrowed(buffer), offset, size }
+    pub fn new(memory: &'a Memory, offset: u64, size: u64) -> Span<'a> {
+        Span { memory: Cow::Borrowed(memory), offset, size }
     }
 
-    pub fn binding(&self) -> wgpu::BufferBinding<'_> {
-        wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size: wgpu::BufferSize::new(self.size) }
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Offset and size in bytes.
+    pub fn range(&self) -> (u64, u64) {
+        (self.offset, self.size)
+    }
+
+    /// As wgpu binds it; none of a numbered buffer.
+    pub fn binding(&self) -> Option<wgpu::BufferBinding<'_>> {
+        let Memory::Buffer(buffer) = self.memory() else { return None };
+        Some(wgpu::BufferBinding { buffer, offset: self.offset, size: wgpu::BufferSize::new(self.size) })
     }
 }
 
 /// Elements in a buffer: of a tensor, or in scratch memory.
 #[derive(Clone)]
 pub(crate) struct View<'a> {
-    pub buffer: Cow<'a, wgpu::Buffer>,
+    pub memory: Cow<'a, Memory>,
     pub offset: u64,
     pub element: u64,
 }
 
 impl<'a> View<'a> {
     pub fn of(tensor: &'a Tensor) -> View<'a> {
-        View { buffer: Cow::Borrowed(tensor.buffer()), offset: tensor.offset(), element: tensor.dtype().size() }
+        View { memory: Cow::Borrowed(tensor.memory()), offset: tensor.offset(), element: tensor.dtype().size() }
     }
 
     /// Scratch memory as elements of `element` bytes.
-    pub fn scratch(buffer: wgpu::Buffer, element: u64) -> View<'static> {
-        View { buffer: Cow::Owned(buffer), offset: 0, element }
+    pub fn scratch(memory: Memory, element: u64) -> View<'static> {
+        View { memory: Cow::Owned(memory), offset: 0, element }
     }
 
     /// Binds `count` elements from `first` on: the span, and the place of `first` within it in elements. Devices bind
@@ -53,7 +65,7 @@ impl<'a> View<'a> {
         let alignment = capacities.alignment;
         let offset = begin / alignment * alignment;
         let end = align_to(begin + count * self.element, 4);
-        let span = Span { buffer: self.buffer.clone(), offset, size: end - offset };
+        let span = Span { memory: self.memory.clone(), offset, size: end - offset };
         (Some(span), ((begin - offset) / self.element) as u32)
     }
 }

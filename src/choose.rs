@@ -22,11 +22,11 @@ pub struct Traits {
     pub cooperative: [Option<u64>; 2],
 }
 
-/// All that plans depend on, in numbers.
+/// All that plans depend on, in numbers: the limits of a device, and what it is like. See [`Launch`](crate::Launch).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Facts {
-    pub traits: Traits,
-    pub capacities: Capacities,
+pub struct Facts {
+    pub(crate) traits: Traits,
+    pub(crate) capacities: Capacities,
 }
 
 /// A GPU wants neighbouring invocations to read neighbouring addresses, and many of them. A software driver runs
@@ -51,17 +51,22 @@ const GOLDEN_RATIO: u32 = 0x9e37_79b9;
 
 impl Traits {
     /// A device's own, but for what tests say.
-    pub(crate) fn of(device: &wgpu::Device, info: &wgpu::AdapterInfo, kind: Option<Kind>) -> Traits {
+    pub(crate) fn of(
+        info: &wgpu::AdapterInfo,
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+        kind: Option<Kind>,
+    ) -> Traits {
         let own = if info.device_type == wgpu::DeviceType::Cpu { Kind::Software } else { Kind::Gpu };
         let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
-        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
         Traits {
             kind: kind.unwrap_or(own),
             integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
-            workgroup_bytes: device.limits().max_compute_workgroup_storage_size.into(),
+            workgroup_bytes: limits.max_compute_workgroup_storage_size.into(),
             spills: info.backend == wgpu::Backend::Metal,
-            invocations: u64::from(needs::workgroup_capacity(&device.limits())),
+            invocations: u64::from(needs::workgroup_capacity(limits)),
             cooperative: [None; 2],
         }
     }

@@ -147,21 +147,21 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// An output shares a buffer with an input. wgpu tracks use per buffer, so disjoint parts of one do not help: give the
-    /// output a buffer of its own, or use the operator's in-place form.
+    /// An output overlaps an input. In one buffer they have to lie in different 32-bit words; in a browser in different
+    /// multiples of [`wgpu::Limits::min_storage_buffer_offset_alignment`] bytes.
     #[error(
-        "{op}: output {output} shares its buffer with input {input}, and disjoint parts of one buffer do not help.\nGive \
-         {output} a buffer of its own, or use the form that works in place, where there is one"
+        "{op}: output {output} overlaps input {input}.\nGive {output} memory of its own, or use the form that works in place, \
+         where there is one"
     )]
     Alias {
         /// The operator.
         op: &'static str,
         /// The output.
         output: &'static str,
-        /// The input in the same buffer.
+        /// The input that it overlaps.
         input: &'static str,
     },
-    /// Two outputs overlap in one buffer.
+    /// Two outputs overlap, as [`Error::Alias`] has it.
     #[error("{op}: outputs {first} and {second} overlap")]
     Overlap {
         /// The operator.

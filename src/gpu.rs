@@ -3,11 +3,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::choose::{Facts, Kind, Traits};
-use crate::kernel::{self, Build, Pipelines};
+use crate::kernel::{self, Build, Pipelines, Variant};
 use crate::needs::{self, COOPERATIVE, Wanted};
 use crate::owner::Owner;
 use crate::scope::Scopes;
-use crate::source::Module;
 use crate::windows::Capacities;
 use crate::{Choices, Error, Options, Parameters, Report, Roof, adapter};
 
@@ -159,7 +158,8 @@ impl Gpu {
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
             choices: options.choices.on(&info),
-            traits: Traits::of(device, &info, options.kind).with_cooperative(&cooperative, cooperative_lanes),
+            traits: Traits::of(&info, &limits, device.features(), options.kind)
+                .with_cooperative(&cooperative, cooperative_lanes),
             capacities: Capacities::of(&limits, info.backend),
             info,
             limits,
@@ -304,14 +304,9 @@ impl Gpu {
     }
 
     /// The pipeline of a kernel in a variant.
-    pub(crate) fn pipeline(
-        &self,
-        kernel: &'static kernel::Kernel,
-        module: Module,
-        constants: &kernel::Constants,
-    ) -> Result<Arc<kernel::Pipeline>, Error> {
+    pub(crate) fn pipeline(&self, variant: &Variant<'_>) -> Result<Arc<kernel::Pipeline>, Error> {
         let build = Build { device: self.device(), scopes: &self.inner.scopes, parameters: self.inner.parameters };
-        self.inner.pipelines.get(&build, kernel, module, constants)
+        self.inner.pipelines.get(&build, variant)
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {

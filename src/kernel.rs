@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::scope::Scopes;
-use crate::source::Module;
+use crate::source::{Module, Shared};
 use crate::{Error, Parameters, unchecked};
 
 const UNIFORM_BINDING: u32 = 15;
@@ -79,8 +79,16 @@ pub(crate) use kernels;
 
 pub(crate) type Constants = Vec<(&'static str, u32)>;
 
-/// What identifies a pipeline: the kernel by its entry point, the module, the override constants.
-type PipelineKey = (&'static str, Module, Constants);
+/// What a pipeline is made of.
+pub(crate) struct Variant<'a> {
+    pub kernel: &'static Kernel,
+    pub module: Module,
+    pub shared: Shared,
+    pub constants: &'a Constants,
+}
+
+/// The kernel by its entry point, and the rest of its [`Variant`].
+type PipelineKey = (&'static str, Module, Shared, Constants);
 
 pub(crate) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
@@ -102,7 +110,7 @@ pub(crate) struct Build<'a> {
 pub(crate) struct Pipelines {
     /// The caller's.
     cache: Option<wgpu::PipelineCache>,
-    modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
+    modules: Mutex<HashMap<(Module, Shared), wgpu::ShaderModule>>,
     slots: Mutex<HashMap<PipelineKey, PipelineSlot>>,
 }
 
@@ -124,14 +132,9 @@ impl Pipelines {
     }
 
     /// What failed to be built, for want of memory say, is not kept.
-    pub fn get(
-        &self,
-        on: &Build<'_>,
-        kernel: &'static Kernel,
-        module: Module,
-        constants: &Constants,
-    ) -> Result<Arc<Pipeline>, Error> {
-        let key = (kernel.entry, module, constants.clone());
+    pub fn get(&self, on: &Build<'_>, variant: &Variant<'_>) -> Result<Arc<Pipeline>, Error> {
+        let &Variant { kernel, module, shared, constants } = variant;
+        let key = (kernel.entry, module, shared, constants.clone());
         let slot = self.slots.lock().expect("no panic while held").entry(key).or_default().clone();
         let mut built = slot.lock().expect("no panic while held");
         if let Some(pipeline) = &*built {
@@ -139,13 +142,14 @@ impl Pipelines {
         }
         let &Build { device, scopes, parameters } = on;
         let made = scopes.scoped(device, "a pipeline", 0, || {
-            let shader = self.module(device, parameters, module);
+            let shader = self.module(device, parameters, module, shared);
             let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
             let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };
-            build(device, parameters == Parameters::Auto, kernel, module, constants, &shader, self.cache.as_ref())
+            let variant = Variant { constants, ..*variant };
+            build(device, parameters == Parameters::Auto, &variant, &shader, self.cache.as_ref())
         });
         if made.is_err() {
-            self.modules.lock().expect("no panic while held").remove(&module);
+            self.modules.lock().expect("no panic while held").remove(&(module, shared));
         }
         Ok(built.insert(Arc::new(made?)).clone())
     }
@@ -156,24 +160,33 @@ impl Pipelines {
         slots.iter().filter(|slot| slot.lock().expect("no panic while held").is_some()).count()
     }
 
-    fn module(&self, device: &wgpu::Device, parameters: Parameters, module: Module) -> wgpu::ShaderModule {
+    fn module(
+        &self,
+        device: &wgpu::Device,
+        parameters: Parameters,
+        module: Module,
+        shared: Shared,
+    ) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().expect("no panic while held");
-        modules.entry(module).or_insert_with(|| unchecked::shader_module(device, module, parameters)).clone()
+        let make = || unchecked::shader_module(device, module, shared, parameters);
+        modules.entry((module, shared)).or_insert_with(make).clone()
     }
+}
+
+/// What profiles and debuggers call a variant.
+pub(crate) fn label(kernel: &Kernel, module: Module, constants: &Constants) -> String {
+    let name = format!("weightnorm.{}.{}", module.name(), kernel.entry);
+    constants.iter().fold(name, |label, (constant, value)| format!("{label}.{constant}={value}"))
 }
 
 fn build(
     device: &wgpu::Device,
     immediates: bool,
-    kernel: &'static Kernel,
-    module: Module,
-    constants: &Constants,
+    &Variant { kernel, module, shared, constants }: &Variant<'_>,
     shader: &wgpu::ShaderModule,
     cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
-    let label = constants.iter().fold(format!("weightnorm.{}.{}", module.name(), kernel.entry), |l, (name, value)| {
-        format!("{l}.{name}={value}")
-    });
+    let label = label(kernel, module, constants);
     let buffer = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -181,7 +194,7 @@ fn build(
         count: None,
     };
     let storage = |&(binding, access): &(u32, Access)| {
-        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read })
+        buffer(binding, wgpu::BufferBindingType::Storage { read_only: access == Access::Read && !shared.has(binding) })
     };
     let mut entries: Vec<_> = kernel.bindings.iter().map(storage).collect();
     if !immediates {

@@ -45,8 +45,8 @@
 //!
 //! # A training step, recorded
 //!
-//! Every tensor is allocated once. A step is then one submission, and allocates nothing. Outputs need another buffer than
-//! every input; parts of one buffer may hold several outputs, or several inputs.
+//! Every tensor is allocated once. A step is then one submission, and allocates nothing. Parts of one
+//! buffer may hold them all, as long as no output overlaps an input.
 //!
 //! ```no_run
 //! use weightnorm::{Adam, AdamState, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Trainable, WeightNorm};
@@ -153,7 +153,7 @@
 //! though wgpu itself may take a thing of another instance for one of its own. Handles made of one device are one device.
 //!
 //! A tensor is one buffer, of at most 2³² - 1 elements. What is beyond a binding or a dispatch is split by the host layer.
-//! An output needs another buffer than every input, since wgpu tracks use by buffer.
+//! No output may overlap an input or another output; disjoint parts of one buffer may be both. ([`Error::Alias`])
 //!
 //! The device needs 8 storage buffers in a stage, 16 KiB of workgroup memory and 128 invocations in a workgroup, as
 //! WebGPU's default limits have them. Where it has immediates, the parameters of a dispatch travel with it; else each
@@ -209,6 +209,7 @@ mod error;
 mod gpu;
 mod gradient;
 mod kernel;
+mod launch;
 mod linear;
 mod memory;
 mod needs;
@@ -234,9 +235,11 @@ mod work;
 
 pub use batch::RunningMean;
 pub use choices::Choices;
+pub use choose::Facts;
 pub use error::Error;
 pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
+pub use launch::{Launch, Planned, PlannedBinding, SCRATCH_BUFFERS};
 pub use linear::{LinearOptions, Weight};
 pub use needs::Wanted;
 pub use optimizer::{AdamState, Moments, SgdState, Trainable};
@@ -264,7 +267,7 @@ pub mod internals {
     pub use crate::choose::{Kind, Traits};
     pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
-    pub use crate::source::{FILES, Import, Module, imports};
+    pub use crate::source::{FILES, Import, Module, Shared, imports};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
@@ -286,7 +289,15 @@ pub mod internals {
         dg: Option<&Tensor>,
         write: Write,
     ) -> Result<(), Error> {
-        ops.column_dot_sums(dy, u.map(View::of), dbias.map(View::of), dg.map(View::of), None, write)
+        crate::batch::statistics::column_dot_sums(
+            ops,
+            dy,
+            u.map(View::of),
+            dbias.map(View::of),
+            dg.map(View::of),
+            None,
+            write,
+        )
     }
 }
 

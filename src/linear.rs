@@ -4,7 +4,7 @@ pub(crate) mod epilogue;
 use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::contract::norms_shape;
-use crate::product::record::{Operand, Product, are_halves};
+use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::product::selection::Selection;
 use crate::weight::norms::{Form, Job, record_norms, scales};
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
@@ -191,7 +191,7 @@ impl Recorder<'_, '_> {
         options: &LinearOptions<'_>,
     ) -> Result<(), Error> {
         let weight = weight.into();
-        self.check_linear(x, weight, bias, y, options)?;
+        check_linear(self, x, weight, bias, y, options)?;
         let v = weight.v();
         let (outs, ins) = (v.shape()[0] as u64, v.shape()[1] as u64);
         let batch = y.shape()[..y.shape().len() - 1].iter().product::<usize>() as u64;
@@ -233,66 +233,69 @@ impl Recorder<'_, '_> {
             activation: options.activation,
             columns: outs,
         };
-        self.product(&Product {
-            a: Operand { tensor: x, along_k: true },
-            b: Operand { tensor: v, along_k: true },
-            c_bytes: if options.u.is_some() { 4 } else { y.dtype().size() },
-            rows: batch,
-            columns: outs,
-            depth: ins,
-            selection: options.selection(),
-            epilogue: &epilogue,
-        })
+        multiply(
+            self,
+            &Product {
+                a: Operand { tensor: x, along_k: true },
+                b: Operand { tensor: v, along_k: true },
+                c_bytes: if options.u.is_some() { 4 } else { y.dtype().size() },
+                rows: batch,
+                columns: outs,
+                depth: ins,
+                selection: options.selection(),
+                epilogue: &epilogue,
+            },
+        )
     }
+}
 
-    fn check_linear(
-        &mut self,
-        x: &Tensor,
-        weight: Weight<'_>,
-        bias: Option<&Tensor>,
-        y: &Tensor,
-        options: &LinearOptions<'_>,
-    ) -> Result<(), Error> {
-        let v = weight.v();
-        let shape = y_shape(x, v)?;
-        expect_shape(OP, "y", y, &shape)?;
-        options.activation.check(OP)?;
-        if let Some(weight) = weight.normalized() {
-            weight.check(OP)?;
-        }
-        if let Some(bias) = bias {
-            expect_shape(OP, "bias", bias, &v.shape()[..1])?;
-        }
-        let normalized = weight.normalized();
-        if let Some(norms) = options.norms {
-            let Some(weight) = normalized else {
-                let expected = "a weight with norms".to_owned();
-                return Err(Error::Shape { op: OP, arg: "norms", got: norms.shape().to_vec(), expected });
-            };
-            expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
-        }
-        if let Some(u) = options.u {
-            expect_dtype(OP, "u", u, DType::F32)?;
-            expect_shape(OP, "u", u, &shape)?;
-            if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
-                let expected = "none: it wants a weight normalized along axis 0 or as a whole".to_owned();
-                return Err(Error::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected });
-            }
-        }
-        Arguments::new(OP)
-            .input("x", x)
-            .input("weight", v)
-            .input("g", normalized.and_then(|w| w.g))
-            .input("known norms", normalized.and_then(|w| w.norms))
-            .input("bias", bias)
-            .output("y", y)
-            .output("norms", options.norms)
-            .output("u", options.u)
-            .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
-            .begin(self)?;
-        let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
-        options.selection().check(OP, self.facts().traits, are_halves([x, v]) && !scaled)
+fn check_linear(
+    ops: &mut Recorder<'_, '_>,
+    x: &Tensor,
+    weight: Weight<'_>,
+    bias: Option<&Tensor>,
+    y: &Tensor,
+    options: &LinearOptions<'_>,
+) -> Result<(), Error> {
+    let v = weight.v();
+    let shape = y_shape(x, v)?;
+    expect_shape(OP, "y", y, &shape)?;
+    options.activation.check(OP)?;
+    if let Some(weight) = weight.normalized() {
+        weight.check(OP)?;
     }
+    if let Some(bias) = bias {
+        expect_shape(OP, "bias", bias, &v.shape()[..1])?;
+    }
+    let normalized = weight.normalized();
+    if let Some(norms) = options.norms {
+        let Some(weight) = normalized else {
+            let expected = "a weight with norms".to_owned();
+            return Err(Error::Shape { op: OP, arg: "norms", got: norms.shape().to_vec(), expected });
+        };
+        expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
+    }
+    if let Some(u) = options.u {
+        expect_dtype(OP, "u", u, DType::F32)?;
+        expect_shape(OP, "u", u, &shape)?;
+        if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
+            let expected = "none: it wants a weight normalized along axis 0 or as a whole".to_owned();
+            return Err(Error::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected });
+        }
+    }
+    Arguments::new(OP)
+        .input("x", x)
+        .input("weight", v)
+        .input("g", normalized.and_then(|w| w.g))
+        .input("known norms", normalized.and_then(|w| w.norms))
+        .input("bias", bias)
+        .output("y", y)
+        .output("norms", options.norms)
+        .output("u", options.u)
+        .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
+        .begin(ops)?;
+    let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
+    options.selection().check(OP, ops.facts().traits, are_halves([x, v]) && !scaled)
 }
 
 /// The norms alone, where no product makes them.

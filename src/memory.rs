@@ -1,7 +1,22 @@
 //! Buffers: scratch memory, and what is made for an operator.
 use crate::{Error, Gpu};
 
-/// The scratch buffers. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
+/// What a tensor lies in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Memory {
+    /// A buffer of the device.
+    Buffer(wgpu::Buffer),
+    /// One that a launcher knows by its number.
+    Numbered(u64),
+}
+
+impl Memory {
+    pub fn number(&self) -> Option<u64> {
+        if let Memory::Numbered(number) = self { Some(*number) } else { None }
+    }
+}
+
+/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
 /// per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {

@@ -41,9 +41,8 @@ pub(crate) fn parameters(device: &wgpu::Device, asked: Parameters) -> Parameters
     if asked == Parameters::Auto && !immediates { Parameters::Uniform } else { asked }
 }
 
-/// Refuses a device that cannot run the kernels.
-pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Error> {
-    let limits = device.limits();
+/// Refuses limits that the kernels do not fit.
+pub(crate) fn check_limits(limits: &wgpu::Limits) -> Result<(), Error> {
     let unsupported = |what| Err(Error::Unsupported { what });
     for (what, has, needs) in [
         ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
@@ -67,6 +66,14 @@ pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Erro
     if alignment > 256 {
         return unsupported(format!("bindings at multiples of 256 bytes, only of {alignment}"));
     }
+    Ok(())
+}
+
+/// Refuses a device that cannot run the kernels as the options ask for.
+pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Error> {
+    let limits = device.limits();
+    check_limits(&limits)?;
+    let unsupported = |what| Err(Error::Unsupported { what });
     let (uniforms, bytes) = (limits.max_uniform_buffers_per_shader_stage, limits.max_uniform_buffer_binding_size);
     let fit = uniforms >= 1 && bytes >= u64::from(kernel::MAX_PARAMS);
     match options.parameters {

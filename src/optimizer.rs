@@ -153,7 +153,7 @@ impl Recorder<'_, '_> {
         };
         let v = Parameter { value: weight.v, gradient: weight.dv, first: m_v, second: None };
         let g = weight.gain.map(|(value, gradient)| Parameter { value, gradient, first: m_g, second: None });
-        self.step(OP, &OptimizerStep { v, g, project: weight.project, kind, params })
+        step::record(self, OP, &OptimizerStep { v, g, project: weight.project, kind, params })
     }
 
     /// Records [`Gpu::adam_step`]. The dispatches are those of [`Recorder::sgd_step`].
@@ -183,7 +183,7 @@ impl Recorder<'_, '_> {
         let v = with_moments((weight.v, weight.dv), &state.v);
         let g = weight.gain.zip(state.g.as_ref()).map(|(gain, moments)| with_moments(gain, moments));
         let kind = if adam.decoupled { Rule::AdamW } else { Rule::Adam };
-        self.step(OP, &OptimizerStep { v, g, project: weight.project, kind, params })
+        step::record(self, OP, &OptimizerStep { v, g, project: weight.project, kind, params })
     }
 }
 

@@ -85,7 +85,7 @@ impl Gpu {
         let session = {
             let mut recorder = Recorder::on(self, Pass::Profiled(Box::new(Session::new(self, clock))));
             record(&mut recorder)?;
-            let Pass::Profiled(session) = recorder.into_pass() else { unreachable!("made above") };
+            let Some(Pass::Profiled(session)) = recorder.into_pass() else { unreachable!("made above") };
             session
         };
         session.finish(self, block).await

@@ -1,14 +1,18 @@
 //! Recording: the recorder, and one dispatch.
 use wgpu::util::align_to;
 
+#[cfg(doc)]
+use crate::Tensor;
 use crate::binding::Span;
 use crate::choose::Facts;
 use crate::commands::{Commands, PASS};
-use crate::kernel::{self, Access, Constants, Kernel};
-use crate::memory::Scratch;
+use crate::kernel::{self, Access, Constants, Kernel, Variant};
+use crate::launch::{Launch, Planned};
+use crate::memory::{Memory, Scratch};
+use crate::product::selection::{Problem, Selection};
 use crate::profile::session::Session;
 use crate::source::Module;
-use crate::{Choices, Error, Gpu, Work};
+use crate::{Error, Gpu, Work};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -16,11 +20,17 @@ use crate::{Choices, Error, Gpu, Work};
 /// operator checks all its arguments before it records anything. Operators that are recorded one after another see
 /// each other's results. Each dispatch keeps its own parameters, so one encoder may hold any number of them.
 pub struct Recorder<'p, 'e> {
-    gpu: Gpu,
-    pass: Pass<'p, 'e>,
+    facts: Facts,
+    target: Target<'p, 'e>,
     dispatch_count: u64,
     /// Within an operator that is made of others.
     nested: bool,
+}
+
+/// Where dispatches go.
+enum Target<'p, 'e> {
+    Device(Gpu, Pass<'p, 'e>),
+    Launcher(&'p mut dyn Launch),
 }
 
 pub(crate) enum Pass<'p, 'e> {
@@ -47,11 +57,18 @@ pub(crate) struct Dispatch<'a, P> {
 
 impl<'p, 'e> Recorder<'p, 'e> {
     pub(crate) fn on(gpu: &Gpu, pass: Pass<'p, 'e>) -> Self {
-        Recorder { gpu: gpu.clone(), pass, dispatch_count: 0, nested: false }
+        let target = Target::Device(gpu.clone(), pass);
+        Recorder { facts: gpu.facts(), target, dispatch_count: 0, nested: false }
     }
 
-    pub(crate) fn into_pass(self) -> Pass<'p, 'e> {
-        self.pass
+    /// Records operators by handing each dispatch to `launcher`. The tensors have to be of [`Tensor::of_launcher`].
+    pub fn launching(facts: Facts, launcher: &'p mut dyn Launch) -> Self {
+        Recorder { facts, target: Target::Launcher(launcher), dispatch_count: 0, nested: false }
+    }
+
+    /// None with a launcher.
+    pub(crate) fn into_pass(self) -> Option<Pass<'p, 'e>> {
+        if let Target::Device(_, pass) = self.target { Some(pass) } else { None }
     }
 
     /// The dispatches recorded so far. Each operator says how many it needs.
@@ -59,66 +76,54 @@ impl<'p, 'e> Recorder<'p, 'e> {
         self.dispatch_count
     }
 
-    /// The device it records for.
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+    /// The device it records for, unless it hands its dispatches to a [`Launch`].
+    pub fn gpu(&self) -> Option<&Gpu> {
+        if let Target::Device(gpu, _) = &self.target { Some(gpu) } else { None }
     }
 
     /// What plans depend on.
     pub(crate) fn facts(&self) -> Facts {
-        self.gpu.facts()
+        self.facts
     }
 
-    /// Which tiles were measured to be the best.
-    pub(crate) fn choices(&self) -> &Choices {
-        self.gpu.choices()
+    /// The choice for a product, if one was measured.
+    pub(crate) fn choice(&self, problem: &Problem, cooperative: bool) -> Selection {
+        self.gpu().map_or(Selection::default(), |gpu| gpu.choices().get(problem, cooperative))
     }
 
     /// A scratch buffer of at least `bytes`.
-    pub(crate) fn scratch(&self, which: Scratch, bytes: u64) -> Result<wgpu::Buffer, Error> {
-        self.gpu.scratch(which, bytes)
+    pub(crate) fn scratch(&mut self, which: Scratch, bytes: u64) -> Result<Memory, Error> {
+        match &mut self.target {
+            Target::Device(gpu, _) => gpu.scratch(which, bytes).map(Memory::Buffer),
+            Target::Launcher(launcher) => launcher.scratch(which as usize, bytes).map(Memory::Numbered),
+        }
     }
 
-    /// Records one dispatch. The caller has checked everything; what can still fail is memory and the device.
+    /// Plans one dispatch, and records or launches it. The caller has checked everything; what can still fail is memory and
+    /// the device.
     pub(crate) fn dispatch<P: bytemuck::Pod>(&mut self, dispatch: &Dispatch<'_, P>) -> Result<(), Error> {
         if dispatch.groups == 0 {
             return Ok(());
         }
-        let gpu = &self.gpu;
-        let Dispatch { kernel, module, constants, buffers, params, groups, work } = dispatch;
+        let &Dispatch { kernel, module, constants, buffers, ref params, groups, work } = dispatch;
         debug_assert_eq!(buffers.len(), kernel.bindings.len(), "{}", kernel.entry);
-        let params = bytemuck::bytes_of(params);
-        debug_assert!(params.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
-        let pipeline = gpu.pipeline(kernel, *module, constants)?;
-        let bind_group = gpu.scoped("a bind group", 0, || {
-            let uniform = if gpu.immediates() { Ok(None) } else { uniform_buffer(gpu, params).map(Some) };
-            uniform.map(|uniform| {
-                let mut entries: Vec<_> = zip_bindings(gpu, kernel, buffers);
-                entries.extend(uniform.as_ref().map(kernel::uniform_entry));
-                gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(&pipeline.label),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                })
-            })
-        })??;
-        let [x, y, z] = kernel::grid(*groups, gpu.limits().max_compute_workgroups_per_dimension);
-        let immediates = gpu.immediates();
-        self.encode(&pipeline.label, *work, |pass| {
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &bind_group, &[]);
-            if immediates {
-                pass.set_immediates(0, params);
-            }
-            pass.dispatch_workgroups(x, y, z);
-        })
+        let parameters = bytemuck::bytes_of(params);
+        debug_assert!(parameters.len() <= kernel::MAX_PARAMS as usize, "{}", kernel.entry);
+        let workgroups = kernel::grid(groups, self.facts.capacities.groups_along);
+        let planned = Planned { kernel, module, constants, buffers, parameters, workgroups, work };
+        match &mut self.target {
+            Target::Device(gpu, pass) => pass.launch(gpu, &planned)?,
+            Target::Launcher(launcher) => launcher.launch(&planned)?,
+        }
+        self.dispatch_count += 1;
+        Ok(())
     }
 
     /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too, under
     /// `name` and with the `work` that the caller knows of. `record` sets everything on the pass that it needs.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; none but while profiling.
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`] while profiling; [`Error::Unsupported`] with a [`Launch`].
     pub fn custom(
         &mut self,
         name: &str,
@@ -126,24 +131,19 @@ impl<'p, 'e> Recorder<'p, 'e> {
         record: impl FnOnce(&mut wgpu::ComputePass<'_>),
     ) -> Result<(), Error> {
         self.begin(name, work);
-        self.encode(name, work.operations / 2, record)
-    }
-
-    fn encode(&mut self, label: &str, work: u64, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<(), Error> {
-        let gpu = &self.gpu;
-        match &mut self.pass {
-            Pass::Own(pass) => record(pass),
-            Pass::Borrowed(pass) => record(pass),
-            Pass::Eager(commands) => commands.pass(gpu, None, work, record)?,
-            Pass::Profiled(session) => session.time(gpu, label, work, record)?,
-        }
+        let Target::Device(gpu, pass) = &mut self.target else {
+            return Err(Error::Unsupported {
+                what: "a dispatch of the caller's own among those of a launcher".to_owned(),
+            });
+        };
+        pass.encode(gpu, name, work.operations / 2, record)?;
         self.dispatch_count += 1;
         Ok(())
     }
 
     /// An operator begins: what a profile counts its dispatches to.
     pub(crate) fn begin(&mut self, op: &str, work: Work) {
-        if let (Pass::Profiled(session), false) = (&mut self.pass, self.nested) {
+        if let (Target::Device(_, Pass::Profiled(session)), false) = (&mut self.target, self.nested) {
             session.begin(op, work);
         }
     }
@@ -175,20 +175,61 @@ impl Gpu {
         self.check()?;
         let mut recorder = Recorder::on(self, Pass::Eager(Commands::new(self)));
         let result = record(&mut recorder)?;
-        let Pass::Eager(commands) = recorder.pass else { unreachable!("made above") };
+        let Some(Pass::Eager(commands)) = recorder.into_pass() else { unreachable!("made above") };
         commands.submit(self)?;
         Ok(result)
     }
 }
 
-fn zip_bindings<'a>(gpu: &'a Gpu, kernel: &Kernel, buffers: &'a [Option<Span<'_>>]) -> Vec<wgpu::BindGroupEntry<'a>> {
-    let zipped = kernel.bindings.iter().zip(buffers);
-    let entry = |(&(binding, access), span): (&(u32, Access), &'a Option<Span<'_>>)| wgpu::BindGroupEntry {
-        binding,
-        resource: wgpu::BindingResource::Buffer(match span {
-            Some(span) => span.binding(),
-            None => gpu.placeholder(access, binding),
-        }),
+impl Pass<'_, '_> {
+    fn launch(&mut self, gpu: &Gpu, planned: &Planned<'_>) -> Result<(), Error> {
+        let &Planned { kernel, module, constants, parameters, workgroups: [x, y, z], work, .. } = planned;
+        let pipeline = gpu.pipeline(&Variant { kernel, module, shared: planned.shared(), constants })?;
+        let immediates = gpu.immediates();
+        let bind_group = gpu.scoped("a bind group", 0, || {
+            let uniform = if immediates { Ok(None) } else { uniform_buffer(gpu, parameters).map(Some) };
+            uniform.map(|uniform| {
+                let mut entries = bindings(gpu, planned);
+                entries.extend(uniform.as_ref().map(kernel::uniform_entry));
+                gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(&pipeline.label),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                })
+            })
+        })??;
+        self.encode(gpu, &pipeline.label, work, |pass| {
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &bind_group, &[]);
+            if immediates {
+                pass.set_immediates(0, parameters);
+            }
+            pass.dispatch_workgroups(x, y, z);
+        })
+    }
+
+    fn encode(
+        &mut self,
+        gpu: &Gpu,
+        label: &str,
+        work: u64,
+        record: impl FnOnce(&mut wgpu::ComputePass<'_>),
+    ) -> Result<(), Error> {
+        match self {
+            Pass::Own(pass) => record(pass),
+            Pass::Borrowed(pass) => record(pass),
+            Pass::Eager(commands) => commands.pass(gpu, None, work, record)?,
+            Pass::Profiled(session) => session.time(gpu, label, work, record)?,
+        }
+        Ok(())
+    }
+}
+
+fn bindings<'a>(gpu: &'a Gpu, planned: &'a Planned<'_>) -> Vec<wgpu::BindGroupEntry<'a>> {
+    let zipped = planned.kernel.bindings.iter().zip(planned.buffers);
+    let entry = |(&(binding, access), span): (&(u32, Access), &'a Option<Span<'_>>)| {
+        let bound = span.as_ref().and_then(Span::binding).unwrap_or_else(|| gpu.placeholder(access, binding));
+        wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(bound) }
     };
     zipped.map(entry).collect()
 }

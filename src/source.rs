@@ -19,9 +19,50 @@ pub struct Module {
 type Slot = (&'static str, &'static str);
 const NO_SLOT: Slot = ("", "");
 
+/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU allow no
+/// other of a buffer that is written. A bit for each binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[doc(hidden)]
+pub struct Shared(u16);
+
+impl Shared {
+    pub fn of(bindings: impl Iterator<Item = u32>) -> Shared {
+        Shared(bindings.fold(0, |bits, binding| bits | 1 << binding))
+    }
+
+    pub fn has(self, binding: u32) -> bool {
+        self.0 >> binding & 1 == 1
+    }
+}
+
 /// The line that declares the parameters of a dispatch, and what stands there on a device without immediates.
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
+
+/// What declares the access of a storage buffer, which WGSL cannot override. A buffer that never shares one with an output, a
+/// table of the crate's own, is declared `var<storage>`, which is the same.
+const READ: &str = "var<storage, read>";
+const READ_WRITE: &str = "var<storage, read_write>";
+
+const TABLE: &str = "var<storage>";
+
+/// The binding that a line declares, and what stands behind it.
+fn read_group(line: &str) -> Option<(u32, &str)> {
+    let (binding, rest) = line.strip_prefix("@group(0) @binding(")?.split_once(") ")?;
+    Some((binding.parse().ok()?, rest))
+}
+
+/// The binding that a line declares, if it is only read and may be shared.
+fn read_binding(line: &str) -> Option<u32> {
+    read_group(line).filter(|(_, rest)| rest.starts_with(READ)).map(|(binding, _)| binding)
+}
+
+/// Name, type and default of the override that a line declares.
+fn read_override(line: &str) -> Option<(&str, &str, &str)> {
+    let (name, rest) = line.strip_prefix("override ")?.split_once(": ")?;
+    let (kind, rest) = rest.split_once(" = ")?;
+    Some((name, kind, rest.split_once(';')?.0))
+}
 
 macro_rules! files {
     ($($name:literal)*) => {
@@ -96,20 +137,49 @@ impl Module {
     }
 
     /// The WGSL with the parameters as immediates.
-    pub fn source(self) -> String {
+    pub fn source(self, shared: Shared) -> String {
         let (mut directives, mut text) = (String::new(), String::new());
         for line in self.files().into_iter().flat_map(|name| file(name).lines()) {
             // Directives come first.
             let to = if line.starts_with("enable ") { &mut directives } else { &mut text };
-            to.push_str(line);
+            match read_binding(line).filter(|&binding| shared.has(binding)) {
+                Some(_) => to.push_str(&line.replacen(READ, READ_WRITE, 1)),
+                None => to.push_str(line),
+            }
             to.push('\n');
         }
         directives + &text
     }
 
+    /// The WGSL of one variant of one entry point: its `bindings` are 0, 1, .. in their order, with the parameters in a uniform
+    /// buffer behind them; those of other entry points get out of the way. See [`Planned::plain_wgsl`](crate::Planned).
+    pub fn plain_source(self, bindings: &[u32], constants: &[(&'static str, u32)]) -> String {
+        let place = |binding: u32| bindings.iter().position(|&b| b == binding).map_or(binding + 100, |i| i as u32);
+        let mut plain = String::new();
+        for line in self.source(Shared::default()).lines() {
+            if line == IMMEDIATE {
+                plain += &format!("@group(0) @binding({}) var<uniform> p: Params;", bindings.len());
+            } else if let Some((name, kind, value)) = read_override(line) {
+                let chosen = constants.iter().find(|(chosen, _)| *chosen == name).map(|&(_, value)| match kind {
+                    "bool" => (value != 0).to_string(),
+                    _ => format!("{kind}({value})"),
+                });
+                plain += &format!("const {name}: {kind} = {};", chosen.unwrap_or(value.to_owned()));
+            } else if let Some((binding, rest)) = read_group(line) {
+                let access = [READ, TABLE].into_iter().find(|access| rest.starts_with(access));
+                let rest = access.map_or(rest.to_owned(), |access| rest.replacen(access, READ_WRITE, 1));
+                plain += &format!("@group(0) @binding({}) {rest}", place(binding));
+            } else {
+                plain += line;
+            }
+            plain.push('\n');
+        }
+        plain
+    }
+
     /// The WGSL with the parameters as a uniform buffer.
-    pub fn uniform_source(self) -> String {
-        self.source().replace(IMMEDIATE, UNIFORM)
+    pub fn uniform_source(self, shared: Shared) -> String {
+        self.source(shared).replace(IMMEDIATE, UNIFORM)
     }
 }
 

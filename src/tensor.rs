@@ -1,6 +1,7 @@
 //! Tensors over buffers.
 use futures_channel::oneshot;
 
+use crate::memory::Memory;
 use crate::{DType, Element, Error, Gpu};
 
 /// The largest number of elements: positions are u32 in the shaders.
@@ -12,8 +13,9 @@ const TENSOR_USAGE: wgpu::BufferUsages =
 /// A row-major tensor in (a part of) a [`wgpu::Buffer`]. Cheap to clone; a clone is the same memory.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    gpu: Gpu,
-    buffer: wgpu::Buffer,
+    /// None of a launcher's.
+    gpu: Option<Gpu>,
+    memory: Memory,
     offset: u64,
     shape: Vec<usize>,
     dtype: DType,
@@ -63,8 +65,7 @@ impl Tensor {
         if size > limit {
             return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit });
         }
-        let buffer = make(size)?;
-        Ok(Tensor { gpu: gpu.clone(), buffer, offset: 0, shape: shape.to_vec(), dtype })
+        Ok(Tensor::of(gpu, make(size)?, 0, shape, dtype))
     }
 
     /// Several in one buffer.
@@ -78,12 +79,30 @@ impl Tensor {
         }
         let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE)?;
         let placed = tensors.iter().zip(places);
-        Ok(placed
-            .map(|(&(shape, dtype), offset)| {
-                let (gpu, buffer) = (gpu.clone(), buffer.clone());
-                Tensor { gpu, buffer, offset, shape: shape.to_vec(), dtype }
-            })
-            .collect())
+        Ok(placed.map(|(&(shape, dtype), offset)| Tensor::of(gpu, buffer.clone(), offset, shape, dtype)).collect())
+    }
+
+    /// Of checked places.
+    fn of(gpu: &Gpu, buffer: wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Tensor {
+        Tensor { gpu: Some(gpu.clone()), memory: Memory::Buffer(buffer), offset, shape: shape.to_vec(), dtype }
+    }
+
+    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller sees to it
+    /// that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
+    ///
+    /// # Errors
+    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::TensorTooLarge`].
+    pub fn of_launcher(number: u64, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+        if !offset.is_multiple_of(4) {
+            return Err(Error::Offset { offset });
+        }
+        element_count("tensor", shape)?;
+        Ok(Tensor { gpu: None, memory: Memory::Numbered(number), offset, shape: shape.to_vec(), dtype })
+    }
+
+    /// Of scratch memory, which is large enough.
+    pub(crate) fn in_scratch(gpu: Option<&Gpu>, memory: Memory, offset: u64, shape: &[usize]) -> Tensor {
+        Tensor { gpu: gpu.cloned(), memory, offset, shape: shape.to_vec(), dtype: DType::F32 }
     }
 
     pub(crate) fn adopt(
@@ -102,7 +121,7 @@ impl Tensor {
             return Err(Error::BufferTooShort { needed, size: buffer.size() });
         }
         gpu.expect_buffer("tensor", &buffer)?;
-        Ok(Tensor { gpu: gpu.clone(), buffer, offset, shape: shape.to_vec(), dtype })
+        Ok(Tensor::of(gpu, buffer, offset, shape, dtype))
     }
 
     /// The sizes of its axes.
@@ -126,8 +145,18 @@ impl Tensor {
     }
 
     /// The buffer it lies in.
+    ///
+    /// # Panics
+    /// For a tensor of [`Tensor::of_launcher`], which has none.
     pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.buffer
+        match &self.memory {
+            Memory::Buffer(buffer) => buffer,
+            Memory::Numbered(number) => panic!("buffer {number} is a launcher's own: wgpu has none of it"),
+        }
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The byte of the buffer at which it starts.
@@ -169,26 +198,29 @@ impl Tensor {
         if T::DTYPE != self.dtype {
             return Err(Error::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype });
         }
-        self.gpu.check()?;
-        if !self.buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+        let (Some(gpu), Memory::Buffer(buffer)) = (&self.gpu, &self.memory) else {
+            return Err(Error::Unsupported { what: "reading a tensor of a launcher's".to_owned() });
+        };
+        gpu.check()?;
+        if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return Err(Error::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC });
         }
         if self.is_empty() {
             return Ok(vec![]);
         }
-        let (device, queue) = (self.gpu.device(), self.gpu.queue());
+        let (device, queue) = (gpu.device(), gpu.queue());
         let bytes = self.len() as u64 * self.dtype.size();
         let words = bytes.next_multiple_of(4);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.gpu.create_buffer("readback", words, usage)?;
-        self.gpu.scoped("a readback", words, || {
+        let staging = gpu.create_buffer("readback", words, usage)?;
+        gpu.scoped("a readback", words, || {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encoder.copy_buffer_to_buffer(&self.buffer, self.offset, &staging, 0, words);
+            encoder.copy_buffer_to_buffer(buffer, self.offset, &staging, 0, words);
             queue.submit([encoder.finish()]);
         })?;
         let (sender, receiver) = oneshot::channel();
         // What fails here the callback hears too; without a scope wgpu's own handler would panic on it.
-        let started = self.gpu.scoped("a readback", words, || {
+        let started = gpu.scoped("a readback", words, || {
             staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
         });
         if block {
@@ -197,7 +229,7 @@ impl Tensor {
         }
         let mapped = wait(device, receiver).await;
         // A lost device fails the mapping, and says why to its own handler.
-        self.gpu.settled().await?;
+        gpu.settled().await?;
         let lost = |reason: String| Error::DeviceLost { reason };
         match mapped {
             Ok(Ok(())) => {}
@@ -211,8 +243,8 @@ impl Tensor {
         Ok(data)
     }
 
-    pub(crate) fn gpu(&self) -> &Gpu {
-        &self.gpu
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref()
     }
 
     /// Bytes of its elements.

@@ -2,16 +2,21 @@
 #![expect(unsafe_code, reason = "shader modules without loop bounding; the block says why it is sound")]
 
 use crate::Parameters;
-use crate::source::Module;
+use crate::source::{Module, Shared};
 
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///
 /// naga bounds every loop by a counter, which keeps drivers from unrolling: an 8x8 register tile has 22 %
 /// multiply-adds in its hottest block with the counters and 70 % without, on AMD RDNA3; 79 % without index checks too.
-pub(crate) fn shader_module(device: &wgpu::Device, module: Module, parameters: Parameters) -> wgpu::ShaderModule {
+pub(crate) fn shader_module(
+    device: &wgpu::Device,
+    module: Module,
+    shared: Shared,
+    parameters: Parameters,
+) -> wgpu::ShaderModule {
     let source = match parameters {
-        Parameters::Auto => module.source(),
-        Parameters::Uniform | Parameters::Reversed => module.uniform_source(),
+        Parameters::Auto => module.source(shared),
+        Parameters::Uniform | Parameters::Reversed => module.uniform_source(shared),
     };
     let label = format!("weightnorm.{}", module.name());
     let descriptor =

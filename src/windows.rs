@@ -30,6 +30,9 @@ pub(crate) struct Capacities {
     pub whole_binding: u64,
     /// Bindings start at multiples of so many bytes.
     pub alignment: u64,
+    /// An output and any other tensor lie in different multiples of so many bytes of a buffer: words, since halves of a word are
+    /// written together; in a browser all that may be bound together.
+    pub apart: u64,
     /// Workgroups along one dimension.
     pub groups_along: u32,
     /// Whether no dispatch may take long.
@@ -37,6 +40,18 @@ pub(crate) struct Capacities {
 }
 
 impl Capacities {
+    /// For tests of plans.
+    #[cfg(test)]
+    pub const LARGE: Capacities = Capacities {
+        binding: 1 << 27,
+        whole_binding: 1 << 27,
+        alignment: 256,
+        apart: 4,
+        groups_along: 65_535,
+        groups: 1 << 31,
+        gl: false,
+    };
+
     pub fn of(limits: &wgpu::Limits, backend: wgpu::Backend) -> Capacities {
         let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
         let size = limits.max_storage_buffer_binding_size.min(1 << 31);
@@ -44,6 +59,7 @@ impl Capacities {
             binding: size.saturating_sub(alignment) / 4 * 4,
             whole_binding: limits.max_storage_buffer_binding_size,
             alignment,
+            apart: if backend == wgpu::Backend::BrowserWebGpu { alignment } else { 4 },
             groups_along: limits.max_compute_workgroups_per_dimension,
             groups: u64::from(limits.max_compute_workgroups_per_dimension).pow(3).min(1 << 31),
             gl: backend == wgpu::Backend::Gl,
@@ -107,7 +123,8 @@ impl Step {
 mod tests {
     use super::*;
 
-    const SMALL: Capacities = Capacities { binding: 8188, groups: 27, gl: false };
+    const LARGE: Capacities = Capacities::LARGE;
+    const SMALL: Capacities = Capacities { binding: 8188, groups: 27, ..LARGE };
 
     #[test]
     fn windows_cover_a_whole_once() {

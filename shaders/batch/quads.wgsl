@@ -1,4 +1,5 @@
-// How statistics.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on; KIND_DOTS.
+// How statistics.wgsl reads a matrix four words at once: rows of whole quads from an aligned element on;
+// STATISTIC_DOTS.
 // (words.wgsl: all else.)
 // import batch/statistics
 
@@ -6,11 +7,11 @@
 @group(0) @binding(1) var<storage, read> u: array<vec4<u32>>; // (rows, columns)
 
 override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
-override PARTS: u32 = QUAD / 4u; // quads of u beside one of a
+override BESIDE: u32 = QUAD / 4u; // quads of u beside one of a
 override RUN: u32 = 64u; // neighbouring invocations that read neighbouring quads
 override COLUMN_QUADS: u32 = 4u; // batch_sums: quads of a row for an invocation, RUN apart, up to MAX_COLUMN_QUADS
 
-override ROWS: u32 = 1u; // batch_sums: rows whose reads are on their way at a time, up to MAX_ROWS
+override ROWS_AT_ONCE: u32 = 1u; // batch_sums: rows whose reads are on their way at a time, up to MAX_ROWS
 
 const MAX_COLUMN_QUADS = 4u;
 const MAX_ROWS = 4u;
@@ -38,7 +39,7 @@ fn batch_sums(
     let end = min(begin + p.split_length, p.rows);
     let step = p.stride / QUAD;
     let at = extractBits(p.offsets, 0u, 8u) / QUAD + unit;
-    let at_u = extractBits(p.offsets, 8u, 8u) / 4u + unit * PARTS;
+    let at_u = extractBits(p.offsets, 8u, 8u) / 4u + unit * BESIDE;
     // Quads past the last one repeat it.
     let last = units - 1u - unit;
 
@@ -53,30 +54,30 @@ fn batch_sums(
         var block_high = Sums();
         var block_low_dots = Sums();
         var block_high_dots = Sums();
-        for (var i = row; i < min(row + BLOCK, end); i += ROWS) { // BLOCK / ROWS iterations
+        for (var i = row; i < min(row + BLOCK, end); i += ROWS_AT_ONCE) { // BLOCK / ROWS_AT_ONCE iterations
             for (var k = 0u; k < COLUMN_QUADS; k += 1u) { // COLUMN_QUADS iterations
                 var words: array<vec4<u32>, MAX_ROWS>;
                 var us: array<vec4<f32>, MAX_ROWS>;
                 var second_us: array<vec4<f32>, MAX_ROWS>;
-                for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
+                for (var r = 0u; r < ROWS_AT_ONCE; r += 1u) { // ROWS_AT_ONCE iterations
                     // Rows past the last one read it again.
                     let offset = min(i + r, end - 1u) * step + min(k * RUN, last);
                     words[r] = a[at + offset];
                     if HAS_U {
-                        us[r] = bitcast<vec4<f32>>(u[at_u + offset * PARTS]);
+                        us[r] = bitcast<vec4<f32>>(u[at_u + offset * BESIDE]);
                         if A_DTYPE != F32 {
-                            second_us[r] = bitcast<vec4<f32>>(u[at_u + offset * PARTS + 1u]);
+                            second_us[r] = bitcast<vec4<f32>>(u[at_u + offset * BESIDE + 1u]);
                         }
                     }
                 }
-                for (var r = 1u; r < ROWS; r += 1u) { // ROWS - 1 iterations
+                for (var r = 1u; r < ROWS_AT_ONCE; r += 1u) { // ROWS_AT_ONCE - 1 iterations
                     // In place of what is read: with a branch around its use compilers move each read into it.
                     let there = i + r < end;
                     words[r] = select(vec4<u32>(), words[r], there);
                     us[r] = select(vec4<f32>(), us[r], there);
                     second_us[r] = select(vec4<f32>(), second_us[r], there);
                 }
-                for (var r = 0u; r < ROWS; r += 1u) { // ROWS iterations
+                for (var r = 0u; r < ROWS_AT_ONCE; r += 1u) { // ROWS_AT_ONCE iterations
                     let x = quad_low(words[r], A_DTYPE);
                     if WIDE {
                         seen[k] |= words[r];
@@ -141,7 +142,7 @@ fn batch_sums(
             let word = a[at + offset][select(i / 2u, i % 4u, A_DTYPE == F32)];
             let x = unpack(word, i, A_DTYPE);
             sum += x;
-            dot = add_term(dot, x, bitcast<vec4<f32>>(u[at_u + offset * PARTS + i / 4u])[i % 4u]);
+            dot = add_term(dot, x, bitcast<vec4<f32>>(u[at_u + offset * BESIDE + i / 4u])[i % 4u]);
         }
         let column = (unit + k * RUN) * QUAD + i;
         put(split, column, Stat(vec2<f32>(sum, dot.m), f32(dot.e)));

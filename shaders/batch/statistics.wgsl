@@ -1,19 +1,19 @@
 // Statistics down the columns of a (rows, columns) matrix, rows being the batch, and what is made of them:
 // import numbers/norm
 //
-//   KIND_DOTS     sum_b a[b,j]  and  sum_b a[b,j] * u[b,j]
-//   KIND_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
+//   STATISTIC_DOTS     sum_b a[b,j]  and  sum_b a[b,j] * u[b,j]
+//   STATISTIC_MOMENTS  mean_j and the population variance of column j, block by block as Welford and Chan merge them:
 //                 never E[a²] - E[a]²
 //
-//   END_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
-//   END_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and the
-//                 Scale dg / d (norm.wgsl), four f32 from means[4j] on, where `norms` holds d. dg has an exponent of
-//                 its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from 0,
-//                 or a t is not 1, the t of the second Scale is negative, which its square does not show
-//   END_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its
+//   OUTCOME_SUMS      first[j] = sum a, second[j] = sum a * u, each added to what stands there if ACCUMULATE
+//   OUTCOME_FACTORS   the same, and what gradient.wgsl wants of each norm: with dg = sum a * u, the Scale g / n̂ and
+//                 the Scale dg / d (norm.wgsl), four f32 from means[4j] on, where `norms` holds d. dg has an exponent
+//                 of its own here, for dv may be in the range of f32 where dg is not; where that exponent is far from
+//                 0, or a t is not 1, the t of the second Scale is negative, which its square does not show
+//   OUTCOME_MEANS     first[j] = sum a, as above; means[j] = sum a / rows; running mean second[j] += momentum * (its
 //                 distance from means[j])
-//   END_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent initialization:
-//                 with first as gain and second as bias column j has mean 0 and variance 1
+//   OUTCOME_SCALES    first[j] = 1 / σ_j, second[j] = -mean_j / σ_j; σ_j = 0 counts as 1. Data-dependent
+//                 initialization: with first as gain and second as bias column j has mean 0 and variance 1
 //
 // `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
 // in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
@@ -29,9 +29,9 @@ struct Params {
     offsets: u32,      // 8 bits each: the first element of a, u, first, second within its binding
     more_offsets: u32, // the same of means, g, norms
     flags: u32,        // HAS_
-    rate: f32,         // END_MEANS: 1 / rows
+    rate: f32,         // OUTCOME_MEANS: 1 / rows
     momentum: f32,
-    policy: u32,       // END_FACTORS
+    policy: u32,       // OUTCOME_FACTORS
     eps: f32,
 }
 
@@ -40,38 +40,38 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> part: array<Part>; // (splits, columns)
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
-@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), END_FACTORS (columns, 4)
+@group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), OUTCOME_FACTORS (columns, 4)
 @group(0) @binding(6) var<storage, read> g: array<u32>; // (columns), words of GAIN_DTYPE
 @group(0) @binding(7) var<storage, read> norms: array<f32>; // (columns)
 
 override A_DTYPE: u32 = F32;
 override GAIN_DTYPE: u32 = F32;
-override KIND: u32 = KIND_DOTS;
-override END: u32 = END_SUMS;
-override HAS_U: bool = true; // KIND_DOTS: else the second sum is 0
+override STATISTIC: u32 = STATISTIC_DOTS;
+override OUTCOME: u32 = OUTCOME_SUMS;
+override HAS_U: bool = true; // STATISTIC_DOTS: else the second sum is 0
 override DIRECT: bool = true; // batch_sums: one split is all there is: write the end out
 override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
 
 override CY: u32 = THREADS / CX; // invocations that share a column of a split
-override WIDE: bool = END == END_FACTORS; // whether sum a * u has an exponent of its own
+override WIDE: bool = OUTCOME == OUTCOME_FACTORS; // whether sum a * u has an exponent of its own
 
 const THREADS = 64u;
-const KIND_DOTS = 0u;
-const KIND_MOMENTS = 1u;
-const END_SUMS = 0u;
-const END_MEANS = 1u;
-const END_SCALES = 2u;
-const END_FACTORS = 3u;
+const STATISTIC_DOTS = 0u;
+const STATISTIC_MOMENTS = 1u;
+const OUTCOME_SUMS = 0u;
+const OUTCOME_MEANS = 1u;
+const OUTCOME_SCALES = 2u;
+const OUTCOME_FACTORS = 3u;
 const HAS_FIRST = 1u;
 const HAS_SECOND = 2u;
 const ACCUMULATE = 4u;
 const HAS_GAIN = 8u;
 
-// KIND_DOTS (sum a, sum a * u), KIND_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in the
-// range of f32 however many rows there are.
+// STATISTIC_DOTS (sum a, sum a * u), STATISTIC_MOMENTS (mean, variance). A variance, unlike a sum of squares, stays in
+// the range of f32 however many rows there are.
 struct Stat {
     s: vec2<f32>,
-    n: f32, // KIND_MOMENTS: of so many rows; WIDE: sum a * u is s.y * 2^n
+    n: f32, // STATISTIC_MOMENTS: of so many rows; WIDE: sum a * u is s.y * 2^n
 }
 
 // A Stat in memory, (s.x, s.y, n of WIDE).
@@ -98,11 +98,11 @@ fn add_term(sum: Wide, x: f32, u: f32) -> Wide {
 }
 
 fn merge(x: Stat, y: Stat) -> Stat {
-    if KIND == KIND_DOTS && WIDE {
+    if STATISTIC == STATISTIC_DOTS && WIDE {
         let sum = sum_of(dot_of(x), dot_of(y));
         return Stat(vec2<f32>(x.s.x + y.s.x, sum.m), f32(sum.e));
     }
-    if KIND == KIND_DOTS {
+    if STATISTIC == STATISTIC_DOTS {
         return Stat(x.s + y.s, 0.0);
     }
     if y.n == 0.0 {
@@ -157,7 +157,7 @@ fn write_factors(column: u32, dg: Wide) {
 fn write_end(column: u32, stat: Stat) {
     let at = extractBits(p.offsets, 16u, 8u) + column;
     let at_second = extractBits(p.offsets, 24u, 8u) + column;
-    if END == END_SCALES {
+    if OUTCOME == OUTCOME_SCALES {
         // A variance below 2^-126 counts as none.
         let constant = magnitude(stat.s.y) < SMALLEST;
         let scale = 1.0 / sqrt(select(stat.s.y, 1.0, constant));
@@ -172,7 +172,7 @@ fn write_end(column: u32, stat: Stat) {
         }
         first[at] = sum;
     }
-    if END == END_SUMS || END == END_FACTORS {
+    if OUTCOME == OUTCOME_SUMS || OUTCOME == OUTCOME_FACTORS {
         if has(HAS_SECOND) {
             var sum = stat.s.y;
             if WIDE {
@@ -183,7 +183,7 @@ fn write_end(column: u32, stat: Stat) {
             }
             second[at_second] = sum;
         }
-        if END == END_FACTORS {
+        if OUTCOME == OUTCOME_FACTORS {
             write_factors(column, dot_of(stat));
         }
         return;
@@ -211,7 +211,7 @@ fn batch_finish(
         for (var split = t / CX; split < p.splits; split += CY) { // bounded by the host
             let own = part[split * p.count + column];
             let rows = f32(min(p.split_length, p.rows - split * p.split_length));
-            stat = merge(stat, Stat(vec2<f32>(own.x, own.y), select(rows, own.e, KIND == KIND_DOTS)));
+            stat = merge(stat, Stat(vec2<f32>(own.x, own.y), select(rows, own.e, STATISTIC == STATISTIC_DOTS)));
         }
     }
     stat = combine_lanes(stat, t);

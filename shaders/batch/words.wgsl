@@ -10,7 +10,7 @@ fn pair(row: u32, column: u32) -> vec2<f32> {
     let e = row * p.stride + column;
     let at = extractBits(p.offsets, 0u, 8u) + e;
     let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE);
-    if KIND == KIND_DOTS && HAS_U {
+    if STATISTIC == STATISTIC_DOTS && HAS_U {
         return vec2<f32>(x, u[extractBits(p.offsets, 8u, 8u) + e]);
     }
     return vec2<f32>(x, 0.0);
@@ -36,7 +36,7 @@ fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
         let y = pair(row + CY, column);
         let z = pair(row + 2u * CY, column);
         let w = pair(row + 3u * CY, column);
-        if KIND == KIND_DOTS {
+        if STATISTIC == STATISTIC_DOTS {
             lanes[0] += term(x);
             lanes[1] += term(y);
             lanes[2] += term(z);
@@ -51,19 +51,19 @@ fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
             total = merge(total, Stat(vec2<f32>(four.x + shift, 0.25 * dot(rest, rest)), 4.0));
         }
     }
-    if KIND == KIND_DOTS {
+    if STATISTIC == STATISTIC_DOTS {
         total.s = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
     }
     for (; row < end; row += CY) { // at most 3 iterations
         let x = pair(row, column);
-        if KIND == KIND_DOTS {
+        if STATISTIC == STATISTIC_DOTS {
             total.s += term(x);
             seen |= bits_of(x);
         } else {
             total = merge(total, Stat(x, 1.0));
         }
     }
-    if KIND == KIND_DOTS && WIDE && HAS_U {
+    if STATISTIC == STATISTIC_DOTS && WIDE && HAS_U {
         // Once more, term by term, where the sum left the safe range; a sum of zeros did not.
         let again = lift(total.s.y) != 0 && (seen & MAGNITUDE) != 0u;
         var dot = Wide(0.0, NOTHING);

@@ -9,7 +9,7 @@
 
 override RUN: u32 = 64u; // neighbouring invocations that take neighbouring quads
 override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
-override PARTS: u32 = QUAD / 4u; // quads of m_v or s_v beside one of v
+override BESIDE: u32 = QUAD / 4u; // quads of m_v or s_v beside one of v
 
 const EACH = 4u; // quads of an invocation
 
@@ -30,8 +30,8 @@ struct Moved {
 
 fn quad_step(q: u32) {
     let at = extractBits(p.offsets, 0u, 8u) / QUAD + q;
-    let at_m = extractBits(p.offsets, 16u, 8u) / 4u + q * PARTS;
-    let at_s = extractBits(p.offsets, 24u, 8u) / 4u + q * PARTS;
+    let at_m = extractBits(p.offsets, 16u, 8u) / 4u + q * BESIDE;
+    let at_s = extractBits(p.offsets, 24u, 8u) / 4u + q * BESIDE;
     let old = v[at];
     let d = dv[extractBits(p.offsets, 8u, 8u) / QUAD + q];
     var first = Moments();

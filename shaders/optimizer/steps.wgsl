@@ -1,12 +1,12 @@
 // Optimizer steps, in place, on a direction v and a gain g together. θ is an element of either, d its gradient:
 // import numbers/storage
 //
-//   KIND_SGD       θ ← θ - rate * d'                               d' = d + decay * θ
-//   KIND_MOMENTUM  m ← d' in the first step, then inertia * m + fresh * d';    θ ← θ - rate * m
-//   KIND_NESTEROV  the same m;                                     θ ← θ - rate * (d' + inertia * m)
-//   KIND_ADAM      m ← (1 - fresh) * m + fresh * d';   s ← (1 - fresh_square) * s + fresh_square * d'²
+//   RULE_SGD       θ ← θ - rate * d'                               d' = d + decay * θ
+//   RULE_MOMENTUM  m ← d' in the first step, then inertia * m + fresh * d';    θ ← θ - rate * m
+//   RULE_NESTEROV  the same m;                                     θ ← θ - rate * (d' + inertia * m)
+//   RULE_ADAM      m ← (1 - fresh) * m + fresh * d';   s ← (1 - fresh_square) * s + fresh_square * d'²
 //                  θ ← θ - rate * m / (sqrt(s) / root + eps)
-//   KIND_ADAMW     the same with d' = d and θ ← decay * θ first
+//   RULE_ADAMW     the same with d' = d and θ ← decay * θ first
 //
 // where Adam's rate is γ / (1 - β₁ᵗ) and root is sqrt(1 - β₂ᵗ), made by the host in f64, and AdamW's decay is 1 - γλ.
 // The first workgroups take v, the others g. Without a gain, or with an ordinary weight or a bias, there is only v.
@@ -21,7 +21,7 @@ struct Params {
     length: u32,  // optimizer_rows: elements of a row
     offsets: u32, // 8 bits each: the first element of v, dv, m_v, s_v within its binding
     more_offsets: u32, // the same of g, dg, m_g, s_g
-    first_step: u32, // KIND_MOMENTUM, KIND_NESTEROV: 1 where m has no value yet
+    first_step: u32, // RULE_MOMENTUM, RULE_NESTEROV: 1 where m has no value yet
     v_rate: f32,
     v_decay: f32,
     g_rate: f32,
@@ -45,27 +45,27 @@ override V_DTYPE: u32 = F32;
 override DV_DTYPE: u32 = F32;
 override G_DTYPE: u32 = F32;
 override DG_DTYPE: u32 = F32;
-override KIND: u32 = KIND_SGD;
+override RULE: u32 = RULE_SGD;
 
 const THREADS = 64u;
 const WORDS = 4u * THREADS; // of v or g, for a workgroup
-const KIND_SGD = 0u;
-const KIND_MOMENTUM = 1u;
-const KIND_NESTEROV = 2u;
-const KIND_ADAM = 3u;
-const KIND_ADAMW = 4u;
+const RULE_SGD = 0u;
+const RULE_MOMENTUM = 1u;
+const RULE_NESTEROV = 2u;
+const RULE_ADAM = 3u;
+const RULE_ADAMW = 4u;
 
 fn has_m() -> bool {
-    return KIND != KIND_SGD;
+    return RULE != RULE_SGD;
 }
 
 fn has_s() -> bool {
-    return KIND == KIND_ADAM || KIND == KIND_ADAMW;
+    return RULE == RULE_ADAM || RULE == RULE_ADAMW;
 }
 
 // d', the gradients of four elements with the decay in them.
 fn decayed(theta: vec4<f32>, d: vec4<f32>, decay: f32) -> vec4<f32> {
-    if KIND == KIND_ADAMW {
+    if RULE == RULE_ADAMW {
         return d;
     }
     return d + decay * theta;
@@ -91,12 +91,12 @@ fn moments(old: Moments, d: vec4<f32>) -> Moments {
 // The new θ, given the new (m, s).
 fn moved(theta: vec4<f32>, d: vec4<f32>, ms: Moments, rate: f32, decay: f32) -> vec4<f32> {
     if has_s() {
-        let start = select(theta, theta * decay, KIND == KIND_ADAMW);
+        let start = select(theta, theta * decay, RULE == RULE_ADAMW);
         // Not max(), which would make a 0 of NaN.
         let square = select(ms.s, vec4<f32>(), ms.s < vec4<f32>());
         return start - rate * (ms.m / (sqrt(square) / p.root + p.eps));
     }
-    if KIND == KIND_MOMENTUM {
+    if RULE == RULE_MOMENTUM {
         return theta - rate * ms.m;
     }
     return theta - rate * (d + p.inertia * ms.m);

@@ -9,7 +9,7 @@
 // Fills the slot `family`: see tile.wgsl.
 //
 // A workgroup has the tile in 2 by 2 parts of 2 by 2 matrices of SIDE by SIDE. A subgroup multiplies one part; one that
-// has twice the LANES of the device's smallest multiplies the two parts beside each other; one of four times as many
+// has twice the lanes of the device's smallest multiplies the two parts beside each other; one of four times as many
 // those below, in a second pass.
 //
 // BK steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
@@ -20,7 +20,7 @@
 //
 // Every coop operation is reached by all invocations of the workgroup together.
 
-override LANES: u32 = 32u; // of the smallest subgroup that the device may take; THREADS = 4 LANES
+override LEAST_LANES: u32 = 32u; // of the smallest subgroup that the device may take; THREADS = 4 LEAST_LANES
 
 const BK = 2u * SIDE;
 const BK4 = BK / 4u;
@@ -30,10 +30,10 @@ const PART = 2u * SIDE; // rows and columns of a part
 const STRIDE = BK + 8u;
 override A_STAGED: u32 = STRIDE * BM;
 override B_STAGED: u32 = STRIDE * BN;
-override A_STAGES: u32 = BM * BK4 / THREADS; // 1 to 16: the host keeps LANES such that there is no rest
+override A_STAGES: u32 = BM * BK4 / THREADS; // 1 to 16: the host keeps LEAST_LANES such that there is no rest
 override B_STAGES: u32 = BN * BK4 / THREADS;
 const C_STAGED = 4u * SIDE * SIDE;
-override RUN: u32 = min(TM, SIDE); // rows of an invocation within one matrix
+override SIDE_ROWS: u32 = min(TM, SIDE); // rows of an invocation within one matrix
 
 var<workgroup> staged_as: array<f16, A_STAGED>; // [m][k]
 var<workgroup> staged_bs: array<f16, B_STAGED>; // [n][k]
@@ -142,12 +142,12 @@ fn fragment_b(n: u32, k: u32) -> FragmentB {
 fn hand_round(c: FragmentC, place: vec2<u32>, part: u32, number: u32, t: u32) {
     coopStoreT(c, &staged_cs[part * SIDE * SIDE], SIDE);
     workgroupBarrier();
-    for (var r = 0u; r < TM; r += RUN) { // TM / RUN iterations, 32 at most with those within
+    for (var r = 0u; r < TM; r += SIDE_ROWS) { // TM / SIDE_ROWS iterations, 32 at most with those within
         let own = vec2<u32>(t / WX * TM + r, own_column(t));
         let own_part = own.x / PART * 2u + own.y / PART;
         if all(own / SIDE % 2u == place) && own_part % parts_each == number {
             let first = (own_part * SIDE + own.x % SIDE) * SIDE + own.y % SIDE;
-            for (var i = 0u; i < RUN; i += 1u) {
+            for (var i = 0u; i < SIDE_ROWS; i += 1u) {
                 let at = first + i * SIDE;
                 acc[r + i] = vec4<f32>(staged_cs[at], staged_cs[at + 1u], staged_cs[at + 2u], staged_cs[at + 3u]);
             }
@@ -220,8 +220,8 @@ fn multiply(part: u32, number: u32, row0: u32, column0: u32, k_first: u32, k_end
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     // Subgroups take neighbouring invocations.
-    let part = subgroupMin(t) / LANES;
-    let last_part = subgroupMax(t) / LANES;
+    let part = subgroupMin(t) / LEAST_LANES;
+    let last_part = subgroupMax(t) / LEAST_LANES;
     if t == 0u {
         parts_each = last_part + 1u;
     }

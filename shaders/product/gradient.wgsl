@@ -7,25 +7,25 @@
 //   dx = dy · w      A = dy (batch, out), B = v as (out, in), scaled to w before it is multiplied:
 //                    w = v, or SCALED_B: g_k * v / n̂_k of the sum's own index k, or g * v / n̂
 //   dv = a * ((dyᵀ x) - dg * (v / d))      A = dy as (batch, out), B = x as (batch, in), both with k along the columns:
-//                    a = g / n̂, one for each row (END_ROWS), column (END_COLUMNS), or for all of v (END_WHOLE)
-//   dw = dyᵀ x       the same with END_PLAIN
+//                    a = g / n̂, one for each row (GROUP_ROWS), column (GROUP_COLUMNS), or for all of v (GROUP_WHOLE)
+//   dw = dyᵀ x       the same with GROUP_NONE
 //
 // The two factors of each norm, a and dg / d (see batch/statistics.wgsl, write_factors), are there already.
 //
 // `gradient` does it in one dispatch. Where the sum is split, `gradient_partial` leaves the partial sums of each split
 // in `partials`, and `gradient_finish` adds them up in order.
 
-override END: u32 = END_ROWS;
+override GROUPING: u32 = GROUP_ROWS;
 override ADD: bool = false; // add to what C holds
 
-const END_PLAIN = 0u;
-const END_ROWS = 1u;
-const END_COLUMNS = 2u;
-const END_WHOLE = 3u;
+const GROUP_NONE = 0u;
+const GROUP_ROWS = 1u;
+const GROUP_COLUMNS = 2u;
+const GROUP_WHOLE = 3u;
 
 // The factors of the norm that an element of C belongs to.
 fn factors_of(row: u32, column: u32) -> vec4<f32> {
-    let norm = select(select(row, column, END == END_COLUMNS), 0u, END == END_WHOLE);
+    let norm = select(select(row, column, GROUPING == GROUP_COLUMNS), 0u, GROUPING == GROUP_WHOLE);
     return factors[extractBits(p.more_offsets, 16u, 8u) + norm];
 }
 
@@ -54,9 +54,9 @@ struct Factors {
     share_t: vec4<f32>,
 }
 
-// Those of the invocation's columns, for END_COLUMNS and END_WHOLE.
+// Those of the invocation's columns, for GROUP_COLUMNS and GROUP_WHOLE.
 var<private> own_factors: array<Factors, 2>;
-// END_ROWS: the least share_t of the invocation's rows.
+// GROUP_ROWS: the least share_t of the invocation's rows.
 var<private> least_share: f32;
 
 // The elements of a block that lie in rows whose share_t is negative, bits as in `unsafe_bits`.
@@ -71,7 +71,7 @@ fn rows_out_of_range(row: u32) -> u32 {
 
 // The elements of a block whose dg * (v / d) may be too small for f32 and yet count when a has multiplied it.
 fn raised(row: u32) -> Elements {
-    if END == END_ROWS {
+    if GROUPING == GROUP_ROWS {
         var of_rows = 0u;
         let count = min(left_of(row, p.rows, true), BLOCK);
         for (var i = 0u; i < count; i += 1u) { // BLOCK iterations
@@ -125,13 +125,13 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
             for (var i = 0u; i < min(BLOCK, 4u); i += 1u) {
                 let m = min(row + first + i, p.rows - 1u);
                 var f = own_factors[q];
-                if END == END_ROWS {
+                if GROUPING == GROUP_ROWS {
                     let of_row = factors_of(m, 0u);
                     f = Factors(vec4<f32>(of_row.y), vec4<f32>(of_row.w), vec4<f32>(of_row.z));
                     least_share = min(least_share, of_row.z);
                 }
                 some[i] = sum_at(first + i, q);
-                if END != END_PLAIN {
+                if GROUPING != GROUP_NONE {
                     let v_quad = v_four(v_place(m, min(n, p.columns - WHOLE_C)), max(left, 1u));
                     some[i] = corrected_four(some[i], v_quad, f);
                     found |= look_at(first + i, q);
@@ -145,7 +145,7 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
                         let places = vec4<u32>(0u, 1u, 2u, 3u);
                         let skipped = (vec4<u32>(found >> (4u * (first + i))) >> places) & vec4<u32>(1u);
                         var kept = (places < vec4<u32>(left)) & (skipped == vec4<u32>());
-                        if END != END_PLAIN {
+                        if GROUPING != GROUP_NONE {
                             kept &= shares_t[i] >= vec4<f32>();
                         }
                         add_four(c_place(m, n), some[i], kept);
@@ -169,7 +169,7 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32) {
     }
     let there = elements_there(row, column);
     var of_rows = Elements(0u, 0u);
-    if END == END_ROWS {
+    if GROUPING == GROUP_ROWS {
         let bad = rows_out_of_range(row);
         of_rows = Elements(there.first & bad, select(0u, there.second & bad, QUADS == 2u));
     }
@@ -217,7 +217,7 @@ fn gradient(
 
     let column = column0 + own_column(t);
     var bad_columns = 0u;
-    if END == END_COLUMNS || END == END_WHOLE {
+    if GROUPING == GROUP_COLUMNS || GROUPING == GROUP_WHOLE {
         for (var q = 0u; q < QUADS; q += 1u) {
             own_factors[q] = factors_of_columns(column + STEP * q);
             bad_columns |= bits_of(own_factors[q].share_t < vec4<f32>()) << (4u * q);
@@ -228,7 +228,7 @@ fn gradient(
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
         found |= put_block(block, row + block * BLOCK, column);
     }
-    if END == END_PLAIN {
+    if GROUPING == GROUP_NONE {
         return;
     }
     found |= select(0u, 1u, least_share < 0.0);
@@ -246,7 +246,7 @@ fn gradient_partial(
 ) {
     let piece = piece_of(flat(group, groups));
     if piece.k_first < piece.k_end {
-        put_partial_sums(piece, ordered(index, THREADS), END != END_PLAIN);
+        put_partial_sums(piece, ordered(index, THREADS), GROUPING != GROUP_NONE);
     }
 }
 
@@ -265,7 +265,7 @@ fn gradient_finish(
     }
     let sum = sum_of_partials(row, column);
     var value: f32;
-    if END == END_PLAIN {
+    if GROUPING == GROUP_NONE {
         value = narrow(sum);
     } else {
         value = corrected(sum, v_element(v_place(row, column)), factors_of(row, column));

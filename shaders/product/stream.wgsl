@@ -20,7 +20,7 @@ override STRIDE: u32 = 4u * WK; // steps of k from one of its quads to the next
 
 const NO_COLUMN = 0x80000000u; // a multiple of BN
 
-override ROWS: u32 = WY + select(0u, 1u, SQUARES); // sums of quads of columns that an invocation holds
+override SUM_ROWS: u32 = WY + select(0u, 1u, SQUARES); // sums of quads of columns that an invocation holds
 override HELD_ROWS: u32 = min(4u, 512u / THREADS); // of them in workgroup memory at a time: 8 KiB
 override STAGED: u32 = HELD_ROWS * THREADS;
 override EIGHTH: u32 = THREADS / 8u;
@@ -107,14 +107,14 @@ fn add_row(i: u32, k: u32, left: u32, row0: u32, b: mat4x4<f32>) {
 // Of HELD_ROWS rows of sums from `first` on: what the invocations of each team have, added up, goes to whom it belongs.
 fn add_up(first: u32, lane: u32, team: u32, t: u32) {
     for (var i = 0u; i < HELD_ROWS; i += 1u) { // HELD_ROWS iterations
-        if first + i < ROWS {
+        if first + i < SUM_ROWS {
             staged[i * THREADS + lane * WX + team] = acc[first + i];
         }
     }
     workgroupBarrier();
     // An eighth of the invocations each add up eight of a team.
     for (var i = t; i < HELD_ROWS * EIGHTH; i += THREADS) { // one iteration
-        if first + i / EIGHTH < ROWS {
+        if first + i / EIGHTH < SUM_ROWS {
             let at = i / EIGHTH * THREADS + i % EIGHTH;
             staged[at] = ((staged[at] + staged[at + EIGHTH]) + (staged[at + 2u * EIGHTH] + staged[at + 3u * EIGHTH]))
                 + ((staged[at + 4u * EIGHTH] + staged[at + 5u * EIGHTH])
@@ -123,7 +123,7 @@ fn add_up(first: u32, lane: u32, team: u32, t: u32) {
     }
     workgroupBarrier();
     let own = t / WX - first; // wraps where the invocation's row comes before
-    if own < min(HELD_ROWS, ROWS - first) {
+    if own < min(HELD_ROWS, SUM_ROWS - first) {
         var s = staged[own * THREADS + t % WX];
         for (var i = WX; i < EIGHTH; i += WX) { // WK / 8 - 1 iterations
             s += staged[own * THREADS + i + t % WX];
@@ -143,7 +143,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let team = select(t % WX, t / WK, B_ALONG_K);
     let lane = select(t / WX, t % WK, B_ALONG_K);
     let column = column0 + 4u * team;
-    for (var i = 0u; i < ROWS; i += 1u) {
+    for (var i = 0u; i < SUM_ROWS; i += 1u) {
         acc[i] = vec4<f32>();
     }
     var k = k_first + 4u * lane;
@@ -161,10 +161,10 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         k += STRIDE;
     }
     add_up(0u, lane, team, t);
-    if ROWS > HELD_ROWS {
+    if SUM_ROWS > HELD_ROWS {
         add_up(HELD_ROWS, lane, team, t);
     }
-    if ROWS > 2u * HELD_ROWS {
+    if SUM_ROWS > 2u * HELD_ROWS {
         add_up(2u * HELD_ROWS, lane, team, t);
     }
 }

@@ -9,10 +9,11 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> rows: array<Rows>;
-@group(0) @binding(0) var<storage, read> columns: array<Columns>;
-@group(0) @binding(0) var<storage, read> finishes: array<Finish>;
-@group(0) @binding(0) var<storage, read> rescales: array<Rescale>;
+// It shares its buffer with nothing: see READ in source.rs.
+@group(0) @binding(0) var<storage> rows: array<Rows>;
+@group(0) @binding(0) var<storage> columns: array<Columns>;
+@group(0) @binding(0) var<storage> finishes: array<Finish>;
+@group(0) @binding(0) var<storage> rescales: array<Rescale>;
 
 fn is_item(id: u32) -> bool {
     return id < p.count;

@@ -55,7 +55,7 @@ const HAS_SECOND: u32 = 2;
 const ACCUMULATE: u32 = 4;
 const HAS_GAIN: u32 = 8;
 
-/// What is made of the statistics: KIND and END of `batch/statistics.wgsl`.
+/// What is made of the statistics: STATISTIC and OUTCOME of `batch/statistics.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Outcome {
     Sums,
@@ -97,144 +97,145 @@ pub(crate) struct Factors<'a> {
     pub out: View<'a>,
 }
 
-impl Recorder<'_, '_> {
-    /// Sums over the batch in one read of dy, as the backward pass of a linear layer needs them:
-    ///
-    /// ```text
-    /// dbias_j = Σ_b dy[b,j]        dg_j = Σ_b dy[b,j] · u[b,j]
-    /// ```
-    ///
-    /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
-    /// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
-    /// made of dg of this batch alone, whatever `write`; without u their dg is 0.
-    /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
-    ///
-    /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
-    /// or a dispatch. Deterministic.
-    pub(crate) fn column_dot_sums<'a>(
-        &mut self,
-        dy: &'a Tensor,
-        u: Option<View<'a>>,
-        dbias: Option<View<'a>>,
-        dg: Option<View<'a>>,
-        factors: Option<Factors<'a>>,
-        write: Write,
-    ) -> Result<(), Error> {
-        debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
-        let (rows, columns) = matrix(dy);
-        // Factors without any sum need no look at dy.
-        let rows = if u.is_none() && dbias.is_none() { 0 } else { rows };
-        let outcome = if factors.is_some() { Outcome::Factors } else { Outcome::Sums };
-        self.statistics(&Statistics {
+/// Sums over the batch in one read of dy, as the backward pass of a linear layer needs them:
+///
+/// ```text
+/// dbias_j = Σ_b dy[b,j]        dg_j = Σ_b dy[b,j] · u[b,j]
+/// ```
+///
+/// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
+/// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
+/// made of dg of this batch alone, whatever `write`; without u their dg is 0.
+/// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
+///
+/// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
+/// or a dispatch. Deterministic.
+pub(crate) fn column_dot_sums<'a>(
+    ops: &mut Recorder<'_, '_>,
+    dy: &'a Tensor,
+    u: Option<View<'a>>,
+    dbias: Option<View<'a>>,
+    dg: Option<View<'a>>,
+    factors: Option<Factors<'a>>,
+    write: Write,
+) -> Result<(), Error> {
+    debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
+    let (rows, columns) = matrix(dy);
+    // Factors without any sum need no look at dy.
+    let rows = if u.is_none() && dbias.is_none() { 0 } else { rows };
+    let outcome = if factors.is_some() { Outcome::Factors } else { Outcome::Sums };
+    reduce(
+        ops,
+        &Statistics {
             u,
             first: dbias,
             second: dg,
             factors,
             write,
             ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, outcome)
-        })
-    }
+        },
+    )
+}
 
-    pub(crate) fn statistics(&mut self, job: &Statistics<'_>) -> Result<(), Error> {
-        let outputs = [&job.first, &job.second, &job.means, &job.factors.as_ref().map(|f| f.out.clone())];
-        if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
-            return Ok(());
+pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result<(), Error> {
+    let outputs = [&job.first, &job.second, &job.means, &job.factors.as_ref().map(|f| f.out.clone())];
+    if job.columns == 0 || outputs.iter().all(|output| output.is_none()) {
+        return Ok(());
+    }
+    let Facts { traits, capacities } = ops.facts();
+    let &Statistics { rows, columns, .. } = job;
+    let plan = StatisticsPlan::new(ops.facts(), job)?;
+    let direct = plan.splits == 1;
+    let part_count = if direct { 0 } else { plan.splits * plan.column_step };
+    let parts = View::scratch(ops.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
+    let mut of_outcome: Constants = vec![("STATISTIC", job.outcome.kind()), ("OUTCOME", job.outcome as u32)];
+    of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
+    let mut constants = of_outcome.clone();
+    let module = match &plan.quads {
+        Some(quads) => {
+            constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
+            constants.push(("ROWS_AT_ONCE", traits.rows_at_once() as u32));
+            QUADS
         }
-        let Facts { traits, capacities } = self.facts();
-        let &Statistics { rows, columns, .. } = job;
-        let plan = StatisticsPlan::new(self.facts(), job)?;
-        let direct = plan.splits == 1;
-        let part_count = if direct { 0 } else { plan.splits * plan.column_step };
-        let parts = View::scratch(self.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
-        let mut of_outcome: Constants = vec![("KIND", job.outcome.kind()), ("END", job.outcome as u32)];
-        of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
-        let mut constants = of_outcome.clone();
-        let module = match &plan.quads {
-            Some(quads) => {
-                constants.extend([("RUN", quads.run as u32), ("COLUMN_QUADS", quads.quads as u32)]);
-                constants.push(("ROWS", traits.rows_at_once() as u32));
-                QUADS
-            }
-            None => {
-                constants.push(("CX", plan.cx as u32));
-                WORDS
-            }
+        None => {
+            constants.push(("CX", plan.cx as u32));
+            WORDS
+        }
+    };
+    constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
+    for (j, count) in windows(columns, plan.column_step) {
+        let (first, first_at) = bind(&job.first, capacities, j, count);
+        let (second, second_at) = bind(&job.second, capacities, j, count);
+        let (means, means_at) = match &job.factors {
+            Some(factors) => factors.out.bind(capacities, 4 * j, 4 * count),
+            None => bind(&job.means, capacities, j, count),
         };
-        constants.extend([("A_DTYPE", job.dtype.code()), ("HAS_U", job.u.is_some().into()), ("DIRECT", direct.into())]);
-        for (j, count) in windows(columns, plan.column_step) {
-            let (first, first_at) = bind(&job.first, capacities, j, count);
-            let (second, second_at) = bind(&job.second, capacities, j, count);
-            let (means, means_at) = match &job.factors {
-                Some(factors) => factors.out.bind(capacities, 4 * j, 4 * count),
-                None => bind(&job.means, capacities, j, count),
-            };
-            let factors = job.factors.as_ref();
-            let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), capacities, j, count);
-            let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), capacities, j, count);
-            let (part, _) = parts.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
-            let params = StatisticsParams {
-                count: count as u32,
-                stride: columns as u32,
-                split_length: plan.split_length as u32,
-                more_offsets: offsets([means_at, g_at, norms_at, 0]),
-                policy: factors.map_or(0, |f| f.eps.code()),
-                eps: factors.map_or(0.0, |f| f.eps.value()),
-                flags: job.flags(),
-                rate: if rows == 0 { 0.0 } else { (1.0 / rows as f64) as f32 },
-                momentum: job.momentum,
-                ..StatisticsParams::zeroed()
-            };
-            for (split, split_count) in windows(plan.splits, plan.split_step) {
-                let row = split * plan.split_length;
-                let row_count = (split_count * plan.split_length).min(rows - row);
-                let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
-                let (a, a_first) = job.a.bind(capacities, row * columns + j, span);
-                let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(capacities, row * columns + j, span));
-                let outputs = [&first, &second, &means, &g, &norms].map(|output| output.clone().filter(|_| direct));
-                let [first, second, means, g, norms] = outputs;
-                self.dispatch(&Dispatch {
-                    kernel: &BATCH_SUMS,
-                    module,
-                    constants: &constants,
-                    buffers: &[a, u, part.clone(), first, second, means, g, norms],
-                    params: StatisticsParams {
-                        rows: row_count as u32,
-                        splits: split_count as u32,
-                        part_first: (split * count) as u32,
-                        offsets: offsets([a_first, u_first, first_at, second_at]),
-                        ..params
-                    },
-                    groups: match &plan.quads {
-                        Some(quads) => (quads.blocks * split_count).div_ceil(THREADS),
-                        None => count.div_ceil(plan.cx) * split_count,
-                    },
-                    work: row_count * count,
-                })?;
-            }
-            if direct {
-                continue;
-            }
-            let fits = |cx: &u64| count.div_ceil(*cx) <= capacities.groups;
-            let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
-            let mut constants = of_outcome.clone();
-            constants.push(("CX", cx as u32));
-            self.dispatch(&Dispatch {
-                kernel: &BATCH_FINISH,
-                module: WORDS,
+        let factors = job.factors.as_ref();
+        let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), capacities, j, count);
+        let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), capacities, j, count);
+        let (part, _) = parts.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
+        let params = StatisticsParams {
+            count: count as u32,
+            stride: columns as u32,
+            split_length: plan.split_length as u32,
+            more_offsets: offsets([means_at, g_at, norms_at, 0]),
+            policy: factors.map_or(0, |f| f.eps.code()),
+            eps: factors.map_or(0.0, |f| f.eps.value()),
+            flags: job.flags(),
+            rate: if rows == 0 { 0.0 } else { (1.0 / rows as f64) as f32 },
+            momentum: job.momentum,
+            ..StatisticsParams::zeroed()
+        };
+        for (split, split_count) in windows(plan.splits, plan.split_step) {
+            let row = split * plan.split_length;
+            let row_count = (split_count * plan.split_length).min(rows - row);
+            let span = if row_count == 0 { 0 } else { (row_count - 1) * columns + count };
+            let (a, a_first) = job.a.bind(capacities, row * columns + j, span);
+            let (u, u_first) = job.u.as_ref().map_or((None, 0), |u| u.bind(capacities, row * columns + j, span));
+            let outputs = [&first, &second, &means, &g, &norms].map(|output| output.clone().filter(|_| direct));
+            let [first, second, means, g, norms] = outputs;
+            ops.dispatch(&Dispatch {
+                kernel: &BATCH_SUMS,
+                module,
                 constants: &constants,
-                buffers: &[part, first, second, means, g, norms],
+                buffers: &[a, u, part.clone(), first, second, means, g, norms],
                 params: StatisticsParams {
-                    rows: rows as u32,
-                    splits: plan.splits as u32,
-                    offsets: offsets([0, 0, first_at, second_at]),
+                    rows: row_count as u32,
+                    splits: split_count as u32,
+                    part_first: (split * count) as u32,
+                    offsets: offsets([a_first, u_first, first_at, second_at]),
                     ..params
                 },
-                groups: count.div_ceil(cx),
-                work: plan.splits * count,
+                groups: match &plan.quads {
+                    Some(quads) => (quads.blocks * split_count).div_ceil(THREADS),
+                    None => count.div_ceil(plan.cx) * split_count,
+                },
+                work: row_count * count,
             })?;
         }
-        Ok(())
+        if direct {
+            continue;
+        }
+        let fits = |cx: &u64| count.div_ceil(*cx) <= capacities.groups;
+        let cx = Some(traits.columns_to_finish(plan.cx, plan.splits)).filter(fits).unwrap_or(plan.cx);
+        let mut constants = of_outcome.clone();
+        constants.push(("CX", cx as u32));
+        ops.dispatch(&Dispatch {
+            kernel: &BATCH_FINISH,
+            module: WORDS,
+            constants: &constants,
+            buffers: &[part, first, second, means, g, norms],
+            params: StatisticsParams {
+                rows: rows as u32,
+                splits: plan.splits as u32,
+                offsets: offsets([0, 0, first_at, second_at]),
+                ..params
+            },
+            groups: count.div_ceil(cx),
+            work: plan.splits * count,
+        })?;
     }
+    Ok(())
 }
 
 /// A tensor of shape `[.., columns]` as (rows, columns). Its rank is at least 1.
@@ -280,7 +281,6 @@ impl StatisticsPlan {
     fn new(Facts { traits, capacities }: Facts, job: &Statistics<'_>) -> Result<StatisticsPlan, Error> {
         let &Statistics { rows, columns, .. } = job;
         let element = if job.u.is_some() { DType::F32.size() } else { job.dtype.size() };
-        let capacities = capacities;
         let groups = capacities.groups;
         // A few rows are added up sooner by one invocation than put together from several.
         let most = if rows <= FEW_ROWS { THREADS } else { MAX_COLUMNS };

@@ -13,7 +13,7 @@ kernels! {
         [2 Read, 5 Write, 6 Read, 8 Write];
 }
 
-/// Which element of C belongs to which norm: END of `product/gradient.wgsl`.
+/// Which element of C belongs to which norm: GROUPING of `product/gradient.wgsl`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Grouping {
     Nothing,
@@ -77,7 +77,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         };
         let factors: Bound<'a> = (self.factors.as_ref().zip(range))
             .map_or((None, 0), |(factors, (first, count))| factors.bind(capacities, first, count));
-        let mut constants: Constants = vec![("END", self.grouping as u32)];
+        let mut constants: Constants = vec![("GROUPING", self.grouping as u32)];
         if self.scale == OperandScale::Whole {
             constants.push(("ONE_SCALE", 1));
         }

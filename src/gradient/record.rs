@@ -2,13 +2,14 @@
 use super::Gradients;
 use super::epilogue::{GradientEpilogue, Grouping, OperandScale};
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
-use crate::batch::statistics::Factors;
+use crate::batch::statistics::{self, Factors};
 use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
 use crate::linear;
 use crate::linear::epilogue::{LinearEpilogue, NormSource};
 use crate::memory::Scratch;
-use crate::product::record::{Operand, Product, are_halves};
+use crate::product::record::{Operand, Product, are_halves, multiply};
+use crate::vectors;
 use crate::weight::backward::{differentiable_norms, effective_norms};
 use crate::{Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
 #[cfg(doc)]
@@ -41,163 +42,166 @@ impl Recorder<'_, '_> {
         gradients: &Gradients<'_>,
     ) -> Result<(), Error> {
         let weight = weight.into();
-        self.check_backward(x, weight, dy, u, gradients)?;
+        check_backward(self, x, weight, dy, u, gradients)?;
         let &Gradients { dg, dbias, write, .. } = gradients;
-        self.in_f32((write == Write::Add, true), [dg, dbias], |ops, [dg, dbias]| {
-            ops.gradients(x, weight, dy, u, &Gradients { dg, dbias, ..*gradients })
+        vectors::in_f32(self, (write == Write::Add, true), [dg, dbias], |ops, [dg, dbias]| {
+            record(ops, x, weight, dy, u, &Gradients { dg, dbias, ..*gradients })
         })
     }
+}
 
-    /// The gradients of checked arguments; dg and dbias are f32.
-    fn gradients(
-        &mut self,
-        x: &Tensor,
-        weight: Weight<'_>,
-        dy: &Tensor,
-        u: Option<&Tensor>,
-        gradients: &Gradients<'_>,
-    ) -> Result<(), Error> {
-        let sizes = Sizes::new(x, weight.v());
-        let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
-        let Some(norm) = weight.normalized() else {
-            self.column_dot_sums(dy, None, dbias.map(View::of), None, None, write)?;
-            let epilogue = GradientEpilogue::plain(write);
-            if let Some(dv) = dv {
-                self.weight_product(x, dy, &sizes, gradients, &GradientEpilogue { out: Some(dv), ..epilogue.clone() })?;
-            }
-            if let Some(dx) = dx {
-                let epilogue = GradientEpilogue { out: Some(dx), add: false, ..epilogue };
-                self.input_product(dy, weight.v(), &sizes, gradients, &epilogue)?;
-            }
-            return Ok(());
-        };
-        let known = differentiable_norms(self, norm)?;
-        let wants_dg = dg.is_some() || dv.is_some();
-        let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
-        let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
-        let factors = self.scratch(Scratch::Factors, kept * 16)?;
-        let (norms, g, eps) = (known.clone(), norm.g, norm.eps);
-        // The products want the factors of each norm, which the reductions over the batch make of dg.
-        let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
-        let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
-        let epilogue = GradientEpilogue { factors: Some(View::scratch(factors, 16)), ..GradientEpilogue::plain(write) };
-        let input_scale = match norm.axis {
-            Axis::Kept(0) => {
-                self.column_dot_sums(dy, u, dbias, dg, wanted, write)?;
-                Some(OperandScale::ByK)
-            }
-            Axis::Whole => {
-                self.column_dot_sums(dy, None, dbias, None, None, write)?;
-                self.column_dot_sums(&dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, write)?;
-                Some(OperandScale::Whole)
-            }
-            Axis::Kept(_) => {
-                self.column_dot_sums(dy, None, dbias, None, None, write)?;
-                let effective = effective_norms(self, norm, &known)?;
-                let quotients = self.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
-                let quotients = self.gpu().tensor(&quotients, 0, x.shape(), DType::F32)?;
-                self.input_product_of_columns(dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
-                if wants_dg {
-                    self.column_dot_sums(x, Some(View::of(&quotients)), None, dg, wanted, write)?;
-                }
-                None
-            }
-        };
+/// The gradients of checked arguments; dg and dbias are f32.
+fn record(
+    ops: &mut Recorder<'_, '_>,
+    x: &Tensor,
+    weight: Weight<'_>,
+    dy: &Tensor,
+    u: Option<&Tensor>,
+    gradients: &Gradients<'_>,
+) -> Result<(), Error> {
+    let sizes = Sizes::new(x, weight.v());
+    let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
+    let Some(norm) = weight.normalized() else {
+        statistics::column_dot_sums(ops, dy, None, dbias.map(View::of), None, None, write)?;
+        let epilogue = GradientEpilogue::plain(write);
         if let Some(dv) = dv {
-            let grouping = match norm.axis {
-                Axis::Kept(0) => Grouping::Rows,
-                Axis::Kept(_) => Grouping::Columns,
-                Axis::Whole => Grouping::Whole,
-            };
-            let epilogue = GradientEpilogue { grouping, v: Some(norm.v), out: Some(dv), ..epilogue.clone() };
-            self.weight_product(x, dy, &sizes, gradients, &epilogue)?;
+            weight_product(ops, x, dy, &sizes, gradients, &GradientEpilogue { out: Some(dv), ..epilogue.clone() })?;
         }
-        if let (Some(dx), Some(scale)) = (dx, input_scale) {
-            let epilogue = GradientEpilogue { scale, out: Some(dx), add: false, ..epilogue };
-            self.input_product(dy, norm.v, &sizes, gradients, &epilogue)?;
+        if let Some(dx) = dx {
+            let epilogue = GradientEpilogue { out: Some(dx), add: false, ..epilogue };
+            input_product(ops, dy, weight.v(), &sizes, gradients, &epilogue)?;
         }
-        Ok(())
-    }
-
-    fn check_backward(
-        &mut self,
-        x: &Tensor,
-        weight: Weight<'_>,
-        dy: &Tensor,
-        u: Option<&Tensor>,
-        gradients: &Gradients<'_>,
-    ) -> Result<(), Error> {
-        let v = weight.v();
-        let y_shape = linear::y_shape(x, v)?;
-        expect_shape(OP, "dy", dy, &y_shape)?;
-        let &Gradients { dx, dv, dg, dbias, .. } = gradients;
-        let normalized = weight.normalized();
-        if let Some(weight) = normalized {
-            weight.check(OP)?;
+        return Ok(());
+    };
+    let known = differentiable_norms(ops, norm)?;
+    let wants_dg = dg.is_some() || dv.is_some();
+    let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
+    let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
+    let factors = ops.scratch(Scratch::Factors, kept * 16)?;
+    let (norms, g, eps) = (known.clone(), norm.g, norm.eps);
+    // The products want the factors of each norm, which the reductions over the batch make of dg.
+    let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
+    let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
+    let epilogue = GradientEpilogue { factors: Some(View::scratch(factors, 16)), ..GradientEpilogue::plain(write) };
+    let input_scale = match norm.axis {
+        Axis::Kept(0) => {
+            statistics::column_dot_sums(ops, dy, u, dbias, dg, wanted, write)?;
+            Some(OperandScale::ByK)
         }
-        if let Some(u) = u {
-            expect_dtype(OP, "u", u, DType::F32)?;
-            expect_shape(OP, "u", u, &y_shape)?;
+        Axis::Whole => {
+            statistics::column_dot_sums(ops, dy, None, dbias, None, None, write)?;
+            statistics::column_dot_sums(ops, &dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, write)?;
+            Some(OperandScale::Whole)
         }
-        let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
-        if needs_u && u.is_none() {
-            return Err(Error::Missing { op: OP, arg: "u" });
-        }
-        for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
-            if let Some(tensor) = tensor {
-                expect_shape(OP, arg, tensor, shape)?;
+        Axis::Kept(_) => {
+            statistics::column_dot_sums(ops, dy, None, dbias, None, None, write)?;
+            let effective = effective_norms(ops, norm, &known)?;
+            let quotients = ops.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
+            let quotients = Tensor::in_scratch(ops.gpu(), quotients, 0, x.shape());
+            input_product_of_columns(ops, dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
+            if wants_dg {
+                statistics::column_dot_sums(ops, x, Some(View::of(&quotients)), None, dg, wanted, write)?;
             }
+            None
         }
-        match (dg, normalized) {
-            (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
-            (Some(dg), None) => {
-                let expected = "none: an ordinary weight has no gain".to_owned();
-                return Err(Error::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected });
-            }
-            (None, _) => {}
-        }
-        // What each gradient is made of. dv of a normalized weight takes dg, whether that is asked for or not.
-        let of_inputs = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
-        let wants_dg = normalized.is_some() && (dg.is_some() || dv.is_some());
-        let wants_product = dx.is_some() || (of_inputs && wants_dg);
-        let reads_v = wants_product || (normalized.is_some() && dv.is_some());
-        let reads_norms = normalized.is_some() && (wants_product || wants_dg);
-        let onto = gradients.write == Write::Add;
-        let products = u64::from(wants_product) + u64::from(dv.is_some());
-        let sums = u64::from(dbias.is_some()) * dy.len() as u64
-            + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
-        let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
-        Arguments::new(OP)
-            .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
-            .input_if(reads_v, "weight", v)
-            .input_if(wants_product || dv.is_some(), "g", normalized.and_then(|w| w.g))
-            .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
-            .input("dy", dy)
-            .input_if(wants_dg && !of_inputs, "u", u)
-            .output("dx", dx)
-            .output_onto(onto, "dv", dv)
-            .output_onto(onto, "dg", dg)
-            .output_onto(onto, "dbias", dbias)
-            .operations(products * 2 * x.products(v.shape()[0]) + sums + norms)
-            .begin(self)?;
-        let cooperative = (dv.is_none() || are_halves([dy, x]))
-            && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
-        gradients.selection().check(OP, self.facts().traits, cooperative)
+    };
+    if let Some(dv) = dv {
+        let grouping = match norm.axis {
+            Axis::Kept(0) => Grouping::Rows,
+            Axis::Kept(_) => Grouping::Columns,
+            Axis::Whole => Grouping::Whole,
+        };
+        let epilogue = GradientEpilogue { grouping, v: Some(norm.v), out: Some(dv), ..epilogue.clone() };
+        weight_product(ops, x, dy, &sizes, gradients, &epilogue)?;
     }
+    if let (Some(dx), Some(scale)) = (dx, input_scale) {
+        let epilogue = GradientEpilogue { scale, out: Some(dx), add: false, ..epilogue };
+        input_product(ops, dy, norm.v, &sizes, gradients, &epilogue)?;
+    }
+    Ok(())
+}
 
-    /// dyᵀ x with an epilogue.
-    fn weight_product(
-        &mut self,
-        x: &Tensor,
-        dy: &Tensor,
-        sizes: &Sizes,
-        gradients: &Gradients<'_>,
-        epilogue: &GradientEpilogue<'_>,
-    ) -> Result<(), Error> {
-        if sizes.outs * sizes.ins == 0 {
-            return Ok(());
+fn check_backward(
+    ops: &mut Recorder<'_, '_>,
+    x: &Tensor,
+    weight: Weight<'_>,
+    dy: &Tensor,
+    u: Option<&Tensor>,
+    gradients: &Gradients<'_>,
+) -> Result<(), Error> {
+    let v = weight.v();
+    let y_shape = linear::y_shape(x, v)?;
+    expect_shape(OP, "dy", dy, &y_shape)?;
+    let &Gradients { dx, dv, dg, dbias, .. } = gradients;
+    let normalized = weight.normalized();
+    if let Some(weight) = normalized {
+        weight.check(OP)?;
+    }
+    if let Some(u) = u {
+        expect_dtype(OP, "u", u, DType::F32)?;
+        expect_shape(OP, "u", u, &y_shape)?;
+    }
+    let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
+    if needs_u && u.is_none() {
+        return Err(Error::Missing { op: OP, arg: "u" });
+    }
+    for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
+        if let Some(tensor) = tensor {
+            expect_shape(OP, arg, tensor, shape)?;
         }
-        self.product(&Product {
+    }
+    match (dg, normalized) {
+        (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
+        (Some(dg), None) => {
+            let expected = "none: an ordinary weight has no gain".to_owned();
+            return Err(Error::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected });
+        }
+        (None, _) => {}
+    }
+    // What each gradient is made of. dv of a normalized weight takes dg, whether that is asked for or not.
+    let of_inputs = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
+    let wants_dg = normalized.is_some() && (dg.is_some() || dv.is_some());
+    let wants_product = dx.is_some() || (of_inputs && wants_dg);
+    let reads_v = wants_product || (normalized.is_some() && dv.is_some());
+    let reads_norms = normalized.is_some() && (wants_product || wants_dg);
+    let onto = gradients.write == Write::Add;
+    let products = u64::from(wants_product) + u64::from(dv.is_some());
+    let sums = u64::from(dbias.is_some()) * dy.len() as u64
+        + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
+    let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
+    Arguments::new(OP)
+        .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
+        .input_if(reads_v, "weight", v)
+        .input_if(wants_product || dv.is_some(), "g", normalized.and_then(|w| w.g))
+        .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
+        .input("dy", dy)
+        .input_if(wants_dg && !of_inputs, "u", u)
+        .output("dx", dx)
+        .output_onto(onto, "dv", dv)
+        .output_onto(onto, "dg", dg)
+        .output_onto(onto, "dbias", dbias)
+        .operations(products * 2 * x.products(v.shape()[0]) + sums + norms)
+        .begin(ops)?;
+    let cooperative = (dv.is_none() || are_halves([dy, x]))
+        && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
+    gradients.selection().check(OP, ops.facts().traits, cooperative)
+}
+
+/// dyᵀ x with an epilogue.
+fn weight_product(
+    ops: &mut Recorder<'_, '_>,
+    x: &Tensor,
+    dy: &Tensor,
+    sizes: &Sizes,
+    gradients: &Gradients<'_>,
+    epilogue: &GradientEpilogue<'_>,
+) -> Result<(), Error> {
+    if sizes.outs * sizes.ins == 0 {
+        return Ok(());
+    }
+    multiply(
+        ops,
+        &Product {
             a: Operand { tensor: dy, along_k: false },
             b: Operand { tensor: x, along_k: false },
             c_bytes: epilogue.c_bytes(),
@@ -206,22 +210,25 @@ impl Recorder<'_, '_> {
             depth: sizes.batch,
             selection: gradients.selection(),
             epilogue: &GradientEpilogue { columns: sizes.ins, ..epilogue.clone() },
-        })
-    }
+        },
+    )
+}
 
-    /// dy · v with an epilogue.
-    fn input_product(
-        &mut self,
-        dy: &Tensor,
-        v: &Tensor,
-        sizes: &Sizes,
-        gradients: &Gradients<'_>,
-        epilogue: &GradientEpilogue<'_>,
-    ) -> Result<(), Error> {
-        if sizes.batch * sizes.ins == 0 {
-            return Ok(());
-        }
-        self.product(&Product {
+/// dy · v with an epilogue.
+fn input_product(
+    ops: &mut Recorder<'_, '_>,
+    dy: &Tensor,
+    v: &Tensor,
+    sizes: &Sizes,
+    gradients: &Gradients<'_>,
+    epilogue: &GradientEpilogue<'_>,
+) -> Result<(), Error> {
+    if sizes.batch * sizes.ins == 0 {
+        return Ok(());
+    }
+    multiply(
+        ops,
+        &Product {
             a: Operand { tensor: dy, along_k: true },
             b: Operand { tensor: v, along_k: false },
             c_bytes: epilogue.c_bytes(),
@@ -230,41 +237,44 @@ impl Recorder<'_, '_> {
             depth: sizes.outs,
             selection: gradients.selection(),
             epilogue: &GradientEpilogue { columns: sizes.ins, ..epilogue.clone() },
-        })
-    }
+        },
+    )
+}
 
-    /// Kept axis 1: q = dy·v, dx = g·(q/n̂) and `quotients` = q/n̂, by the epilogue of the forward product.
-    fn input_product_of_columns(
-        &mut self,
-        dy: &Tensor,
-        norm: WeightNorm<'_>,
-        norms: View<'_>,
-        quotients: Option<&Tensor>,
-        sizes: &Sizes,
-        gradients: &Gradients<'_>,
-    ) -> Result<(), Error> {
-        // Without dx the quotients are the product's own result.
-        let (y, g, u) = match (gradients.dx, quotients) {
-            (Some(dx), quotients) => (dx, norm.g, quotients),
-            (None, Some(quotients)) => (quotients, None, None),
-            (None, None) => return Ok(()),
-        };
-        if sizes.batch * sizes.ins == 0 {
-            return Ok(());
-        }
-        let epilogue = LinearEpilogue {
-            norm: NormSource::Given,
-            norms_in: Some(norms),
-            g,
-            bias: None,
-            y,
-            norms_out: None,
-            u,
-            policy: (0, 0.0),
-            activation: crate::Activation::None,
-            columns: sizes.ins,
-        };
-        self.product(&Product {
+/// Kept axis 1: q = dy·v, dx = g·(q/n̂) and `quotients` = q/n̂, by the epilogue of the forward product.
+fn input_product_of_columns(
+    ops: &mut Recorder<'_, '_>,
+    dy: &Tensor,
+    norm: WeightNorm<'_>,
+    norms: View<'_>,
+    quotients: Option<&Tensor>,
+    sizes: &Sizes,
+    gradients: &Gradients<'_>,
+) -> Result<(), Error> {
+    // Without dx the quotients are the product's own result.
+    let (y, g, u) = match (gradients.dx, quotients) {
+        (Some(dx), quotients) => (dx, norm.g, quotients),
+        (None, Some(quotients)) => (quotients, None, None),
+        (None, None) => return Ok(()),
+    };
+    if sizes.batch * sizes.ins == 0 {
+        return Ok(());
+    }
+    let epilogue = LinearEpilogue {
+        norm: NormSource::Given,
+        norms_in: Some(norms),
+        g,
+        bias: None,
+        y,
+        norms_out: None,
+        u,
+        policy: (0, 0.0),
+        activation: crate::Activation::None,
+        columns: sizes.ins,
+    };
+    multiply(
+        ops,
+        &Product {
             a: Operand { tensor: dy, along_k: true },
             b: Operand { tensor: norm.v, along_k: false },
             c_bytes: if u.is_some() { 4 } else { y.dtype().size() },
@@ -273,8 +283,8 @@ impl Recorder<'_, '_> {
             depth: sizes.outs,
             selection: gradients.selection(),
             epilogue: &epilogue,
-        })
-    }
+        },
+    )
 }
 
 /// The sizes of a linear layer.

@@ -51,7 +51,7 @@ const WORDS: u64 = 4 * THREADS;
 /// in dispatches of their own. Far below what `MAX_ITERATIONS` would allow for the three loops over a row.
 const MAX_ROW_WORDS: u64 = 16_384;
 
-/// KIND of `optimizer/steps.wgsl`.
+/// RULE of `optimizer/steps.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Rule {
     Sgd,
@@ -92,93 +92,90 @@ pub(crate) struct Parameter<'a> {
     pub second: Option<&'a Tensor>,
 }
 
-impl Recorder<'_, '_> {
-    pub(crate) fn step(&mut self, op: &'static str, step: &OptimizerStep<'_>) -> Result<(), Error> {
-        step.begin(op, self)?;
-        let v = step.v.value;
-        let rows = match step.project {
-            // Where two passes cost more than two dispatches they are not one.
-            Some((axis, eps)) if self.facts().traits.projects_at_once(v.len() as u64) || !step.in_quads() => {
-                step.rows(self.facts().capacities, Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
-            }
-            _ => None,
-        };
-        self.steps(step, rows)?;
-        match step.project {
-            Some((axis, eps)) if rows.is_none() => {
-                self.nested(|ops| ops.normalize_in_place(WeightNorm::unit(v).axis(axis).eps(eps)))
-            }
-            _ => Ok(()),
+pub(crate) fn record(ops: &mut Recorder<'_, '_>, op: &'static str, step: &OptimizerStep<'_>) -> Result<(), Error> {
+    step.begin(op, ops)?;
+    let v = step.v.value;
+    let rows = match step.project {
+        // Where two passes cost more than two dispatches they are not one.
+        Some((axis, eps)) if ops.facts().traits.projects_at_once(v.len() as u64) || !step.in_quads() => {
+            step.rows(ops.facts().capacities, Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
         }
+        _ => None,
+    };
+    steps(ops, step, rows)?;
+    match step.project {
+        Some((axis, eps)) if rows.is_none() => {
+            ops.nested(|ops| ops.normalize_in_place(WeightNorm::unit(v).axis(axis).eps(eps)))
+        }
+        _ => Ok(()),
     }
+}
 
-    /// The dispatches over v and g; v in rows of a length, which are projected, or as it is.
-    fn steps(&mut self, step: &OptimizerStep<'_>, rows: Option<(u64, Eps)>) -> Result<(), Error> {
-        let Facts { traits, capacities } = self.facts();
-        let OptimizerStep { v, g, kind, params, .. } = step;
-        let v_dtype = v.value.dtype();
-        let mut constants: Constants =
-            vec![("KIND", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
-        constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
-        constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
-        let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());
-        // What one task is: an element of v, or a row.
-        let quads = rows.is_none() && step.in_quads();
-        let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
-            None if quads => (&OPTIMIZER_QUADS, QUADS, 1),
-            None => (&OPTIMIZER, ONE_BY_ONE, 1),
-            Some((length, _)) => (&OPTIMIZER_ROWS, ONE_BY_ONE, length),
-        };
-        if quads {
-            constants.push(("RUN", traits.run(THREADS) as u32));
+/// The dispatches over v and g; v in rows of a length, which are projected, or as it is.
+fn steps(ops: &mut Recorder<'_, '_>, step: &OptimizerStep<'_>, rows: Option<(u64, Eps)>) -> Result<(), Error> {
+    let Facts { traits, capacities } = ops.facts();
+    let OptimizerStep { v, g, kind, params, .. } = step;
+    let v_dtype = v.value.dtype();
+    let mut constants: Constants =
+        vec![("RULE", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
+    constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
+    constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
+    let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());
+    // What one task is: an element of v, or a row.
+    let quads = rows.is_none() && step.in_quads();
+    let (kernel, module, length): (&'static Kernel, Module, u64) = match rows {
+        None if quads => (&OPTIMIZER_QUADS, QUADS, 1),
+        None => (&OPTIMIZER, ONE_BY_ONE, 1),
+        Some((length, _)) => (&OPTIMIZER_ROWS, ONE_BY_ONE, length),
+    };
+    if quads {
+        constants.push(("RUN", traits.run(THREADS) as u32));
+    }
+    let (v_in_group, params) = match rows {
+        None if quads => (WORDS * choose::quad(v_dtype), *params),
+        None => (WORDS * v_dtype.per_word(), *params),
+        Some((length, eps)) => {
+            let lanes = lanes_for(length / v_dtype.per_word());
+            constants.extend([("LANES", lanes as u32), ("POLICY", eps.code())]);
+            (THREADS / lanes, OptimizerParams { length: length as u32, norm_eps: eps.value(), ..*params })
         }
-        let (v_in_group, params) = match rows {
-            None if quads => (WORDS * choose::quad(v_dtype), *params),
-            None => (WORDS * v_dtype.per_word(), *params),
-            Some((length, eps)) => {
-                let lanes = lanes_for(length / v_dtype.per_word());
-                constants.extend([("LANES", lanes as u32), ("POLICY", eps.code())]);
-                (THREADS / lanes, OptimizerParams { length: length as u32, norm_eps: eps.value(), ..*params })
-            }
-        };
-        // Half of the workgroups for v, half for g. The state needs the largest bindings.
-        let capacities = capacities;
-        let half = Capacities { groups: (capacities.groups / 2).max(1), ..capacities };
-        let v_step = half.step().bound(length * DType::F32.size()).in_groups(v_in_group).work(length).get();
-        // Windows meet at whole quads.
-        let v_step = if rows.is_none() { v_step / 8 * 8 } else { v_step };
-        // And at whole words.
-        let g_step = half.step().bound(DType::F32.size()).in_groups(g_in_group).work(1).get();
-        let g_step = (g_step / 2 * 2).max(2);
-        let mut v_windows = windows(v.value.len() as u64 / length, v_step);
-        let mut g_windows = windows(g.map_or(0, |g| g.value.len() as u64), g_step);
-        loop {
-            let (v_window, g_window) = (v_windows.next(), g_windows.next());
-            if v_window.is_none() && g_window.is_none() {
-                return Ok(());
-            }
-            let ((v_begin, v_count), (g_begin, g_count)) = (v_window.unwrap_or_default(), g_window.unwrap_or_default());
-            let (v, v_offsets) = v.bind(capacities, v_begin * length, v_count * length);
-            let (g, g_offsets) = match g {
-                Some(g) => g.bind(capacities, g_begin, g_count),
-                None => ([None, None, None, None], 0),
-            };
-            self.dispatch(&Dispatch {
-                kernel,
-                module,
-                constants: &constants,
-                buffers: &[v, g].concat(),
-                params: OptimizerParams {
-                    v_count: v_count as u32,
-                    g_count: g_count as u32,
-                    offsets: v_offsets,
-                    more_offsets: g_offsets,
-                    ..params
-                },
-                groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(g_in_group),
-                work: v_count * length + g_count,
-            })?;
+    };
+    // Half of the workgroups for v, half for g. The state needs the largest bindings.
+    let half = Capacities { groups: (capacities.groups / 2).max(1), ..capacities };
+    let v_step = half.step().bound(length * DType::F32.size()).in_groups(v_in_group).work(length).get();
+    // Windows meet at whole quads.
+    let v_step = if rows.is_none() { v_step / 8 * 8 } else { v_step };
+    // And at whole words.
+    let g_step = half.step().bound(DType::F32.size()).in_groups(g_in_group).work(1).get();
+    let g_step = (g_step / 2 * 2).max(2);
+    let mut v_windows = windows(v.value.len() as u64 / length, v_step);
+    let mut g_windows = windows(g.map_or(0, |g| g.value.len() as u64), g_step);
+    loop {
+        let (v_window, g_window) = (v_windows.next(), g_windows.next());
+        if v_window.is_none() && g_window.is_none() {
+            return Ok(());
         }
+        let ((v_begin, v_count), (g_begin, g_count)) = (v_window.unwrap_or_default(), g_window.unwrap_or_default());
+        let (v, v_offsets) = v.bind(capacities, v_begin * length, v_count * length);
+        let (g, g_offsets) = match g {
+            Some(g) => g.bind(capacities, g_begin, g_count),
+            None => ([None, None, None, None], 0),
+        };
+        ops.dispatch(&Dispatch {
+            kernel,
+            module,
+            constants: &constants,
+            buffers: &[v, g].concat(),
+            params: OptimizerParams {
+                v_count: v_count as u32,
+                g_count: g_count as u32,
+                offsets: v_offsets,
+                more_offsets: g_offsets,
+                ..params
+            },
+            groups: v_count.div_ceil(v_in_group) + g_count.div_ceil(g_in_group),
+            work: v_count * length + g_count,
+        })?;
     }
 }
 

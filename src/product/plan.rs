@@ -141,7 +141,10 @@ impl ProductPlan {
         };
         let too_large = |what, size, limit| Err(Error::TooLarge { what, size, limit });
         if plan.rows == 0 || plan.columns == 0 {
-            return too_large("a row of a matrix in bytes", depth * 4, capacities.binding);
+            // Steps of k that lie apart by a row of the matrix: those that a tile takes at once have to fit.
+            let rows = [&a, &b]
+                .map(|operand| if operand.along_k { 0 } else { operand.rows * capacities.binding / operand.elements });
+            return too_large("16 rows of a matrix in bytes", BK * rows[0].max(rows[1]), capacities.binding);
         }
         if !can_be_added_up(splits, 1) {
             return too_large("splits of a sum", splits, MAX_ITERATIONS / 2);
@@ -203,7 +206,7 @@ mod tests {
         invocations: 256,
         cooperative: [None; 2],
     };
-    const LARGE: Capacities = Capacities { binding: 1 << 27, groups: 1 << 31, gl: false };
+    const LARGE: Capacities = Capacities::LARGE;
 
     fn facts(along_k: [bool; 2], size: [u64; 3]) -> ProductFacts {
         let problem = Problem { along_k, dtypes: [DType::F32; 2], size };

@@ -41,106 +41,106 @@ pub(crate) struct Product<'a> {
     pub epilogue: &'a dyn Epilogue<'a>,
 }
 
-impl Recorder<'_, '_> {
-    pub(crate) fn product(&mut self, product: &Product<'_>) -> Result<(), Error> {
-        let plan = product.plan(self)?;
-        match plan.split_length {
-            None => self.whole_sums(product, &plan),
-            Some(split_length) => self.split_sums(product, &plan, split_length),
-        }
+pub(crate) fn multiply(ops: &mut Recorder<'_, '_>, product: &Product<'_>) -> Result<(), Error> {
+    let plan = product.plan(ops)?;
+    match plan.split_length {
+        None => whole_sums(ops, product, &plan),
+        Some(split_length) => split_sums(ops, product, &plan, split_length),
     }
+}
 
-    fn whole_sums(&mut self, product: &Product<'_>, plan: &ProductPlan) -> Result<(), Error> {
-        let capacities = self.facts().capacities;
-        for window in plan.windows(product.problem().size) {
-            let (a, a_first) =
-                product.a.bind(capacities, window.row, window.rows, &window, product.rows, product.depth);
+fn whole_sums(ops: &mut Recorder<'_, '_>, product: &Product<'_>, plan: &ProductPlan) -> Result<(), Error> {
+    let capacities = ops.facts().capacities;
+    for window in plan.windows(product.problem().size) {
+        let (a, a_first) = product.a.bind(capacities, window.row, window.rows, &window, product.rows, product.depth);
+        let (b, b_first) =
+            product.b.bind(capacities, window.column, window.columns, &window, product.columns, product.depth);
+        let reads = product.reads(plan.tile.tile.family(), &window, a_first, b_first);
+        let epilogue = product.epilogue.of(capacities, Stage::Whole, &window);
+        let mut buffers = vec![a, b];
+        buffers.extend(epilogue.buffers);
+        ops.dispatch(&Dispatch {
+            kernel: product.epilogue.kernels()[Stage::Whole as usize],
+            module: product.module(plan.tile.tile, reads, epilogue.quads && window.columns.is_multiple_of(4)),
+            constants: &product.constants(plan.tile, epilogue.constants, reads, &window, window.depth),
+            buffers: &buffers,
+            params: ProductParams {
+                splits: 1,
+                split_length: window.depth as u32,
+                offsets: offsets([a_first, b_first, epilogue.offsets[0], epilogue.offsets[1]]),
+                more_offsets: offsets(epilogue.more_offsets),
+                ..product.params(&window)
+            },
+            groups: plan.tiles(&window),
+            work: plan.work(&window),
+        })?;
+    }
+    Ok(())
+}
+
+/// Partial sums over pieces of k, then their sum.
+fn split_sums(
+    ops: &mut Recorder<'_, '_>,
+    product: &Product<'_>,
+    plan: &ProductPlan,
+    split_length: u64,
+) -> Result<(), Error> {
+    let capacities = ops.facts().capacities;
+    let splits = product.depth.div_ceil(split_length);
+    let count =
+        |window: &ProductWindow| splits * window.columns * (window.rows + u64::from(product.epilogue.column_sums()));
+    let largest =
+        ProductWindow { row: 0, rows: plan.rows, column: 0, columns: plan.columns, k: 0, depth: product.depth };
+    let sums = View::scratch(ops.scratch(Scratch::Sums, count(&largest) * PARTIAL_BYTES)?, PARTIAL_BYTES);
+    for window in plan.windows(product.problem().size) {
+        let (part, _) = sums.bind(capacities, 0, count(&window));
+        let params =
+            ProductParams { splits: splits as u32, split_length: split_length as u32, ..product.params(&window) };
+        for (split, split_count) in windows(splits, plan.split_step) {
+            let k = split * split_length;
+            let piece = ProductWindow { k, depth: (split_count * split_length).min(product.depth - k), ..window };
+            let (a, a_first) = product.a.bind(capacities, piece.row, piece.rows, &piece, product.rows, product.depth);
             let (b, b_first) =
-                product.b.bind(capacities, window.column, window.columns, &window, product.columns, product.depth);
-            let reads = product.reads(plan.tile.tile.family(), &window, a_first, b_first);
-            let epilogue = product.epilogue.of(capacities, Stage::Whole, &window);
+                product.b.bind(capacities, piece.column, piece.columns, &piece, product.columns, product.depth);
+            let reads = product.reads(plan.tile.tile.family(), &piece, a_first, b_first);
+            let epilogue = product.epilogue.of(capacities, Stage::Partial, &piece);
             let mut buffers = vec![a, b];
             buffers.extend(epilogue.buffers);
-            self.dispatch(&Dispatch {
-                kernel: product.epilogue.kernels()[Stage::Whole as usize],
-                module: product.module(plan.tile.tile, reads, epilogue.quads && window.columns.is_multiple_of(4)),
-                constants: &product.constants(plan.tile, epilogue.constants, reads, &window, window.depth),
+            buffers.push(part.clone());
+            ops.dispatch(&Dispatch {
+                kernel: product.epilogue.kernels()[Stage::Partial as usize],
+                module: product.module(plan.tile.tile, reads, false),
+                constants: &product.constants(plan.tile, epilogue.constants, reads, &piece, split_length),
                 buffers: &buffers,
                 params: ProductParams {
-                    splits: 1,
-                    split_length: window.depth as u32,
+                    depth: piece.depth as u32,
+                    split_first: split as u32,
                     offsets: offsets([a_first, b_first, epilogue.offsets[0], epilogue.offsets[1]]),
-                    more_offsets: offsets(epilogue.more_offsets),
-                    ..product.params(&window)
-                },
-                groups: plan.tiles(&window),
-                work: plan.work(&window),
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Partial sums over pieces of k, then their sum.
-    fn split_sums(&mut self, product: &Product<'_>, plan: &ProductPlan, split_length: u64) -> Result<(), Error> {
-        let capacities = self.facts().capacities;
-        let splits = product.depth.div_ceil(split_length);
-        let count = |window: &ProductWindow| {
-            splits * window.columns * (window.rows + u64::from(product.epilogue.column_sums()))
-        };
-        let largest =
-            ProductWindow { row: 0, rows: plan.rows, column: 0, columns: plan.columns, k: 0, depth: product.depth };
-        let sums = View::scratch(self.scratch(Scratch::Sums, count(&largest) * PARTIAL_BYTES)?, PARTIAL_BYTES);
-        for window in plan.windows(product.problem().size) {
-            let (part, _) = sums.bind(capacities, 0, count(&window));
-            let params =
-                ProductParams { splits: splits as u32, split_length: split_length as u32, ..product.params(&window) };
-            for (split, split_count) in windows(splits, plan.split_step) {
-                let k = split * split_length;
-                let piece = ProductWindow { k, depth: (split_count * split_length).min(product.depth - k), ..window };
-                let (a, a_first) =
-                    product.a.bind(capacities, piece.row, piece.rows, &piece, product.rows, product.depth);
-                let (b, b_first) =
-                    product.b.bind(capacities, piece.column, piece.columns, &piece, product.columns, product.depth);
-                let reads = product.reads(plan.tile.tile.family(), &piece, a_first, b_first);
-                let epilogue = product.epilogue.of(capacities, Stage::Partial, &piece);
-                let mut buffers = vec![a, b];
-                buffers.extend(epilogue.buffers);
-                buffers.push(part.clone());
-                self.dispatch(&Dispatch {
-                    kernel: product.epilogue.kernels()[Stage::Partial as usize],
-                    module: product.module(plan.tile.tile, reads, false),
-                    constants: &product.constants(plan.tile, epilogue.constants, reads, &piece, split_length),
-                    buffers: &buffers,
-                    params: ProductParams {
-                        depth: piece.depth as u32,
-                        split_first: split as u32,
-                        offsets: offsets([a_first, b_first, epilogue.offsets[0], epilogue.offsets[1]]),
-                        more_offsets: offsets(epilogue.more_offsets),
-                        ..params
-                    },
-                    groups: plan.tiles(&piece) * split_count,
-                    work: plan.work(&piece),
-                })?;
-            }
-            let epilogue = product.epilogue.of(capacities, Stage::Finish, &window);
-            let mut buffers = epilogue.buffers;
-            buffers.push(part);
-            self.dispatch(&Dispatch {
-                kernel: product.epilogue.kernels()[Stage::Finish as usize],
-                module: product.module(Tile::Large, OperandRead::BOTH[0], false),
-                constants: &epilogue.constants,
-                buffers: &buffers,
-                params: ProductParams {
-                    offsets: offsets([0, 0, epilogue.offsets[0], epilogue.offsets[1]]),
                     more_offsets: offsets(epilogue.more_offsets),
                     ..params
                 },
-                groups: (window.rows * window.columns).div_ceil(FINISH_THREADS),
-                work: window.rows * window.columns * splits,
+                groups: plan.tiles(&piece) * split_count,
+                work: plan.work(&piece),
             })?;
         }
-        Ok(())
+        let epilogue = product.epilogue.of(capacities, Stage::Finish, &window);
+        let mut buffers = epilogue.buffers;
+        buffers.push(part);
+        ops.dispatch(&Dispatch {
+            kernel: product.epilogue.kernels()[Stage::Finish as usize],
+            module: product.module(Tile::Large, OperandRead::BOTH[0], false),
+            constants: &epilogue.constants,
+            buffers: &buffers,
+            params: ProductParams {
+                offsets: offsets([0, 0, epilogue.offsets[0], epilogue.offsets[1]]),
+                more_offsets: offsets(epilogue.more_offsets),
+                ..params
+            },
+            groups: (window.rows * window.columns).div_ceil(FINISH_THREADS),
+            work: window.rows * window.columns * splits,
+        })?;
     }
+    Ok(())
 }
 
 impl<'a> Operand<'a> {
@@ -245,7 +245,7 @@ impl<'a> Product<'a> {
                 ("RAGGED", (a == OperandRead::Scalar || !window.depth.is_multiple_of(8)).into()),
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
-            Family::Cooperative8 | Family::Cooperative16 => constants.push(("LANES", (wx * wy / 4) as u32)),
+            Family::Cooperative8 | Family::Cooperative16 => constants.push(("LEAST_LANES", (wx * wy / 4) as u32)),
         }
         constants
     }
@@ -264,7 +264,7 @@ impl<'a> Product<'a> {
         let Facts { traits, capacities } = ops.facts();
         let facts = self.facts();
         let selection = match self.selection {
-            Selection { tile: None, split_length: None } => ops.choices().get(&facts.problem, facts.cooperative),
+            Selection { tile: None, split_length: None } => ops.choice(&facts.problem, facts.cooperative),
             selection => selection,
         };
         ProductPlan::new(&facts, traits, capacities, selection)

@@ -138,16 +138,16 @@ fn probe(
 }
 
 /// The faster variant, in all likelihood.
-fn walk(gpu: &Gpu) -> Constants {
-    vec![("CONTIGUOUS", (!gpu.traits().is_gpu()).into())]
+fn walk(ops: &Recorder<'_, '_>) -> Constants {
+    vec![("CONTIGUOUS", (!ops.facts().traits.is_gpu()).into())]
 }
 
 /// Copies `source` to `target`, which is as long, in whole workgroups.
 pub(crate) fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
-    probe(ops, &PROBE_COPY, &walk(ops.gpu()), [source, target], source.bytes() / GROUP_BYTES)
+    probe(ops, &PROBE_COPY, &walk(ops), [source, target], source.bytes() / GROUP_BYTES)
 }
 
 /// Reads `source`, in whole workgroups, and writes a word of sums to `target` for every 32 that it reads.
 pub(crate) fn probe_read(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
-    probe(ops, &PROBE_READ, &walk(ops.gpu()), [source, target], source.bytes() / GROUP_BYTES)
+    probe(ops, &PROBE_READ, &walk(ops), [source, target], source.bytes() / GROUP_BYTES)
 }

@@ -3,6 +3,7 @@ use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
+use crate::vectors;
 use crate::weight::norms::{Dot, Form, Job, record_norms};
 use crate::weight::rescale::{Action, Rescale, rescale};
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
@@ -70,7 +71,9 @@ impl Recorder<'_, '_> {
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
-        self.in_f32((write == Write::Add, true), [dg], |ops, [dg]| gradients_of_weight(ops, dw, weight, dv, dg, write))
+        vectors::in_f32(self, (write == Write::Add, true), [dg], |ops, [dg]| {
+            gradients_of_weight(ops, dw, weight, dv, dg, write)
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! w = g·v/n̂ of one weight, and what it comes from.
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::contract::{Layout, norms_shape};
+use crate::vectors;
 use crate::weight::norms::{self, Form};
 use crate::weight::rescale::{self, Action, Rescale};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
@@ -103,7 +104,7 @@ impl Recorder<'_, '_> {
         expect_dtype(OP, "v", v, w.dtype())?;
         expect_gain(OP, "g", g, &norms_shape(w.shape(), axis))?;
         Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
-        self.in_f32((false, true), [Some(g)], |ops, [norms]| {
+        vectors::in_f32(self, (false, true), [Some(g)], |ops, [norms]| {
             ops.nested(|ops| ops.row_norms_into(w, axis, eps, norms.unwrap_or(g)))
         })?;
         rescale::copy(self, w, v)

@@ -1,6 +1,7 @@
 //! The dispatches on one weight.
 use crate::binding::{Bound, View, offsets};
 use crate::kernel::Constants;
+use crate::memory::Memory;
 use crate::record::Dispatch;
 use crate::weight::cut::{Cut, DIRECT, KEEPS, Kind, OF_KNOWN, Operand, Params, Part, WHOLE};
 use crate::windows::Capacities;
@@ -28,7 +29,15 @@ pub(crate) struct Operands<'a> {
 
 /// Whether these tensors can be read and written in whole quads.
 pub(crate) fn are_in_quads<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> bool {
-    tensors.all(|t| t.offset().is_multiple_of(16) && t.offset() + t.bytes().next_multiple_of(16) <= t.buffer().size())
+    tensors.all(|t| t.offset().is_multiple_of(16) && t.offset() + t.bytes().next_multiple_of(16) <= end_of_memory(t))
+}
+
+/// Bytes of the buffer that a tensor lies in, as far as they are known.
+fn end_of_memory(tensor: &Tensor) -> u64 {
+    match tensor.memory() {
+        Memory::Buffer(buffer) => buffer.size() / 4 * 4,
+        Memory::Numbered(_) => tensor.end(),
+    }
 }
 
 impl<'a> Operands<'a> {
@@ -37,7 +46,7 @@ impl<'a> Operands<'a> {
         let (Some(tensor), part) = (tensor, cut.elements) else { return (None, 0) };
         let size = tensor.dtype().size();
         let begin = tensor.offset() + part.first * size;
-        let room = tensor.buffer().size() / 4 * 4;
+        let room = end_of_memory(tensor);
         let end = (begin + (part.count.next_multiple_of(cut.unit) * size)).min(room);
         let count = if part.count == 0 { 0 } else { (end - begin) / size };
         let (span, place) = View::of(tensor).bind(capacities, part.first, count);

@@ -200,9 +200,11 @@ fn record_set(
     takes_gains: bool,
     write: Write,
 ) -> Result<(), Error> {
-    ops.gpu().reported()?;
-    if !set.gpu.is_one_with(ops.gpu()) {
-        return Err(Error::OtherGpu { op, arg: "the set" });
+    let other = Error::OtherGpu { op, arg: "the set" };
+    let Some(gpu) = ops.gpu() else { return Err(other) };
+    gpu.reported()?;
+    if !set.gpu.is_one_with(gpu) {
+        return Err(other);
     }
     let plan = set.plan(operator)?;
     let capacities = ops.facts().capacities;
@@ -213,13 +215,13 @@ fn record_set(
     ops.begin(op, work);
     let sums = ops.scratch(Scratch::Sums, plan.sums)?;
     let scales = ops.scratch(Scratch::Scales, plan.scales)?;
-    let table = View { buffer: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
+    let table = View { memory: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
     for stage in &plan.stages {
         let (items, first) = table.bind(capacities, stage.first, stage.count);
         let span = |window: &Option<Window>| {
             let window = window.as_ref()?;
             let buffer = match &plan.sources[window.source] {
-                Source::Buffer(buffer) => buffer,
+                Source::Tensors(memory) => memory,
                 Source::Sums => &sums,
                 Source::Scales => &scales,
             };

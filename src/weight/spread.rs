@@ -204,6 +204,7 @@ mod tests {
             groups: 1 << 20,
             whole_binding: bytes + 256,
             alignment: 256,
+            apart: 256,
             groups_along: 65_535,
             gl: false,
         };

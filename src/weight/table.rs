@@ -7,6 +7,7 @@ use crate::arguments::Arguments;
 use crate::choose::{Facts, Kind as DeviceKind};
 use crate::contract::Layout;
 use crate::kernel::Constants;
+use crate::memory::Memory;
 use crate::source::Module;
 use crate::weight::cut::{Cut, DIRECT, Item, KEEPS, Kind, OF_DW, OF_GAIN, OF_V, OF_W, Operand, WHOLE, unit_of};
 use crate::weight::member::{Job, SetMember, SetOperator, Share};
@@ -32,7 +33,7 @@ const SLOTS: usize = 6;
 /// All dispatches of one operator on one set.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub table: wgpu::Buffer,
+    pub table: Memory,
     pub sources: Vec<Source>,
     pub stages: Vec<Stage>,
     /// Bytes of scratch memory.
@@ -44,7 +45,7 @@ pub(super) struct Table {
 /// Where a binding lies.
 #[derive(Debug, PartialEq, Eq, Hash, Clone)]
 pub(super) enum Source {
-    Buffer(wgpu::Buffer),
+    Tensors(Memory),
     Sums,
     Scales,
 }
@@ -167,7 +168,7 @@ impl Table {
         let table = gpu.create_written_buffer("a table", size, wgpu::BufferUsages::STORAGE, |mut all| {
             all.slice(..bytes.len()).copy_from_slice(bytes)
         })?;
-        Ok(Table { table, sources: planner.sources, stages, sums, scales, work })
+        Ok(Table { table: Memory::Buffer(table), sources: planner.sources, stages, sums, scales, work })
     }
 }
 
@@ -278,7 +279,7 @@ impl Planner {
         let end = origin + ((item.elements.first + item.elements.count) * size).next_multiple_of(32);
         let end = end.min(tensor.buffer().size() / 4 * 4);
         let unit = if job.quads { 16 } else { 4 };
-        let source = self.source(Source::Buffer(tensor.buffer().clone()));
+        let source = self.source(Source::Tensors(tensor.memory().clone()));
         (item.elements.count > 0).then_some(Place { source, origin, begin, end, unit })
     }
 
@@ -288,7 +289,7 @@ impl Planner {
         let unit = tensor.dtype().size();
         let origin = tensor.offset() + unit * item.norms.first;
         let end = (origin + unit * item.norms.count).next_multiple_of(4);
-        let source = self.source(Source::Buffer(tensor.buffer().clone()));
+        let source = self.source(Source::Tensors(tensor.memory().clone()));
         Some(Place { source, origin, begin: origin / 4 * 4, end, unit })
     }
 

@@ -16,6 +16,7 @@ mod model;
 mod non_finite;
 mod noop;
 mod optimizer;
+mod plans;
 mod policy;
 mod rows;
 mod shaders;

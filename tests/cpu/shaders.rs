@@ -1,7 +1,7 @@
 //! The shaders, checked by naga without a driver: validity, and the binding tables of the host.
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
-use weightnorm::internals::{Access, FILES, Field, Import, Kernel, Module, imports, kernels, modules};
+use weightnorm::internals::{Access, FILES, Field, Import, Kernel, Module, Shared, imports, kernels, modules};
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
@@ -26,7 +26,7 @@ fn text(file: &str) -> &'static str {
 #[test]
 fn shaders_are_valid_file_by_file() {
     for &(file, _) in FILES {
-        let source = Module { file, slots: [("", ""); 5] }.source();
+        let source = Module { file, slots: [("", ""); 5] }.source(Shared::default());
         // A product's structures of parameters may have none that uses them.
         parse(&source);
     }
@@ -95,17 +95,33 @@ fn shaders_fill_slots_with_what_they_want() {
 #[test]
 fn shaders_are_valid_with_either_kind_of_parameters() {
     for module in modules() {
-        parse(&module.source());
-        let uniform = module.uniform_source();
+        parse(&module.source(Shared::default()));
+        let uniform = module.uniform_source(Shared::default());
         assert!(uniform.contains("var<uniform>") && !uniform.contains("var<immediate>"), "{}", module.name());
         let (parsed, _) = parse(&uniform);
         assert!(!parsed.global_variables.iter().any(|(_, v)| v.space == AddressSpace::Immediate));
     }
 }
 
+/// The modules of arenas: each entry point with all that it reads as `read_write`.
+#[test]
+fn shaders_are_valid_where_buffers_are_shared() {
+    let all = Shared::of(0..15);
+    for module in modules() {
+        let (parsed, _) = parse(&module.source(all));
+        for (_, variable) in parsed.global_variables.iter() {
+            let AddressSpace::Storage { access } = variable.space else { continue };
+            let name = variable.name.as_deref().unwrap_or_default();
+            let is_table = ["rows", "columns", "finishes", "rescales"].contains(&name);
+            assert_eq!(access.contains(StorageAccess::STORE), !is_table, "{}: {name}", module.name());
+        }
+        parse(&module.uniform_source(all));
+    }
+}
+
 #[test]
 fn shaders_validation_finds_a_fault() {
-    let broken = modules()[1].source().replace("sqrt(square.m", "sqrt(square");
+    let broken = modules()[1].source(Shared::default()).replace("sqrt(square.m", "sqrt(square");
     assert!(naga::front::wgsl::parse_str(&broken).is_err_and(|e| !e.emit_to_string(&broken).is_empty()));
 }
 
@@ -116,7 +132,7 @@ fn shaders_are_as_the_host_knows_them() {
     let kernels = kernels();
     let mut seen = vec![false; kernels.len()];
     for module in modules() {
-        let (parsed, info) = parse(&module.source());
+        let (parsed, info) = parse(&module.source(Shared::default()));
         for (index, entry) in parsed.entry_points.iter().enumerate() {
             let name = format!("{}.{}", module.name(), entry.name);
             let is_its = |k: &&Kernel| k.entry == entry.name && module.files().contains(&k.file);
@@ -144,7 +160,7 @@ fn shaders_comparison_finds_a_fault() {
     let kernel = kernels().into_iter().find(|k| k.entry == "optimizer").expect("it is there");
     let module = modules().into_iter().find(|m| m.file == kernel.file).expect("it is there");
     let seen = |from: &str, to: &str| {
-        let source = module.source();
+        let source = module.source(Shared::default());
         assert!(source.contains(from), "{from}");
         let (parsed, info) = parse(&source.replace(from, to));
         let index = parsed.entry_points.iter().position(|e| e.name == kernel.entry).expect("it stays");
@@ -217,7 +233,7 @@ fn parameters(parsed: &naga::Module) -> Vec<Field> {
 #[test]
 fn shaders_parameters_fit_immediates() {
     for module in modules() {
-        let (parsed, _) = parse(&module.source());
+        let (parsed, _) = parse(&module.source(Shared::default()));
         let (_, variable) = parsed
             .global_variables
             .iter()

@@ -1,9 +1,9 @@
 //! Checkpoints of the kinds that people have, in `tests/data/checkpoints`, folded by the program beside what PyTorch makes of them;
 //! and tied tensors, folded and taken apart.
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use libtest_mimic::Completion;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use weightnorm::checkpoint::{self, Checkpoint, Report, Rules, Spelling};
@@ -20,10 +20,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("cases::odd_ones_are_told", Needs::Nothing, odd_ones_are_told);
     suite.test("cases::tied_fold", Needs::Nothing, tied_fold);
     suite.test("cases::tied_split", Needs::Nothing, tied_split);
-    suite.test_if_able("cases::tied_pytorch", tied_pytorch);
-    // Importing it takes seconds.
-    let last = suite.trials.pop();
-    suite.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
+    suite.test_with_pytorch("cases::tied_pytorch", tied_pytorch);
 }
 
 fn case(name: &str) -> PathBuf {
@@ -335,17 +332,12 @@ fn tied_split(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// `save_model` of PyTorch's tied layers, folded, for `load_model` of the plain model. `WEIGHTNORM_PYTHON`: a Python that has it.
-fn tied_pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
+/// `save_model` of PyTorch's tied layers, folded, for `load_model` of the plain model.
+fn tied_pytorch(gpu: &Gpu, python: &OsStr) -> Outcome {
     let folder = Folder::new("tied-pytorch");
-    let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/tied.py");
-    match std::process::Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output() {
-        Ok(output) if output.status.success() => {}
-        _ => return Ok(Completion::ignored_with("no Python with torch and safetensors: WEIGHTNORM_PYTHON names one")),
-    }
     let python = |step: &str| -> Outcome {
-        let output = std::process::Command::new(&python).arg(&script).arg(step).arg(&folder.0).output()?;
+        let output = std::process::Command::new(python).arg(&script).arg(step).arg(&folder.0).output()?;
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() { Ok(()) } else { Err(stderr.into()) }
     };
@@ -357,6 +349,5 @@ fn tied_pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
         let other = if spelling == "suffixes" { Spelling::Parametrizations } else { Spelling::Suffixes };
         checkpoint::convert(&Checkpoint::open(&from)?, &converted, other, &Rules::default(), &mut |_| ())?;
     }
-    python("load")?;
-    Ok(Completion::Completed)
+    python("load")
 }

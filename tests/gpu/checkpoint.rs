@@ -1,5 +1,6 @@
 //! Checkpoints through the GPU: folded, taken apart, checked, in windows of all kinds, and cut short by errors.
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::Path;
 
 use libtest_mimic::Completion;
@@ -26,10 +27,8 @@ pub fn register(suite: &mut Suite) {
     suite.test("checkpoint::check", Needs::Nothing, check);
     suite.test("checkpoint::device_destroyed", Needs::Nothing, device_destroyed);
     suite.test_if_able("checkpoint::disk_full", disk_full);
-    suite.test_if_able("checkpoint::pytorch", pytorch);
-    // Importing it takes seconds.
-    let last = suite.trials.pop();
-    suite.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
+    suite.test_with_pytorch("checkpoint::pytorch", pytorch);
+    suite.test_with_pytorch("checkpoint::foreign_pytorch_lines_run", foreign_pytorch_lines_run);
     suite.test("checkpoint::larger_than_the_window", Needs::Time, larger_than_the_window);
     suite.test("checkpoint::killed_at_many_moments", Needs::Time, killed_at_many_moments);
     suite.test(CHILD, Needs::Time, child);
@@ -530,16 +529,11 @@ fn device_destroyed(_: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Modules of PyTorch in both spellings, folded by it in f64 and by us. `WEIGHTNORM_PYTHON`: a Python that has it.
-fn pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
+/// Modules of PyTorch in both spellings, folded by it in f64 and by us.
+fn pytorch(gpu: &Gpu, python: &OsStr) -> Outcome {
     let folder = Folder::new("pytorch");
-    let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/pytorch.py");
-    match std::process::Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output() {
-        Ok(output) if output.status.success() => {}
-        _ => return Ok(Completion::ignored_with("no Python with torch and safetensors: WEIGHTNORM_PYTHON names one")),
-    }
-    let output = std::process::Command::new(&python).arg(script).arg(&folder.0).output()?;
+    let output = std::process::Command::new(python).arg(script).arg(&folder.0).output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
     }
@@ -567,7 +561,44 @@ fn pytorch(gpu: &Gpu) -> Result<Completion, Failed> {
             }
         }
     }
-    Ok(Completion::Completed)
+    Ok(())
+}
+
+/// The line of Python that is offered for PyTorch's own files, run. Nested, tied and transposed tensors, old and new files,
+/// and a file that is called as ours are.
+fn foreign_pytorch_lines_run(_: &Gpu, python: &OsStr) -> Outcome {
+    let folder = Folder::new("foreign-torch");
+    let run = |code: &str| {
+        let output = std::process::Command::new(python).args(["-c", code]).current_dir(&folder.0).output().unwrap();
+        assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run("import torch
+a = torch.arange(6.).reshape(2, 3); s = {'l.weight_g': a[:, :1], 'l.weight_v': a, 'tied': a, 't': a.t()}
+torch.save(s, 'plain.pth'); torch.save(s, 'old.pt', _use_new_zipfile_serialization=False)
+torch.save(s, 'misnamed.safetensors'); torch.save({'state_dict': s, 'epoch': 3}, 'it\\'s \"it\".ckpt')
+torch.save({'model': s, 'optimizer': {'state': {0: {'exp_avg': a}}, 'groups': [{'lr': 0.1}]}}, 'nested.bin')");
+    for (name, output, prefix) in [
+        ("plain.pth", "plain.safetensors", ""),
+        ("old.pt", "old.safetensors", ""),
+        ("misnamed.safetensors", "misnamed.new.safetensors", ""),
+        ("it's \"it\".ckpt", "it's \"it\".safetensors", "state_dict."),
+        ("nested.bin", "nested.safetensors", "model."),
+    ] {
+        let Err(error) = Checkpoint::open(&folder.join(name)) else { return Err(format!("{name} was opened").into()) };
+        assert!(matches!(error, Error::Foreign { .. }), "{error:?}");
+        let text = error.to_string();
+        let (_, todo) = text.split_once('\n').ok_or("no second line")?;
+        run(todo.split_once("in Python: ").ok_or("no line of Python")?.1);
+        let saved = Checkpoint::open(&folder.join(output)).unwrap();
+        let numbers = |tensor: &str| saved.read_f64(&format!("{prefix}{tensor}")).unwrap();
+        for tensor in ["l.weight_v", "tied"] {
+            assert_eq!(numbers(tensor), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        }
+        assert_eq!((numbers("l.weight_g"), numbers("t")), (vec![0.0, 3.0], vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]));
+        let is_nested = name == "nested.bin";
+        assert_eq!(saved.tensor("optimizer.state.0.exp_avg").is_some(), is_nested);
+    }
+    Ok(())
 }
 
 /// A file system of 1 MiB in a mount namespace of its own, where the system grants one.

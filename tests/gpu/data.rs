@@ -6,7 +6,7 @@ use crate::Outcome;
 use crate::device::of_kind;
 
 pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
-pub const POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
+pub static POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
 
 /// Places in a buffer where a caller's tensor may start: all but the first lie beside what a device can bind at.
 pub const OFFSETS: [u64; 4] = [0, 4, 12, 256 + 4];

@@ -90,6 +90,14 @@ pub fn recorded(gpu: &Gpu, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<
     Ok(count)
 }
 
+/// The dispatches that it takes, recorded and not run.
+pub fn counted(gpu: &Gpu, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> Result<u64, Error> {
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut ops = gpu.record(&mut encoder);
+    record(&mut ops)?;
+    Ok(ops.dispatch_count())
+}
+
 /// The error of something that has to fail before it records anything.
 pub fn refused(gpu: &Gpu, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> Result<Error, Failed> {
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -26,12 +26,14 @@ pub fn register(suite: &mut Suite) {
     let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("gains::{name}"), test);
     sampled("normalize", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.normalize(gpu))));
     sampled("normalize_backward", |gpu, extent| {
-        either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.normalize_backward(gpu)))
+        either(gpu, |gpu| all(extent.of(weights(), 7), |case| case.normalize_backward(gpu)))
     });
     sampled("split", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.split(gpu))));
-    sampled("linear", |gpu, extent| all(extent.of(layers(), 4), |layer| layer.forward(gpu)));
-    sampled("linear_backward", |gpu, extent| all(extent.of(trained_layers(), 4), |layer| layer.backward(gpu)));
-    sampled("sets", |gpu, extent| either(gpu, |gpu| all(extent.of(sets(), 2), |members| set(gpu, members))));
+    sampled("linear", |gpu, extent| all(extent.of(layers(), 4), |layer| layer.forward(gpu, extent)));
+    sampled("linear_backward", |gpu, extent| all(extent.of(trained_layers(), 4), |layer| layer.backward(gpu, extent)));
+    sampled("sets", |gpu, extent| {
+        either(gpu, |gpu| all(sets().iter().skip(extent.choose(0, 2)), |members| set(gpu, members)))
+    });
     sampled("linear_windows", linear_windows);
     sampled("normalize_windows", normalize_windows);
 }
@@ -270,7 +272,9 @@ impl Layer {
     }
 
     /// Norms of its own and known ones, whole sums and split ones; and the bias with an ordinary weight.
-    fn forward(&self, gpu: &Gpu) -> Outcome {
+    ///
+    /// Few: all of that for rows alone.
+    fn forward(&self, gpu: &Gpu, extent: Extent) -> Outcome {
         let &Layer { batch, outs, ins, axis, seed, .. } = self;
         let Prepared { x, v, g, bias, tensors: [x_tensor, v_tensor, g_tensor, bias_tensor] } = self.prepare(gpu)?;
         let (x_shape, shape) = ([batch, ins], [outs, ins]);
@@ -288,13 +292,16 @@ impl Layer {
         };
         let plain = LinearOptions::default();
         check("y", &w, weight.into(), &plain)?;
+        if extent == Extent::Few && axis != Axis::Kept(0) {
+            return Ok(());
+        }
         check("y, known norms", &w, weight.norms(&norms).into(), &plain)?;
         check("y, split", &w, weight.into(), &plain.split_length(48))?;
         check("y, an ordinary weight", &v, (&v_tensor).into(), &plain)
     }
 
-    /// dg and dbias in 16 bits, replaced and added to.
-    fn backward(&self, gpu: &Gpu) -> Outcome {
+    /// dg and dbias in 16 bits, replaced and added to. Few: one of the two.
+    fn backward(&self, gpu: &Gpu, extent: Extent) -> Outcome {
         let &Layer { batch, outs, ins, axis, gain, bias: stored, seed, .. } = self;
         let Prepared { x, v, g, bias: _, tensors: [x_tensor, v_tensor, g_tensor, bias_tensor] } = self.prepare(gpu)?;
         let (x_shape, shape) = ([batch, ins], [outs, ins]);
@@ -308,7 +315,8 @@ impl Layer {
         let terms = linear_terms(&x, of, &shape, &dy);
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));
-        for write in [Write::Replace, Write::Add] {
+        let few = if axis == Axis::Kept(0) { Write::Add } else { Write::Replace };
+        for write in extent.choose(vec![Write::Replace, Write::Add], vec![few]) {
             let output = |old: &[f64], shape: &[usize], dtype, place| match write {
                 Write::Replace => Guarded::poisoned(gpu, shape, dtype, offset(place)),
                 Write::Add => Guarded::holding(gpu, old, shape, dtype, offset(place)),
@@ -345,7 +353,7 @@ fn linear_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     for (i, axis) in extent.of([Axis::Kept(0), Axis::Kept(1), Axis::Whole].into_iter().enumerate(), 3) {
         for gain in extent.of(HALVES, 2) {
             let layer = Layer { batch: 5, outs: 301, ins: 37, axis, dtype: DType::F32, gain, bias: gain, seed: i + 1 };
-            let result = layer.forward(&tiny).and_then(|()| layer.backward(&tiny));
+            let result = layer.forward(&tiny, extent).and_then(|()| layer.backward(&tiny, extent));
             result.map_err(|e| format!("{layer:?}: {}", e.message().unwrap_or_default()))?;
         }
     }

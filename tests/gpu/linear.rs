@@ -13,37 +13,44 @@ pub const WHOLE: Option<Axis> = Some(Axis::Whole);
 pub const PLAIN: Option<Axis> = None;
 
 pub fn register(suite: &mut Suite) {
-    suite.test("linear_batches", Needs::Nothing, |gpu| {
+    // Few: by one tile, since each takes pipelines of its own.
+    suite.sampled("linear_batches", |gpu, extent| {
         all([1, 2, 7, 8, 9, 33, 64, 65, 1000], |&batch| {
-            Case::new([batch, 129, 39]).check(gpu)?;
-            Case { axis: PLAIN, ..Case::new([batch, 3, 13]) }.check(gpu)
+            Case { tile: extent.choose(None, Some(Tile::Medium)), ..Case::new([batch, 129, 39]) }.check(gpu)?;
+            let tile = extent.choose(None, Some(Tile::Stream4));
+            Case { axis: PLAIN, tile, ..Case::new([batch, 3, 13]) }.check(gpu)
         })
     });
-    suite.test("linear_in_features", Needs::Nothing, |gpu| {
-        all([1, 3, 4, 5, 13, 39, 259, 512, 1023, 5120], |&ins| {
+    suite.sampled("linear_in_features", |gpu, extent| {
+        // Whole steps of k are another kernel.
+        let [whole, many] = extent.choose([512, 5120], [511, 5121]);
+        all([1, 3, 4, 5, 13, 39, 259, whole, 1023, many], |&ins| {
             Case::new([3, 5, ins]).check(gpu)?;
-            Case::new([65, 66, ins]).check(gpu)?;
+            Case { tile: extent.choose(None, Some(Tile::Medium)), ..Case::new([65, 66, ins]) }.check(gpu)?;
             Case { axis: IN, ..Case::new([3, 5, ins]) }.check(gpu)
         })
     });
-    suite.test("linear_out_features", Needs::Nothing, |gpu| {
-        all([1, 3, 4, 129, 257, 131_072], |&outs| {
-            Case::new([2, outs, 5]).check(gpu)?;
-            Case { axis: IN, ..Case::new([2, outs, 5]) }.check(gpu)?;
-            Case { axis: WHOLE, ..Case::new([2, outs, 5]) }.check(gpu)
+    suite.sampled("linear_out_features", |gpu, extent| {
+        let tile = extent.choose(None, Some(Tile::Stream4));
+        all([1, 3, 4, 129, 257, extent.choose(131_072, 70_000)], |&outs| {
+            Case { tile, ..Case::new([2, outs, 5]) }.check(gpu)?;
+            Case { axis: IN, tile, ..Case::new([2, outs, 5]) }.check(gpu)?;
+            Case { axis: WHOLE, tile, ..Case::new([2, outs, 5]) }.check(gpu)
         })
     });
-    suite.test("linear_a_million_rows", Needs::Nothing, |gpu| Case::new([1_000_000, 3, 2]).check(gpu));
-    suite.test("linear_axes_and_ends", Needs::Nothing, axes_and_ends);
+    suite.sampled("linear_a_million_rows", |gpu, extent| {
+        Case::new([extent.choose(1_000_000, 100_000), 3, 2]).check(gpu)
+    });
+    suite.sampled("linear_axes_and_ends", axes_and_ends);
     suite.test("linear_dispatch_count", Needs::Nothing, dispatch_count);
     suite.sampled("linear_mixes_of_dtypes", mixes);
-    suite.test("linear_packed_rows_share_words", Needs::Nothing, packed_rows_share_words);
+    suite.sampled("linear_packed_rows_share_words", packed_rows_share_words);
     suite.sampled("linear_every_tile_and_split", tiles_and_splits);
     suite.sampled("linear_every_tile_in_quads", tiles_in_quads);
-    suite.test("linear_few_rows", Needs::Nothing, few_rows);
+    suite.sampled("linear_few_rows", few_rows);
     suite.sampled("linear_longest_loops", longest_loops);
     suite.sampled("linear_long_rows", long_rows);
-    suite.test("linear_activations", Needs::Nothing, activations);
+    suite.sampled("linear_activations", activations);
     suite.test("linear_ranks_of_x", Needs::Nothing, |gpu| {
         all([&[][..], &[3], &[2, 3], &[2, 1, 3], &[1, 1, 1, 5]], |batch| {
             Case { batch_shape: batch.to_vec(), ..Case::new([batch.iter().product(), 7, 13]) }.check(gpu)
@@ -254,12 +261,16 @@ fn mixes(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-fn axes_and_ends(gpu: &Gpu) -> Outcome {
+fn axes_and_ends(gpu: &Gpu, extent: Extent) -> Outcome {
     let base = Case::new([5, 33, 39]);
     let mut cases = vec![];
     for axis in [OUT, IN, WHOLE] {
         for known in [false, true] {
             cases.push(Case { axis, known, ..base.clone() });
+            // Without gain, bias and norms written: of each axis once.
+            if extent == Extent::Few && known != (axis == OUT) {
+                continue;
+            }
             cases.push(Case { axis, known, gain: false, bias: false, write_norms: false, ..base.clone() });
         }
         cases.push(Case { axis, eps: Eps::After(0.5), ..base.clone() });
@@ -309,21 +320,23 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
 }
 
 /// Odd rows of packed x, v and y: neighbours share words. Many rows, so that neighbours run at once.
-fn packed_rows_share_words(gpu: &Gpu) -> Outcome {
+fn packed_rows_share_words(gpu: &Gpu, extent: Extent) -> Outcome {
+    // Few: one tile for each type, one of them that all rows of y have to themselves, one that they share.
+    let [bf16, f16] = [Tile::Medium, Tile::Stream4].map(|tile| extent.choose(None, Some(tile)));
     all([[1000, 1, 3], [1001, 3, 1], [33, 129, 5], [7, 257, 13], [45, 67, 1], [2, 1, 1]], |&size| {
-        Case { dtypes: [DType::Bf16; 3], ..Case::new(size) }.check(gpu)
+        Case { dtypes: [DType::Bf16; 3], tile: bf16, ..Case::new(size) }.check(gpu)
     })?;
     all([[1000, 1, 3], [1001, 3, 1], [7, 257, 13]], |&size| {
-        Case { dtypes: [DType::F16; 3], ..Case::new(size) }.check(gpu)
+        Case { dtypes: [DType::F16; 3], tile: f16, ..Case::new(size) }.check(gpu)
     })
 }
 
 fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (i, tile) in Tile::all_on(gpu).enumerate() {
-        // The others in `tiles_in_quads`.
-        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || i % 2 == 0)
-        {
+        // The others in `tiles_in_quads`, and below.
+        let few = i % 2 == 0 && ![Tile::Huge, Tile::Stream8].contains(&tile);
+        for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || few) {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
         if extent == Extent::Few && ![Tile::Medium, Tile::Stream8, Tile::Lanes8].contains(&tile) {
@@ -337,7 +350,8 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     if Tile::Huge.runs_on(gpu) {
         cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 130, 50]) });
     }
-    for axis in extent.of([IN, WHOLE, PLAIN], 3) {
+    // `dispatch_count` has some too.
+    for axis in extent.choose(&[IN, WHOLE, PLAIN][..], &[]).iter().copied() {
         for split_length in [16, 48] {
             let tile = Some(Tile::Stream8);
             cases.push(Case { tile, axis, split_length: Some(split_length), ..Case::new([33, 34, 131]) });
@@ -354,26 +368,34 @@ fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases: Vec<_> = extent.of(tiles, 2).into_iter().map(|tile| case(tile, [67, 68, 80])).collect();
     for tile in extent.of([Tile::Large, Tile::Stream4, Tile::Lanes32, Tile::Lanes4], 2) {
         cases.push(case(tile, [3, 36, 44]));
-        cases.push(Case { dtypes: [DType::F16; 3], ..case(tile, [5, 36, 44]) });
-        cases.push(Case { split_length: Some(16), ..case(tile, [5, 36, 44]) });
-        cases.push(Case { axis: IN, ..case(tile, [3, 36, 44]) });
+        // Of each of these one, where few are wanted.
+        let others = [
+            Case { split_length: Some(16), ..case(tile, [5, 36, 44]) },
+            Case { dtypes: [DType::F16; 3], ..case(tile, [5, 36, 44]) },
+            Case { axis: IN, ..case(tile, [3, 36, 44]) },
+        ];
+        cases.extend(others.into_iter().take(extent.choose(3, 1)));
     }
     cases.retain(|case| case.tile.is_none_or(|tile| tile.runs_on(gpu)));
     all(cases, |case| case.check(gpu))
 }
 
 /// Few rows by the tiles for them, at the edges of their quads and teams, in every kind of reading and writing.
-fn few_rows(gpu: &Gpu) -> Outcome {
+fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (rows, tile) in
         [(1, Tile::Stream1), (2, Tile::Stream2), (3, Tile::Stream4), (5, Tile::Stream8), (8, Tile::Stream8)]
     {
-        for size in [[rows, 1, 1], [rows, 7, 3], [rows, 132, 4], [rows, 130, 257], [rows, 12, 1156]] {
+        // Few: without those whose result is written in quads, which `tiles_in_quads` has.
+        let in_quads = |[_, outs, _]: &[usize; 3]| outs.is_multiple_of(4);
+        let sizes = [[rows, 1, 1], [rows, 7, 3], [rows, 132, 4], [rows, 130, 257], [rows, 12, 1156]];
+        for size in sizes.into_iter().filter(|size| extent == Extent::All || !in_quads(size)) {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
     }
     let of = |size, dtypes| Case { tile: Some(Tile::Stream4), dtypes, ..Case::new(size) };
-    for size in [[3, 7, 257], [4, 12, 1156]] {
+    // Few: `mixes` has the storage types by the same tile.
+    for size in extent.choose(&[[3, 7, 257], [4, 12, 1156]][..], &[]).iter().copied() {
         cases.extend([DType::F16, DType::Bf16].map(|dtype| of(size, [dtype; 3])));
         cases.push(of(size, [DType::F16, DType::F32, DType::Bf16]));
         cases.push(of(size, [DType::F32, DType::Bf16, DType::F16]));
@@ -398,7 +420,7 @@ fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
     ];
     sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes8, 8, 32), (Tile::Lanes1, 1, 32)]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
-    all(extent.of(sizes, 3), |&(tile, batch, outs)| {
+    all(extent.of(sizes, 5), |&(tile, batch, outs)| {
         let ins = tile.max_length(gpu) as usize;
         let base = Case {
             tile: Some(tile),
@@ -427,7 +449,7 @@ fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 fn long_rows(gpu: &Gpu, extent: Extent) -> Outcome {
-    let long = 1 << 20;
+    let long = extent.choose(1 << 20, 1 << 17);
     let mut cases = vec![];
     // Batch 2 with every sum formed again.
     for (batch, scale) in [(1, 1.0), (2, 2f64.powi(83)), (3, 1.0)] {
@@ -451,7 +473,7 @@ pub const ACTIVATIONS: [Activation; 6] = [
 ];
 
 /// Over the whole range, through products that are exact: y = x · 1.
-fn activations(gpu: &Gpu) -> Outcome {
+fn activations(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut x: Vec<f64> = (-4000..=4000).map(|i| f64::from(i) / 256.0).collect();
     let far = [
         15.6, 20.0, 44.0, 79.0, 80.5, 85.0, 87.0, 88.5, 89.0, 95.0, 103.0, 104.0, 127.0, 129.0, 1e3, 1e10, 1e20, 1e30,
@@ -466,6 +488,9 @@ fn activations(gpu: &Gpu) -> Outcome {
         let got = Case { activation, ..one.clone() }.run(gpu)?;
         compare(&got.y, &expected, Some(DType::F32), |i| activated_bound(activation, x[i], 0.0, DType::F32))?;
         // The other epilogue.
+        if extent == Extent::Few && !matches!(activation, Activation::LeakyRelu(_) | Activation::Gelu) {
+            return Ok(());
+        }
         Case { activation, split_length: Some(16), ..Case::new([3, 5, 39]) }.check(gpu)
     })
 }

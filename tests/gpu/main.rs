@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod arena;
 mod backward;
 mod batch;
 mod cases;
@@ -21,6 +22,7 @@ mod gain_sets;
 mod gains;
 mod golden;
 mod host;
+mod launch;
 mod limits;
 mod linear;
 mod normalize;
@@ -39,7 +41,8 @@ mod tiny;
 mod train;
 mod tune;
 
-use std::process::ExitCode;
+use std::ffi::OsStr;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use weightnorm::internals::Kind;
@@ -122,6 +125,31 @@ impl Suite {
             Some(gpu) => Spent::during(&own_name, &gpu, || test(&gpu).inspect_err(|e| shown(&own_name, e))),
         }));
     }
+
+    /// A test that takes a Python with PyTorch: `WEIGHTNORM_PYTHON`, or python3. Ignored with the reason where that has none,
+    /// and behind `--ignored`, since importing it takes seconds.
+    fn test_with_pytorch(&mut self, name: &str, test: fn(&Gpu, &OsStr) -> Outcome) {
+        self.test_if_able(name, move |gpu| {
+            let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
+            match Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output() {
+                Ok(output) if output.status.success() => test(gpu, &python).map(|()| Completion::Completed),
+                _ => Ok(Completion::ignored_with("no Python with torch and safetensors: WEIGHTNORM_PYTHON names one")),
+            }
+        });
+        self.last_behind_ignored();
+    }
+
+    /// Both of that: a few combinations, and as `NAME_in_full` all of them.
+    fn sampled_if_able(&mut self, name: &str, test: fn(&Gpu, Extent) -> Result<Completion, Failed>) {
+        self.test_if_able(name, move |gpu| test(gpu, Extent::Few));
+        self.test_if_able(&format!("{name}_in_full"), move |gpu| test(gpu, Extent::All));
+        self.last_behind_ignored();
+    }
+
+    fn last_behind_ignored(&mut self) {
+        let last = self.trials.pop();
+        self.trials.extend(last.map(|trial| trial.with_ignored_flag(true)));
+    }
 }
 
 /// Shows at once why a test failed: a run that is stopped for time does not come to its list of failures.
@@ -159,11 +187,38 @@ impl Spent {
     }
 }
 
+/// GL has one context, which one thread at a time may use, and nearly all time goes to its driver. So a second process has the
+/// second half of the tests, where there is a second core.
+const SECOND_HALF: &str = "WEIGHTNORM_SECOND_HALF";
+
+/// That process, with these arguments.
+fn second_half() -> std::io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(std::env::args_os().skip(1))
+        .env(SECOND_HALF, "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+}
+
 fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| v == "1")
 }
 
+/// Mesa's drivers on the CPU leave out LLVM's optimizations, unless something is said of that: tests compile many kernels, and run
+/// each only a little.
+#[expect(unsafe_code, reason = "so that it is known before the driver is loaded")]
+fn unoptimized() {
+    if std::env::var_os("GALLIVM_PERF").is_none() {
+        // SAFETY: there is no other thread yet.
+        unsafe { std::env::set_var("GALLIVM_PERF", "nopt") };
+    }
+}
+
 fn main() -> ExitCode {
+    unoptimized();
+    let mut halves = false;
     let mut arguments = Arguments::from_args();
     let parameters = match (is_set("WEIGHTNORM_REVERSED"), is_set("WEIGHTNORM_NO_IMMEDIATES")) {
         (true, _) => Parameters::Reversed,
@@ -176,6 +231,9 @@ fn main() -> ExitCode {
             println!("adapter: {:?} | {} | {} | {}", info.backend, info.name, info.driver, info.driver_info);
             println!("{}", gpu.report());
             if info.backend == wgpu::Backend::Gl {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let wanted = arguments.test_threads.unwrap_or(cores);
+                halves = wanted.min(cores) > 1 && !arguments.exact && !arguments.list && !is_set(SECOND_HALF);
                 arguments.test_threads = Some(1);
             }
             Some(gpu)
@@ -190,6 +248,7 @@ fn main() -> ExitCode {
         }
     };
     let mut suite = Suite { gpu, trials: vec![] };
+    arena::register(&mut suite);
     golden::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);
@@ -198,6 +257,7 @@ fn main() -> ExitCode {
     optimizer::register(&mut suite);
     norms::register(&mut suite);
     normalize::register(&mut suite);
+    let middle = suite.trials.len();
     linear::register(&mut suite);
     gains::register(&mut suite);
     coop::register(&mut suite);
@@ -205,6 +265,7 @@ fn main() -> ExitCode {
     properties::register(&mut suite);
     host::register(&mut suite);
     limits::register(&mut suite);
+    launch::register(&mut suite);
     errors::register(&mut suite);
     recording::register(&mut suite);
     set::register(&mut suite);
@@ -216,7 +277,29 @@ fn main() -> ExitCode {
     tune::register(&mut suite);
     checkpoint::register(&mut suite);
     cli::register(&mut suite);
-    let code = libtest_mimic::run(&arguments, suite.trials).exit_code();
+    let second = suite.trials.split_off(middle);
+    // Programs that tests start inherit the variable, and name the one test that they want.
+    let is_second = is_set(SECOND_HALF) && !arguments.exact;
+    let (trials, other) = if is_second { (second, None) } else { (suite.trials, Some(second)) };
+    if halves {
+        // Its output is read while it runs, and shown when these are through.
+        println!("(on GL another process has the second half of the tests)");
+        let child = second_half().map(|child| std::thread::spawn(|| child.wait_with_output()));
+        let failed = libtest_mimic::run(&arguments, trials).has_failed();
+        device::forget();
+        let output = match child.map(|thread| thread.join().expect("it only waits")) {
+            Ok(Ok(output)) => output,
+            Ok(Err(error)) | Err(error) => {
+                println!("the second half: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        return if failed || !output.status.success() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let trials = trials.into_iter().chain(other.into_iter().flatten()).collect();
+    let code = libtest_mimic::run(&arguments, trials).exit_code();
     device::forget();
     code
 }

@@ -6,19 +6,24 @@ use crate::data::{
     DTYPES, Guarded, POLICIES, all, axes, either, gains, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
-use crate::norms::{LARGE, LONG, SHAPES, simple, some_quads};
-use crate::{Needs, Outcome, Suite};
+use crate::norms::{LARGE, LONG, SHAPES, simple, some_policies, some_quads};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test("normalize_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
-        all(SHAPES, |shape| sweep(gpu, shape, &POLICIES))
+    // Few: each shape with one policy, in one storage type.
+    suite.sampled("normalize_every_axis_policy_and_dtype", |gpu, extent| {
+        all(SHAPES.iter().enumerate(), |&(i, shape)| {
+            sweep_of(gpu, shape, some_policies(extent, i), some_dtypes(extent, i))
+        })
     });
     suite.sampled("normalize_quads_on_either_device", |gpu, extent| {
         either(gpu, |gpu| all(some_quads(extent), |(shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes)))
     });
-    suite.test("normalize_large_tensors", Needs::Nothing, |gpu| all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3])));
-    suite.test("normalize_long_rows", Needs::Nothing, |gpu| {
-        all(LONG[..4].iter().copied(), |&(shape, axis)| long_rows(gpu, shape, axis))
+    suite.sampled("normalize_large_tensors", |gpu, extent| {
+        all(LARGE.iter().enumerate(), |&(i, shape)| sweep_of(gpu, shape, &POLICIES[2..3], some_dtypes(extent, i)))
+    });
+    suite.sampled("normalize_long_rows", |gpu, extent| {
+        all(extent.of(LONG[..4].iter().copied(), 3), |&(shape, axis)| long_rows(gpu, shape, axis))
     });
     suite.test("normalize_into_other_dtypes", Needs::Nothing, into_other_dtypes);
     suite.test("split_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
@@ -86,8 +91,9 @@ impl Case<'_> {
     }
 }
 
-fn sweep(gpu: &Gpu, shape: &[usize], policies: &[Eps]) -> Outcome {
-    sweep_of(gpu, shape, policies, &DTYPES)
+/// Storage types for the shape number `i`: all, or one.
+fn some_dtypes(extent: Extent, i: usize) -> &'static [DType] {
+    extent.choose(&DTYPES[..], &DTYPES[i % 3..][..1])
 }
 
 fn sweep_of(gpu: &Gpu, shape: &[usize], policies: &[Eps], dtypes: &[DType]) -> Outcome {

@@ -6,20 +6,20 @@ use crate::data::{DTYPES, POLICIES, Rng, all, either, gains, norm_count, norm_le
 use crate::linear::{Case as Linear, IN, PLAIN, WHOLE};
 use crate::normalize::Case as Normalize;
 use crate::norms::check as check_norms;
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test("numbers_norms_of_scaled_rows", Needs::Nothing, |gpu| scaled_rows(gpu, &norms_and_weights));
-    suite.test("numbers_norms_of_scaled_quads", Needs::Nothing, scaled_quads);
+    suite.sampled("numbers_norms_of_scaled_rows", scaled_rows);
+    suite.sampled("numbers_norms_of_scaled_quads", scaled_quads);
     suite.test("numbers_comparer_finds_faults", Needs::Nothing, |_| comparer_finds_faults());
-    suite.test("numbers_linear_of_scaled_rows", Needs::Nothing, scaled_linear);
+    suite.sampled("numbers_linear_of_scaled_rows", scaled_linear);
     suite.test("numbers_linear_whole_tensor_scaled", Needs::Nothing, scaled_whole);
     suite.test("numbers_linear_plain_and_in_scaled", Needs::Nothing, scaled_columns);
     suite.test("numbers_gains_over_the_range", Needs::Nothing, scaled_gains);
-    suite.test("numbers_zero_rows", Needs::Nothing, zero_rows);
+    suite.sampled("numbers_zero_rows", zero_rows);
     suite.test("numbers_subnormal_rows", Needs::Nothing, subnormal_rows);
-    suite.test("numbers_nan_and_infinity_stay_in_their_row_of_v", Needs::Nothing, not_finite_v);
-    suite.test("numbers_nan_and_infinity_stay_in_their_row_of_x", Needs::Nothing, not_finite_x);
+    suite.sampled("numbers_nan_and_infinity_stay_in_their_row_of_v", not_finite_v);
+    suite.sampled("numbers_nan_and_infinity_stay_in_their_row_of_x", not_finite_x);
     suite.test("numbers_nan_in_gain_and_bias_stays_in_its_column", Needs::Nothing, not_finite_ends);
     suite.test("numbers_read_every_f16", Needs::Nothing, |gpu| {
         read_codes(gpu, &(0..=u16::MAX).map(f16::from_bits).collect::<Vec<_>>())
@@ -59,9 +59,15 @@ fn scaled(seed: u64, count: usize, dtype: DType, scale_of: impl Fn(usize) -> f64
 }
 
 /// The policies, also with the smallest and the largest e.
-fn policies() -> impl Iterator<Item = Eps> {
+fn policies() -> Vec<Eps> {
     let extremes = [f32::MIN_POSITIVE, 1e-24, 1e20, 2f32.powi(126)];
-    POLICIES.into_iter().chain(extremes.into_iter().flat_map(|e| [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)]))
+    let extremes = extremes.into_iter().flat_map(|e| [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)]);
+    POLICIES.into_iter().chain(extremes).collect()
+}
+
+/// All, or five of them, of every kind. Which, changes with `seed`.
+fn some_policies(extent: Extent, seed: usize) -> Vec<Eps> {
+    extent.choose(policies(), policies().into_iter().cycle().skip(seed).step_by(5).take(5).collect())
 }
 
 struct Weight<'a> {
@@ -71,8 +77,8 @@ struct Weight<'a> {
     axis: Axis,
 }
 
-fn norms_and_weights(gpu: &Gpu, &Weight { v, shape, dtype, axis }: &Weight<'_>) -> Outcome {
-    all(policies(), |&eps| {
+fn norms_and_weights(gpu: &Gpu, &Weight { v, shape, dtype, axis }: &Weight<'_>, policies: &[Eps]) -> Outcome {
+    all(policies, |&&eps| {
         let chain = norm_length(shape, axis);
         check_norms(gpu, v, shape, dtype, axis, eps, chain)?;
         let g = gains(3, norm_count(shape, axis));
@@ -81,8 +87,10 @@ fn norms_and_weights(gpu: &Gpu, &Weight { v, shape, dtype, axis }: &Weight<'_>) 
 }
 
 /// Every scale in rows, columns, the middle of a tensor, and as a whole; and rows in which they mix.
-fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outcome {
+fn scaled_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     all(DTYPES, |&dtype| {
+        let all_of_them = some_policies(extent, 0);
+        let check = |gpu: &Gpu, weight: &Weight<'_>| norms_and_weights(gpu, weight, &all_of_them);
         let scales = scales(dtype);
         let kept = scales.len();
         let (rows, columns, middle) = ([kept, 37], [21, kept], [3, kept, 5]);
@@ -97,16 +105,20 @@ fn scaled_rows(gpu: &Gpu, check: &dyn Fn(&Gpu, &Weight<'_>) -> Outcome) -> Outco
         // Rows split over workgroups.
         let v = scaled(4, kept * 40_000, dtype, |i| scales[i / 40_000]);
         check_norms(gpu, &v, &[kept, 40_000], dtype, Axis::Kept(0), Eps::None, crate::data::norm_chain(40_000))?;
-        all(scales, |&&scale| {
+        all(scales.iter().enumerate(), |&(i, &scale)| {
             let v = scaled(5, 65, dtype, |_| scale);
-            check(gpu, &Weight { v: &v, shape: &[13, 5], dtype, axis: Axis::Whole })
+            let policies = some_policies(extent, i);
+            let few = &policies[..extent.choose(policies.len(), 2)];
+            norms_and_weights(gpu, &Weight { v: &v, shape: &[13, 5], dtype, axis: Axis::Whole }, few)
         })
     })
 }
 
 /// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many
 /// and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
-fn scaled_quads(gpu: &Gpu) -> Outcome {
+///
+/// Few: each shape in one storage type, with one policy.
+fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let shapes = [
         (&[27, 40][..], Axis::Kept(0)),
         (&[27, 288], Axis::Kept(0)),
@@ -119,7 +131,7 @@ fn scaled_quads(gpu: &Gpu) -> Outcome {
         (&[136, 27], Axis::Kept(0)),
     ];
     let cases = DTYPES.iter().flat_map(|&dtype| shapes.map(move |(shape, axis)| (dtype, shape, axis)));
-    all(cases, |&(dtype, shape, axis)| {
+    all(extent.of(cases.enumerate(), 4), |&(i, (dtype, shape, axis))| {
         let mut scales = scales(dtype).to_vec();
         scales.extend([0.0, 1.0, f64::NAN, f64::INFINITY]);
         let (of, count) = (crate::data::norm_of(shape, axis), norm_count(shape, axis));
@@ -130,11 +142,12 @@ fn scaled_quads(gpu: &Gpu) -> Outcome {
             let at = (0..v.len()).filter(|&i| of(i) == j).nth(j % 8).ok_or("rows are longer")?;
             v[at] = scale_of(at);
         }
-        let policies = if count > 100 { POLICIES[2..3].to_vec() } else { POLICIES.to_vec() };
+        let one = [POLICIES[i % 4]];
+        let policies = if count > 100 { &POLICIES[2..3] } else { extent.choose(&POLICIES[..], &one) };
         let chain = norm_length(shape, axis);
         let g = gains(3, count);
         either(gpu, |gpu| {
-            all(&policies, |&&eps| {
+            all(policies, |&&eps| {
                 check_norms(gpu, &v, shape, dtype, axis, eps, chain)?;
                 Normalize { v: &v, shape, dtype, g: Some(&g), axis, eps, chain }.check(gpu, dtype)
             })
@@ -148,7 +161,9 @@ fn without_bias(size: [usize; 3]) -> Linear {
 }
 
 /// Rows of x of every scale times rows of v of every scale: each y is right.
-fn scaled_linear(gpu: &Gpu) -> Outcome {
+///
+/// Few: the policies in f32 alone, bf16 whole and with one; the tiles that are no variant of another.
+fn scaled_linear(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for dtypes in [[DType::F32; 3], [DType::Bf16; 3]] {
         let (x_scales, v_scales) = ([1.0, 0.0, 1e30, 1e-30, 8e-28, 2.4e-38, 3e37, 1e10], scales(dtypes[1]));
@@ -157,11 +172,15 @@ fn scaled_linear(gpu: &Gpu) -> Outcome {
         let v = Some(scaled(7, size[1] * 39, dtypes[1], |i| v_scales[i / 39]));
         let g = Some(scaled(8, size[1], DType::F32, |_| 1.0));
         let base = Linear { dtypes, x, v, g, ..without_bias(size) };
-        cases.extend(policies().map(|eps| Linear { eps, ..base.clone() }));
+        cases.extend(policies().into_iter().map(|eps| Linear { eps, ..base.clone() }));
         cases.push(Linear { biases: None, ..base.clone() });
-        cases.push(Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base.clone() });
+        if extent == Extent::All || dtypes[0] == DType::F32 {
+            cases.push(Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base.clone() });
+        }
         if dtypes[0] == DType::F32 {
-            cases.extend(Tile::all_on(gpu).map(|tile| Linear { tile: Some(tile), ..base.clone() }));
+            let few = [Tile::Medium, Tile::Lanes8].into_iter().filter(|tile| tile.runs_on(gpu)).collect();
+            let tiles: Vec<Tile> = extent.choose(Tile::all_on(gpu).collect(), few);
+            cases.extend(tiles.into_iter().map(|tile| Linear { tile: Some(tile), ..base.clone() }));
             // Norms that are known, where an f32 holds them.
             let mut known = Linear { known: true, write_norms: false, ..base };
             known.v = known
@@ -218,12 +237,17 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
 }
 
 /// Under the policy `none` a zero row is NaN and column j of y with it; under the others w = 0 and y = bias.
-fn zero_rows(gpu: &Gpu) -> Outcome {
-    all(DTYPES.iter().flat_map(|&dtype| policies().map(move |eps| (dtype, eps))), |&(dtype, eps)| {
+fn zero_rows(gpu: &Gpu, extent: Extent) -> Outcome {
+    // Few: products in f32 and one of the packed types.
+    let few = |dtype: DType| extent == Extent::All || dtype != DType::F16;
+    all(DTYPES.iter().flat_map(|&dtype| policies().into_iter().map(move |eps| (dtype, eps))), |&(dtype, eps)| {
         let v = scaled(1, 7 * 5, dtype, |i| if (i / 5) % 3 == 1 { 0.0 } else { 1.0 });
         let weight = Weight { v: &v, shape: &[7, 5], dtype, axis: Axis::Kept(0) };
         check_norms(gpu, &v, weight.shape, dtype, weight.axis, eps, 5)?;
         Normalize { v: &v, shape: weight.shape, dtype, g: None, axis: weight.axis, eps, chain: 5 }.check(gpu, dtype)?;
+        if !few(dtype) {
+            return Ok(());
+        }
         let x = scaled(2, 3 * 5, dtype, |i| if i / 5 == 1 { 0.0 } else { 1.0 });
         let case = Linear { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..Linear::new([3, 7, 5]) };
         case.check(gpu)?;
@@ -248,7 +272,7 @@ fn subnormal_rows(gpu: &Gpu) -> Outcome {
     ];
     let data = rows.concat();
     let v64 = cpu::widen(&data);
-    for eps in policies().filter(|&eps| eps != Eps::None) {
+    for eps in policies().into_iter().filter(|&eps| eps != Eps::None) {
         let v = gpu.upload(&data, &[4, 5])?;
         let expected = cpu::normalize(&v64, &[4, 5], None, Axis::Kept(0), eps)?;
         let norms = cpu::row_norms(&v64, &[4, 5], Axis::Kept(0), eps)?;
@@ -275,7 +299,9 @@ fn subnormal_rows(gpu: &Gpu) -> Outcome {
 const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
 
 /// Not hidden by a clamp, however large, and in packed odd rows not spilled into the neighbour that shares a word.
-fn not_finite_v(gpu: &Gpu) -> Outcome {
+///
+/// Few: other storage types by one product, and without other tiles.
+fn not_finite_v(gpu: &Gpu, extent: Extent) -> Outcome {
     let all_values = || NOT_FINITE.iter().flat_map(|&value| DTYPES.map(|dtype| (value, dtype)));
     all(all_values(), |&(value, dtype)| {
         for (shape, axis) in [
@@ -295,7 +321,7 @@ fn not_finite_v(gpu: &Gpu) -> Outcome {
                     let chain = norm_length(shape, axis);
                     return check_norms(gpu, &v, shape, dtype, axis, Eps::Clamp(2f32.powi(126)), chain);
                 }
-                norms_and_weights(gpu, &weight)
+                norms_and_weights(gpu, &weight, &some_policies(extent, place))
             })?;
         }
         Ok(())
@@ -305,11 +331,13 @@ fn not_finite_v(gpu: &Gpu) -> Outcome {
             let mut v = scaled(1, 9 * 13, dtype, |_| 1.0);
             v[place] = value;
             let case = Linear { dtypes: [dtype; 3], v: Some(v), ..Linear::new([7, 9, 13]) };
-            case.check(gpu)?;
+            if extent == Extent::All || dtype != DType::F16 {
+                case.check(gpu)?;
+            }
             if dtype == DType::F32 {
                 Linear { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
                 Linear { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
-                Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
+                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
                 Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
                 for axis in [IN, WHOLE, PLAIN] {
                     Linear { axis, ..case.clone() }.check(gpu)?;
@@ -320,15 +348,17 @@ fn not_finite_v(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn not_finite_x(gpu: &Gpu) -> Outcome {
+fn not_finite_x(gpu: &Gpu, extent: Extent) -> Outcome {
     all(NOT_FINITE.iter().flat_map(|&value| DTYPES.map(|dtype| (value, dtype))), |&(value, dtype)| {
         for place in [0, 2 * 13 + 12, 4 * 13, 7 * 13 - 1] {
             let mut x = scaled(1, 7 * 13, dtype, |i| if i / 13 == 5 { 0.0 } else { 1.0 });
             x[place] = value;
             let case = Linear { dtypes: [dtype; 3], x: Some(x), g: Some(vec![-2.0; 9]), ..Linear::new([7, 9, 13]) };
-            case.check(gpu)?;
+            if extent == Extent::All || dtype != DType::F16 {
+                case.check(gpu)?;
+            }
             if dtype == DType::F32 {
-                Linear { tile: Some(Tile::Large), ..case.clone() }.check(gpu)?;
+                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
                 Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
                 Linear { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
                 Linear { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;

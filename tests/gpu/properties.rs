@@ -8,14 +8,14 @@ use crate::data::{DTYPES, POLICIES, Rng, gains, norm_count, norm_length, norm_of
 use crate::golden::read;
 use crate::linear::{ACTIVATIONS, Case, IN, OUT, PLAIN, WHOLE};
 use crate::normalize::Case as Normalize;
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test("property_normalize_equals_cpu", Needs::Nothing, normalize_equals_cpu);
-    suite.test("property_linear_equals_cpu", Needs::Nothing, linear_equals_cpu);
-    suite.test("property_scaling_v_changes_nothing", Needs::Nothing, scaling_v);
-    suite.test("property_scaling_g_scales", Needs::Nothing, scaling_g);
-    suite.test("property_permuting_rows_permutes", Needs::Nothing, permuting_rows);
+    suite.sampled("property_normalize_equals_cpu", normalize_equals_cpu);
+    suite.sampled("property_linear_equals_cpu", linear_equals_cpu);
+    suite.sampled("property_scaling_v_changes_nothing", scaling_v);
+    suite.sampled("property_scaling_g_scales", scaling_g);
+    suite.sampled("property_permuting_rows_permutes", permuting_rows);
 }
 
 /// The same cases on every run, but others for each PROPTEST_RNG_SEED.
@@ -54,7 +54,7 @@ fn eps() -> impl Strategy<Value = Eps> {
     prop_oneof![proptest::sample::select(POLICIES.to_vec()), extreme]
 }
 
-fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
+fn normalize_equals_cpu(gpu: &Gpu, extent: Extent) -> Outcome {
     let dtype = || proptest::sample::select(DTYPES.to_vec());
     let shape = prop_oneof![
         prop::collection::vec(1usize..9, 1..=5),
@@ -62,7 +62,7 @@ fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
         prop::collection::vec(1usize..40, 3..=3),
     ];
     let strategy = (shape, 0usize..6, eps(), dtype(), dtype(), any::<bool>(), any::<u64>());
-    check(150, strategy, |(shape, axis, eps, dtype, to, gain, seed)| {
+    check(extent.choose(150, 50), strategy, |(shape, axis, eps, dtype, to, gain, seed)| {
         let axis = if axis < shape.len() { Axis::Kept(axis) } else { Axis::Whole };
         let count = norm_count(&shape, axis);
         let (of, exponents) = (norm_of(&shape, axis), exponents(seed, count, dtype));
@@ -74,12 +74,12 @@ fn normalize_equals_cpu(gpu: &Gpu) -> Outcome {
 }
 
 /// Few storage types and ends, since each mix is a pipeline of its own; the tests of linear go through all of them.
-fn linear_case() -> impl Strategy<Value = (Case, u64)> {
+fn linear_case(extent: Extent) -> impl Strategy<Value = (Case, u64)> {
     let axis = proptest::sample::select(vec![OUT, OUT, OUT, IN, WHOLE, PLAIN]);
     let size = prop_oneof![[1usize..9, 1usize..80, 1usize..90], [9usize..80, 1usize..80, 1usize..90]];
     let dtype = proptest::sample::select(vec![DType::F32, DType::F32, DType::F16, DType::Bf16]);
     let split = prop_oneof![Just(None), Just(None), (1u32..100).prop_map(Some)];
-    (size, axis, eps(), dtype, split, any::<u64>()).prop_map(|(size, axis, eps, dtype, split_length, seed)| {
+    (size, axis, eps(), dtype, split, any::<u64>()).prop_map(move |(size, axis, eps, dtype, split_length, seed)| {
         let dtypes = [dtype; 3];
         // Variants that the other tests have built already.
         let (axis, dtypes) = if split_length.is_some() { (OUT, [DType::F32; 3]) } else { (axis, dtypes) };
@@ -87,7 +87,8 @@ fn linear_case() -> impl Strategy<Value = (Case, u64)> {
         let axis = if dtypes[0] != DType::F32 || size[0] > 8 { OUT } else { axis };
         let any_tile =
             (axis == OUT && dtypes[0] == DType::F32 && seed % 3 == 0).then(|| Tile::ALL[seed as usize / 3 % 5]);
-        let tile = split_length.map(|_| Tile::Stream8).or(any_tile);
+        let usual = if size[0] > 8 { Tile::Medium } else { Tile::Stream4 };
+        let tile = split_length.map(|_| Tile::Stream8).or(extent.choose(any_tile, Some(usual)));
         let case = Case { axis, eps, dtypes, tile, split_length, ..Case::new(size) };
         (case.clone(), seed)
     })
@@ -104,10 +105,10 @@ fn filled(case: Case, seed: u64) -> Case {
     Case { x: Some(x), v: Some(v), g, biases: Some(random(seed, outs, DType::F32)), ..case }
 }
 
-fn linear_equals_cpu(gpu: &Gpu) -> Outcome {
-    check(200, linear_case(), |(case, seed)| {
-        let activation = if case.axis == OUT && case.tile.is_none() && case.size[0] < 9 && case.dtypes[2] == DType::F32
-        {
+fn linear_equals_cpu(gpu: &Gpu, extent: Extent) -> Outcome {
+    check(extent.choose(200, 100), linear_case(extent), |(case, seed)| {
+        let usual = extent.choose(None, Some(Tile::Stream4));
+        let activation = if case.axis == OUT && case.tile == usual && case.size[0] < 9 && case.dtypes[2] == DType::F32 {
             ACTIVATIONS[seed as usize % 2 * 3]
         } else {
             ACTIVATIONS[0]
@@ -116,8 +117,8 @@ fn linear_equals_cpu(gpu: &Gpu) -> Outcome {
     })
 }
 
-fn fused() -> impl Strategy<Value = (Case, u64)> {
-    linear_case().prop_map(|(case, seed)| {
+fn fused(extent: Extent) -> impl Strategy<Value = (Case, u64)> {
+    linear_case(extent).prop_map(|(case, seed)| {
         (Case { axis: OUT, eps: Eps::None, dtypes: [DType::F32; 3], write_norms: true, ..case }, seed)
     })
 }
@@ -139,8 +140,8 @@ fn judge_w(w: &[f64], by: f64, v: &[f64], g: &[f64], ins: usize) -> Outcome {
 }
 
 /// c·v for c = 2^e and 3·2^e, exactly: v has the few bits of a bf16. w and y are judged as those of v.
-fn scaling_v(gpu: &Gpu) -> Outcome {
-    check(60, (fused(), -90i32..90, any::<bool>()), |((case, seed), exponent, three)| {
+fn scaling_v(gpu: &Gpu, extent: Extent) -> Outcome {
+    check(60, (fused(extent), -90i32..90, any::<bool>()), |((case, seed), exponent, three)| {
         let [_, outs, ins] = case.size;
         let v = with_exponents(seed, outs * ins, DType::Bf16, |_| 0, 6);
         let c = 2f64.powi(exponent) * if three { 3.0 } else { 1.0 };
@@ -155,8 +156,8 @@ fn scaling_v(gpu: &Gpu) -> Outcome {
 }
 
 /// y − bias grows by c when g does.
-fn scaling_g(gpu: &Gpu) -> Outcome {
-    check(60, (fused(), 1u32..1000), |((case, seed), c)| {
+fn scaling_g(gpu: &Gpu, extent: Extent) -> Outcome {
+    check(60, (fused(extent), 1u32..1000), |((case, seed), c)| {
         let c = f64::from(c);
         let g: Vec<f64> = random(seed, case.size[1], DType::Bf16);
         let scaled: Vec<f64> = g.iter().map(|g| rounded(g * c, DType::F32)).collect();
@@ -174,8 +175,8 @@ fn scaling_g(gpu: &Gpu) -> Outcome {
 }
 
 /// Rows of v, g and bias backwards: columns of y and norms backwards, to the bit.
-fn permuting_rows(gpu: &Gpu) -> Outcome {
-    check(60, fused(), |(case, seed)| {
+fn permuting_rows(gpu: &Gpu, extent: Extent) -> Outcome {
+    check(60, fused(extent), |(case, seed)| {
         let [_, outs, ins] = case.size;
         let case = filled(case, seed);
         let got = case.run(gpu)?;

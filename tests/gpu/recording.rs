@@ -6,7 +6,7 @@ use weightnorm::{Axis, DType, Eps, Gpu, Options, Parameters, WeightNorm};
 
 use crate::golden::read;
 use crate::problem::{Op, Prepared, Problem, adapter_of, device, encoder, halves, options};
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.test("recording::encoder_submits_nothing", Needs::Nothing, encoder_submits_nothing);
@@ -19,7 +19,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("recording::networks_allocate_nothing", Needs::Nothing, networks_allocate_nothing);
     suite.test("recording::pipelines_are_kept", Needs::Nothing, pipelines_are_kept);
     suite.test("recording::in_order", Needs::Nothing, in_order);
-    suite.test_if_able("recording::gl_submissions_are_short", gl_submissions_are_short);
+    suite.sampled_if_able("recording::gl_submissions_are_short", gl_submissions_are_short);
 }
 
 /// The control of every test that judges by `Prepared`.
@@ -322,11 +322,12 @@ fn in_order(gpu: &Gpu) -> Outcome {
 
 /// On GL the crate's own submissions hold wgpu's context lock for about a second at most: another thread that waits for it
 /// longer than six seconds panics. So no dispatch may take longer.
-fn gl_submissions_are_short(gpu: &Gpu) -> Result<Completion, Failed> {
+fn gl_submissions_are_short(gpu: &Gpu, extent: Extent) -> Result<Completion, Failed> {
     if gpu.report().info.backend != wgpu::Backend::Gl {
         return Ok(Completion::ignored_with("not GL"));
     }
-    for (batch, outs, ins) in [(2048, 1024, 1024), (64, 8192, 4096), (9, 2, 1_000_000)] {
+    let all = &[(2048, 1024, 1024), (64, 8192, 4096), (9, 2, 1_000_000)][..];
+    for &(batch, outs, ins) in extent.choose(all, &[(512, 1024, 1024), (9, 2, 400_000)]) {
         let x = gpu.zeros(&[batch, ins], DType::F32)?;
         let v = gpu.zeros(&[outs, ins], DType::F32)?;
         let y = gpu.zeros(&[batch, outs], DType::F32)?;

@@ -1,16 +1,16 @@
 //! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so that dv has no
 //! correction. All numbers here are powers of two and small integers: results are exact.
-use weightnorm::{Axis, DType, Eps, Gpu, Gradients, SetMember, Tensor, WeightNorm, Write, cpu};
+use weightnorm::{Axis, DType, Eps, Gpu, Gradients, SetMember, Tensor, Tile, WeightNorm, Write, cpu};
 
 use crate::device::recorded;
-use crate::{Needs, Outcome, Suite};
+use crate::{Extent, Needs, Outcome, Suite};
 
 const E: f32 = 1.0 / (1u64 << 40) as f32;
 const EPS: Eps = Eps::Clamp(E);
 
 pub fn register(suite: &mut Suite) {
     suite.test("ties::normalize_backward", Needs::Nothing, normalize_backward);
-    suite.test("ties::linear_backward", Needs::Nothing, linear_backward);
+    suite.sampled("ties::linear_backward", linear_backward);
 }
 
 /// Each norm is of one element, which is ±e.
@@ -62,20 +62,32 @@ fn normalize_backward(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-fn linear_backward(gpu: &Gpu) -> Outcome {
+/// Few: from norms and u of the reference, by the pipelines of other tests.
+fn linear_backward(gpu: &Gpu, extent: Extent) -> Outcome {
     // One row of x, so that dw = dy ⊗ x is exact.
     for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
-        for shape in [[9, 13], [12, 64]] {
+        for &shape in extent.choose(&[[9, 13], [12, 64]][..], &[[9, 13]]) {
             let (x, dy) = (integers(shape[1]), integers(shape[0]));
             let dw: Vec<f32> = dy.iter().flat_map(|dy| x.iter().map(move |x| dy * x)).collect();
+            let known = cpu::linear_saved(&wide(&x), &[1, shape[1]], &wide(&v_of(shape, axis)), &shape, axis, EPS)?;
             let v = gpu.upload(&v_of(shape, axis), &shape)?;
             let (x, dy): (Tensor, Tensor) = (gpu.upload(&x, &[1, shape[1]])?, gpu.upload(&dy, &[1, shape[0]])?);
-            let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
-            let (_, saved) = gpu.linear_saved(&x, weight, None)?;
             let dv = gpu.zeros(&shape, DType::F32)?;
-            let norms = saved.norms.as_ref().ok_or("no norms")?;
-            let gradients = Gradients::default().dv(&dv);
-            recorded(gpu, |ops| ops.linear_backward_into(&x, weight.norms(norms), &dy, saved.u.as_ref(), &gradients))?;
+            if extent == Extent::Few {
+                let narrow = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
+                let norms = gpu.upload(&narrow(&known.norms), &[known.norms.len()])?;
+                let u = known.u.map(|u| gpu.upload(&narrow(&u), &[1, shape[0]])).transpose()?;
+                let ones = gpu.upload(&vec![1f32; known.norms.len()], &[known.norms.len()])?;
+                let weight = WeightNorm::new(&v, &ones).axis(axis).eps(EPS).norms(&norms);
+                let gradients = Gradients::default().dv(&dv).tile(Tile::Medium);
+                recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, u.as_ref(), &gradients))?;
+            } else {
+                let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
+                let (_, saved) = gpu.linear_saved(&x, weight, None)?;
+                let weight = weight.norms(saved.norms.as_ref().ok_or("no norms")?);
+                let gradients = Gradients::default().dv(&dv);
+                recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, saved.u.as_ref(), &gradients))?;
+            }
             assert_eq!(dv.read::<f32>()?, expected(&dw), "{axis:?} {shape:?}");
         }
     }

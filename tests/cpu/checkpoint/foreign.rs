@@ -149,39 +149,3 @@ fn foreign_folders_say_what_they_hold() {
     let lines = said(&folder.0);
     assert!(lines[0].contains("a.safetensors, b.safetensors") && lines[1].contains("name one"), "{lines:?}");
 }
-
-/// The line of Python that is offered, run by a Python that has torch: `WEIGHTNORM_PYTHON`, or python3. Nested, tied and
-/// transposed tensors, old and new files, and a file that is called as ours are.
-#[test]
-#[ignore = "wants a Python with torch and safetensors"]
-fn foreign_pytorch_lines_run() {
-    let folder = Folder::new("foreign-torch");
-    let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
-    let run = |code: &str| {
-        let output = std::process::Command::new(&python).args(["-c", code]).current_dir(&folder.0).output().unwrap();
-        assert!(output.status.success(), "{code}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    run("import torch
-a = torch.arange(6.).reshape(2, 3); s = {'l.weight_g': a[:, :1], 'l.weight_v': a, 'tied': a, 't': a.t()}
-torch.save(s, 'plain.pth'); torch.save(s, 'old.pt', _use_new_zipfile_serialization=False)
-torch.save(s, 'misnamed.safetensors'); torch.save({'state_dict': s, 'epoch': 3}, 'it\\'s \"it\".ckpt')
-torch.save({'model': s, 'optimizer': {'state': {0: {'exp_avg': a}}, 'groups': [{'lr': 0.1}]}}, 'nested.bin')");
-    for (name, output, prefix) in [
-        ("plain.pth", "plain.safetensors", ""),
-        ("old.pt", "old.safetensors", ""),
-        ("misnamed.safetensors", "misnamed.new.safetensors", ""),
-        ("it's \"it\".ckpt", "it's \"it\".safetensors", "state_dict."),
-        ("nested.bin", "nested.safetensors", "model."),
-    ] {
-        let lines = said(&folder.join(name));
-        run(lines[1].split_once("in Python: ").unwrap().1);
-        let saved = Checkpoint::open(&folder.join(output)).unwrap();
-        let numbers = |tensor: &str| saved.read_f64(&format!("{prefix}{tensor}")).unwrap();
-        for tensor in ["l.weight_v", "tied"] {
-            assert_eq!(numbers(tensor), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        }
-        assert_eq!((numbers("l.weight_g"), numbers("t")), (vec![0.0, 3.0], vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]));
-        let is_nested = name == "nested.bin";
-        assert_eq!(saved.tensor("optimizer.state.0.exp_avg").is_some(), is_nested);
-    }
-}
