@@ -195,22 +195,8 @@ fn weight_product(
     gradients: &Gradients<'_>,
     epilogue: &GradientEpilogue<'_>,
 ) -> Result<(), Error> {
-    if sizes.outs * sizes.ins == 0 {
-        return Ok(());
-    }
-    multiply(
-        ops,
-        &Product {
-            a: Operand { tensor: dy, along_k: false },
-            b: Operand { tensor: x, along_k: false },
-            c_bytes: epilogue.c_bytes(),
-            rows: sizes.outs,
-            columns: sizes.ins,
-            depth: sizes.batch,
-            selection: gradients.selection(),
-            epilogue: &GradientEpilogue { columns: sizes.ins, ..epilogue.clone() },
-        },
-    )
+    let (a, b) = (Operand { tensor: dy, along_k: false }, Operand { tensor: x, along_k: false });
+    gradient_product(ops, [a, b], [sizes.outs, sizes.ins, sizes.batch], gradients, epilogue)
 }
 
 /// dy · v with an epilogue.
@@ -222,22 +208,24 @@ fn input_product(
     gradients: &Gradients<'_>,
     epilogue: &GradientEpilogue<'_>,
 ) -> Result<(), Error> {
-    if sizes.batch * sizes.ins == 0 {
+    let (a, b) = (Operand { tensor: dy, along_k: true }, Operand { tensor: v, along_k: false });
+    gradient_product(ops, [a, b], [sizes.batch, sizes.ins, sizes.outs], gradients, epilogue)
+}
+
+/// A · B with an epilogue: `rows` by `columns` sums of `depth` terms. Nothing, if there are none.
+fn gradient_product(
+    ops: &mut Recorder<'_, '_>,
+    [a, b]: [Operand<'_>; 2],
+    [rows, columns, depth]: [u64; 3],
+    gradients: &Gradients<'_>,
+    epilogue: &GradientEpilogue<'_>,
+) -> Result<(), Error> {
+    if rows * columns == 0 {
         return Ok(());
     }
-    multiply(
-        ops,
-        &Product {
-            a: Operand { tensor: dy, along_k: true },
-            b: Operand { tensor: v, along_k: false },
-            c_bytes: epilogue.c_bytes(),
-            rows: sizes.batch,
-            columns: sizes.ins,
-            depth: sizes.outs,
-            selection: gradients.selection(),
-            epilogue: &GradientEpilogue { columns: sizes.ins, ..epilogue.clone() },
-        },
-    )
+    let (c_bytes, selection) = (epilogue.c_bytes(), gradients.selection());
+    let epilogue = &GradientEpilogue { columns, ..epilogue.clone() };
+    multiply(ops, &Product { a, b, c_bytes, rows, columns, depth, selection, epilogue })
 }
 
 /// Kept axis 1: q = dy·v, dx = g·(q/n̂) and `quotients` = q/n̂, by the epilogue of the forward product.
