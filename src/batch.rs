@@ -6,6 +6,7 @@ use crate::binding::View;
 use crate::contract::Range;
 use crate::memory::Scratch;
 use crate::vectors;
+use crate::weight::rescale::center;
 use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 use statistics::{Outcome, Statistics, matrix};
 
@@ -196,7 +197,9 @@ impl Recorder<'_, '_> {
                 ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
             },
         )?;
-        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| statistics::subtract_means(ops, t, &means, bias, y))
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
+            center(ops, t, &means, bias.map(View::of).as_ref(), y)
+        })
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
@@ -225,7 +228,7 @@ impl Recorder<'_, '_> {
             .operations(t.len() as u64)
             .begin(self)?;
         vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
-            statistics::subtract_means(ops, t, &View::of(running), bias, y)
+            center(ops, t, &View::of(running), bias.map(View::of).as_ref(), y)
         })
     }
 
@@ -266,7 +269,7 @@ impl Recorder<'_, '_> {
                 },
             )
         })?;
-        statistics::subtract_means(self, dy, &means, None, dt)
+        center(self, dy, &means, None, dt)
     }
 }
 

@@ -111,21 +111,18 @@ impl Traits {
         }
     }
 
-    /// How `normalize_rows` takes rows of `quads`, if it pays.
+    /// How a workgroup holds rows of `quads`, if it pays.
     pub(crate) fn held_rows(self, rows: u64, quads: u64) -> Option<HeldRows> {
         if quads == 0 || quads > MAX_HELD_QUADS {
             return None;
         }
-        let (threads, lanes) = match self.kind {
-            Kind::Gpu => (THREADS, quads.div_ceil(2).next_power_of_two().min(THREADS)),
+        let lanes = match self.kind {
+            Kind::Gpu => quads.div_ceil(2).next_power_of_two().min(THREADS),
             // Reading anew costs less than a barrier, but for the second dispatch.
-            Kind::Software if rows * quads <= 4096 => {
-                let lanes = quads.div_ceil(16).next_power_of_two().max(8);
-                (lanes, lanes)
-            }
+            Kind::Software if rows * quads <= 4096 => quads.div_ceil(16).next_power_of_two().max(8),
             Kind::Software => return None,
         };
-        Some(HeldRows { threads, lanes, held: quads.div_ceil(lanes) })
+        Some(HeldRows { lanes, held: quads.div_ceil(lanes) })
     }
 
     /// Elements of a work item, where `all` of them are shared out: as few as keep the device busy, and enough to make up
@@ -180,38 +177,20 @@ impl Traits {
         self.kind == Kind::Gpu || elements <= 16_384
     }
 
-    /// Whether norms of `quads` each, which repeat `times`, are so short that an invocation had better stay in its columns.
-    pub(crate) fn goes_down(self, times: u64, quads: u64) -> bool {
-        times > 1 && quads < self.width()
-    }
-
-    /// Invocations side by side that read neighbouring quads.
-    fn width(self) -> u64 {
+    /// Units of a row from which it is worth items of its own, which have one norm each.
+    pub(crate) fn least_units_along(self) -> u64 {
         match self.kind {
-            Kind::Gpu => THREADS,
-            Kind::Software => 8,
+            Kind::Gpu => THREADS / 2,
+            Kind::Software => 256,
         }
     }
 
-    /// For rows of `quads`, each for itself.
-    pub(crate) fn pieces(self, quads: u64) -> Pieces {
-        let most = match self.kind {
-            Kind::Gpu => 4,
-            Kind::Software => 32,
-        };
-        let pieces = quads.div_ceil(self.width() * most);
-        let each = quads.div_ceil(pieces * self.width()).next_multiple_of(4);
-        Pieces { run: quads.div_ceil(pieces * each), each }
-    }
-
-    /// For `rows` rows of `quads`, down which each invocation goes in its columns: whole rows side by side.
-    pub(crate) fn pieces_down(self, rows: u64, quads: u64) -> Pieces {
-        let most = match self.kind {
+    /// Rows down which an invocation goes in its columns, at most.
+    pub(crate) fn most_rows_down(self) -> u64 {
+        match self.kind {
             Kind::Gpu => 16,
             Kind::Software => 32,
-        };
-        let enough = rows * quads / (self.enough_groups() * THREADS);
-        Pieces { run: quads * self.width().div_ceil(quads), each: enough.clamp(1, most).next_multiple_of(4) }
+        }
     }
 
     /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
@@ -256,10 +235,8 @@ impl Traits {
     }
 }
 
-/// How `normalize_rows` holds rows.
+/// How a workgroup holds rows.
 pub(crate) struct HeldRows {
-    /// Invocations of a workgroup.
-    pub threads: u64,
     /// Invocations of a row.
     pub lanes: u64,
     /// Quads that each of them holds.
@@ -268,14 +245,6 @@ pub(crate) struct HeldRows {
 
 /// The longest row that one workgroup holds, in quads.
 const MAX_HELD_QUADS: u64 = 1024;
-
-/// How `normalize_quads` shares out quads.
-pub(crate) struct Pieces {
-    /// Invocations side by side, and quads from one of an invocation's to its next.
-    pub run: u64,
-    /// Quads of an invocation, a multiple of four.
-    pub each: u64,
-}
 
 /// How invocations that sum up columns share a row of `units` quads.
 pub(crate) struct ColumnQuads {

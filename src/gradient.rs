@@ -1,7 +1,6 @@
 //! The backward pass of the weight-normalized product. Shader: `product/gradient.wgsl`.
 pub(crate) mod epilogue;
 pub(crate) mod record;
-pub(crate) mod weight;
 
 use crate::contract::norms_shape;
 use crate::product::selection::Selection;

@@ -4,9 +4,9 @@ pub(crate) mod epilogue;
 use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::contract::norms_shape;
-use crate::norms::{Form, Job};
 use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::product::selection::Selection;
+use crate::weight::norms::{Form, Job, record_norms, scales};
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 use epilogue::{LinearEpilogue, NormSource};
 
@@ -216,8 +216,8 @@ impl Recorder<'_, '_> {
         }
         let norms_in = match (normalized, norm) {
             (Some(weight), NormSource::Given) => weight.norms.map(View::of),
-            (Some(weight), NormSource::Whole) => Some(self.scales(weight, Form::Wide, options.norms)?),
-            (Some(weight), NormSource::In) => Some(self.scales(weight, Form::Scales, options.norms)?),
+            (Some(weight), NormSource::Whole) => Some(scales(self, weight, Form::Wide, options.norms)?),
+            (Some(weight), NormSource::In) => Some(scales(self, weight, Form::Scales, options.norms)?),
             _ => None,
         };
         let epilogue = LinearEpilogue {
@@ -300,17 +300,20 @@ fn check_linear(
 
 /// The norms alone, where no product makes them.
 fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
-    ops.norms(&Job {
-        v: weight.v,
-        axis: weight.axis,
-        eps: weight.eps,
-        known: weight.norms,
-        gain: None,
-        form: Form::Norms,
-        out: View::of(norms),
-        norms_too: None,
-        dot: None,
-    })
+    record_norms(
+        ops,
+        &Job {
+            v: weight.v,
+            axis: weight.axis,
+            eps: weight.eps,
+            known: weight.norms,
+            gain: None,
+            form: Form::Norms,
+            out: View::of(norms),
+            norms_too: None,
+            dot: None,
+        },
+    )
 }
 
 impl LinearOptions<'_> {

@@ -148,11 +148,6 @@ impl<'p, 'e> Recorder<'p, 'e> {
         }
     }
 
-    /// The elements that may be worked on at once, given the work for each.
-    pub(crate) fn work_capacity(&self, work_each: u64) -> u64 {
-        self.facts().capacities.work(work_each)
-    }
-
     /// Records operators as parts of the one that has begun.
     pub(crate) fn nested<T>(&mut self, record: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.nested, true);

@@ -1,14 +1,12 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{batch, gradient, linear, normalize, norms, optimizer, product, profile, set};
+use crate::{batch, gradient, linear, optimizer, product, profile, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
     let mut all = vec![profile::probe::MODULE];
-    all.extend(norms::MODULES);
-    all.extend(normalize::MODULES);
-    all.extend(set::MODULES);
+    all.extend(weight::cut::MODULES);
     all.extend(batch::statistics::MODULES);
     all.extend(optimizer::step::MODULES);
     all.extend(product::variant::modules());
@@ -18,9 +16,7 @@ pub fn modules() -> Vec<Module> {
 /// Every kernel.
 pub fn kernels() -> Vec<&'static Kernel> {
     [
-        norms::KERNELS,
-        normalize::KERNELS,
-        set::KERNELS,
+        weight::cut::KERNELS,
         linear::epilogue::KERNELS,
         gradient::epilogue::KERNELS,
         batch::statistics::KERNELS,

@@ -3,6 +3,7 @@
 use std::array;
 
 use crate::memory::Scratch;
+use crate::weight::rescale::copy;
 use crate::{DType, Error, Recorder, Tensor};
 
 /// From one copy to the next: the largest alignment that a device may ask for.
@@ -25,18 +26,18 @@ pub(crate) fn in_f32<const N: usize>(
     let scratch = ops.scratch(Scratch::Vectors, bytes)?;
     let mut copies = array::from_fn::<_, N, _>(|_| None);
     let mut offset = 0;
-    for (copy, vector) in copies.iter_mut().zip(packed) {
+    for (own, vector) in copies.iter_mut().zip(packed) {
         let Some(vector) = vector else { continue };
-        let wide = copy.insert(Tensor::in_scratch(ops.gpu(), scratch.clone(), offset, vector.shape()));
+        let wide = own.insert(Tensor::in_scratch(ops.gpu(), scratch.clone(), offset, vector.shape()));
         offset += room(vector);
         if read {
-            ops.copy(vector, wide)?;
+            copy(ops, vector, wide)?;
         }
     }
     record(ops, array::from_fn(|i| copies[i].as_ref().or(vectors[i])))?;
-    for (copy, vector) in copies.iter().zip(packed) {
-        if let (Some(copy), Some(vector), true) = (copy, vector, written) {
-            ops.copy(copy, vector)?;
+    for (narrow, vector) in copies.iter().zip(packed) {
+        if let (Some(narrow), Some(vector), true) = (narrow, vector, written) {
+            copy(ops, narrow, vector)?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@
 
 override QUAD: u32 = select(8u, 4u, A_DTYPE == F32); // elements
 override BESIDE: u32 = QUAD / 4u; // quads of u beside one of a
-override RUN: u32 = 64u; // neighbouring invocations that read neighbouring quads, see norms.wgsl
+override RUN: u32 = 64u; // neighbouring invocations that read neighbouring quads
 override COLUMN_QUADS: u32 = 4u; // batch_sums: quads of a row for an invocation, RUN apart, up to MAX_COLUMN_QUADS
 
 override ROWS_AT_ONCE: u32 = 1u; // batch_sums: rows whose reads are on their way at a time, up to MAX_ROWS

@@ -17,19 +17,17 @@
 //
 // `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
 // in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
-// `subtract_means` is the elementwise end of mean-only batch normalization, where normalize_quads.wgsl cannot do it.
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
 
 struct Params {
-    count: u32,        // columns; subtract_means: elements
+    count: u32,        // columns
     rows: u32,         // rows in this dispatch; batch_finish: in all
     stride: u32,       // elements from a row to the next
     split_length: u32, // rows in a split
     splits: u32,       // in this dispatch; batch_finish: in all
-    part_first: u32,   // where the partial results of this dispatch start; subtract_means: element 0's column,
-                       // counted from the first one bound
-    offsets: u32,      // 8 bits each: the first element of a, u, first (subtract_means: y), second within its binding
-    more_offsets: u32, // the same of means (subtract_means: centers), g, norms
+    part_first: u32,   // where the partial results of this dispatch start
+    offsets: u32,      // 8 bits each: the first element of a, u, first, second within its binding
+    more_offsets: u32, // the same of means, g, norms
     flags: u32,        // HAS_
     rate: f32,         // OUTCOME_MEANS: 1 / rows
     momentum: f32,
@@ -50,7 +48,7 @@ override A_DTYPE: u32 = F32;
 override GAIN_DTYPE: u32 = F32;
 override STATISTIC: u32 = STATISTIC_DOTS;
 override OUTCOME: u32 = OUTCOME_SUMS;
-override HAS_U: bool = true; // STATISTIC_DOTS: else the second sum is 0; subtract_means: u is the bias
+override HAS_U: bool = true; // STATISTIC_DOTS: else the second sum is 0
 override DIRECT: bool = true; // batch_sums: one split is all there is: write the end out
 override CX: u32 = 32u; // neighbouring columns of a workgroup, a power of two up to THREADS
 

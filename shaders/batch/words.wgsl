@@ -1,15 +1,9 @@
-// How statistics.wgsl reads and writes a matrix word by word: any number of columns, from any element on. (quads.wgsl:
+// How statistics.wgsl reads a matrix word by word: any number of columns, from any element on. (quads.wgsl:
 // four words at once.)
 // import batch/statistics
 
 @group(0) @binding(0) var<storage, read> a: array<u32>; // (rows, columns) words of A_DTYPE
 @group(0) @binding(1) var<storage, read> u: array<f32>; // (rows, columns)
-@group(0) @binding(6) var<storage, read> centers: array<f32>; // (columns): means, or a running mean
-@group(0) @binding(7) var<storage, read_write> y: array<u32>; // (rows, columns) words of Y_DTYPE
-
-override Y_DTYPE: u32 = F32;
-
-const WORDS = 4u * THREADS; // of y for a workgroup of subtract_means
 
 // An element of a, with its partner.
 fn pair(row: u32, column: u32) -> vec2<f32> {
@@ -109,54 +103,5 @@ fn batch_sums(
         } else {
             part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
         }
-    }
-}
-
-fn centered(e: u32) -> f32 {
-    let at = extractBits(p.offsets, 0u, 8u) + e;
-    let column = (p.part_first + e) % p.stride;
-    let x = unpack(a[select(at >> 1u, at, A_DTYPE == F32)], at, A_DTYPE)
-        - centers[extractBits(p.more_offsets, 0u, 8u) + column];
-    if HAS_U {
-        return x + u[extractBits(p.offsets, 8u, 8u) + column];
-    }
-    return x;
-}
-
-// y[e] = a[e] - centers[column of e] (+ u[column of e], the bias) for elements 0 .. count - 1.
-// An invocation owns whole words of y, every THREADS-th of its workgroup's WORDS; halves that are not ours stay.
-@compute @workgroup_size(THREADS)
-fn subtract_means(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let t = ordered(index, THREADS);
-    let first_at = extractBits(p.offsets, 16u, 8u);
-    let end = first_at + p.count;
-    let begin = flat(group, groups) * WORDS + t;
-    for (var i = 0u; i < WORDS; i += THREADS) { // 4 iterations
-        let word = begin + i;
-        if Y_DTYPE == F32 {
-            if word < p.count {
-                y[first_at + word] = bitcast<u32>(centered(word));
-            }
-            continue;
-        }
-        let low = ((first_at >> 1u) + word) << 1u;
-        if low >= end {
-            continue;
-        }
-        var bits = 0u;
-        if low < first_at || low + 1u >= end {
-            bits = y[low >> 1u];
-        }
-        if low >= first_at {
-            bits = (bits & 0xffff0000u) | pack(centered(low - first_at), Y_DTYPE);
-        }
-        if low + 1u < end {
-            bits = (bits & 0xffffu) | (pack(centered(low + 1u - first_at), Y_DTYPE) << 16u);
-        }
-        y[low >> 1u] = bits;
     }
 }

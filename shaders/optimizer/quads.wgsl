@@ -7,7 +7,7 @@
 @group(0) @binding(2) var<storage, read_write> m_v: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> s_v: array<vec4<u32>>;
 
-override RUN: u32 = 64u; // neighbouring invocations that take neighbouring quads, see norms.wgsl
+override RUN: u32 = 64u; // neighbouring invocations that take neighbouring quads
 override QUAD: u32 = select(8u, 4u, V_DTYPE == F32); // elements
 override BESIDE: u32 = QUAD / 4u; // quads of m_v or s_v beside one of v
 

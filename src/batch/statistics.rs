@@ -38,8 +38,6 @@ kernels! {
         [0 Read, 1 Read, 2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
     BATCH_FINISH = "batch/statistics" "batch_finish", Some(THREADS), StatisticsParams,
         [2 Write, 3 Write, 4 Write, 5 Write, 6 Read, 7 Read];
-    SUBTRACT_MEANS = "batch/statistics" "subtract_means", Some(THREADS), StatisticsParams,
-        [0 Read, 1 Read, 6 Read, 7 Write];
 }
 
 /// Invocations in a workgroup of `batch/statistics.wgsl`.
@@ -51,9 +49,6 @@ const FEW_ROWS: u64 = 8;
 const PART_BYTES: u64 = 12;
 /// Up to so many rows need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
-
-/// Words of y for a workgroup of `subtract_means`.
-const SUBTRACT_WORDS: u64 = 4 * THREADS;
 
 const HAS_FIRST: u32 = 1;
 const HAS_SECOND: u32 = 2;
@@ -140,59 +135,6 @@ pub(crate) fn column_dot_sums<'a>(
             ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, outcome)
         },
     )
-}
-
-/// y = t - centers + bias.
-pub(crate) fn subtract_means(
-    ops: &mut Recorder<'_, '_>,
-    t: &Tensor,
-    centers: &View<'_>,
-    bias: Option<&Tensor>,
-    y: &Tensor,
-) -> Result<(), Error> {
-    let capacities = ops.facts().capacities;
-    let (rows, columns) = matrix(t);
-    let bias = bias.map(View::of);
-    if ops.center_in_quads(t, centers, bias.as_ref(), y)? {
-        return Ok(());
-    }
-    let constants: Constants =
-        vec![("A_DTYPE", t.dtype().code()), ("Y_DTYPE", y.dtype().code()), ("HAS_U", bias.is_some().into())];
-    let per_word = y.dtype().per_word();
-    let element = t.dtype().size().max(y.dtype().size());
-    let step = capacities.step().bound(element).in_groups(SUBTRACT_WORDS).work(1).get();
-    // Past a binding of means a window lies within a row.
-    let columns_in_binding = capacities.bound(DType::F32.size());
-    let in_rows = columns > columns_in_binding;
-    let (stretches, length) = if in_rows { (rows, columns) } else { (1, rows * columns) };
-    let step = if in_rows { step.min(columns_in_binding) } else { step };
-    for stretch in 0..stretches {
-        for (e, count) in windows(length, step) {
-            let (j, j_count) = if in_rows { (e, count) } else { (0, columns) };
-            let (t_span, t_first) = View::of(t).bind(capacities, stretch * length + e, count);
-            let (y_span, y_first) = View::of(y).bind(capacities, stretch * length + e, count);
-            let (bias, bias_first) = bind(&bias, capacities, j, j_count);
-            let (centers, centers_first) = centers.bind(capacities, j, j_count);
-            ops.dispatch(&Dispatch {
-                kernel: &SUBTRACT_MEANS,
-                module: WORDS,
-                constants: &constants,
-                buffers: &[t_span, bias, centers, y_span],
-                params: StatisticsParams {
-                    count: count as u32,
-                    stride: columns as u32,
-                    part_first: ((e - j) % columns) as u32,
-                    offsets: offsets([t_first, bias_first, y_first, 0]),
-                    more_offsets: centers_first,
-                    ..StatisticsParams::zeroed()
-                },
-                // In words, one more where the first element is an upper half.
-                groups: (count + per_word - 1).div_ceil(per_word).div_ceil(SUBTRACT_WORDS),
-                work: count,
-            })?;
-        }
-    }
-    Ok(())
 }
 
 pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result<(), Error> {

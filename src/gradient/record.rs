@@ -10,6 +10,7 @@ use crate::linear::epilogue::{LinearEpilogue, NormSource};
 use crate::memory::Scratch;
 use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::vectors;
+use crate::weight::backward::{differentiable_norms, effective_norms};
 use crate::{Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
 #[cfg(doc)]
 use crate::{Eps, Gpu, LinearOptions};
@@ -72,7 +73,7 @@ fn record(
         }
         return Ok(());
     };
-    let known = ops.differentiable_norms(norm)?;
+    let known = differentiable_norms(ops, norm)?;
     let wants_dg = dg.is_some() || dv.is_some();
     let (u, dg, dbias) = (u.map(View::of).filter(|_| wants_dg), dg.map(View::of), dbias.map(View::of));
     let kept = Layout::new(norm.v.shape(), norm.axis)?.wide().kept;
@@ -94,7 +95,7 @@ fn record(
         }
         Axis::Kept(_) => {
             statistics::column_dot_sums(ops, dy, None, dbias, None, None, write)?;
-            let effective = ops.effective_norms(norm, &known)?;
+            let effective = effective_norms(ops, norm, &known)?;
             let quotients = ops.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
             let quotients = Tensor::in_scratch(ops.gpu(), quotients, 0, x.shape());
             input_product_of_columns(ops, dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;

@@ -546,22 +546,23 @@ fn dispatches(gpu: &Gpu) -> Outcome {
         assert_eq!(counts, record);
         Ok(counts)
     };
-    assert_eq!(counts(gpu, &Layers::new(rows(1)))?, [1, 2, 2, 2]);
-    assert_eq!(counts(gpu, &Layers::new(rows(100)))?, [1, 2, 2, 2]);
+    // Rows that a workgroup holds are normalized in one dispatch, those of other members in two.
+    assert_eq!(counts(gpu, &Layers::new(rows(1)))?, [1, 1, 1, 2]);
+    assert_eq!(counts(gpu, &Layers::new(rows(100)))?, [1, 1, 1, 2]);
     assert_eq!(counts(gpu, &Layers { align: 4, ..Layers::new(rows(100)) })?, [1, 2, 2, 2]);
     let mut layers = rows(10);
     layers.push(Layer::new(&[1, 1 << 20], Axis::Kept(0)));
-    assert_eq!(counts(gpu, &Layers::new(layers.clone()))?, [2, 3, 3, 3], "a row is split");
+    assert_eq!(counts(gpu, &Layers::new(layers.clone()))?, [2, 4, 4, 3], "a row is split");
     layers.push(Layer::new(&[64, 64], Axis::Kept(1)));
-    assert_eq!(counts(gpu, &Layers::new(layers.clone()))?, [3, 4, 4, 4], "columns");
+    assert_eq!(counts(gpu, &Layers::new(layers.clone()))?, [3, 5, 5, 4], "columns");
     layers.iter_mut().enumerate().for_each(|(i, l)| l.dtypes = [0, 1, 2].map(|k| DTYPES[(i + k) % 3]));
-    assert_eq!(counts(gpu, &Layers::new(layers))?, [3, 4, 4, 4], "storage types");
+    assert_eq!(counts(gpu, &Layers::new(layers))?, [3, 4, 5, 4], "storage types");
 
     // Tensors with buffers of their own.
     let new = || gpu.zeros(&[5, 16], DType::F32);
     let (v, w) = ([new()?, new()?, new()?], [new()?, new()?, new()?]);
     let members: Vec<_> = v.iter().zip(&w).map(|(v, w)| SetMember::new(WeightNorm::unit(v)).w(w)).collect();
-    assert_eq!(gpu.weight_set(&members)?.dispatch_count(SetOperator::Normalize)?, 6);
+    assert_eq!(gpu.weight_set(&members)?.dispatch_count(SetOperator::Normalize)?, 3);
     let v = gpu.tensors(&[(&[5, 16], DType::F32), (&[5, 3], DType::F16), (&[7], DType::Bf16)])?;
     assert!(v.iter().all(|one| one.buffer() == v[0].buffer() && one.offset() % 16 == 0));
     Ok(())

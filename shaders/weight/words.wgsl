@@ -1,12 +1,11 @@
-// How set.wgsl reaches tensors that start anywhere, word by word. A place is a word. (set_quads.wgsl: at multiples of
-// 16 bytes.)
+// How tensors that start anywhere are reached, word by word. A place is a word. (quads.wgsl: at multiples of 16 bytes.)
+// Slot `access`, of which either filler declares the functions below: quad q and word i of the tensor at `place`.
 // import numbers/storage
 
-@group(0) @binding(1) var<storage, read> v: array<u32>; // words of each member's storage type
+@group(0) @binding(1) var<storage, read> v: array<u32>; // words of each weight's storage type
 @group(0) @binding(2) var<storage, read> dw: array<u32>; // the same
 @group(0) @binding(7) var<storage, read_write> w: array<u32>; // w or dv, the same
 
-// Quad q and word i of the tensor at `place`.
 fn v_quad(place: u32, q: u32) -> vec4<u32> {
     let at = place + 4u * q;
     return vec4<u32>(v[at], v[at + 1u], v[at + 2u], v[at + 3u]);
@@ -42,9 +41,11 @@ fn put_quad(place: u32, q: u32, words: vec4<u32>) {
     w[at + 3u] = words.w;
 }
 
-// The first `count` words of quad q.
-fn put_words(place: u32, q: u32, words: vec4<u32>, count: u32) {
-    for (var i = 0u; i < count; i += 1u) { // at most 4 iterations
-        w[place + 4u * q + i] = words[i];
+// Some words of quad q.
+fn put_words(place: u32, q: u32, words: vec4<u32>, which: vec4<bool>) {
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        if which[i] {
+            w[place + 4u * q + i] = words[i];
+        }
     }
 }

@@ -1,0 +1,139 @@
+// Sums of squares and of products, the partial ones, and what is made of those of a norm.
+// slot item = weight/item_one
+// import numbers/norm
+// import numbers/lanes
+//
+// What is written for norm j is one of
+//   OUT_NORMS   f32: n̂_j
+//   OUT_SCALES  two f32, the Scale g_j / n̂_j
+//   OUT_WIDE    f32 and i32 (m, e): n̂_j = m * 2^e
+// and, on request, n̂_j as f32 in `beside`. With DOT the sums are those of the backward pass, v² and dw * v, and it is
+//   out         four f32, the Scales g_j / n̂_j and dg_j / d_j
+//   beside      on request f32, dg_j = sum dw * (v / n̂_j), or what stands there and that
+
+@group(0) @binding(3) var<storage, read> g: array<u32>; // words of GAIN_DTYPE
+@group(0) @binding(4) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(6) var<storage, read_write> beside: array<f32>;
+@group(0) @binding(7) var<storage, read> known: array<f32>; // KNOWN: n̂; with DOT d
+
+override GAIN_DTYPE: u32 = F32;
+override DOT: bool = false;
+override KNOWN: bool = false;
+override OUT: u32 = OUT_NORMS;
+
+override PARTS: u32 = select(1u, 2u, DOT); // sums of a partial sum
+
+const OUT_NORMS = 0u;
+const OUT_SCALES = 1u;
+const OUT_WIDE = 2u;
+
+// The sums that belong together. Without DOT there are no products.
+struct Sums {
+    squares: f32,
+    products: f32,
+}
+
+struct WideSums {
+    squares: Wide,
+    products: Wide,
+}
+
+// Whether f32 holds them safely.
+fn is_fine(sums: Sums) -> bool {
+    return lift(sums.squares) == 0 && (!DOT || is_safe(sums.products));
+}
+
+fn put_part(at: u32, sums: WideSums) {
+    part[PARTS * at] = vec2<u32>(bitcast<u32>(sums.squares.m), bitcast<u32>(sums.squares.e));
+    if DOT {
+        part[PARTS * at + 1u] = vec2<u32>(bitcast<u32>(sums.products.m), bitcast<u32>(sums.products.e));
+    }
+}
+
+fn part_at(at: u32) -> WideSums {
+    let squares = part[PARTS * at];
+    var sums = WideSums(Wide(bitcast<f32>(squares.x), bitcast<i32>(squares.y)), Wide(0.0, 0));
+    if DOT {
+        let products = part[PARTS * at + 1u];
+        sums.products = Wide(bitcast<f32>(products.x), bitcast<i32>(products.y));
+    }
+    return sums;
+}
+
+fn gain_of(m: Member, j: u32) -> f32 {
+    if !takes_gains() || (m.flags & HAS_GAIN) == 0u {
+        return 1.0;
+    }
+    let dtype = type_of(m, OF_GAIN, GAIN_DTYPE);
+    return unpack(g[word_holding(m.g + j, dtype)], m.g + j, dtype);
+}
+
+fn known_norm(m: Member, j: u32) -> Wide {
+    return wide(known[extractBits(m.flags, OF_KNOWN, 8u) + j]);
+}
+
+fn put_scale(at: u32, scale: Scale) {
+    out[at] = scale.t;
+    out[at + 1u] = scale.m;
+}
+
+fn put_norm(m: Member, j: u32, norm: Wide) {
+    if (m.flags & HAS_BESIDE) != 0u {
+        beside[m.w + j] = narrow(norm);
+    }
+    if OUT == OUT_NORMS {
+        out[m.out + j] = narrow(norm);
+    } else if OUT == OUT_SCALES {
+        put_scale(m.out + 2u * j, scale_of(quotient(wide(gain_of(m, j)), norm)));
+    } else {
+        out[m.out + 2u * j] = norm.m;
+        out[m.out + 2u * j + 1u] = bitcast<f32>(norm.e);
+    }
+}
+
+// What becomes of the sums of norm j.
+fn put_sums(m: Member, j: u32, sums: WideSums) {
+    let policy = policy_of(m);
+    if !DOT {
+        put_norm(m, j, effective_norm(sums.squares, policy, m.eps));
+        return;
+    }
+    var d: Wide;
+    if KNOWN {
+        d = known_norm(m, j);
+    } else {
+        d = divisor_of(sums.squares, policy, m.eps);
+    }
+    let factors = factors_of_products(sums.products, d, gain_of(m, j), policy, m.eps);
+    if (m.flags & HAS_BESIDE) != 0u {
+        beside[m.w + j] = select(0.0, beside[m.w + j], ADD) + narrow(factors.dg);
+    }
+    put_scale(m.out + 4u * j, factors.a);
+    put_scale(m.out + 4u * j + 2u, factors.share);
+}
+
+// The same without DOT, where neither the sum nor what is made of it is near the ends of f32's range, in a fraction of
+// the time. False where that is not so; then nothing was written.
+fn put_plain_sum(m: Member, j: u32, squares: f32) -> bool {
+    let norm = plain_norm(squares, policy_of(m), m.eps);
+    var scale = 1.0;
+    if OUT == OUT_SCALES {
+        scale = gain_of(m, j) / norm;
+    }
+    if norm == 0.0 || !is_normal(scale) {
+        return false;
+    }
+    if (m.flags & HAS_BESIDE) != 0u {
+        beside[m.w + j] = norm;
+    }
+    if OUT == OUT_NORMS {
+        out[m.out + j] = norm;
+    } else if OUT == OUT_SCALES {
+        put_scale(m.out + 2u * j, Scale(1.0, scale));
+    } else {
+        out[m.out + 2u * j] = norm;
+        out[m.out + 2u * j + 1u] = 0.0; // the bits of exponent 0
+    }
+    return true;
+}

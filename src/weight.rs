@@ -1,0 +1,84 @@
+//! Weights: their norms, w = g·v/n̂, and the way back, one by one and in sets. Shaders: `shaders/weight`.
+//!
+//! A plan cuts the work into dispatches and items, in numbers ([`plan`], [`cut`]). Of one weight they are derived on
+//! the device from the parameters of a dispatch ([`record`]); those of a set stand in a table ([`table`]).
+pub(crate) mod backward;
+pub(crate) mod cut;
+pub(crate) mod member;
+pub(crate) mod normalize;
+pub(crate) mod norms;
+mod plan;
+mod record;
+pub(crate) mod rescale;
+pub(crate) mod set;
+mod spread;
+mod table;
+
+use crate::arguments::{expect_gain, expect_per_norm};
+use crate::contract::{Layout, norms_shape};
+use crate::{Axis, Eps, Error, Tensor};
+
+/// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
+///
+/// ```
+/// # use weightnorm::{Axis, Eps, Tensor, WeightNorm};
+/// # fn weights(v: Tensor, g: Tensor) {
+/// let weight = WeightNorm::new(&v, &g); // axis 0, clamp 1e-12
+/// let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct WeightNorm<'a> {
+    pub(crate) v: &'a Tensor,
+    pub(crate) g: Option<&'a Tensor>,
+    pub(crate) axis: Axis,
+    pub(crate) eps: Eps,
+    pub(crate) norms: Option<&'a Tensor>,
+}
+
+impl<'a> WeightNorm<'a> {
+    /// Kept axis 0, eps policy clamp 1e-12. `g`: any storage type, one for each index of the kept axis, flat or
+    /// with ones as in PyTorch.
+    pub fn new(v: &'a Tensor, g: &'a Tensor) -> Self {
+        WeightNorm { g: Some(g), ..WeightNorm::unit(v) }
+    }
+
+    /// Without a gain: w = v/n̂, rows of norm 1.
+    pub fn unit(v: &'a Tensor) -> Self {
+        WeightNorm { v, g: None, axis: Axis::default(), eps: Eps::default(), norms: None }
+    }
+
+    /// Another kept axis.
+    pub fn axis(self, axis: Axis) -> Self {
+        WeightNorm { axis, ..self }
+    }
+
+    /// Another eps policy.
+    pub fn eps(self, eps: Eps) -> Self {
+        WeightNorm { eps, ..self }
+    }
+
+    /// Effective norms that are known from an earlier call with the same v: no norm is computed. f32, shaped as g.
+    /// A norm beyond the range of f32 cannot be handed over like this.
+    pub fn norms(self, norms: &'a Tensor) -> Self {
+        WeightNorm { norms: Some(norms), ..self }
+    }
+
+    /// Operations of [`Gpu::normalize`].
+    pub(crate) fn operations(&self) -> u64 {
+        self.norms_operations() + self.v.len() as u64
+    }
+
+    /// Operations for the norms, unless they are known.
+    pub(crate) fn norms_operations(&self) -> u64 {
+        if self.norms.is_some() { 0 } else { 2 * self.v.len() as u64 }
+    }
+
+    pub(crate) fn check(&self, op: &'static str) -> Result<(), Error> {
+        Layout::new(self.v.shape(), self.axis)?;
+        self.eps.check()?;
+        let shape = norms_shape(self.v.shape(), self.axis);
+        self.g.map_or(Ok(()), |g| expect_gain(op, "g", g, &shape))?;
+        self.norms.map_or(Ok(()), |norms| expect_per_norm(op, "norms", norms, &shape))
+    }
+}
