@@ -1,37 +1,66 @@
 #!/usr/bin/env bash
-# Compiles the variants of variants.txt for three generations of AMD GPUs and compares with the committed table.
+# Compiles the variants of variants.txt for GPUs that need not be there, and compares with the committed tables.
 #
-#   tools/isa/check.sh [--update]      exit 0: as committed, 1: something differs, 3: the driver is missing or another
+#   tools/isa/check.sh [amd | others] [--update]
+#                           exit 0: as committed, 1: something differs, 3: a compiler is missing or another
 #
-# RADV_MANIFEST: the Vulkan manifest of a RADV (~/.cache/weightnorm/drivers/radv25.json). Mesa 25 or later knows all
-# three chips; a Mesa other than the table's makes other code, which says nothing of a change here.
+# amd.txt: RDNA2, RDNA3 and RDNA4 by Mesa's RADV. RADV_MANIFEST: its Vulkan manifest
+# (~/.cache/weightnorm/drivers/radv25.json). Mesa 25 or later knows all three chips.
+# others.txt: NVIDIA Ampere, Qualcomm A740 and Apple G13 by Mesa's NAK, ir3 and asahi, which start only behind a stand-in
+# for the kernel's driver. COMPILERS: the command that starts a program so, `COMMAND CHIP PROGRAM ARGUMENT ..`.
+# A Mesa other than the table's makes other code, which says nothing of a change here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-chips="navi21 navi31 gfx1201" # RDNA2, RDNA3, RDNA4
 manifest=${RADV_MANIFEST:-${XDG_CACHE_HOME:-$HOME/.cache}/weightnorm/drivers/radv25.json}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+status=0
 
-[ -e "$manifest" ] || { echo "isa: no RADV at $manifest"; exit 3; }
 cargo build -q --locked
 (cd ../.. && cargo run -q --example shaders -- "$tmp/shaders")
 
-for chip in $chips; do
-    RADV_FORCE_FAMILY=$chip VK_DRIVER_FILES=$manifest VK_ICD_FILENAMES=$manifest XDG_RUNTIME_DIR=$tmp \
-        ./target/debug/isa "$tmp/shaders" variants.txt ${ASSEMBLY:+"$ASSEMBLY"} >"$tmp/$chip" 2>"$tmp/log" ||
-        { cat "$tmp/log" >&2; exit 2; }
-done
-# The two lines on top are the same for all; then the chips of each variant below each other.
-first=${chips%% *}
-{ head -2 "$tmp/$first"; (cd "$tmp" && paste -d '\n' $chips | tail -n +7); } >"$tmp/table.txt"
+radv() {
+    RADV_FORCE_FAMILY=$1 VK_DRIVER_FILES=$manifest VK_ICD_FILENAMES=$manifest XDG_RUNTIME_DIR=$tmp "${@:2}"
+}
 
-if [ "${1-}" = --update ]; then
-    cp "$tmp/table.txt" table.txt
-elif [ "$(head -1 table.txt)" != "$(head -1 "$tmp/table.txt")" ]; then
-    echo "isa: the table is of $(head -1 table.txt), here is $(head -1 "$tmp/table.txt")"
-    exit 3
-elif ! diff -u table.txt "$tmp/table.txt"; then
-    echo "isa: the code of these variants changed. If that is meant: tools/isa/check.sh --update, and say why it is no worse."
-    exit 1
-fi
+# table FILE "CHIP .." COMMAND..: the rows of a compiler's chips, the chips of each variant below each other, beside FILE
+table() {
+    local file=$1 chips=$2 chip first; shift 2
+    first=${chips%% *}
+    for chip in $chips; do
+        "$@" "$chip" ./target/debug/isa "$tmp/shaders" variants.txt "$chip" ${ASSEMBLY:+"$ASSEMBLY"} >"$tmp/$chip" 2>"$tmp/log" ||
+            { cat "$tmp/log" >&2; exit 2; }
+    done
+    { head -2 "$tmp/$first"; (cd "$tmp" && paste -d '\n' $chips | tail -n +$((1 + 2 * $(wc -w <<<"$chips")))); } >"$tmp/table"
+    if [ "$update" ]; then
+        cp "$tmp/table" "$file"
+    elif [ "$(head -1 "$file")" != "$(head -1 "$tmp/table")" ]; then
+        echo "isa: $file is of $(head -1 "$file"), here is $(head -1 "$tmp/table")"
+        status=3
+    elif ! diff -u "$file" "$tmp/table"; then
+        echo "isa: the code of these variants changed. If that is meant: tools/isa/check.sh --update, and say why it is no worse."
+        exit 1
+    fi
+}
+
+tables="amd others" update=
+for argument in "$@"; do
+    case $argument in
+    --update) update=yes ;;
+    amd | others) tables=$argument ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+done
+for name in $tables; do
+    if [ "$name" = others ] && [ -z "${COMPILERS-}" ]; then
+        echo "isa: no COMPILERS for NVIDIA, Qualcomm and Apple"; status=3
+    elif [ "$name" = others ]; then
+        table others.txt "ampere adreno apple" $COMPILERS
+    elif [ -e "$manifest" ]; then
+        table amd.txt "navi21 navi31 gfx1201" radv
+    else
+        echo "isa: no RADV at $manifest"; status=3
+    fi
+done
+exit $status

@@ -8,8 +8,6 @@ use crate::at;
 pub struct Driver {
     instance: ash::Instance,
     device: ash::Device,
-    /// The chip the driver compiles for, as RADV_FORCE_FAMILY names it.
-    pub chip: String,
     pub version: String,
     /// Whether the chip has cooperative matrices.
     pub cooperative: bool,
@@ -28,8 +26,9 @@ pub struct Built {
 }
 
 impl Built {
-    pub fn statistic(&self, name: &str) -> u64 {
-        self.statistics.iter().find(|(n, _)| n == name).map_or(0, |(_, value)| *value)
+    /// The sum of those that have one of these names: each driver has its own.
+    pub fn statistic(&self, names: &[&str]) -> u64 {
+        self.statistics.iter().filter(|(name, _)| names.contains(&name.as_str())).map(|(_, value)| value).sum()
     }
 }
 
@@ -51,14 +50,12 @@ impl Driver {
                 .enumerate_physical_devices()
                 .map_err(at("physical devices"))?
                 .first()
-                .ok_or("no Vulkan device: is VK_ICD_FILENAMES a RADV, and RADV_FORCE_FAMILY set?")?;
+                .ok_or("no Vulkan device: does VK_ICD_FILENAMES name one?")?;
 
             let mut driver = vk::PhysicalDeviceDriverProperties::default();
             let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
             instance.get_physical_device_properties2(physical, &mut properties);
-            let name = text(&properties.properties.device_name);
             let version = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info));
-            let chip = name.rsplit([' ', '(']).next().unwrap_or_default().trim_end_matches(')').to_lowercase();
 
             // The robustness that wgpu asks for decides which loads the compiler may join; everything else that the
             // driver has is taken too, so that every shader compiles.
@@ -90,7 +87,7 @@ impl Driver {
                 .push_next(&mut features);
             let device = instance.create_device(physical, &info, None).map_err(at("no device"))?;
             let cooperative = has(khr::cooperative_matrix::NAME);
-            Ok(Driver { instance, device, chip, version, cooperative, _library: library })
+            Ok(Driver { instance, device, version, cooperative, _library: library })
         }
     }
 
@@ -143,7 +140,7 @@ impl Driver {
         // SAFETY: by the caller; the sizes of the texts are those the driver asked for.
         unsafe {
             let found = executables.get_pipeline_executable_statistics(&which).map_err(at("statistics"))?;
-            // RADV's are all 64-bit counts.
+            // All that are looked at are counts of 64 bits.
             let statistics = found.iter().map(|s| (text(&s.name), s.value.u64)).collect();
 
             let get = executables.fp().get_pipeline_executable_internal_representations_khr;
@@ -157,8 +154,10 @@ impl Driver {
                 part.p_data = body.as_mut_ptr().cast();
             }
             get(handle, &which, &mut count, parts.as_mut_ptr()).result().map_err(at("representations"))?;
-            let last = parts.iter().position(|part| text(&part.name) == "Assembly").ok_or("no assembly")?;
-            let assembly = String::from_utf8_lossy(&bodies[last]).trim_end_matches('\0').to_owned();
+            // "Assembly", "NAK assembly", "IR3 Assembly"; Apple's compiler shows none.
+            let last = parts.iter().position(|part| text(&part.name).to_lowercase().ends_with("assembly"));
+            let assembly = last.map_or_else(String::new, |i| String::from_utf8_lossy(&bodies[i]).into_owned());
+            let assembly = assembly.trim_end_matches('\0').to_owned();
             Ok(Built { statistics, assembly })
         }
     }

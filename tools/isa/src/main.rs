@@ -1,11 +1,11 @@
-//! Prints one row for each variant of VARIANTS: what RADV, Mesa's compiler for AMD GPUs, makes of it for the chip that
-//! `RADV_FORCE_FAMILY` names. No GPU is needed: started so, the driver compiles and runs nothing.
+//! Prints one row for each variant of VARIANTS: what the first Vulkan driver's compiler makes of it. No GPU is needed:
+//! Mesa's drivers for AMD, NVIDIA, Apple and Qualcomm GPUs can be started so that they compile and run nothing.
 //!
-//!     isa SHADERS VARIANTS [ASSEMBLY]
+//!     isa SHADERS VARIANTS CHIP [ASSEMBLY]
 //!
 //! SHADERS is the folder that `cargo run --example shaders` of the crate writes. A line of VARIANTS is
-//! `LABEL MODULE ENTRY NAME=VALUE ..`, the overrides as the host sets them. ASSEMBLY is a folder for what the driver
-//! prints. `check.sh` goes through the chips and compares with the committed table.
+//! `LABEL MODULE ENTRY NAME=VALUE ..`, the overrides as the host sets them. CHIP is what a row says of the driver. ASSEMBLY
+//! is a folder for what the driver prints. `check.sh` goes through the chips and compares with the committed table.
 mod assembly;
 mod driver;
 
@@ -18,15 +18,15 @@ use naga::{back, front, valid};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (shaders, variants, assembly) = match &arguments[..] {
-        [shaders, variants] => (shaders, variants, None),
-        [shaders, variants, assembly] => (shaders, variants, Some(assembly.as_str())),
+    let (shaders, variants, chip, assembly) = match &arguments[..] {
+        [shaders, variants, chip] => (shaders, variants, chip, None),
+        [shaders, variants, chip, assembly] => (shaders, variants, chip, Some(assembly.as_str())),
         _ => {
-            eprintln!("usage: isa SHADERS VARIANTS [ASSEMBLY]");
+            eprintln!("usage: isa SHADERS VARIANTS CHIP [ASSEMBLY]");
             return ExitCode::from(2);
         }
     };
-    match run(shaders, variants, assembly) {
+    match run(shaders, variants, chip, assembly) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("isa: {error}");
@@ -40,7 +40,7 @@ fn at<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
-fn run(shaders: &str, variants: &str, assembly: Option<&str>) -> Result<(), String> {
+fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Result<(), String> {
     let driver = driver::Driver::new()?;
     // The first line names the compiler: rows of another version cannot be compared.
     println!("# {}", driver.version);
@@ -49,8 +49,8 @@ fn run(shaders: &str, variants: &str, assembly: Option<&str>) -> Result<(), Stri
     for line in list.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let variant = Variant::parse(line)?;
         if variant.module.contains("coop") && !driver.cooperative {
-            let Variant { label, module, entry, .. } = variant;
-            println!("{label:24} {module:28} {entry:18} {:8}no cooperative matrices", driver.chip);
+            let Variant { label, entry, .. } = variant;
+            println!("{label:24} {entry:18} {chip:8} no cooperative matrices");
             continue;
         }
         let path = Path::new(shaders).join(format!("{}.wgsl", variant.module));
@@ -58,10 +58,10 @@ fn run(shaders: &str, variants: &str, assembly: Option<&str>) -> Result<(), Stri
         let (spirv, bindings) = variant.compile(&source).map_err(at(variant.label))?;
         let built = driver.build(&spirv, variant.entry, &bindings).map_err(at(variant.label))?;
         if let Some(folder) = assembly {
-            let path = Path::new(folder).join(format!("{}.{}.txt", variant.label, driver.chip));
+            let path = Path::new(folder).join(format!("{}.{chip}.txt", variant.label));
             std::fs::write(&path, &built.assembly).map_err(at(path.display()))?;
         }
-        println!("{}", Row { variant: &variant, chip: &driver.chip, built: &built });
+        println!("{}", Row { variant: &variant, chip, built: &built });
     }
     Ok(())
 }
@@ -84,6 +84,12 @@ impl<'a> Variant<'a> {
             .map(|word| pair(word).ok_or(format!("{label}: not NAME=NUMBER: {word}")))
             .collect::<Result<_, _>>()?;
         Ok(Variant { label, module, entry, constants })
+    }
+
+    /// Multiply-adds of an invocation for the BK steps of k that a product in tiles stages at a time.
+    fn multiply_adds_per_step(&self) -> Option<usize> {
+        let value = |name: &str| self.constants.get(name).map(|value| *value as usize);
+        Some(value("TM")? * value("TN")? * value("BK")?)
     }
 
     /// The SPIR-V that wgpu would hand to the driver, and the bindings it declares.
@@ -134,17 +140,26 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    const HEADER: &'static str = "variant                  module                       entry              chip    VGPRs spills    LDS subgroups  hottest   mad";
+    const HEADER: &'static str = "variant                  entry              chip     registers spills   subgroups   loop  madds  share  waits  bytes";
 }
 
 impl Display for Row<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Variant { label, module, entry, .. }, built) = (self.variant, self.built);
-        let hottest = assembly::hottest_block(&built.assembly);
-        write!(f, "{label:24} {module:28} {entry:18} {:8}", self.chip)?;
-        let spills = built.statistic("Spilled VGPRs") + built.statistic("Spilled SGPRs");
-        write!(f, "{:5} {spills:6} {:6}", built.statistic("VGPRs"), built.statistic("LDS size"))?;
-        write!(f, "{:10} {:8}", built.statistic("Subgroups per SIMD"), hottest.instructions)?;
-        write!(f, "{:4} %", 100 * hottest.multiply_adds / hottest.instructions.max(1))
+        let (variant, built) = (self.variant, self.built);
+        write!(f, "{:24} {:18} {:8}", variant.label, variant.entry, self.chip)?;
+        let registers = built.statistic(&["VGPRs", "Number of GPRs", "GPRs", "Registers used"]);
+        let spills = built.statistic(&["Spilled VGPRs", "Spilled SGPRs", "Spills to memory", "Spills", "STP Count"]);
+        let subgroups = built.statistic(&["Subgroups per SIMD", "Max warps/SM", "Threads", "Max Waves Per Core"]);
+        write!(f, "{registers:10} {spills:6} {subgroups:11}")?;
+        if built.assembly.is_empty() {
+            return write!(f, "{0:>7} {0:>6} {0:>6} {0:>6} {0:>6}", "-");
+        }
+        let program = assembly::Program::parse(&built.assembly);
+        let is_product = variant.constants.contains_key("TM");
+        let found =
+            if is_product { program.product_loop(variant.multiply_adds_per_step()) } else { program.memory_loop() };
+        let share = 100 * found.multiply_adds / found.instructions.max(1);
+        write!(f, "{:7} {:6} {share:4} %", found.instructions, found.multiply_adds)?;
+        write!(f, "{:7} {:6}", found.full_waits, found.bytes_in_flight)
     }
 }
