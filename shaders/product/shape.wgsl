@@ -50,14 +50,21 @@ override BLOCK: u32 = min(TM, 8u); // rows that are finished together
 const QUADS_MAY_END = A_MAY_END || B_MAY_END;
 const WHOLE = select(4u, 1u, QUADS_MAY_END);
 
-// The first row and column of a tile of C. Neighbouring tiles are those along the shorter side, so that what they
-// share, rows of the larger operand, is still in the cache.
+// The first row and column of a tile of C. Tiles go in bands of up to MOST_ABREAST along the shorter side, so that those at
+// work at a time lie in a block about as high as wide: what they share, rows of both operands, is still in the cache.
+const MOST_ABREAST = 16u;
+
 fn tile_origin(tile: u32) -> vec2<u32> {
-    let tiles_m = (p.rows + BM - 1u) / BM;
-    let tiles_n = (p.columns + BN - 1u) / BN;
-    let down = vec2<u32>(tile % tiles_m, tile / tiles_m);
-    let along = vec2<u32>(tile / tiles_n, tile % tiles_n);
-    return select(along, down, p.rows < p.columns) * vec2<u32>(BM, BN);
+    let tiles = vec2<u32>((p.rows + BM - 1u) / BM, (p.columns + BN - 1u) / BN);
+    let by_columns = p.rows >= p.columns;
+    let sides = select(tiles, tiles.yx, by_columns); // the shorter one first
+    let bands = (sides.x + MOST_ABREAST - 1u) / MOST_ABREAST;
+    let abreast = (sides.x + bands - 1u) / bands;
+    let band = tile / (abreast * sides.y);
+    let in_band = tile - band * abreast * sides.y;
+    let width = min(abreast, sides.x - band * abreast);
+    let place = vec2<u32>(band * abreast + in_band % width, in_band / width);
+    return select(place, place.yx, by_columns) * vec2<u32>(BM, BN);
 }
 
 fn tile_count() -> u32 {

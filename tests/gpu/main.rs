@@ -10,6 +10,7 @@ mod common;
 
 mod arena;
 mod backward;
+mod banks;
 mod batch;
 mod cases;
 mod checkpoint;
@@ -250,6 +251,7 @@ fn main() -> ExitCode {
     let mut suite = Suite { gpu, trials: vec![] };
     arena::register(&mut suite);
     golden::register(&mut suite);
+    banks::register(&mut suite);
     backward::register(&mut suite);
     batch::register(&mut suite);
     cases::register(&mut suite);
