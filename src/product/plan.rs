@@ -221,9 +221,24 @@ mod tests {
     fn a_product_that_fits_is_one_window() {
         let size = [4096, 4096, 512];
         let plan = plan(&facts([true, true], size), LARGE).unwrap();
-        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Large, None, 1));
+        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Huge, None, 1));
         let window = plan.windows(size).next().unwrap();
-        assert_eq!((plan.tiles(&window), plan.work(&window)), (64 * 64, 4096 * 4096 * 512));
+        assert_eq!((plan.tiles(&window), plan.work(&window)), (32 * 32, 4096 * 4096 * 512));
+    }
+
+    /// `huge` where it has a workgroup for each unit of a large GPU, and 16 steps of k fit workgroup memory.
+    #[test]
+    fn large_products_are_computed_by_huge() {
+        let small_memory = Traits { workgroup_bytes: 16 << 10, ..GPU };
+        let tile = |traits, size| {
+            let plan = ProductPlan::new(&facts([true, true], size), traits, LARGE, Selection::default()).unwrap();
+            plan.tile.tile
+        };
+        assert_eq!(tile(GPU, [2048, 4096, 4096]), Tile::Huge);
+        assert_eq!(tile(small_memory, [2048, 4096, 4096]), Tile::Large);
+        assert_eq!(tile(Traits { spills: true, ..GPU }, [2048, 4096, 4096]), Tile::Huge);
+        assert_eq!(tile(GPU, [1024, 1024, 1024]), Tile::Large);
+        assert_eq!(tile(Traits { integrated: true, ..GPU }, [1024, 1024, 1024]), Tile::Huge);
     }
 
     /// Every element of C is in one window, and what a window binds fits.

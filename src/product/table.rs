@@ -23,6 +23,10 @@ impl Tile {
         let ragged = !problem.along_k[0] && !rows.is_multiple_of(4);
         let keeps_busy =
             |busy: &Busy| !ragged && busy.can_be_kept(Tile::Large.grid(traits, true, rows, columns).0, depth);
+        let huge = Tile::Huge.shape(traits, true);
+        let huge_runs = Tile::Huge.runs(traits) && huge.steps == BK && depth <= huge.max_length();
+        let huge_keeps_busy =
+            |busy: &Busy| huge_runs && depth > 64 && Tile::Huge.grid(traits, true, rows, columns).0 >= busy.enough;
         let tile = match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
@@ -35,6 +39,8 @@ impl Tile {
             (None, _, _) if coop.is_some() => coop.unwrap_or(Tile::Large),
             // It can form longer sums whole.
             (None, _, _) if depth > longest && pieces(Tile::Large) == 1 => Tile::Medium,
+            // Half of the reads of `large`, where a GPU has enough workgroups of it.
+            (None, _, _) if !ragged && busy.as_ref().is_some_and(huge_keeps_busy) => Tile::Huge,
             // Where a GPU wants more workgroups.
             (None, _, _) if !busy.as_ref().is_none_or(keeps_busy) => Tile::Medium,
             (None, _, _) => Tile::Large,
