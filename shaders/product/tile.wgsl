@@ -21,6 +21,11 @@ override WHOLE_STEPS: bool = false;
 // The places that an invocation reads are found once, before the loop.
 override FOUND_ONCE: bool = WHOLE_STEPS && !QUADS_MAY_END;
 
+// Sums of up to 16 elements an invocation in pieces of SUM_PIECE steps of k, which are then added up: a long sum of terms
+// of one sign loses bits with each of them. (TM is 4, TN too.)
+override IN_PIECES: bool = false;
+const SUM_PIECE = 128u; // a multiple of BK
+
 override BK4: u32 = BK / 4u;
 override BM4: u32 = BM / 4u;
 override BN4: u32 = BN / 4u;
@@ -43,6 +48,7 @@ var<workgroup> staged_as: array<vec4<f32>, A_STAGED>; // [k][m / 4]
 var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
 
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
+var<private> totals: array<vec4<f32>, 4>; // IN_PIECES: of the pieces before
 alias Block = array<vec4<u32>, 4>; // of four rows, or of four steps of k, as it is stored
 var<private> ahead: array<Block, 3>; // on their way
 var<private> places: array<vec4<u32>, 3>; // FOUND_ONCE: of the blocks at step 0 of k
@@ -264,6 +270,13 @@ fn multiply(k: u32, m: u32, n: u32) {
     }
 }
 
+fn end_piece() {
+    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
+        totals[i] += acc[i];
+        acc[i] = vec4<f32>();
+    }
+}
+
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let m = lane_m(t);
@@ -274,6 +287,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     for (var i = 0u; i < TM * QUADS; i += 1u) {
         acc[i] = vec4<f32>();
     }
+    totals = array<vec4<f32>, 4>();
     if k_first < k_end {
         fetch(row0, column0, k_first, k_end, t);
     }
@@ -292,10 +306,20 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
             multiply(k + 6u, m, n);
             multiply(k + 7u, m, n);
         }
+        if IN_PIECES && (k0 - k_first + BK) % SUM_PIECE == 0u {
+            end_piece();
+        }
         // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no
         // second barrier, but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on
         // RDNA4 6 for 8.)
         workgroupBarrier();
+    }
+    if IN_PIECES {
+        end_piece();
+        acc[0] = totals[0];
+        acc[1] = totals[1];
+        acc[2] = totals[2];
+        acc[3] = totals[3];
     }
 }
 

@@ -238,6 +238,7 @@ impl<'a> Product<'a> {
             Family::Tile => constants.extend([
                 ("BK", shape.steps as u32),
                 ("STEP", 4 * wx as u32),
+                ("IN_PIECES", (shape.tile == Tile::Tall).into()),
                 ("WHOLE_STEPS", (window.depth > 0 && window.depth.is_multiple_of(shape.steps)).into()),
             ]),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),

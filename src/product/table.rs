@@ -27,6 +27,8 @@ impl Tile {
         let huge_runs = Tile::Huge.runs(traits) && huge.steps == BK && depth <= huge.max_length();
         let huge_keeps_busy =
             |busy: &Busy| huge_runs && depth > 64 && Tile::Huge.grid(traits, true, rows, columns).0 >= busy.enough;
+        // Few columns: sums in pieces, since many such layers want them exact.
+        let lanes = lanes.filter(|_| columns > 8);
         let tile = match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tall,
             (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
