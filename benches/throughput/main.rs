@@ -18,6 +18,7 @@ mod ratio;
 mod set;
 mod table;
 
+use std::cell::Cell;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -62,6 +63,9 @@ struct Args {
     /// Pairs for a ratio
     #[arg(long, default_value_t = 31)]
     pairs: usize,
+    /// Begins no further line after so many seconds, and says how many there would have been
+    #[arg(long)]
+    seconds: Option<f64>,
     /// Milliseconds of one repetition
     #[arg(long, default_value_t = 40.0)]
     ms: f64,
@@ -131,6 +135,8 @@ struct Bench {
     roof: Roof,
     args: Args,
     lines: Vec<Line>,
+    start: Instant,
+    not_reached: Cell<usize>,
 }
 
 fn main() -> Result<(), Failure> {
@@ -148,7 +154,7 @@ fn main() -> Result<(), Failure> {
         roof.read * 1e-9,
         roof.multiply_add * 1e-9
     );
-    let mut bench = Bench { gpu, roof, args, lines: vec![] };
+    let mut bench = Bench { gpu, roof, args, lines: vec![], start: Instant::now(), not_reached: Cell::new(0) };
     for section in Section::value_variants() {
         if bench.args.only.is_empty() || bench.args.only.contains(section) {
             let start = Instant::now();
@@ -160,6 +166,9 @@ fn main() -> Result<(), Failure> {
             }
             println!("{:.0} s", start.elapsed().as_secs_f64());
         }
+    }
+    if bench.not_reached.get() > 0 {
+        println!("\nnot reached in the time given: {} lines", bench.not_reached.get());
     }
     let quiet = bench.quiet()?;
     if bench.lines.is_empty() {
@@ -193,7 +202,10 @@ impl Args {
 
 impl Bench {
     fn wants(&self, name: &str) -> bool {
-        self.args.wants(name)
+        let over = self.args.seconds.is_some_and(|most| self.start.elapsed().as_secs_f64() >= most);
+        let wants = self.args.wants(name);
+        self.not_reached.set(self.not_reached.get() + usize::from(wants && over));
+        wants && !over
     }
 
     /// Milliseconds that the bytes, and that the operations of some work take at least.
@@ -470,7 +482,7 @@ impl Bench {
             "backend": format!("{:?}", report.info.backend),
             "driver": format!("{} {}", report.info.driver, report.info.driver_info),
             "roof": { "copy": self.roof.copy, "read": self.roof.read, "multiply_add": self.roof.multiply_add },
-            "lines": lines.collect::<Vec<_>>(),
+            "lines": lines.collect::<Vec<_>>(), "not_reached": self.not_reached.get(),
         })
     }
 
