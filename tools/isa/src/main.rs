@@ -5,7 +5,7 @@
 //!
 //! SHADERS is the folder that `cargo run --example shaders` of the crate writes. A line of VARIANTS is
 //! `LABEL MODULE ENTRY NAME=VALUE ..`, the overrides as the host sets them. CHIP is what a row says of the driver. ASSEMBLY
-//! is a folder for what the driver prints. `check.sh` goes through the chips and compares with the committed table.
+//! is a folder for what the driver prints, and for the SPIR-V. `check.sh` goes through the chips and compares with the committed table.
 mod assembly;
 mod driver;
 
@@ -60,6 +60,9 @@ fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Res
         if let Some(folder) = assembly {
             let path = Path::new(folder).join(format!("{}.{chip}.txt", variant.label));
             std::fs::write(&path, &built.assembly).map_err(at(path.display()))?;
+            let bytes: Vec<u8> = spirv.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let path = path.with_extension("spv");
+            std::fs::write(&path, bytes).map_err(at(path.display()))?;
         }
         println!("{}", Row { variant: &variant, chip, built: &built });
     }
