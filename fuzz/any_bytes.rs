@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::checkpoint::{
+use weightnorm_checkpoint::{
     Checkpoint, Device, Error, Report, Rules, Spelling, check, convert, fold, inspect, split,
 };
 use weightnorm::{Axis, DType, Gpu, Options};

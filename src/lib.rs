@@ -198,8 +198,6 @@ mod adapter;
 mod arguments;
 mod batch;
 mod binding;
-#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
-pub mod checkpoint;
 mod choices;
 mod choose;
 mod commands;
@@ -236,6 +234,7 @@ mod work;
 pub use batch::RunningMean;
 pub use choices::Choices;
 pub use choose::Facts;
+pub use contract::{Layout, norms_shape};
 pub use error::Error;
 pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
@@ -306,8 +305,4 @@ pub mod internals {
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
-
-    #[cfg(feature = "checkpoint")]
-    #[doc = include_str!("../docs/checkpoints.md")]
-    struct Checkpoints;
 }
