@@ -1,11 +1,11 @@
 //! Numbers as files store them, widened to f64, and what they add up to by row.
-use half::{bf16, f16};
 
 use super::compute::Input;
 use super::file::{buffer, reserve};
 use super::find::At;
 use super::{Checkpoint, Error, FileDType, Rules};
 use weightnorm::cpu::effective_norm;
+use weightnorm::half::{bf16, f16};
 use weightnorm::{DType, Eps, Layout};
 
 /// Indices along the kept axis.

@@ -1,10 +1,10 @@
 //! Tensors read by name, into memory or onto a GPU.
-use half::{bf16, f16};
 
 use super::file::{buffer, reserve};
 use super::find::At;
 use super::numbers::{read_as, read_parts, widen};
 use super::{Checkpoint, Error, FileDType, TensorInfo};
+use weightnorm::half::{bf16, f16};
 use weightnorm::{DType, Element, Gpu, Tensor};
 
 impl Checkpoint {

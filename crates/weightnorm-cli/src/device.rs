@@ -3,8 +3,8 @@ use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use weightnorm_checkpoint::Device;
 use weightnorm::{Gpu, Options, Tile, wgpu};
+use weightnorm_checkpoint::Device;
 
 use crate::output::{Failure, Kind, Report};
 

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use weightnorm_checkpoint::{Checkpoint, FoundWeight, Rules};
 use weightnorm::half::{bf16, f16};
 use weightnorm::{
     Axis, Clock, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roof, SetMember, Tensor, WeightNorm, WeightSet,
     Work, Write,
 };
+use weightnorm_checkpoint::{Checkpoint, FoundWeight, Rules};
 
 use crate::device::{DeviceArguments, device_json, device_text};
 use crate::output::{

@@ -1,7 +1,7 @@
 //! Which weights, and what to do with them, as written on the command line.
 use clap::{Args, ValueEnum};
-use weightnorm_checkpoint::{Checkpoint, Pattern, Prefer, Rules};
 use weightnorm::{Axis, Eps};
+use weightnorm_checkpoint::{Checkpoint, Pattern, Prefer, Rules};
 
 /// The choice of weights.
 #[derive(Args)]

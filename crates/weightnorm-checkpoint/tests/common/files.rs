@@ -1,10 +1,15 @@
 //! Checkpoints for the tests, made by the `safetensors` crate or by hand.
-use std::collections::HashMap;
+#![allow(dead_code, reason = "each test binary uses its own part of this file")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use weightnorm::half;
+use weightnorm_checkpoint::{Checkpoint, Spelling};
 
 /// A folder that goes when the test is over.
 pub struct Folder(pub PathBuf);
@@ -195,7 +200,7 @@ pub fn write_sharded(folder: &Path, shards: &[(&str, Vec<Made>)]) -> PathBuf {
 
 /// The layers of a small vocoder: a convolution, a transposed one, one normed over its taps, one normed as a whole, a linear
 /// layer with a bias and an LSTM's weight; beside them tensors of other types.
-pub fn vocoder(spelling: weightnorm_checkpoint::Spelling, dtype: Dtype) -> Vec<Made> {
+pub fn vocoder(spelling: Spelling, dtype: Dtype) -> Vec<Made> {
     let pair = |name: &str, shape: &[usize], g_shape: &[usize], seed| {
         [made(&spelling.g(name), dtype, g_shape, seed), made(&spelling.v(name), dtype, shape, seed + 1)]
     };
@@ -212,4 +217,46 @@ pub fn vocoder(spelling: weightnorm_checkpoint::Spelling, dtype: Dtype) -> Vec<M
     tensors.push(made("pos_bias_v", Dtype::F32, &[4, 8], 18));
     tensors.push(made("empty", Dtype::F32, &[0, 8], 19));
     tensors
+}
+
+/// What a checkpoint holds, as the `safetensors` crate reads it.
+#[derive(Default)]
+pub struct Content {
+    pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Content {
+    pub fn read(path: &Path) -> Result<Content, Box<dyn Error>> {
+        let mut content = Content::default();
+        for file in Checkpoint::open(path)?.files() {
+            let bytes = std::fs::read(file)?;
+            for (name, t) in SafeTensors::deserialize(&bytes)?.tensors() {
+                let there = content.tensors.insert(name, (t.dtype(), t.shape().to_vec(), t.data().to_vec()));
+                assert!(there.is_none());
+            }
+            content.metadata.extend(SafeTensors::read_metadata(&bytes)?.1.metadata().clone().unwrap_or_default());
+        }
+        Ok(content)
+    }
+
+    /// The tied names too, each of which has to name a tensor.
+    pub fn with_tied(mut self) -> Content {
+        for (name, of) in self.metadata.iter().filter(|(name, _)| *name != "format") {
+            let tensor =
+                self.tensors.get(of).unwrap_or_else(|| panic!("{name} is tied to {of}, which is gone")).clone();
+            assert!(self.tensors.insert(name.clone(), tensor).is_none(), "{name}");
+        }
+        self
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        let (dtype, _, bytes) = &self.tensors[name];
+        assert_eq!(*dtype, Dtype::F32, "{name}");
+        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+    }
 }

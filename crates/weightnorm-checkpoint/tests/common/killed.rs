@@ -1,4 +1,6 @@
 //! A process that is killed while it writes leaves the old output or the whole new one.
+#![allow(dead_code, reason = "each test binary uses its own part of this file")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};

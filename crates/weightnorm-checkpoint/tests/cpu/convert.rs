@@ -2,7 +2,7 @@
 use safetensors::{Dtype, SafeTensors};
 use weightnorm_checkpoint::{Checkpoint, Error, Problem, Rules, Spelling, convert};
 
-use crate::common::files::{Folder, Made, in_order, made, raw, vocoder, write, write_sharded};
+use crate::files::{Folder, Made, in_order, made, raw, vocoder, write, write_sharded};
 
 fn to(from: &std::path::Path, output: &std::path::Path, spelling: Spelling) -> Result<usize, Error> {
     let checkpoint = Checkpoint::open(from)?;

@@ -1,14 +1,15 @@
 //! The inputs of the fuzz target that are kept, where nothing is fuzzed too.
-use crate::common::files::Folder;
+use crate::common::root;
+use crate::files::Folder;
 
-#[path = "../../../fuzz/any_bytes.rs"]
+#[path = "../../../../fuzz/any_bytes.rs"]
 pub mod any_bytes;
 
 #[test]
 fn corpus_is_refused_or_read() {
     let (folder, gpu) = (Folder::new("corpus"), any_bytes::noop());
     let (mut read, mut refused) = (vec![], vec![]);
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/checkpoint")).unwrap() {
+    for entry in std::fs::read_dir(root().join("fuzz/corpus/checkpoint")).unwrap() {
         let entry = entry.unwrap();
         let bytes = std::fs::read(entry.path()).unwrap();
         let is_read = any_bytes::holds(&gpu, &folder.0, &bytes);

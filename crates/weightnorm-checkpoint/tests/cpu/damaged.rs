@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use weightnorm_checkpoint::{Checkpoint, Error, Rules, Spelling, convert, inspect};
 
-use crate::common::files::{Folder, made, raw, vocoder, write, write_sharded};
+use crate::files::{Folder, made, raw, vocoder, write, write_sharded};
 
 /// One tensor "a" of two f32 and whatever else a header has.
 const GOOD: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;

@@ -3,7 +3,7 @@ use safetensors::Dtype;
 use weightnorm::Axis::{self, Kept, Whole};
 use weightnorm_checkpoint::{Checkpoint, Found, Pattern, Problem, Rules, Spelling};
 
-use crate::common::files::{Folder, Made, made, raw, vocoder, write};
+use crate::files::{Folder, Made, made, raw, vocoder, write};
 
 fn find(tensors: &[Made], rules: &Rules) -> Found {
     let folder = Folder::new("find");

@@ -4,7 +4,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use weightnorm_checkpoint::{Checkpoint, Error, Spelling};
 
-use crate::common::files::{Folder, vocoder, write};
+use crate::files::{Folder, vocoder, write};
 
 /// What opening it says, in two lines of which the first names it.
 fn said(path: &Path) -> [String; 2] {
@@ -37,11 +37,7 @@ fn kinds() -> Vec<(Vec<u8>, &'static str, &'static str)> {
     let late = [&zip("archive/other")[..], &[9; 200_000], b"PK\x01\x02archive/data.pkl"].concat();
     let pickle = |version| padded(&[b"\x80", &[version][..], b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."].concat());
     vec![
-        (
-            include_bytes!("../../data/checkpoints/git_lfs_pointer/input.safetensors").to_vec(),
-            "Git LFS",
-            "git lfs pull",
-        ),
+        (include_bytes!("../data/git_lfs_pointer/input.safetensors").to_vec(), "Git LFS", "git lfs pull"),
         (vec![], "empty (0 bytes)", "again"),
         (zip("archive/data.pkl"), "PyTorch", "torch.load"),
         (late, "PyTorch", "torch.load"),

@@ -1,10 +1,10 @@
 //! The table of numbers.
 use safetensors::Dtype;
+use weightnorm::{cpu, half};
 use weightnorm_checkpoint::{Checkpoint, Inspection, Problem, Range, Rules, Spelling, inspect};
-use weightnorm::cpu;
 
-use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write};
 use crate::common::*;
+use crate::files::{Folder, Made, made, of_numbers, vocoder, write};
 
 fn look(tensors: &[Made], rules: &Rules) -> Inspection {
     let folder = Folder::new("inspect");
@@ -105,7 +105,7 @@ fn inspect_empty_weights() {
 /// The trained network of `tests/data`: all its layers but one are weight-normalized.
 #[test]
 fn inspect_a_trained_network() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/round_cross.safetensors");
+    let path = root().join("tests/data/round_cross.safetensors");
     let inspection = inspect(&Checkpoint::open(&path).unwrap(), &Rules::default(), &mut |_| ()).unwrap();
     assert_eq!(inspection.findings, []);
     let file = File::load(&path).unwrap();

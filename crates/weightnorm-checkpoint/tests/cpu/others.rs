@@ -2,7 +2,7 @@
 use safetensors::Dtype;
 use weightnorm_checkpoint::{Checkpoint, Device, Problem, Rules, Spelling, split};
 
-use crate::common::files::{Folder, made, write};
+use crate::files::{Folder, made, write};
 
 /// The weights of a file whose tensors have those names and shapes, and what is reported that is no optimizer's state.
 fn found(tensors: &[(&str, &[usize])]) -> (Vec<String>, Vec<Problem>) {

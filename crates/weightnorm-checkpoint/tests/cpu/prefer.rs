@@ -7,7 +7,7 @@ use weightnorm_checkpoint::{
 };
 
 use crate::common::File;
-use crate::common::files::{Folder, made, write_sharded};
+use crate::files::{Folder, made, write_sharded};
 
 fn problems(findings: &[Finding]) -> Vec<Problem> {
     findings.iter().map(|finding| finding.problem.clone()).collect()
@@ -31,7 +31,7 @@ fn names(path: &Path) -> Vec<String> {
 #[test]
 fn prefer_decides_between_a_pair_and_a_stale_weight() {
     let folder = Folder::new("prefer");
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/stale_weight_beside_the_pair");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stale_weight_beside_the_pair");
     let (checkpoint, output) = (Checkpoint::open(&data.join("input.safetensors")).unwrap(), folder.join("out"));
     let folded = |rules: &Rules| fold(Device::Reference, &checkpoint, &output, rules, &mut |_| ());
     // Nobody has said what to do: looked at, checked and folded it is the same.

@@ -2,7 +2,7 @@
 use safetensors::Dtype;
 use weightnorm_checkpoint::{Checkpoint, Error, FileDType, Spelling};
 
-use crate::common::files::{Folder, Made, made, of_f64, raw, vocoder, write, write_sharded};
+use crate::files::{Folder, Made, made, of_f64, raw, vocoder, write, write_sharded};
 
 fn message(result: Result<Vec<f64>, Error>) -> String {
     match result {

@@ -2,17 +2,15 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use weightnorm_checkpoint::{
-    Checkpoint, Device, Error, Finding, Problem, Report, Rules, Spelling, check, fold, split,
-};
-use weightnorm::{Axis, Eps, cpu};
+use weightnorm::{Axis, Eps, cpu, half};
+use weightnorm_checkpoint::{Checkpoint, Device, Error, Finding, Problem, Report, Rules, Spelling, check, fold, split};
 
 use super::corpus::any_bytes::noop;
 use crate::common::File;
-use crate::common::files::{Folder, Made, made, of_f64, of_numbers, tiny_weight, vocoder, write, write_sharded};
+use crate::files::{Folder, Made, made, of_f64, of_numbers, tiny_weight, vocoder, write, write_sharded};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
 fn folded(from: &Path, output: &Path, rules: &Rules) -> Result<Report, Error> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use weightnorm_checkpoint::{Checkpoint, Error, Rules, Spelling, convert};
 
-use crate::common::files::{Folder, raw, vocoder, write, write_sharded};
+use crate::files::{Folder, raw, vocoder, write, write_sharded};
 
 /// Converts to `output`; the input is a file beside it.
 fn to(folder: &Folder, output: &Path) -> Result<(), Error> {

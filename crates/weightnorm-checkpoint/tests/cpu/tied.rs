@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use safetensors::{Dtype, SafeTensors};
 use weightnorm_checkpoint::{Checkpoint, Device, Error, Prefer, Problem, Rules, Spelling, convert, fold, inspect};
 
-use crate::common::files::{Folder, Made, made, raw, write, write_sharded};
+use crate::files::{Folder, Made, made, raw, write, write_sharded};
 
 /// A layer `inp` and one that is tied to it: the tensors, and the metadata for those that have the name `out`.
 fn layers(tied: &[&str]) -> (Vec<Made>, Vec<(String, String)>) {

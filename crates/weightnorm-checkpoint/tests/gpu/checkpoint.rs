@@ -5,13 +5,12 @@ use std::path::Path;
 
 use libtest_mimic::Completion;
 use safetensors::{Dtype, SafeTensors};
+use weightnorm::{Axis, DType, Eps, Gpu, cpu, half};
 use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, FileDType, Problem, Report, Rules, Spelling};
-use weightnorm::{Axis, DType, Eps, Gpu, cpu};
 
-use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write, write_sharded};
-use crate::common::{compare, flush_bound, killed, norm_bound, peak, reset_peak, row_of, weight_bound};
-use crate::data::norm_chain;
-use crate::{Failed, Needs, Outcome, Suite};
+use crate::common::{compare, flush_bound, norm_bound, norm_chain, peak, reset_peak, root, row_of, weight_bound};
+use crate::files::{Folder, Made, made, of_numbers, vocoder, write, write_sharded};
+use crate::{Failed, Needs, Outcome, Suite, killed};
 
 pub fn register(suite: &mut Suite) {
     suite.test("checkpoint::fold", Needs::Nothing, fold);
@@ -262,7 +261,7 @@ fn fold_keeps_alignment(gpu: &Gpu) -> Outcome {
         made("wide", Dtype::F64, &[3], 3),
         made("half", Dtype::F16, &[3], 4),
     ];
-    std::fs::write(&from, crate::common::files::in_order(&tensors, &[]))?;
+    std::fs::write(&from, crate::files::in_order(&tensors, &[]))?;
     fold_to(gpu, &from, &output, &Rules::default())?;
     is_folded(&std::fs::read(&output)?, &tensors, axis_of, Eps::default())?;
     let folded = open(&output)?;
@@ -352,7 +351,7 @@ fn fold_refuses(gpu: &Gpu) -> Outcome {
 
 fn fold_a_trained_network(gpu: &Gpu) -> Outcome {
     let folder = Folder::new("network");
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/round_cross.safetensors");
+    let from = root().join("tests/data/round_cross.safetensors");
     let bytes = std::fs::read(&from)?;
     let network = SafeTensors::deserialize(&bytes)?;
     let tensors: Vec<Made> = (network.tensors().into_iter())
@@ -763,7 +762,7 @@ fn fold_a_large_file(gpu: &Gpu, folder: &Path) -> Outcome {
         entry("a.weight_g", [rows, 1], 2 * size),
         entry("b.weight_g", [1, columns], 2 * size + 4 * rows),
     ];
-    let header = crate::common::files::raw(&format!("{{{}}}", entries.join(",")), &[]);
+    let header = crate::files::raw(&format!("{{{}}}", entries.join(",")), &[]);
     let piece = made("", Dtype::F32, &[columns], 1).bytes;
     let mut file = std::io::BufWriter::new(std::fs::File::create(&from)?);
     use std::io::Write;

@@ -1,11 +1,10 @@
 //! Checkpoints on the device: rows with numbers that it may take for zero, and tensors put there by name.
 use safetensors::Dtype;
+use weightnorm::{Activation, Axis, DType, Eps, Gpu, WeightNorm, cpu, half};
 use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Problem, Rules, Spelling};
-use weightnorm::{Activation, Axis, DType, Eps, Gpu, WeightNorm, cpu};
 
-use crate::common::files::{Folder, made, of_numbers, tiny_weight, vocoder, write};
-use crate::common::{File, compare, dot_bound, weight_bound};
-use crate::data::norm_chain;
+use crate::common::{File, compare, dot_bound, norm_chain, weight_bound};
+use crate::files::{Folder, made, of_numbers, tiny_weight, vocoder, write};
 use crate::{Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {

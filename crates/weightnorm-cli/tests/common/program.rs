@@ -1,4 +1,6 @@
 //! The program `weightnorm`, run as its users do.
+#![allow(dead_code, reason = "each test binary uses its own part of this file")]
+
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
@@ -56,14 +58,14 @@ pub fn keys(value: &Value) -> Vec<&str> {
     value.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
-/// docs/command.md names every key of a document.
+/// The README names every key of a document.
 pub fn documented(value: &Value) {
-    let text = include_str!("../../docs/command.md");
+    let text = include_str!("../../README.md");
     if let Some(list) = value.as_array() {
         list.iter().for_each(documented);
     }
     for (key, value) in value.as_object().into_iter().flatten() {
-        assert!(text.contains(&format!("`{key}`")), "{key} is not in docs/command.md");
+        assert!(text.contains(&format!("`{key}`")), "{key} is not in the README");
         // What stands in the metadata is the file's own.
         if key != "metadata" {
             documented(value);

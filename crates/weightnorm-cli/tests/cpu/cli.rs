@@ -8,8 +8,8 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use weightnorm_checkpoint::Spelling;
 
-use crate::common::files::{Folder, Made, made, of_numbers, raw, vocoder, write, write_sharded};
-use crate::common::program::{Ran, documented, keys, run, run_json, without_gpu};
+use crate::files::{Folder, Made, made, of_numbers, raw, vocoder, write, write_sharded};
+use crate::program::{Ran, documented, keys, run, run_json, without_gpu};
 
 const COMMANDS: [&str; 8] = ["inspect", "fold", "split", "convert", "check", "devices", "profile", "completions"];
 

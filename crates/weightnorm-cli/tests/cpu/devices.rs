@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use weightnorm_checkpoint::{Checkpoint, Spelling};
 
 use crate::common::File;
-use crate::common::files::{Folder, made, of_numbers, vocoder, write, write_sharded};
-use crate::common::program::{documented, run, run_json, without_gpu};
+use crate::files::{Folder, made, of_numbers, vocoder, write, write_sharded};
+use crate::program::{documented, run, run_json, without_gpu};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 fn data(name: &str) -> String {
-    format!("{}/tests/data/checkpoints/{name}/input.safetensors", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/../weightnorm-checkpoint/tests/data/{name}/input.safetensors", env!("CARGO_MANIFEST_DIR"))
 }
 
 #[test]

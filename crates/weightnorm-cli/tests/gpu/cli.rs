@@ -4,12 +4,12 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use weightnorm_checkpoint::Spelling;
 use weightnorm::{Axis, Clock, DType, Eps, Gpu, Tile, cpu};
+use weightnorm_checkpoint::Spelling;
 
-use crate::common::files::{Folder, Made, made, of_numbers, vocoder, write};
-use crate::common::program::{command, documented, keys, run, run_json};
 use crate::common::{self, File, Golden, compare, flush_bound, norm_bound, row_of, weight_bound};
+use crate::files::{Folder, Made, made, of_numbers, vocoder, write};
+use crate::program::{command, documented, keys, run, run_json};
 use crate::{Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -166,7 +166,7 @@ fn v_shape(case: &Golden) -> Vec<usize> {
 /// The weights are those of the CPU, and what is no weight is as it was.
 fn fold_the_trained_network(_: &Gpu) -> Outcome {
     let folder = Folder::new("cli");
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/round_cross.safetensors");
+    let from = common::root().join("tests/data/round_cross.safetensors");
     let to = folder.join("to.safetensors");
     let document = done(&["fold", text(&from), text(&to)])?;
     assert_eq!((&document["written"], document["weights"].as_array().map(Vec::len)), (&json!(true), Some(7)));

@@ -5,8 +5,8 @@ use std::process::Command;
 use safetensors::Dtype;
 use weightnorm_checkpoint::{Rules, Spelling, convert};
 
-use crate::common::files::{Folder, made, vocoder};
-use crate::common::killed;
+use crate::files::{Folder, made, vocoder};
+use crate::killed;
 
 const FOLDER: &str = "WEIGHTNORM_TEST_KILLED";
 
@@ -32,7 +32,7 @@ fn kill(times: usize) -> usize {
         killed::prepare(&folder.0, name, tensors);
     }
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["checkpoint::killed::killed_child", "--exact", "--ignored"]).env(FOLDER, &folder.0);
+    child.args(["kill::killed_child", "--exact", "--ignored"]).env(FOLDER, &folder.0);
     // What converting the one gives is the other, byte for byte.
     killed::kill(times, &folder, &mut child, ["b", "a"])
 }
