@@ -1,12 +1,12 @@
 //! How fast the operators run, beside the most that the adapter can do.
 mod call;
+mod case;
 mod report;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use weightnorm::{Axis, DType, Gpu, Recorder, Work, Write};
+use clap::Args;
+use weightnorm::{Axis, DType, Gpu, Recorder, Write};
 use weightnorm_checkpoint::{Checkpoint, FoundWeight, Rules};
 
 use crate::device::DeviceArguments;
@@ -14,7 +14,8 @@ use crate::output::{DTypeArgument, Failure, Kind, Report, shape_text};
 use crate::progress::Progress;
 use crate::rules::parse_axis;
 use call::{Call, set};
-use report::{report, weights_text};
+use case::{Case, Operator, Weight, cases};
+use report::{Measured, report, weights_text};
 
 /// Measures the throughput of the operators, beside the roof of the adapter.
 ///
@@ -51,74 +52,8 @@ pub struct Profile {
     device: DeviceArguments,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum Operator {
-    /// The norms of v
-    RowNorms,
-    /// w = g·v/n̂
-    Normalize,
-    /// v and g of an ordinary w
-    Split,
-    /// dv and dg of a given dw
-    NormalizeBackward,
-    /// The norms of all weights at once
-    RowNormsSet,
-    /// w of all weights at once
-    NormalizeSet,
-    /// dv and dg of all weights at once
-    NormalizeBackwardSet,
-    /// y = x·wᵀ + bias, w never stored
-    Linear,
-    /// The same, with what the backward pass wants
-    LinearSaved,
-    /// dx, dv, dg and dbias
-    LinearBackward,
-}
-
 fn parse_batch(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&batch| batch > 0).ok_or_else(|| "expected a number from 1 on".to_owned())
-}
-
-impl Operator {
-    fn is_product(self) -> bool {
-        matches!(self, Operator::Linear | Operator::LinearSaved | Operator::LinearBackward)
-    }
-
-    fn is_of_set(self) -> bool {
-        matches!(self, Operator::RowNormsSet | Operator::NormalizeSet | Operator::NormalizeBackwardSet)
-    }
-
-    fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-}
-
-/// A weight, with those of a file that are like it.
-struct Weight {
-    shape: Vec<usize>,
-    axis: Axis,
-    dtype: DType,
-    names: Vec<String>,
-}
-
-/// What is to be measured.
-struct Case {
-    operator: Operator,
-    /// One; of a set all.
-    weights: Range<usize>,
-    batch: Option<usize>,
-}
-
-/// What was measured.
-struct Measured {
-    case: Case,
-    work: Work,
-    /// Of a whole call, the median of all.
-    seconds: f64,
-    least: f64,
-    /// Label and seconds of each dispatch, of the median call.
-    dispatches: Vec<(String, f64)>,
 }
 
 impl Profile {
@@ -248,24 +183,4 @@ impl Profile {
 /// `1024x512`; None for what does not look like a shape.
 fn parse_shape(text: &str) -> Option<Vec<usize>> {
     text.split('x').map(|size| size.parse().ok().filter(|&size| size > 0)).collect()
-}
-
-/// What is to be measured: products for each batch, and only where the weight is a matrix.
-fn cases(weights: &[Weight], operators: &[Operator], batches: &[usize]) -> Vec<Case> {
-    let mut cases = vec![];
-    for &operator in operators {
-        if operator.is_of_set() {
-            cases.push(Case { operator, weights: 0..weights.len(), batch: None });
-            continue;
-        }
-        for (place, weight) in weights.iter().enumerate() {
-            let case = |batch| Case { operator, weights: place..place + 1, batch };
-            match operator.is_product() {
-                true if weight.shape.len() == 2 => cases.extend(batches.iter().map(|&batch| case(Some(batch)))),
-                true => {}
-                false => cases.push(case(None)),
-            }
-        }
-    }
-    cases
 }

@@ -7,7 +7,7 @@ use weightnorm::{
     norms_shape,
 };
 
-use super::{Operator, Weight};
+use super::case::{Operator, Weight};
 
 /// All weights, each as often as there is one like it, with the tensors of the operator.
 pub fn set(gpu: &Gpu, operator: Operator, weights: &[Weight]) -> Result<WeightSet, Error> {

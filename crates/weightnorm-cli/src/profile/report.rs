@@ -2,11 +2,22 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use weightnorm::{Axis, Clock, DType, Gpu, Roof};
+use weightnorm::{Axis, Clock, DType, Gpu, Roof, Work};
 
-use super::{Case, Measured, Weight};
+use super::case::{Case, Weight};
 use crate::device::{device_json, device_text};
 use crate::output::{Report, Table, axis_json, axis_text, count, dtype_name, seconds_text, shape_text};
+
+/// What was measured.
+pub struct Measured {
+    pub case: Case,
+    pub work: Work,
+    /// Of a whole call, the median of all.
+    pub seconds: f64,
+    pub least: f64,
+    /// Label and seconds of each dispatch, of the median call.
+    pub dispatches: Vec<(String, f64)>,
+}
 
 pub fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measured]) -> Report {
     let info = gpu.report().info;
