@@ -5,8 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::file::Source;
 use super::find::At;
 use super::header::METADATA;
-use super::plan::New;
-use super::{Checkpoint, Finding, FoundWeight, Problem};
+use super::{Checkpoint, FileDType, Finding, FoundWeight, Problem};
 
 /// The entries of the metadata whose value is the name of a tensor, or of another such entry, and whose key is none.
 pub(super) fn find(shards: &[Source]) -> Vec<(String, At)> {
@@ -49,6 +48,17 @@ pub(super) struct Edit {
     pub new: HashMap<At, Vec<New>>,
     /// New names that are tied to a new tensor, by the old tied name whose place they take.
     pub tied: HashMap<String, Vec<Tied>>,
+}
+
+/// A tensor of the output.
+pub(super) struct New {
+    /// Whose it is.
+    pub weight: usize,
+    pub name: String,
+    pub dtype: FileDType,
+    pub shape: Vec<usize>,
+    /// The tensor whose bytes it has; `None`: they are computed.
+    pub copy: Option<At>,
 }
 
 /// A name in the metadata for a tensor of another name.

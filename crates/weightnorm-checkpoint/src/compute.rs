@@ -3,11 +3,10 @@ use std::ops::Range;
 
 use super::cut::{Cut, ROW, Window, steps};
 use super::file::{buffer, reserve};
-use super::find::At;
-use super::numbers::{Sums, delicate, narrow, read_as, read_gain, read_parts, widen};
+use super::numbers::{Input, Sums, delicate, narrow, read_as, read_gain, read_parts, widen};
 use super::{Checkpoint, Device, Error, FileDType, Finding, Problem, Rules};
 use weightnorm::cpu::effective_norm;
-use weightnorm::{Axis, DType, Eps, Gpu, Layout, SetMember, Tensor, WeightNorm};
+use weightnorm::{Axis, DType, Eps, Gpu, SetMember, Tensor, WeightNorm};
 
 /// Windows are no larger than that, so that sizes stay far from every limit of the crate.
 const MAX_WINDOW: u64 = 1 << 30;
@@ -15,17 +14,6 @@ const MAX_WINDOW: u64 = 1 << 30;
 const MAX_JOBS: usize = 1024;
 /// Tensors of a batch lie at multiples of 256 bytes, which every device can bind at and wide loads like.
 const ALIGNMENT: usize = 64;
-
-/// A weight to be worked on.
-#[derive(Debug, Clone)]
-pub(super) struct Input {
-    pub name: String,
-    pub v: At,
-    /// `None`: its norms are wanted.
-    pub g: Option<At>,
-    pub layout: Layout,
-    pub dtype: FileDType,
-}
 
 /// A window with what was read for it.
 pub(super) struct Done<'a> {

@@ -1,7 +1,7 @@
 //! What can go wrong with a file, and what can be odd about a weight in it.
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Prefer;
 
@@ -327,4 +327,9 @@ impl fmt::Display for Problem {
 
 fn list(findings: &[Finding]) -> String {
     findings.iter().map(Finding::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The error of something that was being done to a file.
+pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { doing, path: path.to_owned(), source }
 }

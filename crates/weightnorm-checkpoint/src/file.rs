@@ -5,12 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
+use super::error::failed;
 use super::foreign::{self, LOOKED_AT, Sample};
 use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
-
-pub(super) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { doing, path: path.to_owned(), source }
-}
 
 /// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more than
 /// there is, and Rust would end the process.

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::names::{self, Inferred, Part};
 use super::state::is_state;
-use super::{Checkpoint, FileDType, Finding, Problem, Rules, Spelling, TensorInfo, prefer};
+use super::{Checkpoint, FileDType, Finding, Prefer, Problem, Rules, Spelling, TensorInfo, header};
 use weightnorm::{Axis, norms_shape};
 
 /// A tensor of a checkpoint: (shard, position in its header).
@@ -194,7 +194,7 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
         }
     }
     found.weights.sort_by_key(|weight| weight.v);
-    prefer::settle(checkpoint, rules, wanted, &mut found);
+    settle(checkpoint, rules, wanted, &mut found);
     if let (Some(first), false) = (states.first(), found.weights.is_empty()) {
         let problem = Problem::OptimizerState { count: states.len() };
         found.findings.push(Finding { weight: first.to_string(), problem });
@@ -204,6 +204,39 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
 }
 
 /// What is wrong where g or v is missing, if it is weight norm's.
+/// Where a tensor is called as a weight would be once it is folded, the pair or the tensor wins, or nobody: for all weights that
+/// were found: what goes is in [`Found::dropped`] then, and told.
+fn settle(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted, found: &mut Found) {
+    let halves: HashSet<String> = found.weights.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
+    let others: HashSet<&str> =
+        checkpoint.names().map(|(_, name)| name).filter(|&name| !halves.contains(name)).collect();
+    let (findings, dropped) = (&mut found.findings, &mut found.dropped);
+    found.weights.retain(|weight| {
+        let mut report = |problem| findings.push(Finding { weight: weight.name.clone(), problem });
+        match (others.contains(weight.name.as_str()), rules.prefer) {
+            (true, Some(prefer)) => {
+                let names = left_out(weight, prefer);
+                dropped.extend(names.clone());
+                report(Problem::LeftOut { tensors: names, prefer });
+                return prefer == Prefer::Pair;
+            }
+            (is_beside, _) if wanted == Wanted::Numbers && (is_beside || weight.name == header::METADATA) => {
+                report(Problem::NameTaken { name: weight.name.clone() });
+            }
+            _ => {}
+        }
+        true
+    });
+}
+
+/// The names that go of a pair and the tensor beside it.
+pub(super) fn left_out(pair: &FoundWeight, prefer: Prefer) -> Vec<String> {
+    match prefer {
+        Prefer::Pair => vec![pair.name.clone()],
+        Prefer::Weight => vec![pair.g_name(), pair.v_name()],
+    }
+}
+
 fn missing(pair: &Halves, (name, spelling): &(String, Spelling), present: &HashSet<&str>) -> Option<Problem> {
     if let Some(tensor) = &pair.pruned {
         return Some(Problem::Pruned { tensor: tensor.clone() });

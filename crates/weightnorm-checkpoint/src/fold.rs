@@ -2,20 +2,20 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use super::aliases::{Edit, Tied};
-use super::compute::{self, Input, computed};
+use super::aliases::{Edit, New, Tied};
+use super::compute::{self, computed};
 use super::file::Sink;
-use super::find::{At, Wanted};
+use super::find::{Wanted, left_out};
 use super::names::is_parameter;
+use super::numbers::Input;
 use super::numbers::{narrow, read_as, widen};
-use super::plan::{NO_WEIGHT, New, Place, Plan, Report, chosen, sort_out};
-use super::prefer::left_out;
+use super::plan::{NO_WEIGHT, Place, Plan, Report, chosen, sort_out};
 use super::state::is_state;
 use super::{
     Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
     Spelling,
 };
-use weightnorm::{Axis, DType, Layout, norms_shape};
+use weightnorm::{Axis, DType, norms_shape};
 
 /// Writes the checkpoint with every weight that the rules choose folded: w in place of g and v.
 ///
@@ -409,15 +409,6 @@ fn bound(dtype: DType, chain: f64, g: f64, norm: f64, w: f64) -> f64 {
 /// What was seen of the rows of each input.
 fn rows<'a>(inputs: &'a [Input], seen: &'a [compute::Seen]) -> impl Iterator<Item = Finding> + 'a {
     inputs.iter().zip(seen).flat_map(|(input, seen)| seen.findings(&input.name))
-}
-
-impl Input {
-    pub(super) fn of(weight: &FoundWeight, g: Option<At>) -> Input {
-        // The axis was found to be there.
-        let none = Layout { outer: 0, kept: 0, inner: 0 };
-        let layout = Layout::new(&weight.shape, weight.axis).unwrap_or(none);
-        Input { name: weight.name.clone(), v: weight.v, g, layout, dtype: weight.dtype }
-    }
 }
 
 fn check_rules(rules: &Rules) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::Error;
-use super::file::failed;
+use super::error::failed;
 
 /// The suffix of an index.
 pub(super) const INDEX: &str = ".safetensors.index.json";

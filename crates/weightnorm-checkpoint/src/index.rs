@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::file::{Source, failed};
+use super::error::failed;
+use super::file::Source;
 use super::foreign::{self, Sample};
 use super::header::MAX_HEADER;
 use super::{Error, Finding, Problem, TensorInfo};

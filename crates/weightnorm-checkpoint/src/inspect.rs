@@ -1,9 +1,9 @@
 //! A look at the numbers of weights, in f64 on the CPU.
 use std::collections::HashSet;
 
-use super::compute::Input;
 use super::cut::steps;
 use super::find::At;
+use super::numbers::Input;
 use super::numbers::{Sums, read_gain};
 use super::{Checkpoint, Error, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 

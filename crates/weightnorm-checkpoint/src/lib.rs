@@ -113,7 +113,6 @@ mod inspect;
 mod names;
 mod numbers;
 mod plan;
-mod prefer;
 mod read;
 mod state;
 
@@ -131,7 +130,6 @@ pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
-pub use prefer::Prefer;
 
 /// A `.safetensors` file, or several with an index, of which the headers have been read and checked.
 #[derive(Debug)]
@@ -215,6 +213,15 @@ impl<'a> From<&'a Gpu> for Device<'a> {
     fn from(gpu: &'a Gpu) -> Device<'a> {
         Device::Gpu(gpu)
     }
+}
+
+/// Which wins where a pair of tensors stands beside a tensor of the weight's own name: see [`Rules::prefer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefer {
+    /// g and v: the tensor beside them is old, and is left out.
+    Pair,
+    /// The tensor: g and v are left out.
+    Weight,
 }
 
 /// What to do with which weight.

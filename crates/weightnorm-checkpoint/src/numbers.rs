@@ -1,15 +1,34 @@
 //! Numbers as files store them, widened to f64, and what they add up to by row.
 
-use super::compute::Input;
 use super::file::{buffer, reserve};
 use super::find::At;
-use super::{Checkpoint, Error, FileDType, Rules};
+use super::{Checkpoint, Error, FileDType, FoundWeight, Rules};
 use weightnorm::cpu::effective_norm;
 use weightnorm::half::{bf16, f16};
 use weightnorm::{DType, Eps, Layout};
 
 /// Indices along the kept axis.
 pub(super) type Rows = std::ops::Range<usize>;
+
+/// A weight to be worked on.
+#[derive(Debug, Clone)]
+pub(super) struct Input {
+    pub name: String,
+    pub v: At,
+    /// `None`: its norms are wanted.
+    pub g: Option<At>,
+    pub layout: Layout,
+    pub dtype: FileDType,
+}
+
+impl Input {
+    pub(super) fn of(weight: &FoundWeight, g: Option<At>) -> Input {
+        // The axis was found to be there.
+        let none = Layout { outer: 0, kept: 0, inner: 0 };
+        let layout = Layout::new(&weight.shape, weight.axis).unwrap_or(none);
+        Input { name: weight.name.clone(), v: weight.v, g, layout, dtype: weight.dtype }
+    }
+}
 
 /// Of some rows of v.
 pub(super) struct Sums {

@@ -2,12 +2,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::aliases::{Edit, Names};
+use super::aliases::{Edit, Names, New};
 use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
 use super::index::Totals;
-use super::{Checkpoint, Error, FileDType, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
+use super::{Checkpoint, Error, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,17 +23,6 @@ pub struct Report {
     pub bytes: u64,
     /// Submissions to the GPU.
     pub submissions: u64,
-}
-
-/// A tensor of the output.
-pub(super) struct New {
-    /// Whose it is.
-    pub weight: usize,
-    pub name: String,
-    pub dtype: FileDType,
-    pub shape: Vec<usize>,
-    /// The tensor whose bytes it has; `None`: they are computed.
-    pub copy: Option<At>,
 }
 
 /// Where a tensor of the output lies: (file, first byte of the data).
