@@ -37,7 +37,7 @@
 //! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Trainable`] |
 //! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
 //! | the same, on the CPU | [`cpu`], in f64, written to be read |
-//! | files | the module `checkpoint`, with the feature of that name |
+//! | files | the crate `weightnorm-checkpoint`, beside this one |
 //! | times | [`Gpu::profile`], [`Gpu::roof`]; [`Gpu::tune`] for the tiles of products |
 //!
 //! The methods of [`Gpu`] allocate their results and submit. Those of [`Recorder`] write into tensors of yours, and

@@ -361,3 +361,8 @@ impl Meter<'_> {
         (self.report)(Progress { tensor, done: self.done, total: self.total });
     }
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -29,7 +29,7 @@ Output:
   file, and results go to stderr. With --json stdout holds exactly one JSON
   document in any case: an object with \"command\" and \"status\", which is \"done\", \"problems\" or
   \"error\" (exit codes 0, 1, 2); after an error \"error\" has a \"kind\" (usage, input, output, device)
-  and a \"message\". Numbers that are NaN or infinite are null. docs/command.md of the crate lists the keys.
+  and a \"message\". Numbers that are NaN or infinite are null. README.md of weightnorm-cli lists the keys.
 
 Environment:
   WGPU_BACKEND       vulkan, metal, dx12 or gl, where --backend is not given
