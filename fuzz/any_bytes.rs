@@ -4,10 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::checkpoint::{
-    Checkpoint, Device, Error, Report, Rules, Spelling, check, convert, fold, inspect, split,
-};
 use weightnorm::{Axis, DType, Gpu, Options};
+use weightnorm_checkpoint::{Checkpoint, Device, Error, Report, Rules, Spelling, check, convert, fold, inspect, split};
 
 /// A file for the index to name.
 const SHARD: &[u8] = b"\x88\0\0\0\0\0\0\0{\"m.weight_g\":{\"dtype\":\"F16\",\"shape\":[1,1],\"data_offsets\":[0,2]},\

@@ -2,7 +2,9 @@
 use crate::{Activation, Axis, DType, Eps, Error, Tensor};
 
 impl Eps {
-    pub(crate) fn check(self) -> Result<(), Error> {
+    /// Whether kernels can compute with its e: a normal f32 above zero, at most 2¹²⁶. Else [`Error::Eps`], as every operator
+    /// tells it.
+    pub fn check(self) -> Result<(), Error> {
         let e = self.value();
         let largest = f32::from_bits((127 + 126) << 23);
         match self {
@@ -47,11 +49,14 @@ pub(crate) fn stored_as(name: &'static str, tensor: Option<&Tensor>) -> Option<(
     tensor.map(Tensor::dtype).filter(|&dtype| dtype != DType::F32).map(|dtype| (name, dtype.code()))
 }
 
-/// A tensor seen from its kept axis: element (o, j, i) lies at `(o * kept + j) * inner + i`.
+/// A tensor seen from its kept axis: element (o, j, i) lies at `(o * kept + j) * inner + i`, and belongs to norm j.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout<T = usize> {
+pub struct Layout<T = usize> {
+    /// What lies before the kept axis.
     pub outer: T,
+    /// The norms.
     pub kept: T,
+    /// What lies behind the kept axis.
     pub inner: T,
 }
 
@@ -61,7 +66,8 @@ impl Layout {
         Layout { outer: self.outer as u64, kept: self.kept as u64, inner: self.inner as u64 }
     }
 
-    /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1.
+    /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1. An axis that
+    /// the shape does not have is [`Error::Axis`].
     pub fn new(shape: &[usize], axis: Axis) -> Result<Layout, Error> {
         let layout = match axis {
             Axis::Whole => Layout { outer: 1, kept: 1, inner: shape.iter().product() },
@@ -76,12 +82,14 @@ impl Layout {
         })
     }
 
+    /// The elements of the tensor.
+    #[expect(clippy::len_without_is_empty, reason = "sizes, not a collection")]
     pub fn len(&self) -> usize {
         self.outer * self.kept * self.inner
     }
 }
 
 /// The shape of the norms and of g: `shape` with ones everywhere but at the kept axis.
-pub(crate) fn norms_shape(shape: &[usize], axis: Axis) -> Vec<usize> {
+pub fn norms_shape(shape: &[usize], axis: Axis) -> Vec<usize> {
     shape.iter().enumerate().map(|(i, &d)| if axis == Axis::Kept(i) { d } else { 1 }).collect()
 }

@@ -191,8 +191,8 @@ pub fn activate(y: f64, activation: Activation) -> f64 {
     }
 }
 
-/// n̂ from n².
-pub(crate) fn effective_norm(square: f64, eps: Eps) -> f64 {
+/// n̂ from n², under a policy.
+pub fn effective_norm(square: f64, eps: Eps) -> f64 {
     let n = square.sqrt();
     match eps {
         Eps::None => n,

@@ -37,7 +37,7 @@
 //! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Trainable`] |
 //! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
 //! | the same, on the CPU | [`cpu`], in f64, written to be read |
-//! | files | the module `checkpoint`, with the feature of that name |
+//! | files | the crate `weightnorm-checkpoint`, beside this one |
 //! | times | [`Gpu::profile`], [`Gpu::roof`]; [`Gpu::tune`] for the tiles of products |
 //!
 //! The methods of [`Gpu`] allocate their results and submit. Those of [`Recorder`] write into tensors of yours, and
@@ -199,8 +199,6 @@ mod adapter;
 mod arguments;
 mod batch;
 mod binding;
-#[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
-pub mod checkpoint;
 mod choices;
 mod choose;
 mod commands;
@@ -237,6 +235,7 @@ mod work;
 pub use batch::RunningMean;
 pub use choices::Choices;
 pub use choose::Facts;
+pub use contract::{Layout, norms_shape};
 pub use error::Error;
 pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
@@ -307,8 +306,4 @@ pub mod internals {
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
-
-    #[cfg(feature = "checkpoint")]
-    #[doc = include_str!("../docs/checkpoints.md")]
-    struct Checkpoints;
 }

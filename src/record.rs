@@ -170,8 +170,9 @@ impl Gpu {
         Recorder::on(self, Pass::Borrowed(pass))
     }
 
-    /// Records with `record` and submits.
-    pub(crate) fn run<T>(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<T, Error>) -> Result<T, Error> {
+    /// Records what `record` says, and submits it: in pieces where no submission may take long (GL). Errors of the device come
+    /// back, as of the operators that are called by themselves.
+    pub fn run<T>(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<T, Error>) -> Result<T, Error> {
         self.check()?;
         let mut recorder = Recorder::on(self, Pass::Eager(Commands::new(self)));
         let result = record(&mut recorder)?;

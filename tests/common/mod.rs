@@ -1,17 +1,11 @@
 //! What every test binary needs: files of reference cases, error bounds from arithmetic, and a comparer.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
-pub mod files;
-pub mod killed;
-pub mod misuse;
-pub mod program;
-pub mod ranges;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::{Activation, Axis, DType, Element, Eps, cpu};
+use weightnorm::{Activation, Axis, DType, Element, Eps, cpu, half};
 
 /// A tensor of a file: its values as f64, exactly, and its bytes as they stand there, for upload.
 #[derive(Debug)]
@@ -166,7 +160,13 @@ pub fn golden_dir() -> PathBuf {
 }
 
 pub fn own_golden_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    root().join("tests/golden")
+}
+
+/// The folder of the workspace, whichever of its packages is tested.
+pub fn root() -> &'static Path {
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    folders.find(|folder| folder.join("Cargo.lock").exists()).expect("the workspace has one")
 }
 
 /// The cases of a folder, by name. A folder that is missing or holds none is an error.
@@ -221,6 +221,13 @@ pub fn storage_bound(dtype: DType, magnitude: f64) -> f64 {
 /// An error `e` in f32 arithmetic, then the rounding of the storage type.
 fn stored(dtype: DType, expected: f64, e: f64) -> f64 {
     e + storage_bound(dtype, expected.abs() + e)
+}
+
+/// Additions that one square passes through on its way into a norm of `length` elements. Everywhere four sums run side
+/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and partial
+/// sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
+pub fn norm_chain(length: usize) -> usize {
+    length.min(length / 3 + 64)
 }
 
 /// For an effective norm n̂, stored as f32. The squares are all positive, so their sum is off by γ(chain) of itself and

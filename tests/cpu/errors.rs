@@ -1,7 +1,7 @@
 //! Whatever a caller gets wrong is a typed error, never a panic.
 use weightnorm::{Activation, Axis, Eps, Error, cpu};
 
-use crate::common::ranges;
+use crate::ranges;
 
 /// The same check for the operators that take a tensor and an axis.
 fn all(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Error {

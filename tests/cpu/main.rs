@@ -1,14 +1,14 @@
 //! The CPU reference, proven without a GPU: against PyTorch's cases, closed forms and a trained model.
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/misuse.rs"]
+mod misuse;
+#[path = "../common/ranges.rs"]
+mod ranges;
 
-mod api;
 mod backward;
 mod batch;
 mod bounds;
-mod checkpoint;
-mod cli;
-mod cli_devices;
 mod errors;
 mod golden;
 mod linear;

@@ -9,7 +9,7 @@ use weightnorm::{
     RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
 };
 
-use crate::common::{misuse, ranges};
+use crate::{misuse, ranges};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const AXES: [Axis; 3] = [Axis::Kept(0), Axis::Kept(1), Axis::Whole];

@@ -2,7 +2,8 @@
 use serde_json::Value;
 use weightnorm::{Adam, Axis, Eps, Error, Group, Sgd, cpu};
 
-use crate::common::{compare, own_golden_dir, ranges};
+use crate::common::{compare, own_golden_dir};
+use crate::ranges;
 
 #[track_caller]
 fn assert_close(got: &[f64], expected: &[f64], bound: f64) {

@@ -3,6 +3,7 @@ use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
 use crate::Outcome;
+pub use crate::common::norm_chain;
 use crate::device::of_kind;
 
 pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
@@ -165,13 +166,6 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
         Axis::Whole => (1, 1),
     };
     move |element| element / inner % kept
-}
-
-/// Additions that one square passes through on its way into a norm of `length` elements. Everywhere four sums run side
-/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and partial
-/// sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
-pub fn norm_chain(length: usize) -> usize {
-    length.min(length / 3 + 64)
 }
 
 /// As on a GPU and as on a software driver, whatever the device.

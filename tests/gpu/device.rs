@@ -1,50 +1,10 @@
 //! Devices with other limits, and recording by hand.
-use std::sync::Mutex;
-
 use weightnorm::internals::Kind;
 use weightnorm::{Error, Gpu, Recorder};
 
 use crate::Failed;
 use crate::problem::{adapter_of, adopted};
-
-/// Devices that tests share, since each has pipelines of its own, which take longer to build than to run: those with other
-/// limits, and those taken for another kind.
-static SHARED: Mutex<Vec<Shared>> = Mutex::new(vec![]);
-
-struct Shared {
-    limits: wgpu::Limits,
-    kind: Kind,
-    /// What it was made of: of the same device where it is one of another kind.
-    origin: Option<wgpu::Device>,
-    gpu: Gpu,
-}
-
-fn shared(
-    limits: wgpu::Limits,
-    kind: Kind,
-    origin: Option<wgpu::Device>,
-    make: impl FnOnce() -> Result<Gpu, Failed>,
-) -> Result<Gpu, Failed> {
-    let mut all = SHARED.lock()?;
-    if let Some(found) = all.iter().find(|s| s.limits == limits && s.kind == kind && s.origin == origin) {
-        return Ok(found.gpu.clone());
-    }
-    let gpu = make()?;
-    all.push(Shared { limits, kind, origin, gpu: gpu.clone() });
-    Ok(gpu)
-}
-
-/// Pipelines of all of them.
-pub fn pipeline_count() -> usize {
-    SHARED.lock().map_or(0, |all| all.iter().map(|s| s.gpu.pipeline_count()).sum())
-}
-
-/// Lets go of them, before drivers take their leave.
-pub fn forget() {
-    if let Ok(mut all) = SHARED.lock() {
-        all.clear();
-    }
-}
+use crate::suite::shared;
 
 /// A device of the caller's on the adapter of `gpu`, with the limits that `change` leaves. One for all who ask for the same.
 pub fn limited(gpu: &Gpu, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Failed> {

@@ -4,9 +4,9 @@ use std::task::{Context, Poll, Waker};
 use libtest_mimic::Completion;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, WeightNorm};
 
-use crate::common::{misuse, ranges};
 use crate::problem::{Op, Problem, adapter_of, adopted, device, encoder, options};
 use crate::{Failed, Needs, Outcome, Suite};
+use crate::{misuse, ranges};
 
 pub fn register(suite: &mut Suite) {
     suite.test("errors::misuse", Needs::Nothing, |gpu| Ok(misuse::is_refused(gpu, &adopted(gpu, |_| ())?)?));

@@ -3,8 +3,8 @@ use std::process::Command;
 
 use weightnorm::{Axis, DType, Gpu, Options, Parameters, Tensor};
 
-use crate::common::misuse;
 use crate::limits::every_operator;
+use crate::misuse;
 use crate::problem::{Op, Problem, adapter_of, device};
 use crate::{Extent, Failed, Needs, Outcome, Suite};
 

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use weightnorm::{Gpu, cpu};
+use tinyjson::JsonValue;
+use weightnorm::{Gpu, cpu, wgpu};
 
 use decoder::{Decoder, Speed};
 use model::{Model, narrow};
@@ -136,23 +137,28 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let report = decoder.as_ref().map(Decoder::report);
     if arguments.json {
         let info = report.as_ref().map(|report| &report.info).ok();
-        let line = serde_json::json!({
-            "model": path,
-            "device": if info.is_some() { "adapter" } else { "reference" },
-            "adapter": info.map(|info| &info.name),
-            "driver": info.map(|info| format!("{} {}", info.driver, info.driver_info).trim().to_owned()),
-            "backend": info.map(|info| format!("{:?}", info.backend)),
-            "points": sdf.len(),
-            "max_abs_error": from_file.largest,
-            "max_abs_error_to_cpu": info.map(|_| from_cpu.largest),
-            "bound": from_file.bound,
-            "within_bound": within,
-            "points_per_second": points_per_second.round() as u64,
-            "batch": speed.batch,
-            "runs": speed.runs,
-            "image": arguments.image,
-        });
-        println!("{line}");
+        let text = |text: String| JsonValue::String(text);
+        let number = |number: f64| if number.is_finite() { JsonValue::Number(number) } else { JsonValue::Null };
+        let of_adapter = |value: &dyn Fn(&wgpu::AdapterInfo) -> JsonValue| info.map_or(JsonValue::Null, value);
+        let fields = [
+            ("model", text(path.display().to_string())),
+            ("device", text(if info.is_some() { "adapter" } else { "reference" }.to_owned())),
+            ("adapter", of_adapter(&|info| text(info.name.clone()))),
+            ("driver", of_adapter(&|info| text(format!("{} {}", info.driver, info.driver_info).trim().to_owned()))),
+            ("backend", of_adapter(&|info| text(format!("{:?}", info.backend)))),
+            ("points", number(sdf.len() as f64)),
+            ("max_abs_error", number(from_file.largest)),
+            ("max_abs_error_to_cpu", of_adapter(&|_| number(from_cpu.largest))),
+            ("bound", number(from_file.bound)),
+            ("within_bound", JsonValue::Boolean(within)),
+            ("points_per_second", number(points_per_second.round())),
+            ("batch", number(speed.batch as f64)),
+            ("runs", number(speed.runs as f64)),
+            ("image", arguments.image.as_ref().map_or(JsonValue::Null, |path| text(path.display().to_string()))),
+        ];
+        let fields = fields.map(|(key, value)| value.stringify().map(|value| format!("{key:?}:{value}")));
+        let line = fields.into_iter().collect::<Result<Vec<_>, _>>()?.join(",");
+        println!("{{{line}}}");
         return Ok(within);
     }
     match &report {

@@ -1,8 +1,8 @@
 //! A model file: read, checked from end to end, and turned into layers whose sizes fit together.
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use tinyjson::JsonValue;
 use weightnorm::half;
 
 /// A DeepSDF decoder as its file describes it (`tests/data/README.md`).
@@ -72,16 +72,67 @@ impl Model {
     }
 }
 
+/// A `.safetensors` file: the length of the header in 8 bytes, the header in JSON, and the bytes of all tensors.
 struct File<'a> {
-    metadata: BTreeMap<String, String>,
-    tensors: SafeTensors<'a>,
+    metadata: HashMap<String, String>,
+    tensors: HashMap<String, View<'a>>,
+}
+
+struct View<'a> {
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// What an entry of the header says, of the bytes behind the header.
+    fn new(entry: JsonValue, data: &'a [u8]) -> Option<View<'a>> {
+        let mut entry: HashMap<String, JsonValue> = entry.try_into().ok()?;
+        let (shape, offsets) = (sizes(entry.remove("shape")?)?, sizes(entry.remove("data_offsets")?)?);
+        let &[begin, end] = &offsets[..] else { return None };
+        Some(View { dtype: entry.remove("dtype")?.try_into().ok()?, shape, bytes: data.get(begin..end)? })
+    }
+
+    /// As many as the shape says.
+    fn numbers(&self) -> Option<Vec<f64>> {
+        let bytes = self.bytes;
+        let data: Vec<f64> = match &self.dtype[..] {
+            "F64" => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
+            "F32" => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b).into()).collect(),
+            "F16" => bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).into()).collect(),
+            "BF16" => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).into()).collect(),
+            _ => return None,
+        };
+        let count = self.shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+        (count == Some(data.len())).then_some(data)
+    }
+}
+
+/// A list of whole numbers.
+fn sizes(value: JsonValue) -> Option<Vec<usize>> {
+    let numbers: Vec<JsonValue> = value.try_into().ok()?;
+    let size = |number: JsonValue| f64::try_from(number).ok().filter(|x| *x >= 0.0 && x.fract() == 0.0);
+    numbers.into_iter().map(|number| size(number).map(|x| x as usize)).collect()
 }
 
 impl<'a> File<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<File<'a>, safetensors::SafeTensorError> {
-        let (_, header) = SafeTensors::read_metadata(bytes)?;
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(File { metadata, tensors: SafeTensors::deserialize(bytes)? })
+    fn parse(bytes: &'a [u8]) -> Result<File<'a>, String> {
+        let (length, rest) = bytes.split_first_chunk().ok_or("it has no header")?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let (header, data) = rest.split_at_checked(length).ok_or("its header is cut off")?;
+        let header: JsonValue = str::from_utf8(header)
+            .map_err(|e| e.to_string())?
+            .parse()
+            .map_err(|e: tinyjson::JsonParseError| e.to_string())?;
+        let mut header: HashMap<String, JsonValue> = header.try_into().map_err(|_| "its header is no object")?;
+        let metadata: HashMap<String, JsonValue> =
+            header.remove("__metadata__").and_then(|metadata| metadata.try_into().ok()).unwrap_or_default();
+        let metadata = metadata.into_iter().filter_map(|(key, text)| Some((key, text.try_into().ok()?))).collect();
+        let view = |(name, entry)| {
+            let view = View::new(entry, data).ok_or_else(|| format!("its header is wrong about {name}"))?;
+            Ok((name, view))
+        };
+        Ok(File { metadata, tensors: header.into_iter().map(view).collect::<Result<_, String>>()? })
     }
 
     fn model(&self) -> Result<Model, String> {
@@ -107,11 +158,10 @@ impl<'a> File<'a> {
     /// All layers, each fitting what comes out of the one before.
     fn layers(&self, input: usize) -> Result<Vec<Layer>, String> {
         let number = |name: &str| name.strip_prefix("model.lin")?.split('.').next()?.parse::<usize>().ok();
-        let Some(last) = self.tensors.names().into_iter().filter_map(number).max() else {
+        let Some(last) = self.tensors.keys().filter_map(|name| number(name)).max() else {
             return Err("no tensor model.lin0.*: no layers".into());
         };
-        let latent_in: Vec<usize> =
-            self.meta("latent_in", "a list of layers", |text| serde_json::from_str(text).ok())?;
+        let latent_in: Vec<usize> = self.meta("latent_in", "a list of layers", |text| sizes(text.parse().ok()?))?;
         if let Some(i) = latent_in.iter().find(|&&i| i > last) {
             return Err(format!("metadata latent_in names layer {i}, the last one is {last}"));
         }
@@ -137,7 +187,7 @@ impl<'a> File<'a> {
     /// Layer i: plain, or weight-normalized in the newer or the older spelling of PyTorch's keys.
     fn layer(&self, i: usize, skip: bool) -> Result<Layer, String> {
         let name = |end: &str| format!("model.lin{i}.{end}");
-        let there = |end: &str| self.tensors.tensor(&name(end)).is_ok();
+        let there = |end: &str| self.tensors.contains_key(&name(end));
         let spellings =
             [("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v")];
         let normalized: Vec<_> = spellings.into_iter().filter(|(g, v)| there(g) || there(v)).collect();
@@ -182,16 +232,13 @@ impl<'a> File<'a> {
     }
 
     fn numbers(&self, name: &str) -> Result<(Vec<usize>, Vec<f64>), String> {
-        let view = self.tensors.tensor(name).map_err(|_| format!("tensor {name} is missing"))?;
-        let bytes = view.data();
-        let data = match view.dtype() {
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b).into()).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).into()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).into()).collect(),
-            other => return Err(format!("tensor {name} is {other:?}, expected F64, F32, F16 or BF16")),
+        let view = self.tensors.get(name).ok_or_else(|| format!("tensor {name} is missing"))?;
+        let wrong = || {
+            let View { dtype, shape, bytes } = view;
+            let bytes = bytes.len();
+            format!("tensor {name}, {dtype} {shape:?} in {bytes} bytes: expected F64, F32, F16 or BF16 of that size")
         };
-        Ok((view.shape().to_vec(), data))
+        Ok((view.shape.clone(), view.numbers().ok_or_else(wrong)?))
     }
 }
 

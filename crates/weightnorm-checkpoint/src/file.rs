@@ -1,0 +1,304 @@
+//! Files: read at positions, written beside their final name and renamed.
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Error;
+use super::error::failed;
+use super::foreign::{self, LOOKED_AT, Sample};
+use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
+
+/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more than
+/// there is, and Rust would end the process.
+pub(super) fn reserve<T>(vec: &mut Vec<T>, count: usize, path: &Path) -> Result<(), Error> {
+    vec.try_reserve(count).map_err(|_| failed("reading", path)(io::ErrorKind::OutOfMemory.into()))
+}
+
+/// So many elements to be overwritten, likewise.
+pub(super) fn buffer<T: Clone + Default>(count: usize, path: &Path) -> Result<Vec<T>, Error> {
+    let mut vec = vec![];
+    reserve(&mut vec, count, path)?;
+    vec.resize(count, T::default());
+    Ok(vec)
+}
+
+/// A file whose header has been read and checked. It stays open, so what is read is of the same file, whatever becomes
+/// of its name; nothing is mapped, so another process that cuts it makes an error and no crash.
+#[derive(Debug)]
+pub(super) struct Source {
+    file: File,
+    pub path: PathBuf,
+    pub header: Header,
+    data_start: u64,
+}
+
+impl Source {
+    pub fn open(path: &Path) -> Result<Source, Error> {
+        let no_file = || Err(Error::Header { path: path.to_owned(), reason: "it is not a file".to_owned() });
+        // Before it is opened, since that waits for a writer where it is a pipe.
+        if !fs::metadata(path).map_err(failed("opening", path))?.is_file() {
+            return no_file();
+        }
+        let file = File::open(path).map_err(failed("opening", path))?;
+        let status = file.metadata().map_err(failed("opening", path))?;
+        if !status.is_file() {
+            return no_file();
+        }
+        let size = status.len();
+        let flaw = |Flaw { tensor, reason }: Flaw| match tensor {
+            Some(tensor) => Error::Tensor { path: path.to_owned(), tensor, reason },
+            None => recognized(&file, path, size).unwrap_or(Error::Header { path: path.to_owned(), reason }),
+        };
+        if size < LENGTH_BYTES {
+            return Err(flaw(Flaw::of_file(format!(
+                "it is too short for a header: it has {size} of at least {LENGTH_BYTES} bytes\n\
+                 download or copy it again"
+            ))));
+        }
+        let mut first = [0; LENGTH_BYTES as usize];
+        read_at(&file, &mut first, 0).map_err(failed("reading", path))?;
+        let length = header::header_length(first, size).map_err(flaw)?;
+        let mut bytes = buffer(length as usize, path)?;
+        read_at(&file, &mut bytes, LENGTH_BYTES).map_err(failed("reading", path))?;
+        let data_start = LENGTH_BYTES + length;
+        let header = Header::parse(&bytes, size - data_start).map_err(flaw)?;
+        Ok(Source { file, path: path.to_owned(), header, data_start })
+    }
+
+    /// Bytes of the data, from `offset` behind the header on.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        read_at(&self.file, bytes, self.data_start + offset).map_err(failed("reading", &self.path))
+    }
+}
+
+/// What a file is that is not of the format.
+fn recognized(file: &File, path: &Path, size: u64) -> Option<Error> {
+    let count = size.min(LOOKED_AT);
+    let (mut head, mut tail) = (vec![0; count as usize], vec![0; count as usize]);
+    read_at(file, &mut head, 0).and_then(|()| read_at(file, &mut tail, size - count)).ok()?;
+    foreign::recognize(&Sample { path, size, head: &head, tail: &tail })
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_write(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => {
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A path beside `target` that is there only until it is renamed to `target`, or dropped.
+///
+/// The name is `.weightnorm-PROCESS-COUNT.tmp`: short, so that it fits wherever that of `target` does. A process that is
+/// killed leaves it behind, and `target` as it was.
+#[derive(Debug)]
+struct Temporary {
+    path: PathBuf,
+    is_folder: bool,
+    renamed: bool,
+}
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+impl Temporary {
+    /// Makes it with `make`, which fails if it is there.
+    fn new<T>(target: &Path, is_folder: bool, make: impl Fn(&Path) -> io::Result<T>) -> Result<(Temporary, T), Error> {
+        if target.file_name().is_none() {
+            let reason = "an output needs a name of its own";
+            return Err(Error::Occupied { path: target.to_owned(), reason });
+        }
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = target.with_file_name(format!(".weightnorm-{}-{count}.tmp", std::process::id()));
+            match make(&path) {
+                Ok(made) => return Ok((Temporary { path, is_folder, renamed: false }, made)),
+                // Left by a process of the same number that was killed.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => {
+                    let folder = folder_of(target);
+                    let in_folder = format!("in the folder {}: {e}", folder.display());
+                    return Err(failed("creating", target)(io::Error::new(e.kind(), in_folder)));
+                }
+            }
+        }
+    }
+
+    fn rename(mut self, target: &Path) -> Result<(), Error> {
+        fs::rename(&self.path, target).map_err(failed("renaming the finished output to it", target))?;
+        self.renamed = true;
+        let folder = folder_of(target);
+        sync_folder(folder).map_err(failed("syncing the folder, the new output being in place", folder))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What cannot be removed stays: there is nobody to tell, and the output's own name is untouched.
+        let _ = match (self.renamed, self.is_folder) {
+            (true, _) => Ok(()),
+            (false, true) => fs::remove_dir_all(&self.path),
+            (false, false) => fs::remove_file(&self.path),
+        };
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes names in a folder last. On Windows there is no such thing.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// A file being written.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: File,
+    /// As it will be called.
+    path: PathBuf,
+    data_start: u64,
+}
+
+impl Sink {
+    /// `like`: what it is to replace. The new one never has wider permissions than that, not even for a moment.
+    fn create(path: &Path, like: Option<&fs::Metadata>) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        if let Some(like) = like {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            options.mode(like.permissions().mode() & 0o777);
+        }
+        options.open(path)
+    }
+
+    /// Writes the header.
+    fn begin(file: File, path: PathBuf, header: &Header) -> Result<Sink, Error> {
+        let bytes = header.to_bytes();
+        if bytes.len() as u64 - LENGTH_BYTES > MAX_HEADER {
+            let reason = format!("its header would be longer than the limit of {MAX_HEADER} bytes");
+            return Err(Error::Header { path, reason });
+        }
+        write_at(&file, &bytes, 0).map_err(failed("writing", &path))?;
+        Ok(Sink { file, path, data_start: bytes.len() as u64 })
+    }
+
+    /// Bytes of the data, from `offset` behind the header on.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        write_at(&self.file, bytes, self.data_start + offset).map_err(failed("writing", &self.path))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_all().map_err(failed("syncing", &self.path))
+    }
+}
+
+/// Checks, before any work, that a file may take the place of `target`.
+pub(super) fn check_file_target(target: &Path) -> Result<(), Error> {
+    let occupied = |reason| Err(Error::Occupied { path: target.to_owned(), reason });
+    match fs::symlink_metadata(target) {
+        Ok(status) if status.is_dir() => occupied("a folder is there"),
+        Ok(status) if status.is_file() && status.permissions().readonly() => {
+            occupied("a file without write permission is there")
+        }
+        // To rename something to a device or a pipe, or to a link to one, takes its place.
+        Ok(_) if fs::metadata(target).is_ok_and(|status| !status.is_file()) => occupied("what is there is not a file"),
+        _ if target.as_os_str().as_encoded_bytes().last().is_some_and(|&b| std::path::is_separator(b.into())) => {
+            occupied("that is the name of a folder")
+        }
+        // A name that is too long, or a file where a folder would have to be.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Checks, before any work, that a folder may be made at `target`.
+pub(super) fn check_folder_target(target: &Path) -> Result<(), Error> {
+    match fs::symlink_metadata(target) {
+        Ok(_) => Err(Error::Occupied { path: target.to_owned(), reason: "it is there, and a folder is not replaced" }),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("looking at the output", target)(error)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Writes one file under a temporary name, syncs it, gives it its name and syncs the folder.
+pub(super) fn write_file(
+    target: &Path,
+    header: &Header,
+    write: impl FnOnce(&[Sink]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    check_file_target(target)?;
+    let old = fs::symlink_metadata(target).ok().filter(fs::Metadata::is_file);
+    let (temporary, file) = Temporary::new(target, false, |path| Sink::create(path, old.as_ref()))?;
+    if let Some(status) = old {
+        file.set_permissions(status.permissions()).map_err(failed("setting the permissions", target))?;
+    }
+    let sink = Sink::begin(file, target.to_owned(), header)?;
+    write(std::slice::from_ref(&sink))?;
+    sink.sync()?;
+    drop(sink);
+    temporary.rename(target)
+}
+
+/// Writes a new folder of files likewise: `texts` are files that are small.
+pub(super) fn write_folder(
+    target: &Path,
+    files: &[(String, Header)],
+    texts: &[(String, String)],
+    write: impl FnOnce(&[Sink]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    check_folder_target(target)?;
+    let (temporary, ()) = Temporary::new(target, true, |path| fs::create_dir(path))?;
+    let mut sinks = Vec::with_capacity(files.len());
+    for (name, header) in files {
+        let path = target.join(name);
+        let file = Sink::create(&temporary.path.join(name), None).map_err(failed("creating", &path))?;
+        sinks.push(Sink::begin(file, path, header)?);
+    }
+    write(&sinks)?;
+    sinks.iter().try_for_each(Sink::sync)?;
+    drop(sinks);
+    for (name, text) in texts {
+        let path = target.join(name);
+        let file = Sink::create(&temporary.path.join(name), None).map_err(failed("creating", &path))?;
+        write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", &path))?;
+    }
+    sync_folder(&temporary.path).map_err(failed("syncing the folder", target))?;
+    check_folder_target(target)?;
+    temporary.rename(target)
+}

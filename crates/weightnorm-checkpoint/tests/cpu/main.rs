@@ -1,0 +1,21 @@
+//! Checkpoints, as far as they need no GPU.
+#[path = "../../../../tests/common/mod.rs"]
+mod common;
+#[path = "../common/files.rs"]
+mod files;
+#[path = "../common/killed.rs"]
+mod killed;
+
+mod convert;
+mod corpus;
+mod damaged;
+mod find;
+mod foreign;
+mod inspect;
+mod kill;
+mod others;
+mod prefer;
+mod read;
+mod reference;
+mod targets;
+mod tied;

@@ -1,0 +1,25 @@
+//! Every test of checkpoints that needs a GPU.
+#[path = "../../../../tests/common/mod.rs"]
+mod common;
+#[path = "../common/files.rs"]
+mod files;
+#[path = "../common/killed.rs"]
+mod killed;
+#[path = "../../../../tests/common/suite.rs"]
+mod suite;
+
+mod checkpoint;
+mod tied;
+mod tiny;
+
+use std::process::ExitCode;
+
+use suite::{Failed, Needs, Outcome, Suite};
+
+fn main() -> ExitCode {
+    let second = |suite: &mut Suite| {
+        tied::register(suite);
+        tiny::register(suite);
+    };
+    suite::run(checkpoint::register, second)
+}

@@ -1,0 +1,249 @@
+//! Checkpoints written anew in another form.
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use indicatif::DecimalBytes;
+use serde_json::json;
+use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Spelling};
+
+use crate::device::{Chosen, DeviceArguments};
+use crate::findings::{finding_json, weight_json, write_findings};
+use crate::output::{DTypeArgument, Failure, Kind, Report, count};
+use crate::place::Place;
+use crate::progress::Progress;
+use crate::rules::{EpsArguments, RulesArguments, names};
+
+/// Where a command writes to.
+#[derive(Args)]
+pub struct Target {
+    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    input: PathBuf,
+    /// The file to write, or - for standard output; for a sharded checkpoint a folder, which must not be there. May be the
+    /// input, with --force
+    output: PathBuf,
+    /// Replaces the output if it is there. It is written beside it and renamed, so that at any time the old file is there
+    /// or the whole new one
+    #[arg(long)]
+    force: bool,
+}
+
+impl Target {
+    /// Opens the input, having seen that the output may be written.
+    fn open(&self, json: bool) -> Result<(Checkpoint, Place), Failure> {
+        let checkpoint = Checkpoint::open(&self.input)?;
+        if Place::is_stdout(&self.output) {
+            let place = Place::stdout(&checkpoint, json)?;
+            return Ok((checkpoint, place));
+        }
+        let is_folder = self.output.is_dir();
+        if !is_folder && self.output.metadata().is_ok_and(|status| !status.is_file()) {
+            let message =
+                format!("{}: it is no file that can be replaced\n- is standard output", self.output.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
+        if is_folder || (!self.force && self.output.symlink_metadata().is_ok()) {
+            let advice = match (checkpoint.is_sharded(), is_folder) {
+                (true, _) => "name a new folder",
+                (false, true) => "it is a folder: name a file in it",
+                (false, false) => "--force replaces it",
+            };
+            let message = format!("{}: it is there already; {advice}", self.output.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
+        let folder = self.output.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            let message = format!("{}: there is no folder {}", self.output.display(), folder.display());
+            return Err(Failure { kind: Kind::Output, message });
+        }
+        Ok((checkpoint, Place::Named(self.output.clone())))
+    }
+}
+
+/// What came of writing it. `chosen`: what computed.
+fn report(
+    place: &Place,
+    done: &str,
+    chosen: Option<&Chosen>,
+    result: Result<checkpoint::Report, Error>,
+    idle: Vec<String>,
+) -> Result<Report, Failure> {
+    let output = place.text();
+    let aside = matches!(place, Place::Stdout { .. });
+    let written = match result {
+        Ok(written) => written,
+        Err(Error::Findings { findings }) => {
+            let mut text = "nothing was written\n".to_owned();
+            write_findings(&mut text, &findings, |_| true, &idle);
+            let json = json!({
+                "output": output,
+                "written": false,
+                "findings": findings.iter().map(finding_json).collect::<Vec<_>>(),
+                "notes": idle,
+            });
+            return Ok(Report { aside, ..Report::new(true, text, json) });
+        }
+        Err(other) => return Err(place.failure(other)),
+    };
+    place.finish()?;
+    let mut text = String::new();
+    let (weights, copied) = (count(written.weights.len(), "weight"), count(written.copied, "other tensor"));
+    let by = if let Some(Chosen::Reference) = chosen { " by the reference on the CPU" } else { "" };
+    let _ = writeln!(text, "{output}: {weights} {done}{by}, {copied} copied, {}", DecimalBytes(written.bytes));
+    write_findings(&mut text, &written.warnings, |_| false, &idle);
+    let mut json = json!({
+        "output": output,
+        "written": true,
+        "weights": written.weights.iter().map(weight_json).collect::<Vec<_>>(),
+        "copied_tensors": written.copied,
+        "bytes": written.bytes,
+        "submissions": written.submissions,
+        "findings": written.warnings.iter().map(finding_json).collect::<Vec<_>>(),
+        "notes": idle,
+    });
+    if let Some(chosen) = chosen {
+        json["device"] = chosen.json();
+    }
+    Ok(Report { aside, ..Report::new(false, text, json) })
+}
+
+/// Writes a checkpoint with its weights folded: w = g·v/n̂ in place of g and v, other tensors and metadata byte for byte.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm fold vocoder.safetensors folded.safetensors
+  weightnorm fold model.safetensors model.safetensors --force
+  weightnorm fold old.safetensors new.safetensors --axis 'encoder.*=2' --exclude 'discriminator.*'
+  weightnorm fold vocoder.safetensors - --device reference | sha256sum
+
+w has the storage type of v; f64 becomes f32.
+Exit codes: 0 done, 1 some weight cannot be folded or has rows of zeros, and nothing was written,
+2 usage, input, output or device error.")]
+pub struct Fold {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    rules: RulesArguments,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Fold {
+    pub fn run(&self, json: bool) -> Result<Report, Failure> {
+        let (checkpoint, place) = self.target.open(json)?;
+        let idle = self.rules.idle(&names(&checkpoint));
+        let (rules, chosen) = (self.eps.apply(self.rules.rules()), self.device.choose()?);
+        let progress = Progress::bytes("folding");
+        let result = checkpoint::fold(chosen.device(), &checkpoint, place.path(), &rules, &mut |p| progress.show(p));
+        drop(progress);
+        report(&place, "folded", Some(&chosen), result, idle)
+    }
+}
+
+/// Writes a checkpoint with ordinary weights split: v = w and g = n̂ in place of w.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm split folded.safetensors trainable.safetensors --include '*.weight' \\
+      --spelling parametrizations
+  weightnorm split in.safetensors out.safetensors --include 'encoder.*.weight' --exclude '*norm*' \\
+      --axis 'encoder.pos_conv.*=2' --spelling g-v
+
+Weights keep axis 0 unless --axis says otherwise. --include has to name those to split.
+Exit codes: 0 done, 1 some weight cannot be split or has rows of zeros, and nothing was written,
+2 usage, input, output or device error.")]
+pub struct Split {
+    #[command(flatten)]
+    target: Target,
+    /// How g and v are called in the output
+    #[arg(long)]
+    spelling: SpellingArgument,
+    #[command(flatten)]
+    rules: RulesArguments,
+    /// The storage type of g [default: that of w]
+    #[arg(long, value_name = "TYPE", help_heading = "Weights")]
+    gain: Option<DTypeArgument>,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Split {
+    pub fn run(&self, json: bool) -> Result<Report, Failure> {
+        if !self.rules.includes_some() {
+            let message = "--include PATTERN has to say which weights to split, such as --include '*.weight'";
+            return Err(Failure::usage(message));
+        }
+        let (checkpoint, place) = self.target.open(json)?;
+        let tensors: Vec<String> = checkpoint.tensors().map(|tensor| tensor.name.clone()).collect();
+        let mut notes = self.rules.idle(&tensors);
+        let mut rules = self.eps.apply(self.rules.rules());
+        rules.gain = self.gain.map(DTypeArgument::dtype);
+        let chosen = self.device.choose()?;
+        let (spelling, device, output) = (self.spelling.spelling(), chosen.device(), place.path());
+        let progress = Progress::bytes("splitting");
+        let result = checkpoint::split(device, &checkpoint, output, spelling, &rules, &mut |p| progress.show(p));
+        drop(progress);
+        let mut vectors = result.iter().flat_map(|r| &r.weights).filter(|w| w.shape.len() < 2);
+        if let Some(first) = vectors.next() {
+            let (count, name) = (1 + vectors.count(), &first.name);
+            notes.push(format!(
+                "{count} of one axis, such as {name}: each element is a row by itself. Were they meant?"
+            ));
+        }
+        report(&place, "split", Some(&chosen), result, notes)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SpellingArgument {
+    /// NAME_g and NAME_v, of torch.nn.utils.weight_norm
+    #[value(name = "g-v")]
+    GV,
+    /// parametrizations.NAME.original0 and .original1, of torch.nn.utils.parametrizations.weight_norm
+    Parametrizations,
+}
+
+impl SpellingArgument {
+    fn spelling(self) -> Spelling {
+        match self {
+            SpellingArgument::GV => Spelling::Suffixes,
+            SpellingArgument::Parametrizations => Spelling::Parametrizations,
+        }
+    }
+}
+
+/// Writes a checkpoint whose weights are spelled the other way. No number is touched.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm convert old.safetensors new.safetensors --spelling parametrizations
+  weightnorm convert model.safetensors model.safetensors --force --spelling g-v
+
+Converting back gives the bytes of the input, where the safetensors library or this program wrote it.
+Exit codes: 0 done, 1 some weight cannot be converted, and nothing was written, 2 usage, input or
+output error.")]
+pub struct Convert {
+    #[command(flatten)]
+    target: Target,
+    /// How g and v are called in the output
+    #[arg(long)]
+    spelling: SpellingArgument,
+    #[command(flatten)]
+    rules: RulesArguments,
+}
+
+impl Convert {
+    pub fn run(&self, json: bool) -> Result<Report, Failure> {
+        let (checkpoint, place) = self.target.open(json)?;
+        let idle = self.rules.idle(&names(&checkpoint));
+        let progress = Progress::bytes("writing");
+        let (spelling, rules) = (self.spelling.spelling(), self.rules.rules());
+        let result = checkpoint::convert(&checkpoint, place.path(), spelling, &rules, &mut |p| progress.show(p));
+        drop(progress);
+        report(&place, "converted", None, result, idle)
+    }
+}
