@@ -144,6 +144,7 @@ fn main() -> Result<(), Failure> {
     if let Some(file) = &args.table {
         return table::print(file, |name| args.wants(name));
     }
+    let start = Instant::now();
     let gpu = pollster::block_on(Gpu::new_async(options(&args)))?;
     println!("{}", gpu.report());
     let roof = gpu.roof()?;
@@ -154,7 +155,7 @@ fn main() -> Result<(), Failure> {
         roof.read * 1e-9,
         roof.multiply_add * 1e-9
     );
-    let mut bench = Bench { gpu, roof, args, lines: vec![], start: Instant::now(), not_reached: Cell::new(0) };
+    let mut bench = Bench { gpu, roof, args, lines: vec![], start, not_reached: Cell::new(0) };
     for section in Section::value_variants() {
         if bench.args.only.is_empty() || bench.args.only.contains(section) {
             let start = Instant::now();

@@ -21,8 +21,8 @@ override WHOLE_STEPS: bool = false;
 // The places that an invocation reads are found once, before the loop.
 override FOUND_ONCE: bool = WHOLE_STEPS && !QUADS_MAY_END;
 
-// Sums of up to 16 elements an invocation in pieces of SUM_PIECE steps of k, which are then added up: a long sum of terms
-// of one sign loses bits with each of them. (TM is 4, TN too.)
+// Sums of up to 16 elements an invocation in pieces of SUM_PIECE steps of k, which are then added up: a long sum of
+// terms of one sign loses bits with each of them. (TM is 4, TN too.)
 override IN_PIECES: bool = false;
 const SUM_PIECE = 128u; // a multiple of BK
 
