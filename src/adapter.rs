@@ -1,5 +1,6 @@
 //! The adapters of this machine, and the choice among them.
-use crate::Error;
+#[cfg(target_arch = "wasm32")]
+use crate::{DeviceError, Error};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::{adapters, backends_of_environment, like, pick};
 
@@ -17,14 +18,14 @@ pub(crate) async fn pick() -> Result<wgpu::Adapter, Error> {
     wgpu::Instance::default()
         .request_adapter(&options)
         .await
-        .map_err(|e| Error::NoAdapter { tried: format!("WebGPU: {e}") })
+        .map_err(|e| DeviceError::NoAdapter { tried: format!("WebGPU: {e}") }.into())
 }
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
     use std::sync::OnceLock;
 
-    use super::Error;
+    use crate::{DeviceError, Error};
 
     /// The names that `WGPU_BACKEND` may have, as wgpu reads them.
     const BACKENDS: [(&str, wgpu::Backends); 5] = [
@@ -121,7 +122,8 @@ mod native {
 
     /// The backends that a list with commas names, all of them if it names none. `can`: those that this system can have.
     fn backends(list: &str, can: wgpu::Backends) -> Result<wgpu::Backends, Error> {
-        let fail = |reason| Err(Error::AdapterChoice { variable: BACKEND, value: list.to_owned(), reason });
+        let fail =
+            |reason| Err(DeviceError::AdapterChoice { variable: BACKEND, value: list.to_owned(), reason }.into());
         let mut asked = wgpu::Backends::empty();
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let backend = match name.to_lowercase().as_str() {
@@ -158,13 +160,15 @@ mod native {
             let taken: Vec<_> = adapters.iter().filter(|(a, able)| take(a, *able)).map(|(a, _)| a.as_str()).collect();
             (!taken.is_empty()).then(|| list(taken))
         };
-        let by_name = |reason| Err(Error::AdapterChoice { variable: NAME, value: name.to_owned(), reason });
+        let by_name =
+            |reason| Err(DeviceError::AdapterChoice { variable: NAME, value: name.to_owned(), reason }.into());
         match (name, of(&|a, _| fits(a)), of(&|_, able| able)) {
-            ("", None, _) => Err(Error::NoAdapter { tried: tried() }),
+            ("", None, _) => Err(DeviceError::NoAdapter { tried: tried() }.into()),
             ("", Some(unable), _) => {
-                Err(Error::NoAdapter { tried: format!("{}; {unable} cannot run compute shaders", tried()) })
+                Err(DeviceError::NoAdapter { tried: format!("{}; {unable} cannot run compute shaders", tried()) }
+                    .into())
             }
-            (_, _, None) if adapters.is_empty() => Err(Error::NoAdapter { tried: tried() }),
+            (_, _, None) if adapters.is_empty() => Err(DeviceError::NoAdapter { tried: tried() }.into()),
             (_, Some(unable), _) => by_name(format!("{unable} cannot run compute shaders")),
             (_, None, able) => {
                 let able = able.unwrap_or_else(|| "none that can run compute shaders".to_owned());

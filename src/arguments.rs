@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use crate::memory::Memory;
 use crate::windows::Capacities;
-use crate::{DType, Error, Gpu, Recorder, Tensor, Work};
+use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, Work};
 
 /// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
 pub(crate) struct Arguments<'a> {
@@ -72,11 +72,11 @@ impl<'a> Arguments<'a> {
                 (Some(gpu), Some(own), Memory::Buffer(buffer)) if own.is_one_with(gpu) => {
                     let missing = wgpu::BufferUsages::STORAGE - buffer.usage();
                     if !missing.is_empty() {
-                        return Err(Error::Usage { op, arg, missing });
+                        return Err(ArgumentError::Usage { op, arg, missing }.into());
                     }
                 }
                 (None, None, Memory::Numbered(_)) => {}
-                _ => return Err(Error::OtherGpu { op, arg }),
+                _ => return Err(ArgumentError::OtherGpu { op, arg }.into()),
             }
         }
         // What has to lie apart, in bytes of a buffer.
@@ -96,14 +96,14 @@ impl<'a> Arguments<'a> {
                     t.memory() == tensor.memory() && !t.is_empty() && its_begin < end && begin < its_end
                 };
                 let first = self.outputs.iter().find(|(_, t)| is_it(t)).map_or(last, |&(first, _)| first);
-                return Err(Error::Overlap { op, first, second: output });
+                return Err(ArgumentError::Overlap { op, first, second: output }.into());
             }
             let (begin, end) = range(tensor);
             written.insert((tensor.memory(), begin), (end, output));
         }
         for &(input, tensor) in self.inputs.iter().filter(|(_, tensor)| !tensor.is_empty()) {
             if let Some(output) = overlapping(&written, tensor) {
-                return Err(Error::Alias { op, output, input });
+                return Err(ArgumentError::Alias { op, output, input }.into());
             }
         }
         Ok(self.work)
@@ -113,7 +113,7 @@ impl<'a> Arguments<'a> {
 /// Checks a storage type.
 pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor, dtype: DType) -> Result<(), Error> {
     if tensor.dtype() != dtype {
-        return Err(Error::DType { op, arg, got: tensor.dtype(), expected: dtype });
+        return Err(ArgumentError::DType { op, arg, got: tensor.dtype(), expected: dtype }.into());
     }
     Ok(())
 }
@@ -121,7 +121,9 @@ pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor,
 /// Checks a shape.
 pub(crate) fn expect_shape(op: &'static str, arg: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<(), Error> {
     if tensor.shape() != shape {
-        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") });
+        return Err(
+            ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") }.into()
+        );
     }
     Ok(())
 }
@@ -148,7 +150,7 @@ pub(crate) fn expect_gain(
     let scalar = count == 1 && tensor.len() == 1;
     if tensor.shape() != norms_shape && tensor.shape() != [count] && !scalar {
         let expected = format!("{norms_shape:?} or [{count}]");
-        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+        return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
     }
     Ok(())
 }

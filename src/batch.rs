@@ -7,7 +7,7 @@ use crate::contract::Range;
 use crate::memory::Scratch;
 use crate::vectors;
 use crate::weight::rescale::center;
-use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
+use crate::{ArgumentError, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 use statistics::{Outcome, Statistics, matrix};
 
 /// A running mean and how fast it follows.
@@ -36,8 +36,8 @@ impl Gpu {
     /// PyTorch's initialization, g = n̂, is [`Gpu::split`].
     ///
     /// # Errors
-    /// [`Error::Shape`], also for an empty batch; [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`],
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`], also for an empty batch; [`ArgumentError::Eps`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`],
+    /// [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn data_dependent_init(&self, x: &Tensor, v: &Tensor, eps: Eps) -> Result<(Tensor, Tensor), Error> {
         let features = &v.shape()[..v.shape().len().min(1)];
         let (g, bias) = (self.zeros(features, DType::F32)?, self.zeros(features, DType::F32)?);
@@ -55,8 +55,8 @@ impl Gpu {
     /// `bias`: any storage type, `[features]`. Returns t's shape and storage type. Only the running mean is needed afterwards.
     ///
     /// # Errors
-    /// [`Error::Shape`], also for an empty batch; [`Error::Number`] for a momentum that is not from 0 to 1;
-    /// [`Error::DType`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::Alias`], [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`], also for an empty batch; [`ArgumentError::Number`] for a momentum that is not from 0 to 1;
+    /// [`ArgumentError::DType`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`ArgumentError::Alias`], [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn mean_only_batch_norm(
         &self,
         t: &Tensor,
@@ -98,8 +98,8 @@ impl Gpu {
     /// `dy`: `[.., features]`, any storage type; dt has its shape and type. `dbias`: f32, `[features]`.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::TooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`],
+    /// [`DeviceError::Lost`].
     pub fn mean_only_batch_norm_backward(&self, dy: &Tensor) -> Result<(Tensor, Tensor), Error> {
         let dt = self.zeros(dy.shape(), dy.dtype())?;
         let dbias = self.zeros(&dy.shape()[dy.shape().len().saturating_sub(1)..], DType::F32)?;
@@ -116,7 +116,7 @@ impl Recorder<'_, '_> {
     /// for each of g and bias that is not f32; more past the limits of a binding or a dispatch.
     ///
     /// # Errors
-    /// As [`Gpu::data_dependent_init`]; [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
+    /// As [`Gpu::data_dependent_init`]; [`ArgumentError::DType`], [`ArgumentError::Alias`], [`ArgumentError::Overlap`].
     pub fn data_dependent_init_into(
         &mut self,
         x: &Tensor,
@@ -131,7 +131,7 @@ impl Recorder<'_, '_> {
         expect_rows(OP, "x", x, rows)?;
         let &[features, _] = v.shape() else {
             let expected = "[out_features, in_features]".to_owned();
-            return Err(Error::Shape { op: OP, arg: "v", got: v.shape().to_vec(), expected });
+            return Err(ArgumentError::Shape { op: OP, arg: "v", got: v.shape().to_vec(), expected }.into());
         };
         expect_features(OP, "g", Some(g), features as u64)?;
         expect_features(OP, "bias", Some(bias), features as u64)?;
@@ -165,7 +165,7 @@ impl Recorder<'_, '_> {
     /// binding or a dispatch.
     ///
     /// # Errors
-    /// As [`Gpu::mean_only_batch_norm`]; [`Error::Overlap`].
+    /// As [`Gpu::mean_only_batch_norm`]; [`ArgumentError::Overlap`].
     pub fn mean_only_batch_norm_into(
         &mut self,
         t: &Tensor,
@@ -239,7 +239,7 @@ impl Recorder<'_, '_> {
     /// past the limits of a binding or a dispatch.
     ///
     /// # Errors
-    /// As [`Gpu::mean_only_batch_norm_backward`]; [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
+    /// As [`Gpu::mean_only_batch_norm_backward`]; [`ArgumentError::DType`], [`ArgumentError::Alias`], [`ArgumentError::Overlap`].
     pub fn mean_only_batch_norm_backward_into(
         &mut self,
         dy: &Tensor,
@@ -282,7 +282,7 @@ fn means(ops: &mut Recorder<'_, '_>, columns: u64) -> Result<View<'static>, Erro
 /// [`matrix`] of an argument, its rank checked.
 fn checked_matrix(op: &'static str, arg: &'static str, tensor: &Tensor) -> Result<(u64, u64), Error> {
     if tensor.shape().is_empty() {
-        return Err(Error::Shape { op, arg, got: vec![], expected: "[.., features]".into() });
+        return Err(ArgumentError::Shape { op, arg, got: vec![], expected: "[.., features]".into() }.into());
     }
     Ok(matrix(tensor))
 }
@@ -291,7 +291,7 @@ fn checked_matrix(op: &'static str, arg: &'static str, tensor: &Tensor) -> Resul
 fn expect_rows(op: &'static str, arg: &'static str, tensor: &Tensor, rows: u64) -> Result<(), Error> {
     if rows == 0 {
         let expected = "a batch of at least one row".into();
-        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+        return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
     }
     Ok(())
 }

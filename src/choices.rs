@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
-use crate::{DType, Error, Tile};
+use crate::{DType, Error, ParseError, Tile};
 
 /// The tile for each of some products, and the length of the pieces where its sums are split: what [`Gpu::tune`](crate::Gpu::tune) measured,
 /// and [`Options::choices`](crate::Options::choices) takes.
@@ -126,10 +126,10 @@ impl FromStr for Choices {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::Choices`], with the first line that is not one of them; empty lines do no harm.
+    /// [`ParseError::TuningTable`], with the first line that is not one of them; empty lines do no harm.
     fn from_str(text: &str) -> Result<Choices, Error> {
         let error = |place: usize, got: &str, expected: String| {
-            Err(Error::Choices { line: place + 1, got: got.to_owned(), expected })
+            Err(ParseError::TuningTable { line: place + 1, got: got.to_owned(), expected }.into())
         };
         let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let first = lines.next().unwrap_or((0, ""));

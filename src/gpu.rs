@@ -8,7 +8,7 @@ use crate::needs::{self, COOPERATIVE, Wanted};
 use crate::owner::Owner;
 use crate::scope::Scopes;
 use crate::windows::Capacities;
-use crate::{Choices, Error, Options, Parameters, Report, Roof, adapter};
+use crate::{Choices, DeviceError, Error, Options, Parameters, Report, Roof, adapter};
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
@@ -55,8 +55,8 @@ impl Gpu {
     /// narrow the choice; empty ones count as unset.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`], with a word on how to get a driver; [`Error::AdapterChoice`] for a variable that leaves no
-    /// adapter; [`Error::NoDevice`].
+    /// [`DeviceError::NoAdapter`], with a word on how to get a driver; [`DeviceError::AdapterChoice`] for a variable that leaves no
+    /// adapter; [`DeviceError::NoDevice`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new() -> Result<Gpu, Error> {
         pollster::block_on(Gpu::new_async(Options::default()))
@@ -65,7 +65,7 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here; [`Error::Variant`]
+    /// As [`Gpu::new`]; [`DeviceError::Unsupported`] with a pipeline cache, since the device is made here; [`ArgumentError::Variant`]
     /// for choices that the device cannot run.
     pub async fn new_async(options: Options) -> Result<Gpu, Error> {
         Gpu::on_adapter(&adapter::pick().await?, options).await
@@ -90,13 +90,13 @@ impl Gpu {
     /// Makes a device on this adapter, with what [`Gpu::wanted`] says.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Unsupported`] if the adapter has less than the kernels need, as in
-    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`Error::Variant`] for choices that
+    /// [`DeviceError::NoDevice`]; [`DeviceError::Unsupported`] if the adapter has less than the kernels need, as in
+    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`ArgumentError::Variant`] for choices that
     /// the device cannot run.
     pub async fn on_adapter(adapter: &wgpu::Adapter, mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
-            return Err(Error::Unsupported { what: what.to_owned() });
+            return Err(DeviceError::Unsupported { what: what.to_owned() }.into());
         }
         let mut wanted = Gpu::wanted(adapter);
         options.cooperative_matrices = adapter.cooperative_matrix_properties();
@@ -110,10 +110,9 @@ impl Gpu {
             experimental_features: options.experimental,
             ..Default::default()
         };
-        let (device, queue) = adapter
-            .request_device(&descriptor)
-            .await
-            .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| {
+            Error::Device(DeviceError::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })
+        })?;
         let gpu = Gpu::assemble(Owner::of_new(device), queue, options)?;
         gpu.settled().await?;
         Ok(gpu)
@@ -128,10 +127,10 @@ impl Gpu {
     /// Any number of handles may be made of one device: they are one device, whose tensors mix.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup memory, 128
+    /// [`DeviceError::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup memory, 128
     /// invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default limits for compute
-    /// shaders have all that); or if it has no pipeline caches, and the options bring one. [`Error::OtherGpu`] for a queue
-    /// or a pipeline cache of another device (in a browser at the first submission). [`Error::Variant`] for choices
+    /// shaders have all that); or if it has no pipeline caches, and the options bring one. [`ArgumentError::OtherGpu`] for a queue
+    /// or a pipeline cache of another device (in a browser at the first submission). [`ArgumentError::Variant`] for choices
     /// that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         let gpu = Gpu::assemble(Owner::of(device), queue, options)?;
@@ -230,7 +229,7 @@ impl Gpu {
     }
 
     /// To be called by the owner of an adopted device from its lost callback: later calls then give
-    /// [`Error::DeviceLost`]. Devices that the crate made see to this themselves.
+    /// [`DeviceError::Lost`]. Devices that the crate made see to this themselves.
     pub fn mark_lost(&self, reason: &str) {
         self.inner.owner.state.mark_lost(reason.to_owned());
     }
@@ -241,7 +240,7 @@ impl Gpu {
     /// [`Tensor::read_async`](crate::Tensor::read_async), which waits for all reports.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and whatever reached the uncaptured-error handler of a device that the crate made.
+    /// [`DeviceError::Lost`], and whatever reached the uncaptured-error handler of a device that the crate made.
     pub fn check(&self) -> Result<(), Error> {
         self.look();
         self.reported()

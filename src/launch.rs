@@ -5,9 +5,9 @@ use crate::kernel::{self, Access, Constants, Kernel};
 use crate::memory::Memory;
 use crate::source::{Module, Shared};
 use crate::windows::Capacities;
-use crate::{Error, needs};
 #[cfg(doc)]
-use crate::{Gpu, Recorder, Tensor};
+use crate::{DeviceError, Gpu, Recorder, Tensor};
+use crate::{Error, needs};
 
 /// Launches planned dispatches.
 ///
@@ -48,7 +48,7 @@ pub trait Launch {
     /// `which` is below [`SCRATCH_BUFFERS`]; those that differ in it are different buffers. Any operator may overwrite it.
     ///
     /// # Errors
-    /// What it likes, [`Error::OutOfMemory`] say: the operator stops and returns it.
+    /// What it likes, [`DeviceError::OutOfMemory`] say: the operator stops and returns it.
     fn scratch(&mut self, which: usize, bytes: u64) -> Result<u64, Error>;
 
     /// Launches one dispatch. The dispatches of a recorder run in the order in which they are launched, each seeing all
@@ -153,7 +153,7 @@ impl Facts {
     /// Those of a device with these limits and features on this adapter.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the kernels need more: see [`Gpu::from_wgpu`].
+    /// [`DeviceError::Unsupported`] if the kernels need more: see [`Gpu::from_wgpu`].
     pub fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Result<Facts, Error> {
         needs::check_limits(limits)?;
         let traits = Traits::of(info, limits, features, None);

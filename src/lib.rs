@@ -153,7 +153,7 @@
 //! though wgpu itself may take a thing of another instance for one of its own. Handles made of one device are one device.
 //!
 //! A tensor is one buffer, of at most 2³² - 1 elements. What is beyond a binding or a dispatch is split by the host layer.
-//! No output may overlap an input or another output; disjoint parts of one buffer may be both. ([`Error::Alias`])
+//! No output may overlap an input or another output; disjoint parts of one buffer may be both. ([`ArgumentError::Alias`])
 //!
 //! The device needs 8 storage buffers in a stage, 16 KiB of workgroup memory and 128 invocations in a workgroup, as
 //! WebGPU's default limits have them. Where it has immediates, the parameters of a dispatch travel with it; else each
@@ -236,7 +236,7 @@ mod work;
 pub use batch::RunningMean;
 pub use choices::Choices;
 pub use choose::Facts;
-pub use error::Error;
+pub use error::{ArgumentError, DeviceError, Error, LimitError, ParseError};
 pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
 pub use launch::{Launch, Planned, PlannedBinding, SCRATCH_BUFFERS};

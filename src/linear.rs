@@ -7,7 +7,7 @@ use crate::contract::norms_shape;
 use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::product::selection::Selection;
 use crate::weight::norms::{Form, Job, record_norms, scales};
-use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
+use crate::{Activation, ArgumentError, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 use epilogue::{LinearEpilogue, NormSource};
 
 /// The weight of a linear layer: ordinary, or weight-normalized.
@@ -114,8 +114,8 @@ impl Gpu {
     /// Reference: PyTorch's `weight_norm(torch.nn.Linear(..))`.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::DType`] if the arguments do not fit; [`Error::Axis`], [`Error::Eps`],
-    /// [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the arguments do not fit; [`ArgumentError::Axis`], [`ArgumentError::Eps`],
+    /// [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn linear<'a>(
         &self,
         x: &Tensor,
@@ -128,7 +128,7 @@ impl Gpu {
     /// [`Gpu::linear`] with options.
     ///
     /// # Errors
-    /// As [`Gpu::linear`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Gpu::linear`]; [`ArgumentError::Number`] for a slope that is not finite, [`ArgumentError::Variant`], [`ArgumentError::Overlap`].
     pub fn linear_with<'a>(
         &self,
         x: &Tensor,
@@ -149,11 +149,14 @@ const OP: &str = "linear";
 pub(crate) fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
     let &[outs, ins] = v.shape() else {
         let expected = "[out_features, in_features]".to_owned();
-        return Err(Error::Shape { op: OP, arg: "weight", got: v.shape().to_vec(), expected });
+        return Err(ArgumentError::Shape { op: OP, arg: "weight", got: v.shape().to_vec(), expected }.into());
     };
     match x.shape() {
         [batch @ .., last] if *last == ins => Ok([batch, &[outs]].concat()),
-        _ => Err(Error::Shape { op: OP, arg: "x", got: x.shape().to_vec(), expected: format!("[.., {ins}]") }),
+        _ => {
+            Err(ArgumentError::Shape { op: OP, arg: "x", got: x.shape().to_vec(), expected: format!("[.., {ins}]") }
+                .into())
+        }
     }
 }
 
@@ -167,7 +170,7 @@ impl Recorder<'_, '_> {
     /// binding or a dispatch.
     ///
     /// # Errors
-    /// As [`Gpu::linear`]; [`Error::Alias`].
+    /// As [`Gpu::linear`]; [`ArgumentError::Alias`].
     pub fn linear_into<'a>(
         &mut self,
         x: &Tensor,
@@ -181,7 +184,7 @@ impl Recorder<'_, '_> {
     /// [`Recorder::linear_into`] with options.
     ///
     /// # Errors
-    /// As [`Recorder::linear_into`]; [`Error::Number`] for a slope that is not finite, [`Error::Variant`], [`Error::Overlap`].
+    /// As [`Recorder::linear_into`]; [`ArgumentError::Number`] for a slope that is not finite, [`ArgumentError::Variant`], [`ArgumentError::Overlap`].
     pub fn linear_into_with<'a>(
         &mut self,
         x: &Tensor,
@@ -271,7 +274,7 @@ fn check_linear(
     if let Some(norms) = options.norms {
         let Some(weight) = normalized else {
             let expected = "a weight with norms".to_owned();
-            return Err(Error::Shape { op: OP, arg: "norms", got: norms.shape().to_vec(), expected });
+            return Err(ArgumentError::Shape { op: OP, arg: "norms", got: norms.shape().to_vec(), expected }.into());
         };
         expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
     }
@@ -280,7 +283,7 @@ fn check_linear(
         expect_shape(OP, "u", u, &shape)?;
         if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
             let expected = "none: it wants a weight normalized along axis 0 or as a whole".to_owned();
-            return Err(Error::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected });
+            return Err(ArgumentError::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected }.into());
         }
     }
     Arguments::new(OP)

@@ -1,5 +1,5 @@
 //! Buffers: scratch memory, and what is made for an operator.
-use crate::{Error, Gpu};
+use crate::{DeviceError, Error, Gpu, LimitError};
 
 /// What a tensor lies in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ impl Gpu {
     /// Preallocates scratch memory, four buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
+    /// [`DeviceError::OutOfMemory`], [`LimitError::TooLarge`], [`DeviceError::Lost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
         for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms, Scratch::Factors] {
@@ -49,7 +49,7 @@ impl Gpu {
         }
         let limit = self.limits().max_buffer_size / 16 * 16;
         if bytes > limit {
-            return Err(Error::TooLarge { what: "scratch memory in bytes", size: bytes, limit });
+            return Err(LimitError::TooLarge { what: "scratch memory in bytes", size: bytes, limit }.into());
         }
         let size = bytes.checked_next_power_of_two().unwrap_or(limit).clamp(4096, limit.max(4096));
         let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE)?;
@@ -75,7 +75,8 @@ impl Gpu {
     ) -> Result<wgpu::Buffer, Error> {
         let buffer = self.create_buffer_as(what, size, usage, true)?;
         {
-            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
+            let lost =
+                |e| Error::Device(DeviceError::Lost { reason: format!("a new buffer could not be written: {e}") });
             let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
             write(view.slice(..));
         }
@@ -92,7 +93,7 @@ impl Gpu {
     ) -> Result<wgpu::Buffer, Error> {
         let limit = self.limits().max_buffer_size;
         if size > limit {
-            return Err(Error::TooLarge { what: "a buffer in bytes", size, limit });
+            return Err(LimitError::TooLarge { what: "a buffer in bytes", size, limit }.into());
         }
         let label = format!("weightnorm.{what}");
         let descriptor = wgpu::BufferDescriptor { label: Some(&label), size, usage, mapped_at_creation };

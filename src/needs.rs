@@ -1,5 +1,5 @@
 //! What the kernels need of a device, what is of use to them, and what it costs to lack that.
-use crate::{Error, Options, Parameters, adapter, kernel};
+use crate::{DeviceError, Error, Options, Parameters, adapter, kernel};
 
 /// The smallest binding that every operator can be split over.
 const MIN_BINDING: u64 = 8192;
@@ -43,7 +43,7 @@ pub(crate) fn parameters(device: &wgpu::Device, asked: Parameters) -> Parameters
 
 /// Refuses limits that the kernels do not fit.
 pub(crate) fn check_limits(limits: &wgpu::Limits) -> Result<(), Error> {
-    let unsupported = |what| Err(Error::Unsupported { what });
+    let unsupported = |what| Err(DeviceError::Unsupported { what }.into());
     for (what, has, needs) in [
         ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
         ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16_384),
@@ -73,7 +73,7 @@ pub(crate) fn check_limits(limits: &wgpu::Limits) -> Result<(), Error> {
 pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Error> {
     let limits = device.limits();
     check_limits(&limits)?;
-    let unsupported = |what| Err(Error::Unsupported { what });
+    let unsupported = |what| Err(DeviceError::Unsupported { what }.into());
     let (uniforms, bytes) = (limits.max_uniform_buffers_per_shader_stage, limits.max_uniform_buffer_binding_size);
     let fit = uniforms >= 1 && bytes >= u64::from(kernel::MAX_PARAMS);
     match options.parameters {

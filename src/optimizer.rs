@@ -3,7 +3,7 @@ pub(crate) mod step;
 
 use bytemuck::Zeroable;
 
-use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor};
+use crate::{Adam, ArgumentError, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor};
 use step::{OptimizerParams, OptimizerStep, Parameter, Rule};
 
 /// What an optimizer step changes: a direction v and, with it, a gain g; or an ordinary weight or a bias in v's place.
@@ -77,7 +77,7 @@ impl Gpu {
     /// Zeros for [`Gpu::sgd_step`] with momentum, as many as v and g have elements.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn sgd_state(&self, v: &Tensor, g: Option<&Tensor>) -> Result<SgdState, Error> {
         let zeros = |parameter: &Tensor| self.zeros(parameter.shape(), DType::F32);
         Ok(SgdState { v: Some(zeros(v)?), g: g.map(zeros).transpose()? })
@@ -98,10 +98,10 @@ impl Gpu {
     /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
     ///
     /// # Errors
-    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Number`] for a rate,
-    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`Error::Shape`] or [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
-    /// [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::TooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Missing`] without a state that is needed; [`ArgumentError::Step`] for step 0; [`ArgumentError::Number`] for a rate,
+    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the tensors do not fit; [`ArgumentError::Alias`], [`ArgumentError::Overlap`], [`ArgumentError::Axis`],
+    /// [`ArgumentError::Eps`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`],
+    /// [`DeviceError::Lost`].
     pub fn sgd_step(&self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         self.run(|ops| ops.sgd_step(weight, state, step, sgd))
     }
@@ -193,5 +193,5 @@ fn with_moments<'a>((value, gradient): (&'a Tensor, &'a Tensor), moments: &'a Mo
 }
 
 fn expect_state<T>(op: &'static str, arg: &'static str, needed: bool, state: Option<T>) -> Result<(), Error> {
-    if needed && state.is_none() { Err(Error::Missing { op, arg }) } else { Ok(()) }
+    if needed && state.is_none() { Err(ArgumentError::Missing { op, arg }.into()) } else { Ok(()) }
 }

@@ -2,7 +2,7 @@
 use crate::Choices;
 use crate::choose::Kind;
 #[cfg(doc)]
-use crate::{Error, Gpu, Report};
+use crate::{ArgumentError, Error, Gpu, Report};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +49,7 @@ impl Options {
 
     /// Builds every pipeline with this cache, so that drivers need not compile again what the cache has. It is made by
     /// `device.create_pipeline_cache(..)` on a device with [`wgpu::Features::PIPELINE_CACHE`], which goes to
-    /// [`Gpu::from_wgpu`]; its data are for the caller to keep. A cache of another device is [`Error::OtherGpu`] there. (wgpu
+    /// [`Gpu::from_wgpu`]; its data are for the caller to keep. A cache of another device is [`ArgumentError::OtherGpu`] there. (wgpu
     /// finds a cache by its number within an instance. One of another instance whose number a cache of this device has too
     /// cannot be told from that one: the pipelines go into it.)
     pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
@@ -66,7 +66,7 @@ impl Options {
 
     /// Computes the products that `choices` name as they say. Choices that were not made by this version of the crate on
     /// this adapter with this driver count as none, which [`Gpu::choices`] tells. One that the device cannot run, for want
-    /// of a feature that was not asked for, is [`Error::Variant`].
+    /// of a feature that was not asked for, is [`ArgumentError::Variant`].
     pub fn choices(mut self, choices: Choices) -> Self {
         self.choices = choices;
         self

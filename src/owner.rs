@@ -9,9 +9,9 @@
 //! A browser tells foreign things apart by itself, and its answers come too late for this.
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::scope;
+use crate::{ArgumentError, DeviceError, Error};
 
 /// A device, once however many handles it has.
 pub(crate) struct Owner {
@@ -31,7 +31,7 @@ pub(crate) struct State {
 impl State {
     pub fn check(&self) -> Result<(), Error> {
         if let Some(reason) = self.lost.lock().expect("no panic while held").clone() {
-            return Err(Error::DeviceLost { reason });
+            return Err(DeviceError::Lost { reason }.into());
         }
         self.error.lock().expect("no panic while held").take().map_or(Ok(()), Err)
     }
@@ -134,7 +134,7 @@ impl Owner {
         descriptor.cache = Some(cache);
         match build(&descriptor) {
             Ok(true) => Ok(()),
-            Err(error) if !matches!(error, Error::Wgpu { .. }) => Err(error),
+            Err(error) if !matches!(error, Error::Device(DeviceError::Wgpu { .. })) => Err(error),
             _ => Err(self.foreign(op, "the pipeline cache")),
         }
     }
@@ -159,7 +159,7 @@ impl Owner {
     /// The error of a thing that is not this device's, or of the device itself, which hears nothing once it is lost.
     #[cfg(not(target_arch = "wasm32"))]
     fn foreign(&self, op: &'static str, arg: &'static str) -> Error {
-        scope::lost(&self.device).unwrap_or(Error::OtherGpu { op, arg })
+        scope::lost(&self.device).unwrap_or(Error::Argument(ArgumentError::OtherGpu { op, arg }))
     }
 }
 

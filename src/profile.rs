@@ -4,7 +4,7 @@ pub(crate) mod session;
 pub(crate) mod times;
 
 use crate::record::Pass;
-use crate::{Error, Gpu, Recorder};
+use crate::{DeviceError, Error, Gpu, Recorder};
 pub use times::{Clock, DispatchTime, OperatorTime, Profile};
 
 use session::Session;
@@ -40,7 +40,7 @@ impl Gpu {
     /// [`Gpu::profile`] with a clock of the caller's choice.
     ///
     /// # Errors
-    /// As [`Gpu::profile`]; [`Error::Unsupported`] for timestamps that the device lacks.
+    /// As [`Gpu::profile`]; [`DeviceError::Unsupported`] for timestamps that the device lacks.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn profile_with(
         &self,
@@ -80,7 +80,7 @@ impl Gpu {
     ) -> Result<Vec<OperatorTime>, Error> {
         self.check()?;
         if clock == Clock::Timestamps && self.clock() != clock {
-            return Err(Error::Unsupported { what: "timestamps".to_owned() });
+            return Err(DeviceError::Unsupported { what: "timestamps".to_owned() }.into());
         }
         let session = {
             let mut recorder = Recorder::on(self, Pass::Profiled(Box::new(Session::new(self, clock))));

@@ -12,7 +12,7 @@ use crate::memory::{Memory, Scratch};
 use crate::product::selection::{Problem, Selection};
 use crate::profile::session::Session;
 use crate::source::Module;
-use crate::{Error, Gpu, Work};
+use crate::{DeviceError, Error, Gpu, Work};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -123,7 +123,7 @@ impl<'p, 'e> Recorder<'p, 'e> {
     /// `name` and with the `work` that the caller knows of. `record` sets everything on the pass that it needs.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`] while profiling; [`Error::Unsupported`] with a [`Launch`].
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`] while profiling; [`DeviceError::Unsupported`] with a [`Launch`].
     pub fn custom(
         &mut self,
         name: &str,
@@ -132,9 +132,10 @@ impl<'p, 'e> Recorder<'p, 'e> {
     ) -> Result<(), Error> {
         self.begin(name, work);
         let Target::Device(gpu, pass) = &mut self.target else {
-            return Err(Error::Unsupported {
+            return Err(DeviceError::Unsupported {
                 what: "a dispatch of the caller's own among those of a launcher".to_owned(),
-            });
+            }
+            .into());
         };
         pass.encode(gpu, name, work.operations / 2, record)?;
         self.dispatch_count += 1;

@@ -3,7 +3,7 @@ use std::pin::{Pin, pin};
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
-use crate::Error;
+use crate::{DeviceError, Error};
 
 /// What a scope caught, if anything, once wgpu knows.
 #[cfg(not(target_arch = "wasm32"))]
@@ -48,7 +48,7 @@ impl Scopes {
         let errors = [now(validation), now(internal), now(memory)].map(Option::flatten);
         let Some(error) = errors.into_iter().flatten().next() else { return Ok(made) };
         Err(match from_wgpu(error, what, bytes) {
-            error @ Error::Wgpu { .. } => lost(device).unwrap_or(error),
+            error @ Error::Device(DeviceError::Wgpu { .. }) => lost(device).unwrap_or(error),
             memory => memory,
         })
     }
@@ -105,13 +105,13 @@ pub(crate) fn lost(device: &wgpu::Device) -> Option<Error> {
     let _internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
     let _validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let error = device.create_buffer(&descriptor).get_mapped_range(..).err()?;
-    Some(Error::DeviceLost { reason: format!("a new buffer could not be mapped: {error}") })
+    Some(Error::Device(DeviceError::Lost { reason: format!("a new buffer could not be mapped: {error}") }))
 }
 
 pub(crate) fn from_wgpu(error: wgpu::Error, what: &'static str, bytes: u64) -> Error {
     match error {
-        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what, bytes },
-        other => Error::Wgpu { message: other.to_string() },
+        wgpu::Error::OutOfMemory { .. } => Error::Device(DeviceError::OutOfMemory { what, bytes }),
+        other => Error::Device(DeviceError::Wgpu { message: other.to_string() }),
     }
 }
 
@@ -148,10 +148,10 @@ mod tests {
         fine.send(None).unwrap();
         assert_eq!(scopes.first(), None);
         wrong.send(Some(error("a wrong bind group"))).unwrap();
-        assert_eq!(scopes.first(), Some(Error::Wgpu { message: "a wrong bind group".into() }));
+        assert_eq!(scopes.first(), Some(Error::Device(DeviceError::Wgpu { message: "a wrong bind group".into() })));
         assert_eq!(scopes.first(), None);
         slow.send(Some(wgpu::Error::OutOfMemory { source: "full".into() })).unwrap();
-        assert_eq!(scopes.first(), Some(Error::OutOfMemory { what: "a tensor", bytes: 3 }));
+        assert_eq!(scopes.first(), Some(Error::Device(DeviceError::OutOfMemory { what: "a tensor", bytes: 3 })));
         assert!(scopes.open.lock().unwrap().is_empty());
     }
 
@@ -162,7 +162,10 @@ mod tests {
         let senders = [1, 2, 3].map(|bytes| later(&scopes, bytes));
         let answers = [None, Some(error("the first")), Some(error("the second"))];
         let sending = std::thread::spawn(|| senders.into_iter().zip(answers).for_each(|(s, a)| s.send(a).unwrap()));
-        assert_eq!(pollster::block_on(scopes.settled()), Some(Error::Wgpu { message: "the first".into() }));
+        assert_eq!(
+            pollster::block_on(scopes.settled()),
+            Some(Error::Device(DeviceError::Wgpu { message: "the first".into() }))
+        );
         sending.join().unwrap();
         assert_eq!(scopes.first(), None);
     }

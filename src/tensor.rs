@@ -2,7 +2,7 @@
 use futures_channel::oneshot;
 
 use crate::memory::Memory;
-use crate::{DType, Element, Error, Gpu};
+use crate::{ArgumentError, DType, DeviceError, Element, Error, Gpu, LimitError};
 
 /// The largest number of elements: positions are u32 in the shaders.
 const MAX_ELEMENTS: u64 = u32::MAX as u64;
@@ -26,7 +26,7 @@ impl Tensor {
         let expected = element_count("upload", shape)?;
         if data.len() as u64 != expected {
             let shape = shape.to_vec();
-            return Err(Error::Length { got: data.len(), expected: expected as usize, shape });
+            return Err(ArgumentError::Length { got: data.len(), expected: expected as usize, shape }.into());
         }
         let bytes: &[u8] = bytemuck::cast_slice(data);
         Tensor::written(gpu, "upload", shape, T::DTYPE, |mut all| all.slice(..bytes.len()).copy_from_slice(bytes))
@@ -63,7 +63,7 @@ impl Tensor {
         let size = bytes.next_multiple_of(16).max(16);
         let limit = gpu.limits().max_buffer_size;
         if size > limit {
-            return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit });
+            return Err(LimitError::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit }.into());
         }
         Ok(Tensor::of(gpu, make(size)?, 0, shape, dtype))
     }
@@ -91,10 +91,10 @@ impl Tensor {
     /// that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
     ///
     /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::TensorTooLarge`].
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`LimitError::TensorTooLarge`].
     pub fn of_launcher(number: u64, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         if !offset.is_multiple_of(4) {
-            return Err(Error::Offset { offset });
+            return Err(ArgumentError::Offset { offset }.into());
         }
         element_count("tensor", shape)?;
         Ok(Tensor { gpu: None, memory: Memory::Numbered(number), offset, shape: shape.to_vec(), dtype })
@@ -113,12 +113,12 @@ impl Tensor {
         dtype: DType,
     ) -> Result<Tensor, Error> {
         if !offset.is_multiple_of(4) {
-            return Err(Error::Offset { offset });
+            return Err(ArgumentError::Offset { offset }.into());
         }
         let bytes = (element_count("tensor", shape)? * dtype.size()).next_multiple_of(4);
         let needed = offset.saturating_add(bytes);
         if needed > buffer.size() {
-            return Err(Error::BufferTooShort { needed, size: buffer.size() });
+            return Err(ArgumentError::BufferTooShort { needed, size: buffer.size() }.into());
         }
         gpu.expect_buffer("tensor", &buffer)?;
         Ok(Tensor::of(gpu, buffer, offset, shape, dtype))
@@ -167,11 +167,11 @@ impl Tensor {
     /// The same memory with another shape of as many elements.
     ///
     /// # Errors
-    /// [`Error::Length`].
+    /// [`ArgumentError::Length`].
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, Error> {
         if element_count("reshape", shape)? != self.len() as u64 {
             let expected = shape.iter().product();
-            return Err(Error::Length { got: self.len(), expected, shape: shape.to_vec() });
+            return Err(ArgumentError::Length { got: self.len(), expected, shape: shape.to_vec() }.into());
         }
         Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
@@ -179,8 +179,8 @@ impl Tensor {
     /// Waits for the elements and copies them to the host. `T` has to be the tensor's own storage type.
     ///
     /// # Errors
-    /// [`Error::DType`]; [`Error::Usage`] if the buffer lacks `COPY_SRC`; [`Error::DeviceLost`],
-    /// [`Error::OutOfMemory`].
+    /// [`ArgumentError::DType`]; [`ArgumentError::Usage`] if the buffer lacks `COPY_SRC`; [`DeviceError::Lost`],
+    /// [`DeviceError::OutOfMemory`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read<T: Element>(&self) -> Result<Vec<T>, Error> {
         pollster::block_on(self.fetch(true))
@@ -196,14 +196,16 @@ impl Tensor {
 
     pub(crate) async fn fetch<T: Element>(&self, block: bool) -> Result<Vec<T>, Error> {
         if T::DTYPE != self.dtype {
-            return Err(Error::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype });
+            return Err(ArgumentError::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype }.into());
         }
         let (Some(gpu), Memory::Buffer(buffer)) = (&self.gpu, &self.memory) else {
-            return Err(Error::Unsupported { what: "reading a tensor of a launcher's".to_owned() });
+            return Err(DeviceError::Unsupported { what: "reading a tensor of a launcher's".to_owned() }.into());
         };
         gpu.check()?;
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-            return Err(Error::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC });
+            return Err(
+                ArgumentError::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC }.into()
+            );
         }
         if self.is_empty() {
             return Ok(vec![]);
@@ -230,7 +232,7 @@ impl Tensor {
         let mapped = wait(device, receiver).await;
         // A lost device fails the mapping, and says why to its own handler.
         gpu.settled().await?;
-        let lost = |reason: String| Error::DeviceLost { reason };
+        let lost = |reason: String| Error::Device(DeviceError::Lost { reason });
         match mapped {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(lost(format!("a readback could not be mapped: {e}"))),
@@ -268,8 +270,8 @@ impl Gpu {
     /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TensorTooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Length`] if the shape holds another number of elements; [`LimitError::TensorTooLarge`], [`DeviceError::OutOfMemory`],
+    /// [`DeviceError::Lost`].
     pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
         Tensor::upload(self, data, shape)
     }
@@ -277,7 +279,7 @@ impl Gpu {
     /// A new tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::TensorTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`LimitError::TensorTooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         self.zeros_of("zeros", shape, dtype)
     }
@@ -298,9 +300,9 @@ impl Gpu {
     /// after the call (see [`Gpu::check`]).
     ///
     /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`Error::TensorTooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer ends before the
+    /// tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a buffer of another device;
+    /// [`DeviceError::Lost`].
     pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
     }
@@ -332,7 +334,7 @@ fn element_count(what: &'static str, shape: &[usize]) -> Result<u64, Error> {
     let product = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64)).unwrap_or(u64::MAX);
     if product > MAX_ELEMENTS {
         let (shape, size, unit) = (shape.to_vec(), product, "elements");
-        return Err(Error::TensorTooLarge { what, shape, size, unit, limit: MAX_ELEMENTS });
+        return Err(LimitError::TensorTooLarge { what, shape, size, unit, limit: MAX_ELEMENTS }.into());
     }
     Ok(if shape.contains(&0) { 0 } else { product })
 }

@@ -1,10 +1,10 @@
 //! Hyper-parameters of the optimizer steps, the same for the GPU and for [`cpu`](crate::cpu).
 //!
 //! All in f64, because 1 − β is: in f32 1 − 0.999 would be off by 1e-5 of itself. The host makes of them what a kernel
-//! needs. A step with a number out of its range is refused ([`Error::Number`]): the ranges are PyTorch's, and every number
+//! needs. A step with a number out of its range is refused ([`ArgumentError::Number`]): the ranges are PyTorch's, and every number
 //! has to be finite in f32.
-use crate::Error;
 use crate::contract::Range;
+use crate::{ArgumentError, Error};
 
 /// Learning rate and weight decay of one of the two parameters g and v: a parameter group of PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -134,7 +134,7 @@ impl Adam {
 }
 
 fn check_step(op: &'static str, step: u64) -> Result<(), Error> {
-    if step == 0 { Err(Error::Step { op }) } else { Ok(()) }
+    if step == 0 { Err(ArgumentError::Step { op }.into()) } else { Ok(()) }
 }
 
 fn check_groups(op: &'static str, [g, v]: [Group; 2]) -> Result<(), Error> {

@@ -2,7 +2,9 @@
 use crate::choices::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
-use crate::{Choices, DType, Error, Gpu, Gradients, LinearOptions, OperatorTime, Recorder, Tensor, Tile, WeightNorm};
+use crate::{
+    Choices, DType, Error, Gpu, Gradients, LimitError, LinearOptions, OperatorTime, Recorder, Tensor, Tile, WeightNorm,
+};
 
 /// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +78,8 @@ impl Gpu {
     /// end.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] and [`Error::TooLarge`] if the tensors of a layer find no place, [`Error::DeviceLost`]; in a
-    /// browser [`Error::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`] and [`LimitError::TooLarge`] if the tensors of a layer find no place, [`DeviceError::Lost`]; in a
+    /// browser [`DeviceError::Unsupported`] without timestamps.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn tune(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
         pollster::block_on(self.tuned(layers, true))
@@ -252,12 +254,15 @@ impl Layer {
         let mut spent = 0.0;
         for choice in candidates(self.gpu.traits(), &self.shape.problem(along_k)) {
             // The first run may compile.
-            let seconds = match self.seconds(along_k, &[choice; 2]).await {
-                Ok(seconds) => seconds[1],
-                // It does not fit the device; the choice of the table does.
-                Err(Error::TooLarge { .. } | Error::TensorTooLarge { .. }) if !once.is_empty() => continue,
-                Err(error) => return Err(error),
-            };
+            let seconds =
+                match self.seconds(along_k, &[choice; 2]).await {
+                    Ok(seconds) => seconds[1],
+                    // It does not fit the device; the choice of the table does.
+                    Err(
+                        Error::Limit(LimitError::TooLarge { .. }) | Error::Limit(LimitError::TensorTooLarge { .. }),
+                    ) if !once.is_empty() => continue,
+                    Err(error) => return Err(error),
+                };
             once.push((choice, seconds));
             spent += 2.0 * seconds;
             if spent > BUDGET.max(RUNS * once[0].1) {

@@ -9,7 +9,7 @@ use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
-use crate::{DType, Eps, Error, Recorder, Tensor, Write};
+use crate::{DType, Eps, Error, LimitError, Recorder, Tensor, Write};
 
 const WORDS: Module = Module::new("batch/words");
 const QUADS: Module = Module::new("batch/quads");
@@ -313,7 +313,12 @@ impl StatisticsPlan {
         let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
         let quads = quads.filter(|_| column_step == columns);
         if column_step == 0 || !can_be_added_up(splits, cy) {
-            return Err(Error::TooLarge { what: "partial sums of a batch", size: splits, limit: parts_in_binding });
+            return Err(LimitError::TooLarge {
+                what: "partial sums of a batch",
+                size: splits,
+                limit: parts_in_binding,
+            }
+            .into());
         }
         let in_groups = match &quads {
             Some(quads) => groups * THREADS / quads.blocks,

@@ -2,7 +2,7 @@
 //! 2016, sections 3 and 4).
 use super::{check_elements, check_features, linear_saved};
 use crate::contract::Range;
-use crate::{Axis, Eps, Error};
+use crate::{ArgumentError, Axis, Eps, Error};
 
 /// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + b has mean 0 and
 /// variance 1 over one batch (Salimans & Kingma 2016, section 3):
@@ -22,7 +22,7 @@ use crate::{Axis, Eps, Error};
 /// For PyTorch's initialization, g = n̂, see [`split`](super::split).
 ///
 /// # Errors
-/// Those of [`linear_saved`]; [`Error::Shape`] for an empty batch.
+/// Those of [`linear_saved`]; [`ArgumentError::Shape`] for an empty batch.
 pub fn data_dependent_init(
     x: &[f64],
     x_shape: &[usize],
@@ -66,8 +66,8 @@ fn mean_and_deviation(t: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 /// - Returns `(y, μ)`; μ goes into [`update_running_mean`].
 ///
 /// # Errors
-/// [`Error::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`; [`Error::Length`];
-/// [`Error::TooLarge`].
+/// [`ArgumentError::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`; [`ArgumentError::Length`];
+/// [`LimitError::TooLarge`].
 pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let op = "mean_only_batch_norm";
     let [batch, features] = matrix(op, "t", t, shape)?;
@@ -111,7 +111,7 @@ pub fn mean_only_batch_norm_eval(
 /// ```
 ///
 /// # Errors
-/// [`Error::Shape`] where the two differ in length; [`Error::Number`] for a `momentum` that is not from 0 to 1.
+/// [`ArgumentError::Shape`] where the two differ in length; [`ArgumentError::Number`] for a `momentum` that is not from 0 to 1.
 pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> Result<(), Error> {
     let op = "update_running_mean";
     check_features(op, "mean", Some(mean), running.len())?;
@@ -131,7 +131,7 @@ pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> 
 /// - `dy` and dt: `shape` = `[.., N]`. dbias: `[N]`. Returns `(dt, dbias)`; no gradient goes to the running mean.
 ///
 /// # Errors
-/// [`Error::Shape`] for a `dy` without a last axis; [`Error::Length`]; [`Error::TooLarge`].
+/// [`ArgumentError::Shape`] for a `dy` without a last axis; [`ArgumentError::Length`]; [`LimitError::TooLarge`].
 pub fn mean_only_batch_norm_backward(dy: &[f64], shape: &[usize]) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let [batch, features] = matrix("mean_only_batch_norm_backward", "dy", dy, shape)?;
     let dbias = column_sums(dy, features);
@@ -150,7 +150,7 @@ fn column_sums(t: &[f64], features: usize) -> Vec<f64> {
 /// (B, N) of a tensor `[.., N]`.
 fn matrix(op: &'static str, arg: &'static str, t: &[f64], shape: &[usize]) -> Result<[usize; 2], Error> {
     let Some((&features, batch_shape)) = shape.split_last() else {
-        return Err(Error::Shape { op, arg, got: vec![], expected: "[.., features]".into() });
+        return Err(ArgumentError::Shape { op, arg, got: vec![], expected: "[.., features]".into() }.into());
     };
     check_elements(arg, shape, t.len())?;
     Ok([batch_shape.iter().product(), features])
@@ -159,7 +159,8 @@ fn matrix(op: &'static str, arg: &'static str, t: &[f64], shape: &[usize]) -> Re
 /// A mean needs a row.
 fn check_batch(op: &'static str, arg: &'static str, shape: &[usize], batch: usize) -> Result<(), Error> {
     match batch {
-        0 => Err(Error::Shape { op, arg, got: shape.to_vec(), expected: "a batch of at least one row".into() }),
+        0 => Err(ArgumentError::Shape { op, arg, got: shape.to_vec(), expected: "a batch of at least one row".into() }
+            .into()),
         _ => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Optimizer steps on g and v together. The formulas stand at [`Sgd`] and [`Adam`].
 use super::normalize;
-use crate::{Adam, Axis, Eps, Error, Group, Sgd};
+use crate::{Adam, ArgumentError, Axis, Eps, Error, Group, Sgd};
 
 /// What [`sgd_step`] remembers: as many steps as were made, and m of g and of v.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +56,7 @@ impl AdamState {
 ///   unit norm. This leaves w where it was; m is not touched. A zero row stays, but becomes NaN under [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Number`] for a number out of its range; [`Error::Length`]; with `project` those of [`normalize`](super::normalize). Nothing is changed then.
+/// [`ArgumentError::Number`] for a number out of its range; [`ArgumentError::Length`]; with `project` those of [`normalize`](super::normalize). Nothing is changed then.
 pub fn sgd_step(
     sgd: &Sgd,
     g: &mut [f64],
@@ -134,7 +134,7 @@ pub fn adam_step(
 /// Gradient and state are as long as the parameter.
 fn check_lengths(expected: usize, slices: &[&[f64]]) -> Result<(), Error> {
     match slices.iter().find(|slice| slice.len() != expected) {
-        Some(slice) => Err(Error::Length { got: slice.len(), expected, shape: vec![expected] }),
+        Some(slice) => Err(ArgumentError::Length { got: slice.len(), expected, shape: vec![expected] }.into()),
         None => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use crate::memory::Scratch;
 use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::vectors;
 use crate::weight::backward::{differentiable_norms, effective_norms};
-use crate::{Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
+use crate::{ArgumentError, Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
 #[cfg(doc)]
 use crate::{Eps, Gpu, LinearOptions};
 
@@ -31,8 +31,8 @@ impl Recorder<'_, '_> {
     /// dbias that is not f32 takes one more, two with [`Write::Add`].
     ///
     /// # Errors
-    /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],
-    /// [`Error::Variant`].
+    /// As [`Gpu::linear_backward`]; [`ArgumentError::Shape`] if u is missing; [`ArgumentError::Alias`], [`ArgumentError::Overlap`],
+    /// [`ArgumentError::Variant`].
     pub fn linear_backward_into<'a>(
         &mut self,
         x: &Tensor,
@@ -143,7 +143,7 @@ fn check_backward(
     }
     let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
     if needs_u && u.is_none() {
-        return Err(Error::Missing { op: OP, arg: "u" });
+        return Err(ArgumentError::Missing { op: OP, arg: "u" }.into());
     }
     for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
         if let Some(tensor) = tensor {
@@ -154,7 +154,7 @@ fn check_backward(
         (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
         (Some(dg), None) => {
             let expected = "none: an ordinary weight has no gain".to_owned();
-            return Err(Error::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected });
+            return Err(ArgumentError::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected }.into());
         }
         (None, _) => {}
     }

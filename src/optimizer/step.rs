@@ -7,7 +7,7 @@ use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, windows};
-use crate::{Axis, DType, Eps, Error, Recorder, Tensor, WeightNorm};
+use crate::{ArgumentError, Axis, DType, Eps, Error, Recorder, Tensor, WeightNorm};
 
 const ONE_BY_ONE: Module = Module::new("optimizer/words");
 const QUADS: Module = Module::new("optimizer/quads");
@@ -216,7 +216,7 @@ impl OptimizerStep<'_> {
             }
             if tensor.len() != parameter.len() {
                 let expected = format!("{:?}, or as many elements", parameter.shape());
-                return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+                return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
             }
             if arg != "dg" {
                 arguments = arguments.output_onto(true, arg, tensor);

@@ -2,10 +2,10 @@
 use super::selection::{Problem, Selection};
 use super::shape::{BK, TileShape};
 use super::tile::Tile;
-use crate::Error;
 use crate::choose::Traits;
 use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
 use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
+use crate::{Error, LimitError};
 
 /// Bytes of a partial sum.
 pub(crate) const PARTIAL_BYTES: u64 = 8;
@@ -139,7 +139,7 @@ impl ProductPlan {
             let (rows, columns) = facts.fitting(capacities, (split_step * split_length).min(depth));
             (splits, ProductPlan { tile, rows, columns, split_length: Some(split_length), split_step })
         };
-        let too_large = |what, size, limit| Err(Error::TooLarge { what, size, limit });
+        let too_large = |what, size, limit| Err(LimitError::TooLarge { what, size, limit }.into());
         if plan.rows == 0 || plan.columns == 0 {
             // Steps of k that lie apart by a row of the matrix: those that a tile takes at once have to fit.
             let rows = [&a, &b]
@@ -260,6 +260,6 @@ mod tests {
     #[test]
     fn rows_longer_than_a_binding_with_no_room_for_sums_are_refused() {
         let error = plan(&facts([true, true], [1, 1, 1 << 31]), Capacities { binding: 256, ..LARGE }).unwrap_err();
-        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(matches!(error, Error::Limit(LimitError::TooLarge { .. })), "{error}");
     }
 }

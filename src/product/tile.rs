@@ -2,7 +2,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Error;
+use crate::{Error, ParseError};
 
 /// How a product is computed: what fills the slot `family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,11 +119,11 @@ impl FromStr for Tile {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::UnknownTile`].
+    /// [`ParseError::Tile`].
     fn from_str(name: &str) -> Result<Tile, Error> {
         Tile::ALL.into_iter().find(|tile| tile.to_string() == name).ok_or_else(|| {
             let names: Vec<_> = Tile::ALL.iter().map(Tile::to_string).collect();
-            Error::UnknownTile { got: name.to_owned(), expected: names.join(", ") }
+            Error::Parse(ParseError::Tile { got: name.to_owned(), expected: names.join(", ") })
         })
     }
 }

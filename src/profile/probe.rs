@@ -41,7 +41,7 @@ impl Gpu {
     /// two buffers of up to 128 MiB meanwhile, so that caches do not hold them.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; in a browser [`Error::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without timestamps.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn roof(&self) -> Result<Roof, Error> {
         pollster::block_on(self.known_roof(true))

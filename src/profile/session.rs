@@ -110,5 +110,5 @@ fn wall(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f6
 
 #[cfg(target_arch = "wasm32")]
 fn wall(_: &Gpu, _: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f64, Error> {
-    Err(Error::Unsupported { what: "timestamps".to_owned() })
+    Err(crate::DeviceError::Unsupported { what: "timestamps".to_owned() }.into())
 }

@@ -21,8 +21,8 @@ impl Gpu {
     /// `weight_norm` backward, in the factored form that stays in range.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::Axis`], [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`], [`ArgumentError::DType`], [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`],
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn normalize_backward(&self, dw: &Tensor, weight: WeightNorm<'_>) -> Result<(Tensor, Tensor), Error> {
         let dv = self.zeros(weight.v.shape(), weight.v.dtype())?;
         let dg = self.zeros(&norms_shape(weight.v.shape(), weight.axis), DType::F32)?;
@@ -40,7 +40,7 @@ impl Recorder<'_, '_> {
     /// are summed up; one for dv. A dg that is not f32 takes one more, two with [`Write::Add`].
     ///
     /// # Errors
-    /// As [`Gpu::normalize_backward`]; [`Error::Alias`], [`Error::Overlap`].
+    /// As [`Gpu::normalize_backward`]; [`ArgumentError::Alias`], [`ArgumentError::Overlap`].
     pub fn normalize_backward_into(
         &mut self,
         dw: &Tensor,

@@ -17,8 +17,8 @@ impl Gpu {
     /// gives 0, under [`Eps::None`] NaN. Reference: PyTorch's `weight_norm`.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::DType`] if g or the norms do not fit; [`Error::Axis`], [`Error::Eps`],
-    /// [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if g or the norms do not fit; [`ArgumentError::Axis`], [`ArgumentError::Eps`],
+    /// [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn normalize(&self, weight: WeightNorm<'_>) -> Result<Tensor, Error> {
         let w = self.zeros(weight.v.shape(), weight.v.dtype())?;
         self.run(|ops| ops.normalize_into(weight, &w))?;
@@ -58,7 +58,7 @@ impl Recorder<'_, '_> {
     /// to 8, have to fill whole 16 bytes, and as many have to divide the rows.
     ///
     /// # Errors
-    /// As [`Gpu::normalize`]; [`Error::Alias`].
+    /// As [`Gpu::normalize`]; [`ArgumentError::Alias`].
     pub fn normalize_into(&mut self, weight: WeightNorm<'_>, w: &Tensor) -> Result<(), Error> {
         const OP: &str = "normalize";
         weight.check(OP)?;
@@ -76,7 +76,7 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::normalize_in_place`]. The dispatches are those of [`Recorder::normalize_into`].
     ///
     /// # Errors
-    /// As [`Gpu::normalize`]; [`Error::Alias`] if g or the norms share v's buffer.
+    /// As [`Gpu::normalize`]; [`ArgumentError::Alias`] if g or the norms share v's buffer.
     pub fn normalize_in_place(&mut self, weight: WeightNorm<'_>) -> Result<(), Error> {
         const OP: &str = "normalize_in_place";
         weight.check(OP)?;
@@ -95,7 +95,7 @@ impl Recorder<'_, '_> {
     /// One dispatch more than [`Recorder::row_norms_into`], two where g is not f32.
     ///
     /// # Errors
-    /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
+    /// As [`Gpu::row_norms`]; [`ArgumentError::Shape`], [`ArgumentError::DType`], [`ArgumentError::Alias`], [`ArgumentError::Overlap`].
     pub fn split_into(&mut self, w: &Tensor, axis: Axis, eps: Eps, v: &Tensor, g: &Tensor) -> Result<(), Error> {
         const OP: &str = "split";
         Layout::new(w.shape(), axis)?;

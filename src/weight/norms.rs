@@ -70,8 +70,8 @@ impl Gpu {
     /// `torch.linalg.vector_norm` and `_weight_norm_interface`.
     ///
     /// # Errors
-    /// [`Error::Axis`], [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`DeviceError::OutOfMemory`],
+    /// [`DeviceError::Lost`].
     pub fn row_norms(&self, v: &Tensor, axis: Axis, eps: Eps) -> Result<Tensor, Error> {
         let norms = self.zeros(&norms_shape(v.shape(), axis), DType::F32)?;
         self.run(|ops| ops.row_norms_into(v, axis, eps, &norms))?;
@@ -86,7 +86,7 @@ impl Recorder<'_, '_> {
     /// dispatch's limit.
     ///
     /// # Errors
-    /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`].
+    /// As [`Gpu::row_norms`]; [`ArgumentError::Shape`], [`ArgumentError::DType`], [`ArgumentError::Alias`].
     pub fn row_norms_into(&mut self, v: &Tensor, axis: Axis, eps: Eps, norms: &Tensor) -> Result<(), Error> {
         const OP: &str = "row_norms";
         Layout::new(v.shape(), axis)?;

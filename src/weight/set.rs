@@ -8,7 +8,7 @@ use crate::record::Dispatch;
 use crate::weight::cut::TableParams;
 use crate::weight::member::{SetMember, SetOperator};
 use crate::weight::table::{ITEM_BYTES, Source, Table, Window};
-use crate::{DType, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
+use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 
 /// Weights whose norms, normalization and gradients take a few dispatches for all of them together, however many there
 /// are: of any shapes, kept axes, storage types and eps policies. From [`Gpu::weight_set`].
@@ -38,7 +38,7 @@ impl WeightSet {
     /// The dispatches that an operator on the set takes.
     ///
     /// # Errors
-    /// As the operator: [`Error::Missing`] if the members lack its tensors; [`Error::Alias`].
+    /// As the operator: [`ArgumentError::Missing`] if the members lack its tensors; [`ArgumentError::Alias`].
     pub fn dispatch_count(&self, operator: SetOperator) -> Result<u64, Error> {
         self.plan(operator).map(|plan| plan.stages.len() as u64)
     }
@@ -53,7 +53,7 @@ impl Gpu {
     /// wants, since one dispatch reaches one buffer of each kind.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn tensors(&self, tensors: &[(&[usize], DType)]) -> Result<Vec<Tensor>, Error> {
         Tensor::zeros_together(self, tensors)
     }
@@ -69,15 +69,15 @@ impl Gpu {
     /// a binding reaches, take as many again. [`WeightSet::dispatch_count`] tells.
     ///
     /// # Errors
-    /// [`Error::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known norms, which
-    /// a set does not take ([`Error::KnownNorms`]), or tensors that an operator lacks, while other members have them
-    /// ([`Error::Missing`]). [`Error::Alias`], [`Error::Overlap`], [`Error::OtherGpu`], [`Error::Usage`];
-    /// [`Error::TooLarge`] if more partial sums, or with another kept axis than the first more scales, belong together
-    /// than a binding holds; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known norms, which
+    /// a set does not take ([`ArgumentError::KnownNorms`]), or tensors that an operator lacks, while other members have them
+    /// ([`ArgumentError::Missing`]). [`ArgumentError::Alias`], [`ArgumentError::Overlap`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`];
+    /// [`LimitError::TooLarge`] if more partial sums, or with another kept axis than the first more scales, belong together
+    /// than a binding holds; [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn weight_set(&self, members: &[SetMember<'_>]) -> Result<WeightSet, Error> {
         self.check()?;
         for (index, member) in members.iter().enumerate() {
-            member.check().map_err(|e| Error::Member { index, error: Box::new(e) })?;
+            member.check().map_err(|e| e.of_member(index))?;
         }
         let plan = |operator: SetOperator| Table::new(self, operator, members);
         let [norms, normalize, in_place, backward] = SetOperator::ALL.map(plan);
@@ -150,8 +150,8 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::row_norms`] of all members of a set, into their [`SetMember::norms`]. Makes nothing anew.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the members lack these; [`Error::OtherGpu`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Missing`] if the members lack these; [`ArgumentError::OtherGpu`], [`DeviceError::OutOfMemory`],
+    /// [`DeviceError::Lost`].
     pub fn row_norms_set(&mut self, set: &WeightSet) -> Result<(), Error> {
         record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, Write::Replace)
     }
@@ -167,7 +167,7 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::normalize_in_place`] of all members of a set: v becomes w.
     ///
     /// # Errors
-    /// As [`Recorder::row_norms_set`]; [`Error::Alias`] if a g shares a buffer with a v.
+    /// As [`Recorder::row_norms_set`]; [`ArgumentError::Alias`] if a g shares a buffer with a v.
     pub fn normalize_set_in_place(&mut self, set: &WeightSet) -> Result<(), Error> {
         record_set(self, set, SetOperator::InPlace, "normalize_set_in_place", true, Write::Replace)
     }
@@ -200,7 +200,7 @@ fn record_set(
     takes_gains: bool,
     write: Write,
 ) -> Result<(), Error> {
-    let other = Error::OtherGpu { op, arg: "the set" };
+    let other = Error::Argument(ArgumentError::OtherGpu { op, arg: "the set" });
     let Some(gpu) = ops.gpu() else { return Err(other) };
     gpu.reported()?;
     if !set.gpu.is_one_with(gpu) {

@@ -1,6 +1,8 @@
 //! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
 //! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
-use weightnorm::{Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tile, WeightNorm};
+use weightnorm::{
+    Axis, DType, Element, Eps, Error, Gpu, Gradients, LimitError, LinearOptions, Recorder, Tile, WeightNorm,
+};
 
 /// Records each misuse and compares its error with the text that belongs to it.
 pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
@@ -224,7 +226,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
             six.reshape(shape).map(drop),
         ];
         for result in all {
-            if !matches!(result, Err(Error::TensorTooLarge { unit: "elements", .. })) {
+            if !matches!(result, Err(Error::Limit(LimitError::TensorTooLarge { unit: "elements", .. }))) {
                 return Err(format!("{result:?} for {shape:?}"));
             }
         }
@@ -233,7 +235,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
     let (x, v) = (gpu.zeros(&[1 << 16, 0], DType::F32), gpu.zeros(&[1 << 16, 0], DType::F32));
     let (x, v) = (x.map_err(|e| e.to_string())?, v.map_err(|e| e.to_string())?);
     match gpu.linear(&x, &v, None) {
-        Err(Error::TensorTooLarge { what: "linear: y", .. }) => Ok(()),
+        Err(Error::Limit(LimitError::TensorTooLarge { what: "linear: y", .. })) => Ok(()),
         other => Err(format!("{other:?} for 2^32 elements")),
     }
 }

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Activation, Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameters, Recorder,
-    RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
+    Activation, Adam, ArgumentError, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LimitError, LinearOptions,
+    Options, Parameters, Recorder, RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
 };
 
 use crate::common::{misuse, ranges};
@@ -81,7 +81,7 @@ fn noop_small_devices_are_unsupported() {
     ];
     for (what, change) in lower {
         match adopt(Parameters::Auto, change) {
-            Err(Error::Unsupported { what: text }) => assert!(text.contains(what), "{text}"),
+            Err(Error::Device(DeviceError::Unsupported { what: text })) => assert!(text.contains(what), "{text}"),
             other => panic!("{what}: {other:?}"),
         }
     }
@@ -95,7 +95,9 @@ fn noop_parameters_follow_the_device() {
     let gpu = adopt(Parameters::Auto, bare).unwrap();
     gpu.row_norms(&gpu.zeros(&[2, 2], DType::F32).unwrap(), Axis::Whole, Eps::None).unwrap();
     match adopt(Parameters::Uniform, bare) {
-        Err(Error::Unsupported { what }) => assert!(what.contains("uniform buffers of 64 bytes"), "{what}"),
+        Err(Error::Device(DeviceError::Unsupported { what })) => {
+            assert!(what.contains("uniform buffers of 64 bytes"), "{what}")
+        }
         other => panic!("{other:?}"),
     }
     assert!(noop().report().immediates);
@@ -108,7 +110,7 @@ fn noop_parameters_follow_the_device() {
 fn noop_too_large() {
     let gpu = adopt(Parameters::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
     for bytes in [1 << 21, 1 << 63, u64::MAX] {
-        assert!(matches!(gpu.reserve(bytes), Err(Error::TooLarge { limit: 1_048_576, .. })));
+        assert!(matches!(gpu.reserve(bytes), Err(Error::Limit(LimitError::TooLarge { limit: 1_048_576, .. }))));
     }
     gpu.reserve(1 << 20).unwrap();
     let error = gpu.zeros(&[2, 1 << 18], DType::F32).unwrap_err().to_string();
@@ -202,7 +204,7 @@ fn noop_small_workgroups() {
     for tile in Tile::all_on(&gpu) {
         run(tile).unwrap();
     }
-    assert!(matches!(run(Tile::Huge), Err(Error::Variant { .. })));
+    assert!(matches!(run(Tile::Huge), Err(Error::Argument(ArgumentError::Variant { .. }))));
 }
 
 /// The dispatches that the documentation promises.
@@ -307,7 +309,7 @@ fn noop_long_rows() {
             match gpu.linear_backward(&x, weight, &y, &saved) {
                 Ok(_) => {}
                 // A sum over the batch reads some rows of x at once, which this device cannot bind.
-                Err(Error::TooLarge { .. }) if x.shape()[0] > 0 => {}
+                Err(Error::Limit(LimitError::TooLarge { .. })) if x.shape()[0] > 0 => {}
                 Err(other) => panic!("batch {}, {axis:?}: {other}", x.shape()[0]),
             }
         }
@@ -339,7 +341,7 @@ fn eps() -> impl Strategy<Value = Eps> {
 fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Option<Tensor> {
     match gpu.zeros(shape, dtype) {
         Ok(tensor) => Some(tensor),
-        Err(Error::TensorTooLarge { .. }) => None,
+        Err(Error::Limit(LimitError::TensorTooLarge { .. })) => None,
         Err(other) => panic!("{other:?} for {shape:?}"),
     }
 }
@@ -422,7 +424,7 @@ proptest! {
         for result in results {
             let foreseen = !matches!(
                 result,
-                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+                Err(Error::Device(DeviceError::Wgpu { .. }) | Error::Device(DeviceError::Lost { .. }) | Error::Device(DeviceError::OutOfMemory { .. }) | Error::Argument(ArgumentError::Alias { .. }))
             );
             prop_assert!(foreseen, "{:?}", result);
         }
@@ -494,7 +496,7 @@ proptest! {
         for result in results.into_iter().chain([saved.map(drop)]) {
             let foreseen = !matches!(
                 result,
-                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+                Err(Error::Device(DeviceError::Wgpu { .. }) | Error::Device(DeviceError::Lost { .. }) | Error::Device(DeviceError::OutOfMemory { .. }) | Error::Argument(ArgumentError::Alias { .. }))
             );
             prop_assert!(foreseen, "{:?}", result);
         }

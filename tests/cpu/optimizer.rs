@@ -1,6 +1,6 @@
 //! The optimizer steps against PyTorch's, against closed forms and against a loop written another way.
 use serde_json::Value;
-use weightnorm::{Adam, Axis, Eps, Error, Group, Sgd, cpu};
+use weightnorm::{Adam, ArgumentError, Axis, Eps, Error, Group, Sgd, cpu};
 
 use crate::common::{compare, own_golden_dir, ranges};
 
@@ -268,7 +268,7 @@ fn sgd_step_grows_v_by_pythagoras() {
 #[test]
 fn optimizer_step_rejects_what_does_not_fit() {
     let (mut g, mut v) = ([1.0], [2.0, 3.0]);
-    let length = |got, expected| Error::Length { got, expected, shape: vec![expected] };
+    let length = |got, expected| Error::Argument(ArgumentError::Length { got, expected, shape: vec![expected] });
     let (sgd, adam) = (Sgd::new(0.1), Adam::new(0.1));
     for (dg, dv, state_g, state_v, error) in
         [(2, 2, 1, 2, length(2, 1)), (1, 1, 1, 2, length(1, 2)), (1, 2, 0, 2, length(0, 1)), (1, 2, 1, 3, length(3, 2))]

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use weightnorm::wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
 use weightnorm::{
-    Axis, DType, Eps, Error, Facts, Gradients, Launch, LinearOptions, Planned, PlannedBinding, Recorder,
-    SCRATCH_BUFFERS, Tensor, WeightNorm, Write,
+    ArgumentError, Axis, DType, DeviceError, Eps, Error, Facts, Gradients, Launch, LimitError, LinearOptions, Planned,
+    PlannedBinding, Recorder, SCRATCH_BUFFERS, Tensor, WeightNorm, Write,
 };
 
 /// What was planned: names, workgroups and bindings.
@@ -208,7 +208,7 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
                 };
                 let listed = match buffers.list(&device, record) {
                     // Of x, dy and v 16 rows have to fit a binding.
-                    Err(Error::TooLarge { what: "16 rows of a matrix in bytes", size, limit }) => {
+                    Err(Error::Limit(LimitError::TooLarge { what: "16 rows of a matrix in bytes", size, limit })) => {
                         assert!(size == 64 * ins.max(outs) as u64 && size > limit, "{size} of {limit}");
                         continue;
                     }
@@ -238,15 +238,18 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
 fn plans_take_tensors_of_launchers_alone() -> Result<(), Error> {
     let mut buffers = Buffers::default();
     let v = buffers.tensor(&[4, 4], DType::F32)?;
-    assert!(matches!(v.read::<f32>(), Err(Error::Unsupported { .. })));
+    assert!(matches!(v.read::<f32>(), Err(Error::Device(DeviceError::Unsupported { .. }))));
     let norms = buffers.tensor(&[4], DType::F32)?;
     let device = &devices()[0];
     let error = buffers.list(device, |ops| ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms.reshape(&[4, 1])?));
     assert_eq!(error?.len(), 1);
     let odd = Tensor::of_launcher(0, 2, &[4], DType::F32);
-    assert!(matches!(odd, Err(Error::Offset { offset: 2 })));
+    assert!(matches!(odd, Err(Error::Argument(ArgumentError::Offset { offset: 2 }))));
     let few = Limits { max_storage_buffers_per_shader_stage: 4, ..Limits::default() };
-    assert!(matches!(Facts::new(&device.0, &few, Features::empty()), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        Facts::new(&device.0, &few, Features::empty()),
+        Err(Error::Device(DeviceError::Unsupported { .. }))
+    ));
     Ok(())
 }
 
@@ -284,10 +287,10 @@ fn plans_of_arenas() -> Result<(), Error> {
     }
     for offset in [0, 20, 36] {
         let error = planned(device, &at(offset)?).unwrap_err();
-        assert_eq!(error, Error::Alias { op: "row_norms", output: "norms", input: "v" });
+        assert_eq!(error, Error::Argument(ArgumentError::Alias { op: "row_norms", output: "norms", input: "v" }));
     }
     let browser = (AdapterInfo::new(DeviceType::Other, Backend::BrowserWebGpu), Limits::default());
-    assert!(matches!(planned(&browser, &at(40)?), Err(Error::Alias { .. })));
+    assert!(matches!(planned(&browser, &at(40)?), Err(Error::Argument(ArgumentError::Alias { .. }))));
     assert!(planned(&browser, &at(256)?).is_ok());
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Choices, Clock, DType, Error, Gpu, Gradients, LinearOptions, LinearShape, Options, Recorder, Tensor, Tile,
-    WeightNorm,
+    ArgumentError, Choices, Clock, DType, Error, Gpu, Gradients, LimitError, LinearOptions, LinearShape, Options,
+    ParseError, Recorder, Tensor, Tile, WeightNorm,
 };
 
 fn adopt(choices: &str) -> Result<Gpu, Error> {
@@ -29,7 +29,7 @@ fn tile_names_come_back() {
     assert_eq!(format!("{:>9}|", Tile::Stream8), "  stream8|");
     for name in ["", "Large", "large ", "lanes128"] {
         match name.parse::<Tile>() {
-            Err(Error::UnknownTile { got, expected }) => {
+            Err(Error::Parse(ParseError::Tile { got, expected })) => {
                 assert_eq!(got, name);
                 assert!(expected.starts_with("huge, large, "), "{expected}");
             }
@@ -79,14 +79,17 @@ fn choices_of_another_form_are_refused() {
         let text =
             format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 stream8\n\n{line}\nforward f32 f32 2 10 8 stream8");
         match text.parse::<Choices>() {
-            Err(Error::Choices { line: 4, got, expected }) if got == line => {
+            Err(Error::Parse(ParseError::TuningTable { line: 4, got, expected })) if got == line => {
                 assert!(expected.starts_with(beginning), "{line}: {expected}");
             }
             other => panic!("{line}: {other:?}"),
         }
     }
     for text in ["", "\n", "forward f32 f32 2 10 3 large", "weightnormal | .."] {
-        assert!(matches!(text.parse::<Choices>(), Err(Error::Choices { line: 1, .. })), "{text:?}");
+        assert!(
+            matches!(text.parse::<Choices>(), Err(Error::Parse(ParseError::TuningTable { line: 1, .. }))),
+            "{text:?}"
+        );
     }
 }
 
@@ -107,10 +110,13 @@ fn choices_belong_to_an_adapter() {
         assert_eq!(gpu.choices().to_string(), self::origin());
     }
     let no_lanes = with("forward f32 f32 2 10 3 lanes32\n").map(drop);
-    assert!(matches!(&no_lanes, Err(Error::Variant { op: "choices", got, .. }) if got == "Lanes32"), "{no_lanes:?}");
+    assert!(
+        matches!(&no_lanes, Err(Error::Argument(ArgumentError::Variant { op: "choices", got, .. })) if got == "Lanes32"),
+        "{no_lanes:?}"
+    );
     for length in [0, u32::MAX] {
         let refused = with(&format!("forward f32 f32 2 10 3 stream8 split {length}\n")).map(drop);
-        assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Argument(ArgumentError::Variant { op: "choices", .. }))), "{refused:?}");
     }
 }
 
@@ -221,7 +227,7 @@ fn tune_names_each_product() {
     assert_eq!(gpu.pipeline_count(), 0);
     assert!(gpu.tune(&[]).unwrap() == *gpu.choices());
     let huge = LinearShape::new(1 << 20, 1 << 20, 1);
-    assert!(matches!(gpu.tune(&[huge]), Err(Error::TensorTooLarge { .. })));
+    assert!(matches!(gpu.tune(&[huge]), Err(Error::Limit(LimitError::TensorTooLarge { .. }))));
 }
 
 /// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an H200 had

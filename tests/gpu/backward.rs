@@ -1,7 +1,8 @@
 //! The backward pass: linear_saved, linear_backward, normalize_backward.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, Weight, WeightNorm, Write, cpu,
+    ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LimitError, LinearOptions, Recorder, Tensor, Tile, Weight,
+    WeightNorm, Write, cpu,
 };
 
 use crate::common::{compare, dg_bound, dot_bound, dv_bound, dx_bound, norm_bound, sum_bound};
@@ -790,7 +791,7 @@ fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
         limits.max_storage_buffer_binding_size = v_bytes + 4096;
     })?;
     match device.zeros(&[outs, ins], DType::F32) {
-        Err(Error::TensorTooLarge { .. }) => {}
+        Err(Error::Limit(LimitError::TensorTooLarge { .. })) => {}
         other => return Err(format!("there is room for dw: {:?}", other.map(|t| t.len())).into()),
     }
     let allocated = || {
@@ -1324,7 +1325,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     let weight = WeightNorm::unit(&v);
     let none = Gradients::default().tile(Tile::Medium);
     let shape = |arg: &'static str, error: Error| match error {
-        Error::Shape { op: "linear_backward", arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::Shape { op: "linear_backward", arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     let backward = |x: &Tensor, weight: Weight<'_>, dy: &Tensor, u: Option<&Tensor>, gradients: &Gradients<'_>| {
@@ -1336,7 +1337,10 @@ fn errors(gpu: &Gpu) -> Outcome {
         let dg = f32s(&[norm_count(&[4, 3], axis)])?;
         for wanted in [none.dv(&dv), none.dg(&dg)] {
             let error = backward(&x, weight, &dy, None, &wanted)?;
-            assert!(matches!(error, Error::Missing { op: "linear_backward", arg: "u" }), "{error:?}");
+            assert!(
+                matches!(error, Error::Argument(ArgumentError::Missing { op: "linear_backward", arg: "u" })),
+                "{error:?}"
+            );
         }
     }
     // Not needed for dx and dbias, for kept axis in, for a plain weight.
@@ -1355,29 +1359,29 @@ fn errors(gpu: &Gpu) -> Outcome {
     shape("dbias", backward(&x, normal, &dy, None, &none.dbias(&f32s(&[3])?))?)?;
     shape("dg", backward(&x, (&v).into(), &dy, None, &none.dg(&dg))?)?;
     let error = backward(&f32s(&[2, 5])?, normal, &dy, None, &none.dx(&dx))?;
-    assert!(matches!(error, Error::Shape { arg: "x", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Shape { arg: "x", .. })), "{error:?}");
     let dtype = |arg: &'static str, error: Error| match error {
-        Error::DType { arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::DType { arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     dtype("u", backward(&x, normal, &dy, Some(&halves), &none.dv(&dv))?)?;
 
     let error = backward(&x, normal, &dy, None, &none.dx(&x))?;
-    assert!(matches!(error, Error::Alias { output: "dx", input: "x", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dx", input: "x", .. })), "{error:?}");
     let error = backward(&x, normal, &dy, Some(&u), &none.dv(&v))?;
-    assert!(matches!(error, Error::Alias { output: "dv", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dv", .. })), "{error:?}");
     let in_u = u.reshape(&[8])?;
     let in_u = gpu.tensor(in_u.buffer(), 0, &[4], DType::F32)?;
     let error = backward(&x, normal, &dy, Some(&u), &none.dg(&in_u))?;
-    assert!(matches!(error, Error::Alias { output: "dg", input: "u", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dg", input: "u", .. })), "{error:?}");
     let error = backward(&x, normal, &dy, Some(&u), &none.dg(&dg).dbias(&dg))?;
-    assert!(matches!(error, Error::Overlap { first: "dg", second: "dbias", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Overlap { first: "dg", second: "dbias", .. })), "{error:?}");
     let axis = weight.axis(Axis::Kept(2)).into();
-    assert!(matches!(backward(&x, axis, &dy, None, &none.dx(&dx))?, Error::Axis { .. }));
+    assert!(matches!(backward(&x, axis, &dy, None, &none.dx(&dx))?, Error::Argument(ArgumentError::Axis { .. })));
     let eps = weight.eps(Eps::Clamp(0.0)).into();
-    assert!(matches!(backward(&x, eps, &dy, None, &none.dx(&dx))?, Error::Eps { .. }));
+    assert!(matches!(backward(&x, eps, &dy, None, &none.dx(&dx))?, Error::Argument(ArgumentError::Eps { .. })));
     let zero = none.dx(&dx).split_length(0);
-    assert!(matches!(backward(&x, normal, &dy, None, &zero)?, Error::Variant { .. }));
+    assert!(matches!(backward(&x, normal, &dy, None, &zero)?, Error::Argument(ArgumentError::Variant { .. })));
     Ok(())
 }
 
@@ -1840,7 +1844,7 @@ fn normalize_errors(gpu: &Gpu) -> Outcome {
         refused(gpu, |ops| ops.normalize_backward_into(dw, weight, dv, dg, Write::Replace))
     };
     let shape = |arg: &'static str, error: Error| match error {
-        Error::Shape { op: "normalize_backward", arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::Shape { op: "normalize_backward", arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     shape("dw", call(&wrong, weight, Some(&dv), None)?)?;
@@ -1849,11 +1853,29 @@ fn normalize_errors(gpu: &Gpu) -> Outcome {
     shape("g", call(&dw, WeightNorm::new(&v, &wrong), Some(&dv), None)?)?;
     shape("norms", call(&dw, weight.norms(&wrong), Some(&dv), None)?)?;
     let halves = gpu.zeros(&[4], DType::F16)?;
-    assert!(matches!(call(&dw, weight.norms(&halves), Some(&dv), None)?, Error::DType { arg: "norms", .. }));
-    assert!(matches!(call(&dw, weight, Some(&dw), None)?, Error::Alias { output: "dv", input: "dw", .. }));
-    assert!(matches!(call(&dw, weight, Some(&v), None)?, Error::Alias { output: "dv", input: "v", .. }));
-    assert!(matches!(call(&dw, WeightNorm::new(&v, &dg), None, Some(&dg))?, Error::Alias { output: "dg", .. }));
-    assert!(matches!(call(&dw, weight.axis(Axis::Kept(2)), Some(&dv), None)?, Error::Axis { .. }));
-    assert!(matches!(call(&dw, weight.eps(Eps::After(-1.0)), Some(&dv), None)?, Error::Eps { .. }));
+    assert!(matches!(
+        call(&dw, weight.norms(&halves), Some(&dv), None)?,
+        Error::Argument(ArgumentError::DType { arg: "norms", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight, Some(&dw), None)?,
+        Error::Argument(ArgumentError::Alias { output: "dv", input: "dw", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight, Some(&v), None)?,
+        Error::Argument(ArgumentError::Alias { output: "dv", input: "v", .. })
+    ));
+    assert!(matches!(
+        call(&dw, WeightNorm::new(&v, &dg), None, Some(&dg))?,
+        Error::Argument(ArgumentError::Alias { output: "dg", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight.axis(Axis::Kept(2)), Some(&dv), None)?,
+        Error::Argument(ArgumentError::Axis { .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight.eps(Eps::After(-1.0)), Some(&dv), None)?,
+        Error::Argument(ArgumentError::Eps { .. })
+    ));
     Ok(())
 }

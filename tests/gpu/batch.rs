@@ -1,6 +1,6 @@
 //! What looks at a whole batch: its sums, data-dependent initialization, mean-only batch normalization.
 use weightnorm::internals::column_dot_sums;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
+use weightnorm::{ArgumentError, Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
 
 use crate::common::{compare, dot_bound, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, either, must_fail, norm_chain as chain, random, upload};
@@ -459,37 +459,43 @@ fn errors(gpu: &Gpu) -> Outcome {
     let init = |x: &Tensor, v: &Tensor, g: &Tensor, bias: &Tensor| {
         refused(gpu, |ops| ops.data_dependent_init_into(x, v, Eps::default(), g, bias))
     };
-    assert!(matches!(init(&f32s(&[0, 3])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&f32s(&[4, 2])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&f32s(&[])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&x, &f32s(&[6])?, &g, &bias)?, Error::Shape { arg: "v", .. }));
-    assert!(matches!(init(&x, &v, &f32s(&[3])?, &bias)?, Error::Shape { arg: "g", .. }));
-    assert!(matches!(init(&x, &v, &g, &g)?, Error::Overlap { .. }));
-    assert!(matches!(init(&x, &v, &g, &v.reshape(&[6])?)?, Error::Shape { arg: "bias", .. }));
+    assert!(matches!(init(&f32s(&[0, 3])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&f32s(&[4, 2])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&f32s(&[])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&x, &f32s(&[6])?, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "v", .. })));
+    assert!(matches!(init(&x, &v, &f32s(&[3])?, &bias)?, Error::Argument(ArgumentError::Shape { arg: "g", .. })));
+    assert!(matches!(init(&x, &v, &g, &g)?, Error::Argument(ArgumentError::Overlap { .. })));
+    assert!(matches!(init(&x, &v, &g, &v.reshape(&[6])?)?, Error::Argument(ArgumentError::Shape { arg: "bias", .. })));
     let bad_eps = refused(gpu, |ops| ops.data_dependent_init_into(&x, &v, Eps::Clamp(0.0), &g, &bias))?;
-    assert!(matches!(bad_eps, Error::Eps { .. }));
+    assert!(matches!(bad_eps, Error::Argument(ArgumentError::Eps { .. })));
 
     let (t, y) = (f32s(&[4, 2])?, f32s(&[4, 2])?);
     let norm = |t: &Tensor, bias: &Tensor, running: &Tensor, y: &Tensor| {
         let running = Some(RunningMean { mean: running, momentum: 0.1 });
         refused(gpu, |ops| ops.mean_only_batch_norm_into(t, Some(bias), running, y))
     };
-    assert!(matches!(norm(&f32s(&[0, 2])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
-    assert!(matches!(norm(&f32s(&[])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
-    assert!(matches!(norm(&t, &f32s(&[4])?, &g, &y)?, Error::Shape { arg: "bias", .. }));
-    assert!(matches!(norm(&t, &bias, &f32s(&[2, 1])?, &y)?, Error::Shape { arg: "running", .. }));
-    assert!(matches!(norm(&t, &bias, &g, &f32s(&[8])?)?, Error::Shape { arg: "y", .. }));
-    assert!(matches!(norm(&t, &bias, &g, &t)?, Error::Alias { output: "y", .. }));
-    assert!(matches!(norm(&t, &bias, &bias, &y)?, Error::Alias { output: "running", .. }));
+    assert!(matches!(norm(&f32s(&[0, 2])?, &bias, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "t", .. })));
+    assert!(matches!(norm(&f32s(&[])?, &bias, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "t", .. })));
+    assert!(matches!(norm(&t, &f32s(&[4])?, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "bias", .. })));
+    assert!(matches!(
+        norm(&t, &bias, &f32s(&[2, 1])?, &y)?,
+        Error::Argument(ArgumentError::Shape { arg: "running", .. })
+    ));
+    assert!(matches!(norm(&t, &bias, &g, &f32s(&[8])?)?, Error::Argument(ArgumentError::Shape { arg: "y", .. })));
+    assert!(matches!(norm(&t, &bias, &g, &t)?, Error::Argument(ArgumentError::Alias { output: "y", .. })));
+    assert!(matches!(norm(&t, &bias, &bias, &y)?, Error::Argument(ArgumentError::Alias { output: "running", .. })));
     let eval = refused(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t, &zeros(&[2], DType::Bf16)?, None, &y))?;
-    assert!(matches!(eval, Error::DType { arg: "running", .. }));
+    assert!(matches!(eval, Error::Argument(ArgumentError::DType { arg: "running", .. })));
     let backward = |dt: &Tensor, dbias: &Tensor| {
         refused(gpu, |ops| ops.mean_only_batch_norm_backward_into(&t, dt, Some(dbias), Write::Add))
     };
-    assert!(matches!(backward(&f32s(&[2, 4])?, &g)?, Error::Shape { arg: "dt", .. }));
-    assert!(matches!(backward(&y, &f32s(&[3])?)?, Error::Shape { arg: "dbias", .. }));
-    assert!(matches!(backward(&t, &g)?, Error::Alias { output: "dt", .. }));
+    assert!(matches!(backward(&f32s(&[2, 4])?, &g)?, Error::Argument(ArgumentError::Shape { arg: "dt", .. })));
+    assert!(matches!(backward(&y, &f32s(&[3])?)?, Error::Argument(ArgumentError::Shape { arg: "dbias", .. })));
+    assert!(matches!(backward(&t, &g)?, Error::Argument(ArgumentError::Alias { output: "dt", .. })));
     let other = limited(gpu, |_| ())?;
-    assert!(matches!(backward(&y, &other.zeros(&[2], DType::F32)?)?, Error::OtherGpu { arg: "dbias", .. }));
+    assert!(matches!(
+        backward(&y, &other.zeros(&[2], DType::F32)?)?,
+        Error::Argument(ArgumentError::OtherGpu { arg: "dbias", .. })
+    ));
     Ok(())
 }

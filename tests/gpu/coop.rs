@@ -1,7 +1,7 @@
 //! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and is
 //! ignored where there is none.
 use libtest_mimic::{Completion, Failed};
-use weightnorm::{Activation, DType, Eps, Error, Gpu, LinearOptions, Options, Tile, WeightNorm, cpu};
+use weightnorm::{Activation, ArgumentError, DType, Eps, Error, Gpu, LinearOptions, Options, Tile, WeightNorm, cpu};
 
 use crate::backward;
 use crate::common::{compare, dot_bound};
@@ -216,7 +216,7 @@ fn must_be_refused(gpu: &Gpu, case: &Case) -> Outcome {
     let weight = WeightNorm::unit(&v).axis(case.axis.ok_or("normalized")?);
     let options = case.tile.map_or(LinearOptions::default(), |tile| LinearOptions::default().tile(tile));
     match gpu.linear_with(&x, weight, None, &options) {
-        Err(Error::Variant { .. }) => Ok(()),
+        Err(Error::Argument(ArgumentError::Variant { .. })) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }

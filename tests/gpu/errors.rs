@@ -2,7 +2,7 @@
 use std::task::{Context, Poll, Waker};
 
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, WeightNorm};
+use weightnorm::{Axis, DType, DeviceError, Eps, Error, Gpu, WeightNorm};
 
 use crate::common::{misuse, ranges};
 use crate::problem::{Op, Problem, adapter_of, adopted, device, encoder, options};
@@ -35,7 +35,7 @@ fn out_of_memory(gpu: &Gpu) -> Result<Completion, Failed> {
         let Err(error) = gpu.reserve(largest) else {
             return Ok(Completion::ignored_with("this driver names no memory budget"));
         };
-        let is_memory = |e: &Error| matches!(e, Error::OutOfMemory { .. });
+        let is_memory = |e: &Error| matches!(e, Error::Device(DeviceError::OutOfMemory { .. }));
         assert!(is_memory(&error), "reserve: {error:?}");
         let elements = (largest / 4).min(u64::from(u32::MAX)) as usize;
         let zeros = gpu.zeros(&[elements], DType::F32).map(drop);
@@ -104,11 +104,11 @@ fn lost_own(_: &Gpu) -> Outcome {
         for i in 0..calls.len() {
             let (name, call) = &calls[(first + i) % calls.len()];
             match call() {
-                Err(Error::DeviceLost { .. }) => {}
+                Err(Error::Device(DeviceError::Lost { .. })) => {}
                 other => return Err(format!("{name}, call {i} on a lost device: {other:?}").into()),
             }
         }
-        assert!(matches!(gpu.check(), Err(Error::DeviceLost { .. })));
+        assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ fn lost_adopted(shared: &Gpu) -> Outcome {
     gpu.device().destroy();
     for (name, call) in &calls {
         match call() {
-            Err(Error::DeviceLost { .. }) => {}
+            Err(Error::Device(DeviceError::Lost { .. })) => {}
             Ok(()) if !name.starts_with("read") => {}
             other => return Err(format!("{name} on a lost device: {other:?}").into()),
         }
@@ -128,7 +128,7 @@ fn lost_adopted(shared: &Gpu) -> Outcome {
     gpu.mark_lost("the owner said so");
     for (name, call) in &calls {
         match call() {
-            Err(Error::DeviceLost { reason }) if reason == "the owner said so" => {}
+            Err(Error::Device(DeviceError::Lost { reason })) if reason == "the owner said so" => {}
             other => return Err(format!("{name} on a device marked as lost: {other:?}").into()),
         }
     }
@@ -153,7 +153,7 @@ fn lost_while_reading(shared: &Gpu) -> Outcome {
         };
         match result {
             Ok(data) => assert!(data.iter().all(|&a| a == 1.0), "wrong data from a lost device"),
-            Err(Error::DeviceLost { .. }) => {}
+            Err(Error::Device(DeviceError::Lost { .. })) => {}
             Err(other) => return Err(other.into()),
         }
     }
@@ -167,13 +167,13 @@ fn uncaptured(_: &Gpu) -> Outcome {
     let descriptor = wgpu::BufferDescriptor { label: Some("wrong"), size: 4, usage, mapped_at_creation: false };
     drop(gpu.device().create_buffer(&descriptor));
     match gpu.zeros(&[1], DType::F32) {
-        Err(Error::Wgpu { message }) if message.contains("wrong") => {}
+        Err(Error::Device(DeviceError::Wgpu { message })) if message.contains("wrong") => {}
         other => return Err(format!("{other:?}").into()),
     }
     gpu.zeros(&[1], DType::F32)?;
     // From another thread, and an error of a submission.
     std::thread::scope(|scope| scope.spawn(|| drop(gpu.device().create_buffer(&descriptor))).join().expect("no panic"));
-    assert!(matches!(gpu.check(), Err(Error::Wgpu { .. })));
+    assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Wgpu { .. }))));
     gpu.check()?;
     Ok(())
 }

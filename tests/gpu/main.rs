@@ -46,7 +46,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use weightnorm::internals::Kind;
-use weightnorm::{Error, Gpu, Options, Parameters};
+use weightnorm::{DeviceError, Error, Gpu, Options, Parameters};
 
 /// What a test comes back with.
 type Outcome = Result<(), Failed>;
@@ -238,7 +238,7 @@ fn main() -> ExitCode {
             }
             Some(gpu)
         }
-        Err(error @ Error::NoAdapter { .. }) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
+        Err(error @ Error::Device(DeviceError::NoAdapter { .. })) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
             println!("skipping every GPU test: {error}");
             None
         }

@@ -1,7 +1,9 @@
 //! Optimizer steps: each of 50 from the GPU's own state against the CPU reference, and all 50 in a row.
 use weightnorm::cpu::{self, Moments};
 use weightnorm::internals::Kind;
-use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm};
+use weightnorm::{
+    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm,
+};
 
 use crate::common::{compare, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, POLICIES, all, must_fail, norm_chain, random, rounded, upload};
@@ -520,34 +522,76 @@ fn errors(gpu: &Gpu) -> Outcome {
         refused(gpu, |ops| ops.adam_step(weight, state, step, &Adam::new(0.1)))
     };
     let weight = Trainable::new(&v, &dv).gain(&g, &dg);
-    assert!(matches!(adam(weight, &state, 0)?, Error::Step { op: "adam_step" }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&v, None)?, 1)?, Error::Missing { arg: "the state of g", .. }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&g, Some(&g))?, 1)?, Error::Shape { arg: "m of v", .. }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&v, Some(&v))?, 1)?, Error::Shape { arg: "m of g", .. }));
+    assert!(matches!(adam(weight, &state, 0)?, Error::Argument(ArgumentError::Step { op: "adam_step" })));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&v, None)?, 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of g", .. })
+    ));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&g, Some(&g))?, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "m of v", .. })
+    ));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&v, Some(&v))?, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "m of g", .. })
+    ));
     let halves = gpu.zeros(&[4, 3], DType::F16)?;
-    assert!(matches!(adam(Trainable::new(&v, &halves), &state, 1)?, Error::DType { arg: "dv", .. }));
-    assert!(matches!(adam(Trainable::new(&v, &f32s(&[12])?), &state, 1)?, Error::Shape { arg: "dv", .. }));
-    assert!(matches!(adam(weight.gain(&g, &f32s(&[5])?), &state, 1)?, Error::Shape { arg: "dg", .. }));
+    assert!(matches!(
+        adam(Trainable::new(&v, &halves), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dv", .. })
+    ));
+    assert!(matches!(
+        adam(Trainable::new(&v, &f32s(&[12])?), &state, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "dv", .. })
+    ));
+    assert!(matches!(
+        adam(weight.gain(&g, &f32s(&[5])?), &state, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "dg", .. })
+    ));
     // dg is f32 or as g.
     let (half_gain, half_gradient) = (gpu.zeros(&[4], DType::Bf16)?, gpu.zeros(&[4], DType::F16)?);
-    assert!(matches!(adam(weight.gain(&half_gain, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
-    assert!(matches!(adam(weight.gain(&g, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
+    assert!(matches!(
+        adam(weight.gain(&half_gain, &half_gradient), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dg", .. })
+    ));
+    assert!(matches!(
+        adam(weight.gain(&g, &half_gradient), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dg", .. })
+    ));
     let m = weightnorm::Moments { first: half_gain.clone(), second: dg.clone() };
     let half_state = AdamState { g: Some(m), ..state.clone() };
-    assert!(matches!(adam(weight, &half_state, 1)?, Error::DType { arg: "m of g", .. }));
-    assert!(matches!(adam(Trainable::new(&v, &v), &state, 1)?, Error::Alias { output: "v", input: "dv", .. }));
+    assert!(matches!(adam(weight, &half_state, 1)?, Error::Argument(ArgumentError::DType { arg: "m of g", .. })));
+    assert!(matches!(
+        adam(Trainable::new(&v, &v), &state, 1)?,
+        Error::Argument(ArgumentError::Alias { output: "v", input: "dv", .. })
+    ));
     let twice = AdamState { v: weightnorm::Moments { second: state.v.first.clone(), ..state.v.clone() }, g: None };
-    assert!(matches!(adam(Trainable::new(&v, &dv), &twice, 1)?, Error::Overlap { .. }));
-    assert!(matches!(adam(weight.project(Axis::Kept(2), Eps::None), &state, 1)?, Error::Axis { .. }));
-    assert!(matches!(adam(weight.project(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?, Error::Eps { .. }));
+    assert!(matches!(adam(Trainable::new(&v, &dv), &twice, 1)?, Error::Argument(ArgumentError::Overlap { .. })));
+    assert!(matches!(
+        adam(weight.project(Axis::Kept(2), Eps::None), &state, 1)?,
+        Error::Argument(ArgumentError::Axis { .. })
+    ));
+    assert!(matches!(
+        adam(weight.project(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?,
+        Error::Argument(ArgumentError::Eps { .. })
+    ));
 
     let sgd = |weight: Trainable<'_>, state: &SgdState, step| {
         refused(gpu, |ops| ops.sgd_step(weight, state, step, &Sgd { momentum: 0.9, ..Sgd::new(0.1) }))
     };
-    assert!(matches!(sgd(weight, &SgdState::default(), 1)?, Error::Missing { arg: "the state of v", .. }));
-    assert!(matches!(sgd(weight, &gpu.sgd_state(&v, None)?, 1)?, Error::Missing { arg: "the state of g", .. }));
-    assert!(matches!(sgd(weight, &gpu.sgd_state(&v, Some(&g))?, 0)?, Error::Step { op: "sgd_step" }));
+    assert!(matches!(
+        sgd(weight, &SgdState::default(), 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of v", .. })
+    ));
+    assert!(matches!(
+        sgd(weight, &gpu.sgd_state(&v, None)?, 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of g", .. })
+    ));
+    assert!(matches!(
+        sgd(weight, &gpu.sgd_state(&v, Some(&g))?, 0)?,
+        Error::Argument(ArgumentError::Step { op: "sgd_step" })
+    ));
     let of_halves = SgdState { v: Some(halves), g: Some(dg.clone()) };
-    assert!(matches!(sgd(weight, &of_halves, 1)?, Error::DType { arg: "m of v", .. }));
+    assert!(matches!(sgd(weight, &of_halves, 1)?, Error::Argument(ArgumentError::DType { arg: "m of v", .. })));
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Whose a buffer, a queue or a pipeline cache is: things of another device are typed errors, and nothing of anybody's changes.
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor, WeightNorm};
+use weightnorm::{ArgumentError, Axis, DType, DeviceError, Eps, Error, Gpu, Tensor, WeightNorm};
 
 use crate::problem::{adapter_of, adopted, device, options};
 use crate::{Failed, Needs, Outcome, Suite};
@@ -16,7 +16,7 @@ pub fn register(suite: &mut Suite) {
 
 fn is_foreign<T: std::fmt::Debug>(result: Result<T, Error>, arg: &str) -> Outcome {
     match result {
-        Err(Error::OtherGpu { arg: named, .. }) if named == arg => Ok(()),
+        Err(Error::Argument(ArgumentError::OtherGpu { arg: named, .. })) if named == arg => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -84,7 +84,7 @@ fn one_device(shared: &Gpu) -> Outcome {
     // Marked as lost, it is lost for every handle.
     let again = Gpu::from_wgpu(own.device().clone(), own.queue().clone(), options(shared))?;
     own.mark_lost("the owner said so");
-    assert!(matches!(again.check(), Err(Error::DeviceLost { .. })));
+    assert!(matches!(again.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     let other = adopted(shared, |_| ())?;
     other.check()?;
     Ok(())
@@ -115,7 +115,10 @@ fn own_buffers(shared: &Gpu) -> Outcome {
         let gone = make(false);
         gone.destroy();
         let tensor = adopt(&gone)?;
-        assert!(matches!(gpu.row_norms(&tensor, Axis::Kept(0), Eps::None), Err(Error::Wgpu { .. })));
+        assert!(matches!(
+            gpu.row_norms(&tensor, Axis::Kept(0), Eps::None),
+            Err(Error::Device(DeviceError::Wgpu { .. }))
+        ));
         gpu.check()?;
     }
     Ok(())

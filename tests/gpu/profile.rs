@@ -2,7 +2,8 @@
 //! of the caller's.
 use libtest_mimic::Completion;
 use weightnorm::{
-    Axis, Clock, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, Tensor, WeightNorm, Work,
+    ArgumentError, Axis, Clock, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder,
+    Tensor, WeightNorm, Work,
 };
 
 use crate::problem::{adapter_of, device, halves, options};
@@ -138,7 +139,10 @@ fn lacking_timestamps(gpu: &Gpu) -> Outcome {
     let gpu = Gpu::from_wgpu(device, queue, options(gpu))?;
     assert_eq!(gpu.clock(), Clock::Wall);
     let refused = gpu.profile_with(Clock::Timestamps, |_| Ok(()));
-    assert!(matches!(&refused, Err(Error::Unsupported { what }) if what == "timestamps"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::Device(DeviceError::Unsupported { what })) if what == "timestamps"),
+        "{refused:?}"
+    );
     let (v, norms) = (gpu.upload(&[3f32, 4.0], &[1, 2])?, gpu.zeros(&[1], DType::F32)?);
     let profile = gpu.profile(|ops| {
         ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
@@ -174,7 +178,7 @@ fn awaited(gpu: &Gpu) -> Outcome {
     assert!(profile.operators.iter().all(|o| o.seconds() > 0.0));
     // An error of the recording comes back, and nothing is run.
     let failed = gpu.profile(|ops| ops.linear_into(&step.x, &step.g, None, &step.outputs[0]));
-    assert!(matches!(failed, Err(Error::Shape { .. })), "{failed:?}");
+    assert!(matches!(failed, Err(Error::Argument(ArgumentError::Shape { .. }))), "{failed:?}");
     Ok(())
 }
 
@@ -220,8 +224,11 @@ fn pipeline_cache_is_refused(shared: &Gpu) -> Outcome {
     let (device, queue) = device(&adapter, |features, _| features.remove(wgpu::Features::PIPELINE_CACHE))?;
     let options = Options::default().pipeline_cache(cache);
     let adopted = Gpu::from_wgpu(device, queue, options.clone()).map(|_| ());
-    assert!(matches!(&adopted, Err(Error::Unsupported { what }) if what == "pipeline caches"), "{adopted:?}");
+    assert!(
+        matches!(&adopted, Err(Error::Device(DeviceError::Unsupported { what })) if what == "pipeline caches"),
+        "{adopted:?}"
+    );
     let made = pollster::block_on(Gpu::new_async(options)).map(|_| ());
-    assert!(matches!(made, Err(Error::Unsupported { .. })), "{made:?}");
+    assert!(matches!(made, Err(Error::Device(DeviceError::Unsupported { .. }))), "{made:?}");
     Ok(())
 }

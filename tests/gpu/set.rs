@@ -1,5 +1,8 @@
 //! Operators on sets of weights of different shapes, kept axes, storage types and policies.
-use weightnorm::{Axis, DType, Eps, Error, Gpu, SetMember, SetOperator, Tensor, WeightNorm, WeightSet, Write, cpu};
+use weightnorm::{
+    ArgumentError, Axis, DType, Eps, Error, Gpu, LimitError, SetMember, SetOperator, Tensor, WeightNorm, WeightSet,
+    Write, cpu,
+};
 
 use crate::common::{compare, dg_bound, dv_bound, norm_bound, normalize_terms, weight_bound};
 use crate::data::{
@@ -522,7 +525,7 @@ fn tiny_bindings(gpu: &Gpu, extent: Extent) -> Outcome {
     let layers = Layers::new(vec![Layer::new(&[3, 1_031], Axis::Kept(1))]);
     let tensors = layers.tensors(&tiny, Write::Replace)?;
     match tensors.set(&tiny, &layers.layers) {
-        Err(Error::TooLarge { .. }) => Ok(()),
+        Err(Error::Limit(LimitError::TooLarge { .. })) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -699,7 +702,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     refused(gpu, |ops| ops.normalize_backward_set(&set, Write::Replace))?;
     assert_eq!(
         refused(&other, |ops| ops.normalize_set(&set))?,
-        Error::OtherGpu { op: "normalize_set", arg: "the set" }
+        Error::Argument(ArgumentError::OtherGpu { op: "normalize_set", arg: "the set" })
     );
     let words = gpu.zeros(&[64], DType::F32)?;
     let part = |offset, shape: &[usize]| gpu.tensor(words.buffer(), offset, shape, DType::F32);
@@ -707,7 +710,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     let set = gpu.weight_set(&[SetMember::new(WeightNorm::new(&v, &g)).w(&w)])?;
     recorded(gpu, |ops| ops.normalize_set(&set))?;
     let error = refused(gpu, |ops| ops.normalize_set_in_place(&set))?;
-    assert!(matches!(error, Error::Alias { output: "v", input: "g", .. }), "{error}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "v", input: "g", .. })), "{error}");
     Ok(())
 }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use weightnorm::{
-    Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, SetMember, Tensor, Trainable, WeightNorm, Write,
+    Adam, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, SetMember, Tensor, Trainable,
+    WeightNorm, Write,
 };
 
 use crate::problem::{adopted, encoder, halves, options};
@@ -252,9 +253,9 @@ fn own_device_destroyed(shared: &Gpu) -> Outcome {
         };
         let gpu = pollster::block_on(Gpu::new_async(options(shared)))?;
         for error in destroyed(&gpu, Duration::from_millis(milliseconds), work)? {
-            assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
+            assert!(matches!(error, Error::Device(DeviceError::Lost { .. })), "{error:?}");
         }
-        assert!(matches!(gpu.check(), Err(Error::DeviceLost { .. })));
+        assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     }
     Ok(())
 }
@@ -270,7 +271,7 @@ fn adopted_device_destroyed(shared: &Gpu) -> Outcome {
         };
         let gpu = adopted(shared, |_| ())?;
         for error in destroyed(&gpu, Duration::from_millis(milliseconds), work)? {
-            assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
+            assert!(matches!(error, Error::Device(DeviceError::Lost { .. })), "{error:?}");
         }
     }
     Ok(())

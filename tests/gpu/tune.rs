@@ -1,5 +1,5 @@
 //! Tuning: choices that run, right results with them, nothing left behind.
-use weightnorm::{Choices, Error, Gpu, LinearShape, Tile};
+use weightnorm::{ArgumentError, Choices, Error, Gpu, LinearShape, Tile};
 
 use crate::linear::Case;
 use crate::problem::{adapter_of, device, options};
@@ -76,6 +76,6 @@ fn cannot_run(shared: &Gpu) -> Outcome {
     let (device, queue) = device(&adapter, |features, _| features.remove(wgpu::Features::SUBGROUP))?;
     let text = format!("{}forward f32 f32 2 3 600 lanes32\n", shared.choices());
     let refused = Gpu::from_wgpu(device, queue, options(shared).choices(text.parse()?)).map(drop);
-    assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Argument(ArgumentError::Variant { op: "choices", .. }))), "{refused:?}");
     Ok(())
 }

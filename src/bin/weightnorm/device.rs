@@ -54,7 +54,9 @@ impl BackendArgument {
     /// What is wrong where there are none.
     fn no_adapter(&self) -> Result<weightnorm::Error, Failure> {
         let tried = names(self.backends()? & wgpu::Instance::enabled_backend_features(), ", ");
-        Ok(weightnorm::Error::NoAdapter { tried: if tried.is_empty() { "noop".to_owned() } else { tried } })
+        Ok(weightnorm::Error::Device(weightnorm::DeviceError::NoAdapter {
+            tried: if tried.is_empty() { "noop".to_owned() } else { tried },
+        }))
     }
 }
 
