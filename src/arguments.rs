@@ -3,19 +3,19 @@ use std::collections::BTreeMap;
 
 use crate::memory::Memory;
 use crate::windows::Capacities;
-use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, Work};
+use crate::{ArgumentError, Cost, DType, Error, Gpu, Recorder, Tensor};
 
 /// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
 pub(crate) struct Arguments<'a> {
     op: &'static str,
     inputs: Vec<(&'static str, &'a Tensor)>,
     outputs: Vec<(&'static str, &'a Tensor)>,
-    work: Work,
+    cost: Cost,
 }
 
 impl<'a> Arguments<'a> {
     pub fn new(op: &'static str) -> Self {
-        Arguments { op, inputs: vec![], outputs: vec![], work: Work::default() }
+        Arguments { op, inputs: vec![], outputs: vec![], cost: Cost::default() }
     }
 
     pub fn input(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
@@ -26,7 +26,7 @@ impl<'a> Arguments<'a> {
     pub fn input_if(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
         if let Some(tensor) = tensor.into() {
             self.inputs.push((arg, tensor));
-            self.work.read += if read { tensor.bytes() } else { 0 };
+            self.cost.read += if read { tensor.bytes() } else { 0 };
         }
         self
     }
@@ -39,32 +39,32 @@ impl<'a> Arguments<'a> {
     pub fn output_onto(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
         if let Some(tensor) = tensor.into() {
             self.outputs.push((arg, tensor));
-            self.work.written += tensor.bytes();
-            self.work.read += if read { tensor.bytes() } else { 0 };
+            self.cost.written += tensor.bytes();
+            self.cost.read += if read { tensor.bytes() } else { 0 };
         }
         self
     }
 
-    /// The operations it takes: see [`Work`].
+    /// The operations it takes: see [`Cost`].
     pub fn operations(mut self, operations: u64) -> Self {
-        self.work.operations = operations;
+        self.cost.operations = operations;
         self
     }
 
     /// Device, usage and aliasing of all of them. The operator begins, for a profile.
     pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        let work = self.check_for(ops.gpu(), ops.facts().capacities)?;
-        ops.begin(self.op, work);
+        let cost = self.check_for(ops.gpu(), ops.facts().capacities)?;
+        ops.begin(self.op, cost);
         Ok(())
     }
 
-    /// The same without a beginning. Returns the work it takes.
-    pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
+    /// The same without a beginning. Returns what it takes.
+    pub fn check(&self, gpu: &Gpu) -> Result<Cost, Error> {
         self.check_for(Some(gpu), gpu.capacities())
     }
 
     #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
-    fn check_for(&self, gpu: Option<&Gpu>, capacities: Capacities) -> Result<Work, Error> {
+    fn check_for(&self, gpu: Option<&Gpu>, capacities: Capacities) -> Result<Cost, Error> {
         gpu.map_or(Ok(()), Gpu::reported)?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
@@ -106,7 +106,7 @@ impl<'a> Arguments<'a> {
                 return Err(ArgumentError::Alias { op, output, input }.into());
             }
         }
-        Ok(self.work)
+        Ok(self.cost)
     }
 }
 

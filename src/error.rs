@@ -78,7 +78,7 @@ mod tests {
             ParseError::Tile { got: long(), expected: crate::Tile::ALL.map(|tile| tile.to_string()).join(", ") }.into(),
             ParseError::TuningTable { line: usize::MAX, got: long(), expected: "forward, input or weight".to_owned() }
                 .into(),
-            ArgumentError::Variant { op, got: "split_length 4294967295, medium".to_owned(), reason: long() }.into(),
+            ArgumentError::Variant { op, got: "split_length 4294967295, Tile32x32".to_owned(), reason: long() }.into(),
             ArgumentError::Alias { op, output: arg, input: arg }.into(),
             ArgumentError::Overlap { op, first: arg, second: arg }.into(),
             ArgumentError::Usage { op, arg, missing: wgpu::BufferUsages::STORAGE }.into(),
@@ -94,7 +94,7 @@ mod tests {
             DeviceError::Wgpu { message: lines() }.into(),
             ArgumentError::Number {
                 op,
-                what: "the rate of g",
+                what: "the learning rate of g",
                 got: f64::MIN_POSITIVE,
                 expected: "a finite f32, 0 or more",
             }

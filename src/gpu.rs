@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::choose::{Facts, Kind, Traits};
 use crate::kernel::{self, Build, Pipelines, Variant};
-use crate::needs::{self, COOPERATIVE, Wanted};
+use crate::needs::{self, COOPERATIVE, DeviceRequirements};
 use crate::owner::Owner;
 use crate::scope::Scopes;
 use crate::windows::Capacities;
-use crate::{Choices, DeviceError, Error, Options, Parameters, Report, Roof, adapter};
+use crate::{DeviceError, DeviceReport, Error, Options, ParameterPassing, Roofline, TuningTable, adapter};
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
@@ -28,7 +28,7 @@ struct Inner {
     capacities: Capacities,
     traits: Traits,
     /// `Auto` only with immediates.
-    parameters: Parameters,
+    parameters: ParameterPassing,
     /// As the options have them, for a device like this one.
     experimental: wgpu::ExperimentalFeatures,
     cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
@@ -37,8 +37,8 @@ struct Inner {
     /// Of the smallest subgroup, as they count it.
     cooperative_lanes: u32,
     pipelines: Pipelines,
-    choices: Choices,
-    roof: OnceLock<Roof>,
+    tuning_table: TuningTable,
+    roofline: OnceLock<Roofline>,
     scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
     placeholder_read: wgpu::Buffer,
@@ -156,19 +156,19 @@ impl Gpu {
         };
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
-            choices: options.choices.on(&info),
+            tuning_table: options.tuning_table.on(&info),
             traits: Traits::of(&info, &limits, device.features(), options.kind)
                 .with_cooperative(&cooperative, cooperative_lanes),
             capacities: Capacities::of(&limits, info.backend),
             info,
             limits,
-            parameters: needs::parameters(device, options.parameters),
+            parameters: needs::parameters(device, options.parameter_passing),
             experimental: options.experimental,
             cooperative_matrices: options.cooperative_matrices,
             cooperative,
             cooperative_lanes,
             pipelines: Pipelines::new(options.pipeline_cache),
-            roof: OnceLock::new(),
+            roofline: OnceLock::new(),
             scratch: Mutex::default(),
             placeholder_read: placeholder("weightnorm.placeholder_read")?,
             placeholder_written: placeholder("weightnorm.placeholder_written")?,
@@ -177,7 +177,7 @@ impl Gpu {
             owner,
         };
         let gpu = Gpu { inner: Arc::new(inner) };
-        gpu.choices().check(gpu.traits())?;
+        gpu.tuning_table().check(gpu.traits())?;
         Ok(gpu)
     }
 
@@ -190,15 +190,15 @@ impl Gpu {
     #[doc(hidden)]
     pub fn as_kind(&self, kind: Kind) -> Result<Gpu, Error> {
         let Inner { owner, queue, parameters, cooperative_matrices, .. } = &*self.inner;
-        let mut options = Options::default().parameters(*parameters).kind(kind);
+        let mut options = Options::default().parameter_passing(*parameters).kind(kind);
         options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
         options.cooperative_lanes = Some(self.inner.cooperative_lanes);
         Gpu::assemble(owner.clone(), queue.clone(), options)
     }
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
-    pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        Wanted::of(adapter)
+    pub fn wanted(adapter: &wgpu::Adapter) -> DeviceRequirements {
+        DeviceRequirements::of(adapter)
     }
 
     /// The device.
@@ -212,9 +212,9 @@ impl Gpu {
     }
 
     /// What the crate runs on and what it uses of it.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> DeviceReport {
         let Inner { info, limits, cooperative, owner, .. } = &*self.inner;
-        Report {
+        DeviceReport {
             info: info.clone(),
             limits: limits.clone(),
             immediates: self.immediates(),
@@ -224,8 +224,8 @@ impl Gpu {
     }
 
     /// The choices in use: those of the options, or none if they were not made for this adapter.
-    pub fn choices(&self) -> &Choices {
-        &self.inner.choices
+    pub fn tuning_table(&self) -> &TuningTable {
+        &self.inner.tuning_table
     }
 
     /// To be called by the owner of an adopted device from its lost callback: later calls then give
@@ -295,10 +295,10 @@ impl Gpu {
     }
 
     pub(crate) fn immediates(&self) -> bool {
-        self.parameters() == Parameters::Auto
+        self.parameters() == ParameterPassing::Auto
     }
 
-    pub(crate) fn parameters(&self) -> Parameters {
+    pub(crate) fn parameters(&self) -> ParameterPassing {
         self.inner.parameters
     }
 
@@ -316,8 +316,8 @@ impl Gpu {
         &self.inner.scratch
     }
 
-    pub(crate) fn roof_cell(&self) -> &OnceLock<Roof> {
-        &self.inner.roof
+    pub(crate) fn roofline_cell(&self) -> &OnceLock<Roofline> {
+        &self.inner.roofline
     }
 
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse

@@ -34,11 +34,11 @@
 //! | norms, w, (v, g) of a w | [`Gpu::row_norms`], [`Gpu::normalize`], [`Gpu::split`] |
 //! | a linear layer | [`Gpu::linear`], [`Gpu::linear_with`]; to train: [`Gpu::linear_saved`], [`Gpu::linear_backward`] |
 //! | what follows a layer | [`Activation`]; [`Gpu::mean_only_batch_norm`], [`Gpu::data_dependent_init`] |
-//! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Trainable`] |
+//! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Parameter`] |
 //! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
 //! | the same, on the CPU | [`cpu`], in f64, written to be read |
 //! | files | the module `checkpoint`, with the feature of that name |
-//! | times | [`Gpu::profile`], [`Gpu::roof`]; [`Gpu::tune`] for the tiles of products |
+//! | times | [`Gpu::profile`], [`Gpu::roofline`]; [`Gpu::tune`] for the tiles of products |
 //!
 //! The methods of [`Gpu`] allocate their results and submit. Those of [`Recorder`] write into tensors of yours, and
 //! submit nothing.
@@ -49,7 +49,7 @@
 //! buffer may hold them all, as long as no output overlaps an input.
 //!
 //! ```no_run
-//! use weightnorm::{Adam, AdamState, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Trainable, WeightNorm};
+//! use weightnorm::{Adam, AdamState, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Parameter, WeightNorm};
 //!
 //! struct Layer {
 //!     v: Tensor,
@@ -74,7 +74,7 @@
 //!     }
 //!
 //!     fn update(&self, ops: &mut Recorder<'_, '_>, step: u64) -> Result<(), Error> {
-//!         let weight = Trainable::new(&self.v, &self.dv).gain(&self.g, &self.dg);
+//!         let weight = Parameter::new(&self.v, &self.dv).gain(&self.g, &self.dg);
 //!         ops.adam_step(weight, &self.state, step, &Adam::adamw(1e-3, 0.01))
 //!     }
 //! }
@@ -162,8 +162,8 @@
 //! # Where the time goes
 //!
 //! A profile runs what is recorded and tells the time of each dispatch, and how far each operator is from what the adapter
-//! can do at most: every operator knows from its arguments the least that it has to move and to do ([`Work`]), and kernels
-//! of the crate that only copy, read or multiply measure the adapter ([`Roof`]).
+//! can do at most: every operator knows from its arguments the least that it has to move and to do ([`Cost`]), and kernels
+//! of the crate that only copy, read or multiply measure the adapter ([`Roofline`]).
 //!
 //! ```no_run
 //! use weightnorm::{DType, Gpu, WeightNorm};
@@ -184,15 +184,15 @@
 //! Which tile computes a product, a table says, by the kind of adapter and the shape ([`Tile`]). [`LinearOptions::tile`] and
 //! [`Gradients::tile`] force another one. In between, [`Gpu::tune`] measures the products of the layers that you name, on
 //! this device, and keeps to the table unless another tile, or a split of the sums, is faster beyond noise. What comes of
-//! it is text, for you to keep and to pass in again with [`Options::choices`]; the crate touches no file.
+//! it is text, for you to keep and to pass in again with [`Options::tuning_table`]; the crate touches no file.
 //!
 //! ```text
 //! weightnorm 0.1.0 | SwiftShader Device (Subzero) | SwiftShader driver | Vulkan
-//! forward f32 f32 64 256 256 large
-//! weight_gradient f32 f32 256 256 64 large
+//! forward f32 f32 64 256 256 tile64x64
+//! weight_gradient f32 f32 256 256 64 tile64x64
 //! ```
 //!
-//! Made by another version of the crate, or for another adapter or driver, [`Choices`] count as none, and [`Gpu::choices`]
+//! Made by another version of the crate, or for another adapter or driver, [`TuningTable`] count as none, and [`Gpu::tuning_table`]
 //! is empty; one that the device cannot run is an error. A choice changes which variant runs, and so the last bits.
 mod adapter;
 mod arguments;
@@ -200,11 +200,12 @@ mod batch;
 mod binding;
 #[cfg(all(feature = "checkpoint", not(target_arch = "wasm32")))]
 pub mod checkpoint;
-mod choices;
 mod choose;
 mod commands;
 mod contract;
+mod cost;
 pub mod cpu;
+mod device_report;
 mod error;
 mod gpu;
 mod gradient;
@@ -220,42 +221,41 @@ mod product;
 mod profile;
 mod record;
 mod registry;
-mod report;
 mod scope;
 mod source;
 mod tensor;
 mod train;
 mod tune;
+mod tuning_table;
 mod types;
 mod unchecked;
 mod vectors;
 mod weight;
 mod windows;
-mod work;
 
 pub use batch::RunningMean;
-pub use choices::Choices;
 pub use choose::Facts;
+pub use cost::{Cost, Roofline};
+pub use device_report::DeviceReport;
 pub use error::{ArgumentError, DeviceError, Error, LimitError, ParseError};
 pub use gpu::Gpu;
 pub use gradient::{Gradients, LinearGradients, Saved};
 pub use launch::{Launch, Planned, PlannedBinding, SCRATCH_BUFFERS};
 pub use linear::{LinearOptions, Weight};
-pub use needs::Wanted;
-pub use optimizer::{AdamState, Moments, SgdState, Trainable};
-pub use options::{Options, Parameters};
+pub use needs::DeviceRequirements;
+pub use optimizer::{AdamState, Moments, Parameter, SgdState};
+pub use options::{Options, ParameterPassing};
 pub use product::Tile;
-pub use profile::{Clock, DispatchTime, OperatorTime, Profile};
+pub use profile::{DispatchTime, OperatorTime, Profile, Timing};
 pub use record::Recorder;
-pub use report::Report;
 pub use tensor::Tensor;
-pub use train::{Adam, Group, Sgd};
+pub use train::{Adam, ParamGroup, Sgd};
 pub use tune::LinearShape;
+pub use tuning_table::TuningTable;
 pub use types::{Activation, Axis, DType, Element, Eps, Write};
 pub use weight::WeightNorm;
 pub use weight::member::{SetMember, SetOperator};
 pub use weight::set::WeightSet;
-pub use work::{Roof, Work};
 // For programs whose own versions would not fit: tensors are over wgpu's buffers, and elements are half's numbers.
 pub use half;
 pub use wgpu;
@@ -270,7 +270,7 @@ pub mod internals {
     pub use crate::source::{FILES, Import, Module, Shared, imports};
     use crate::{Error, Recorder, Tensor, Write};
 
-    /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.
+    /// The copy of `source` to `target` that [`Gpu::roofline`](crate::Gpu::roofline) times, as far as whole workgroups of 8 KiB go.
     pub fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
         crate::profile::probe::probe_copy(ops, source, target)
     }

@@ -166,7 +166,7 @@ impl Recorder<'_, '_> {
     /// One dispatch for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the
     /// norms besides ([`Recorder::row_norms_into`], or one if they are known). One more where the sums are formed in pieces
     /// (beyond some 23,000 in_features, 43,000 with a few rows of x, 5,000 where a CPU computes in subgroups; where a GPU
-    /// would have few workgroups otherwise; or as [`Choices`](crate::Choices) say), one more per window past the limit of a
+    /// would have few workgroups otherwise; or as [`TuningTable`](crate::TuningTable) say), one more per window past the limit of a
     /// binding or a dispatch.
     ///
     /// # Errors

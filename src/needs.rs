@@ -1,5 +1,5 @@
 //! What the kernels need of a device, what is of use to them, and what it costs to lack that.
-use crate::{DeviceError, Error, Options, Parameters, adapter, kernel};
+use crate::{DeviceError, Error, Options, ParameterPassing, adapter, kernel};
 
 /// The smallest binding that every operator can be split over.
 const MIN_BINDING: u64 = 8192;
@@ -15,16 +15,16 @@ const PRODUCTS_ON_CPU: &str = "products take two to four times as long";
 /// [`Gpu::wanted`](crate::Gpu::wanted).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Wanted {
+pub struct DeviceRequirements {
     /// Optional features that are of use.
     pub features: wgpu::Features,
     /// The adapter's own limits: larger bindings mean fewer dispatches.
     pub limits: wgpu::Limits,
 }
 
-impl Wanted {
-    pub(crate) fn of(adapter: &wgpu::Adapter) -> Wanted {
-        Wanted { features: adapter.features() & USEFUL, limits: adapter.limits() }
+impl DeviceRequirements {
+    pub(crate) fn of(adapter: &wgpu::Adapter) -> DeviceRequirements {
+        DeviceRequirements { features: adapter.features() & USEFUL, limits: adapter.limits() }
     }
 }
 
@@ -35,10 +35,10 @@ const USEFUL: wgpu::Features = wgpu::Features::IMMEDIATES
     .union(wgpu::Features::PIPELINE_CACHE);
 
 /// How a dispatch gets its parameters: `Auto` is immediates, since the device has them.
-pub(crate) fn parameters(device: &wgpu::Device, asked: Parameters) -> Parameters {
+pub(crate) fn parameters(device: &wgpu::Device, asked: ParameterPassing) -> ParameterPassing {
     let immediates = device.features().contains(wgpu::Features::IMMEDIATES)
         && device.limits().max_immediate_size >= kernel::MAX_PARAMS;
-    if asked == Parameters::Auto && !immediates { Parameters::Uniform } else { asked }
+    if asked == ParameterPassing::Auto && !immediates { ParameterPassing::Uniform } else { asked }
 }
 
 /// Refuses limits that the kernels do not fit.
@@ -76,9 +76,9 @@ pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Erro
     let unsupported = |what| Err(DeviceError::Unsupported { what }.into());
     let (uniforms, bytes) = (limits.max_uniform_buffers_per_shader_stage, limits.max_uniform_buffer_binding_size);
     let fit = uniforms >= 1 && bytes >= u64::from(kernel::MAX_PARAMS);
-    match options.parameters {
-        asked if parameters(device, asked) == Parameters::Auto || fit => {}
-        Parameters::Auto => {
+    match options.parameter_passing {
+        asked if parameters(device, asked) == ParameterPassing::Auto || fit => {}
+        ParameterPassing::Auto => {
             let size = kernel::MAX_PARAMS;
             let what = format!("room for parameters: {size} bytes of immediates, or a uniform buffer of {size}");
             return unsupported(what);
@@ -91,7 +91,7 @@ pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Erro
     Ok(())
 }
 
-/// What a device of a caller's lacks of [`Wanted`], and what that costs: a line for each.
+/// What a device of a caller's lacks of [`DeviceRequirements`], and what that costs: a line for each.
 pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
     let (info, has) = (device.adapter_info(), device.features());
     let adapter = adapter::like(&info);

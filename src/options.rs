@@ -1,12 +1,12 @@
 //! What may be asked of a device handle.
-use crate::Choices;
+use crate::TuningTable;
 use crate::choose::Kind;
 #[cfg(doc)]
-use crate::{ArgumentError, Error, Gpu, Report};
+use crate::{ArgumentError, DeviceReport, Error, Gpu};
 
 /// How a dispatch gets its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Parameters {
+pub enum ParameterPassing {
     /// Immediates where the device has them, else uniform buffers.
     #[default]
     Auto,
@@ -23,11 +23,11 @@ pub enum Parameters {
 #[non_exhaustive]
 pub struct Options {
     /// How a dispatch gets its parameters.
-    pub parameters: Parameters,
+    pub parameter_passing: ParameterPassing,
     /// A pipeline cache of the caller's, on the caller's device: see [`Options::pipeline_cache`].
     pub pipeline_cache: Option<wgpu::PipelineCache>,
-    /// Tiles that were measured: see [`Options::choices`].
-    pub choices: Choices,
+    /// Tiles that were measured: see [`Options::tuning_table`].
+    pub tuning_table: TuningTable,
     /// wgpu's token of who accepts experimental features: see [`Options::cooperative_matrices`].
     pub experimental: wgpu::ExperimentalFeatures,
     /// Of an adopted device's adapter: see [`Options::cooperative_matrices`].
@@ -42,8 +42,8 @@ pub struct Options {
 
 impl Options {
     /// Forces how a dispatch gets its parameters.
-    pub fn parameters(mut self, parameters: Parameters) -> Self {
-        self.parameters = parameters;
+    pub fn parameter_passing(mut self, passing: ParameterPassing) -> Self {
+        self.parameter_passing = passing;
         self
     }
 
@@ -64,11 +64,11 @@ impl Options {
         self
     }
 
-    /// Computes the products that `choices` name as they say. Choices that were not made by this version of the crate on
-    /// this adapter with this driver count as none, which [`Gpu::choices`] tells. One that the device cannot run, for want
+    /// Computes the products that `choices` name as they say. A table that was not made by this version of the crate on
+    /// this adapter with this driver count as none, which [`Gpu::tuning_table`] tells. One that the device cannot run, for want
     /// of a feature that was not asked for, is [`ArgumentError::Variant`].
-    pub fn choices(mut self, choices: Choices) -> Self {
-        self.choices = choices;
+    pub fn tuning_table(mut self, tuning_table: TuningTable) -> Self {
+        self.tuning_table = tuning_table;
         self
     }
 
@@ -89,7 +89,7 @@ impl Options {
     /// `properties`: for [`Gpu::from_wgpu`] what `adapter.cooperative_matrix_properties()` gives, since a device does not
     /// tell, and the device has been made with [`wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX`],
     /// [`wgpu::Features::SHADER_F16`] and [`wgpu::Features::SUBGROUP`]. [`Gpu::new_async`] sees to all that itself.
-    /// [`Report::cooperative_matrices`] says what came of it: none, too, on NVIDIA's Vulkan driver, where they do not work with
+    /// [`DeviceReport::cooperative_matrices`] says what came of it: none, too, on NVIDIA's Vulkan driver, where they do not work with
     /// wgpu 30 ([gfx-rs/wgpu#8805](https://github.com/gfx-rs/wgpu/issues/8805)).
     pub fn cooperative_matrices(
         mut self,

@@ -5,7 +5,7 @@ pub(crate) mod times;
 
 use crate::record::Pass;
 use crate::{DeviceError, Error, Gpu, Recorder};
-pub use times::{Clock, DispatchTime, OperatorTime, Profile};
+pub use times::{DispatchTime, OperatorTime, Profile, Timing};
 
 use session::Session;
 
@@ -28,13 +28,13 @@ impl Gpu {
     ///
     /// The results are those of an ordinary recording. Each dispatch stands alone, so what one might hide behind another
     /// shows; a driver that compiles at the first dispatch of a pipeline does so within its time. The clock is that of
-    /// [`Gpu::clock`]; the first profile measures the [`Gpu::roof`].
+    /// [`Gpu::timing`]; the first profile measures the [`Gpu::roofline`].
     ///
     /// # Errors
-    /// Those of `record`, of the device, and of [`Gpu::roof`].
+    /// Those of `record`, of the device, and of [`Gpu::roofline`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn profile(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> Result<Profile, Error> {
-        self.profile_with(self.clock(), record)
+        self.profile_by(self.timing(), record)
     }
 
     /// [`Gpu::profile`] with a clock of the caller's choice.
@@ -42,48 +42,52 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::profile`]; [`DeviceError::Unsupported`] for timestamps that the device lacks.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn profile_with(
+    pub fn profile_by(
         &self,
-        clock: Clock,
+        timing: Timing,
         record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>,
     ) -> Result<Profile, Error> {
-        let roof = self.roof()?;
-        let operators = pollster::block_on(self.timed(clock, true, record))?;
-        Ok(Profile { operators, clock, roof })
+        let roofline = self.roofline()?;
+        let operators = pollster::block_on(self.timed(timing, true, record))?;
+        Ok(Profile { operators, timing, roofline })
     }
 
-    /// [`Gpu::profile_with`] without blocking (but for [`Clock::Wall`], which waits for every dispatch).
+    /// [`Gpu::profile_by`] without blocking (but for [`Timing::Wall`], which waits for every dispatch).
     ///
     /// # Errors
-    /// As [`Gpu::profile_with`].
+    /// As [`Gpu::profile_by`].
     pub async fn profile_async(
         &self,
-        clock: Clock,
+        timing: Timing,
         record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>,
     ) -> Result<Profile, Error> {
-        let roof = self.roof_async().await?;
-        let operators = self.timed(clock, false, record).await?;
-        Ok(Profile { operators, clock, roof })
+        let roofline = self.roofline_async().await?;
+        let operators = self.timed(timing, false, record).await?;
+        Ok(Profile { operators, timing, roofline })
     }
 
     /// The better clock of this device: timestamps if it has them.
-    pub fn clock(&self) -> Clock {
-        if self.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) { Clock::Timestamps } else { Clock::Wall }
+    pub fn timing(&self) -> Timing {
+        if self.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            Timing::Timestamps
+        } else {
+            Timing::Wall
+        }
     }
 
     /// Runs what `record` records, each dispatch by itself.
     pub(crate) async fn timed(
         &self,
-        clock: Clock,
+        timing: Timing,
         block: bool,
         record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>,
     ) -> Result<Vec<OperatorTime>, Error> {
         self.check()?;
-        if clock == Clock::Timestamps && self.clock() != clock {
+        if timing == Timing::Timestamps && self.timing() != timing {
             return Err(DeviceError::Unsupported { what: "timestamps".to_owned() }.into());
         }
         let session = {
-            let mut recorder = Recorder::on(self, Pass::Profiled(Box::new(Session::new(self, clock))));
+            let mut recorder = Recorder::on(self, Pass::Profiled(Box::new(Session::new(self, timing))));
             record(&mut recorder)?;
             let Some(Pass::Profiled(session)) = recorder.into_pass() else { unreachable!("made above") };
             session

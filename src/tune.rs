@@ -1,9 +1,10 @@
 //! The measurement that chooses tiles.
-use crate::choices::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
+use crate::tuning_table::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
 use crate::{
-    Choices, DType, Error, Gpu, Gradients, LimitError, LinearOptions, OperatorTime, Recorder, Tensor, Tile, WeightNorm,
+    DType, Error, Gpu, Gradients, LimitError, LinearOptions, OperatorTime, Recorder, Tensor, Tile, TuningTable,
+    WeightNorm,
 };
 
 /// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
@@ -54,17 +55,17 @@ impl LinearShape {
 impl Gpu {
     /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every tile
     /// that the device can run, unless it would compute mostly past the edges of the result. The candidates take turns, by
-    /// [`Gpu::clock`], and the choice of the table stays unless another one is faster by 3 % at least, the upper end of the
-    /// 95 % interval of the median ratio. With the choices in use ([`Gpu::choices`]) for other products.
+    /// [`Gpu::timing`], and the choice of the table stays unless another one is faster by 3 % at least, the upper end of the
+    /// 95 % interval of the median ratio. With the choices in use ([`Gpu::tuning_table`]) for other products.
     ///
     /// ```no_run
-    /// use weightnorm::{Choices, Gpu, LinearShape, Options};
+    /// use weightnorm::{TuningTable, Gpu, LinearShape, Options};
     /// # type Outcome = Result<(), Box<dyn std::error::Error>>;
     /// # fn f(device: wgpu::Device, queue: wgpu::Queue, kept: Option<String>, keep: fn(String)) -> Outcome {
-    /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().choices(choices));
+    /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().tuning_table(choices));
     /// let mut gpu = adopt(kept.unwrap_or_default().parse().unwrap_or_default())?;
-    /// if gpu.choices().is_empty() {
-    ///     let choices: Choices = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
+    /// if gpu.tuning_table().is_empty() {
+    ///     let choices: TuningTable = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
     ///     keep(choices.to_string());
     ///     gpu = adopt(choices)?;
     /// }
@@ -81,7 +82,7 @@ impl Gpu {
     /// [`DeviceError::OutOfMemory`] and [`LimitError::TooLarge`] if the tensors of a layer find no place, [`DeviceError::Lost`]; in a
     /// browser [`DeviceError::Unsupported`] without timestamps.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn tune(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+    pub fn tune(&self, layers: &[LinearShape]) -> Result<TuningTable, Error> {
         pollster::block_on(self.tuned(layers, true))
     }
 
@@ -89,13 +90,13 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::tune`].
-    pub async fn tune_async(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+    pub async fn tune_async(&self, layers: &[LinearShape]) -> Result<TuningTable, Error> {
         self.tuned(layers, false).await
     }
 
-    async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<Choices, Error> {
+    async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<TuningTable, Error> {
         self.check()?;
-        let mut choices = self.choices().clone();
+        let mut choices = self.tuning_table().clone();
         for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
             let layer = Layer::new(self.with_own_caches()?, *shape, block)?;
             for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
@@ -240,7 +241,7 @@ impl Layer {
     async fn seconds(&self, along_k: [bool; 2], choices: &[Choice]) -> Result<Vec<f64>, Error> {
         let record =
             |ops: &mut Recorder<'_, '_>| choices.iter().try_for_each(|&choice| self.record(ops, along_k, choice));
-        let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
+        let timed = self.gpu.timed(self.gpu.timing(), self.block, record).await?;
         // The reductions beside the products of the backward pass are the same whatever the tile.
         let of_products = |o: &OperatorTime| {
             let products = o.dispatches.iter().filter(|d| !d.label.starts_with("weightnorm.batch."));

@@ -2,8 +2,8 @@
 use half::{bf16, f16};
 use weightnorm::internals::{probe_copy, probe_read};
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor,
-    Tile, Trainable, WeightNorm, Write, cpu,
+    Activation, Adam, AdamState, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Parameter, Recorder,
+    Tensor, Tile, WeightNorm, Write, cpu,
 };
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -284,7 +284,7 @@ impl Prepared {
                 ops.normalize_backward_into(&self.dw.tensor, self.weight(), dv, dg, Write::Replace)
             }
             Op::AdamStep => {
-                let weight = Trainable::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
+                let weight = Parameter::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
                 let state = self.adam.as_ref().expect("made for this operator");
                 ops.adam_step(weight, state, 1, &Adam::new(RATE))
             }

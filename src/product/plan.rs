@@ -221,7 +221,7 @@ mod tests {
     fn a_product_that_fits_is_one_window() {
         let size = [4096, 4096, 512];
         let plan = plan(&facts([true, true], size), LARGE).unwrap();
-        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Large, None, 1));
+        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Tile64x64, None, 1));
         let window = plan.windows(size).next().unwrap();
         assert_eq!((plan.tiles(&window), plan.work(&window)), (64 * 64, 4096 * 4096 * 512));
     }

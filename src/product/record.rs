@@ -128,7 +128,7 @@ fn split_sums(
         buffers.push(part);
         ops.dispatch(&Dispatch {
             kernel: product.epilogue.kernels()[Stage::Finish as usize],
-            module: product.module(Tile::Large, OperandRead::BOTH[0], false),
+            module: product.module(Tile::Tile64x64, OperandRead::BOTH[0], false),
             constants: &epilogue.constants,
             buffers: &buffers,
             params: ProductParams {

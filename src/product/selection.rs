@@ -41,7 +41,7 @@ impl Selection {
             return Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() }.into());
         }
         let Some(split_length) = self.split_length else { return Ok(()) };
-        let tile = self.tile.unwrap_or(Tile::Large);
+        let tile = self.tile.unwrap_or(Tile::Tile64x64);
         let longest = tile.longest(traits);
         if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > longest {
             let reason = format!("a split has 1 to {longest} steps with this tile");

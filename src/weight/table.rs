@@ -14,7 +14,7 @@ use crate::weight::member::{Job, SetMember, SetOperator, Share};
 use crate::weight::plan::{self, Problem};
 use crate::weight::spread::{self, Norms};
 use crate::windows::GL_WORK;
-use crate::{DType, Error, Gpu, LimitError, Tensor, Work};
+use crate::{Cost, DType, Error, Gpu, LimitError, Tensor};
 
 pub(super) const ITEM_BYTES: u64 = 64;
 /// `MIXED` of the shader: a storage type or a flag of each member's own.
@@ -39,7 +39,7 @@ pub(super) struct Table {
     /// Bytes of scratch memory.
     pub sums: u64,
     pub scales: u64,
-    pub work: Work,
+    pub work: Cost,
 }
 
 /// Where a binding lies.

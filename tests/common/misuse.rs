@@ -144,11 +144,11 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
         o.linear_into_with(&x, weight, None, &part(0, &[3, 4]), &plain.norms(&part(44, &[4])))
     });
     // Variants.
-    refused("linear: the forced variant split_length 0, Large cannot run: a split has 1 to ..", &|o| {
+    refused("linear: the forced variant split_length 0, Tile64x64 cannot run: a split has 1 to ..", &|o| {
         o.linear_into_with(&x, weight, None, &y, &plain.split_length(0))
     });
-    let huge = plain.tile(Tile::Medium).split_length(u32::MAX);
-    let text = "linear: the forced variant split_length 4294967295, Medium cannot run: a split has 1 to ..";
+    let huge = plain.tile(Tile::Tile32x32).split_length(u32::MAX);
+    let text = "linear: the forced variant split_length 4294967295, Tile32x32 cannot run: a split has 1 to ..";
     refused(text, &|o| o.linear_into_with(&x, weight, None, &y, &huge));
     for e in [0.0, -1e-6, 1e-40, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.8e38, f32::MAX] {
         for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {

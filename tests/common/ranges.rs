@@ -1,7 +1,7 @@
 //! Numbers out of their range: every field of every optimizer with every bad value, and what the error says of it.
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, Eps, Error, Gpu, Gradients, Group, LinearOptions, Moments, Recorder,
-    RunningMean, SetMember, Sgd, SgdState, Trainable, WeightNorm, Write,
+    Activation, Adam, AdamState, Axis, Eps, Error, Gpu, Gradients, LinearOptions, Moments, ParamGroup, Parameter,
+    Recorder, RunningMean, SetMember, Sgd, SgdState, WeightNorm, Write,
 };
 
 const NEVER: [f64; 5] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, -1e300];
@@ -39,9 +39,9 @@ fn bad<T: Copy>(good: T, fields: &[Field<T>]) -> Vec<(T, String)> {
 
 pub fn bad_sgds() -> Vec<(Sgd, String)> {
     let fields: [Field<Sgd>; 6] = [
-        ("the rate of g", |s| &mut s.g.rate, not_negative()),
+        ("the learning rate of g", |s| &mut s.g.learning_rate, not_negative()),
         ("the weight decay of g", |s| &mut s.g.weight_decay, not_negative()),
-        ("the rate of v", |s| &mut s.v.rate, not_negative()),
+        ("the learning rate of v", |s| &mut s.v.learning_rate, not_negative()),
         ("the weight decay of v", |s| &mut s.v.weight_decay, not_negative()),
         ("the momentum", |s| &mut s.momentum, not_negative()),
         ("the dampening", |s| &mut s.dampening, finite()),
@@ -51,9 +51,9 @@ pub fn bad_sgds() -> Vec<(Sgd, String)> {
 
 pub fn bad_adams() -> Vec<(Adam, String)> {
     let fields: [Field<Adam>; 7] = [
-        ("the rate of g", |a| &mut a.g.rate, not_negative()),
+        ("the learning rate of g", |a| &mut a.g.learning_rate, not_negative()),
         ("the weight decay of g", |a| &mut a.g.weight_decay, not_negative()),
-        ("the rate of v", |a| &mut a.v.rate, not_negative()),
+        ("the learning rate of v", |a| &mut a.v.learning_rate, not_negative()),
         ("the weight decay of v", |a| &mut a.v.weight_decay, not_negative()),
         ("beta1", |a| &mut a.beta1, below_one()),
         ("beta2", |a| &mut a.beta2, below_one()),
@@ -61,15 +61,15 @@ pub fn bad_adams() -> Vec<(Adam, String)> {
     ];
     let mut all: Vec<_> = [Adam::new(0.1), Adam::adamw(0.1, 0.1)].iter().flat_map(|&adam| bad(adam, &fields)).collect();
     // Finite numbers, of which a step makes an infinite one.
-    let large = Group { rate: 3e38, weight_decay: 0.0 };
-    let decaying = Group { rate: 1e30, weight_decay: 1e30 };
+    let large = ParamGroup { learning_rate: 3e38, weight_decay: 0.0 };
+    let decaying = ParamGroup { learning_rate: 1e30, weight_decay: 1e30 };
     let (adam, adamw) = (Adam::new(0.1), Adam { beta1: 0.0, ..Adam::adamw(0.1, 0.0) });
     let [corrected, decayed] = [3e38 / (1.0 - 0.9), 1e30 * 1e30].map(|a| format!("{a:?}, expected a finite f32"));
     all.extend([
-        (Adam { g: large, ..adam }, format!("the rate of g / (1 - beta1^t) is {corrected}")),
-        (Adam { v: large, ..adam }, format!("the rate of v / (1 - beta1^t) is {corrected}")),
-        (Adam { g: decaying, ..adamw }, format!("the rate of g * its weight decay is {decayed}")),
-        (Adam { v: decaying, ..adamw }, format!("the rate of v * its weight decay is {decayed}")),
+        (Adam { g: large, ..adam }, format!("the learning rate of g / (1 - beta1^t) is {corrected}")),
+        (Adam { v: large, ..adam }, format!("the learning rate of v / (1 - beta1^t) is {corrected}")),
+        (Adam { g: decaying, ..adamw }, format!("the learning rate of g * its weight decay is {decayed}")),
+        (Adam { v: decaying, ..adamw }, format!("the learning rate of v * its weight decay is {decayed}")),
     ]);
     all
 }
@@ -92,8 +92,8 @@ pub fn are_refused(gpu: &Gpu) -> Result<(), String> {
         SgdState { v: Some(tensor(&[4, 5])), g: Some(tensor(&[4])) },
         AdamState { v: moments(&[4, 5]), g: Some(moments(&[4])) },
     );
-    let (weight, normalized) = (Trainable::new(&v, &dv).gain(&g, &dg), WeightNorm::new(&v, &g));
-    let alone = Trainable::new(&v, &dv);
+    let (weight, normalized) = (Parameter::new(&v, &dv).gain(&g, &dg), WeightNorm::new(&v, &g));
+    let alone = Parameter::new(&v, &dv);
 
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut ops = gpu.record(&mut encoder);
@@ -108,12 +108,12 @@ pub fn are_refused(gpu: &Gpu) -> Result<(), String> {
         let text = format!("sgd_step: {text}");
         refused(text.clone(), &|o| o.sgd_step(weight, &sgd_state, 1, &sgd));
         refused(text.clone(), &|o| o.sgd_step(alone, &sgd_state, 2, &sgd));
-        refused(text, &|o| o.sgd_step(weight.project(Axis::Kept(0), Eps::None), &sgd_state, 1, &sgd));
+        refused(text, &|o| o.sgd_step(weight.normalize_direction(Axis::Kept(0), Eps::None), &sgd_state, 1, &sgd));
     }
     for (adam, text) in bad_adams() {
         let text = format!("adam_step: {text}");
         refused(text.clone(), &|o| o.adam_step(weight, &adam_state, 1, &adam));
-        refused(text, &|o| o.adam_step(alone.project(Axis::Whole, Eps::None), &adam_state, 1, &adam));
+        refused(text, &|o| o.adam_step(alone.normalize_direction(Axis::Whole, Eps::None), &adam_state, 1, &adam));
     }
     refused("sgd_step: steps count from 1".into(), &|o| o.sgd_step(weight, &sgd_state, 0, &Sgd::new(0.1)));
     refused("adam_step: steps count from 1".into(), &|o| o.adam_step(weight, &adam_state, 0, &Adam::new(0.1)));
@@ -133,7 +133,7 @@ pub fn are_refused(gpu: &Gpu) -> Result<(), String> {
     for e in [0.0, -1e-6, 1e-40, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
         for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {
             let text = format!("eps is {e:e}, expected a positive normal number of at most 2^126");
-            let projected = weight.project(Axis::Kept(0), eps);
+            let projected = weight.normalize_direction(Axis::Kept(0), eps);
             refused(text.clone(), &|o| o.sgd_step(projected, &sgd_state, 1, &Sgd::new(0.1)));
             refused(text.clone(), &|o| o.adam_step(projected, &adam_state, 1, &Adam::new(0.1)));
             refused(text.clone(), &|o| o.data_dependent_init_into(&x, &v, eps, &g, &bias));

@@ -2,13 +2,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod api;
 mod backward;
 mod batch;
 mod bounds;
 mod checkpoint;
 mod cli;
 mod cli_devices;
+mod cost;
 mod errors;
 mod golden;
 mod linear;
@@ -21,4 +21,3 @@ mod policy;
 mod rows;
 mod shaders;
 mod tune;
-mod work;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use weightnorm::internals::Kind;
 use weightnorm::{
     Activation, Adam, ArgumentError, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LimitError, LinearOptions,
-    Options, Parameters, Recorder, RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
+    Options, Parameter, ParameterPassing, Recorder, RunningMean, SetMember, Sgd, Tensor, Tile, WeightNorm, Write,
 };
 
 use crate::common::{misuse, ranges};
@@ -14,17 +14,17 @@ use crate::common::{misuse, ranges};
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const AXES: [Axis; 3] = [Axis::Kept(0), Axis::Kept(1), Axis::Whole];
 
-fn adopt(parameters: Parameters, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Error> {
+fn adopt(parameters: ParameterPassing, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Error> {
     let mut required_limits = wgpu::Limits { max_immediate_size: 64, ..wgpu::Limits::default() };
     change(&mut required_limits);
     let required_features = wgpu::Features::IMMEDIATES;
     let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
     let (device, queue) = wgpu::Device::noop(&descriptor);
-    Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))
+    Gpu::from_wgpu(device, queue, Options::default().parameter_passing(parameters).kind(Kind::Gpu))
 }
 
 fn noop() -> Gpu {
-    adopt(Parameters::Auto, |_| ()).expect("WebGPU's default limits will do")
+    adopt(ParameterPassing::Auto, |_| ()).expect("WebGPU's default limits will do")
 }
 
 /// The dispatches that `record` records.
@@ -80,7 +80,7 @@ fn noop_small_devices_are_unsupported() {
         ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 0, 64)),
     ];
     for (what, change) in lower {
-        match adopt(Parameters::Auto, change) {
+        match adopt(ParameterPassing::Auto, change) {
             Err(Error::Device(DeviceError::Unsupported { what: text })) => assert!(text.contains(what), "{text}"),
             other => panic!("{what}: {other:?}"),
         }
@@ -92,23 +92,23 @@ fn noop_small_devices_are_unsupported() {
 fn noop_parameters_follow_the_device() {
     // No uniform buffer is needed with immediates, unless it is asked for.
     let bare = |l: &mut wgpu::Limits| l.max_uniform_buffers_per_shader_stage = 0;
-    let gpu = adopt(Parameters::Auto, bare).unwrap();
+    let gpu = adopt(ParameterPassing::Auto, bare).unwrap();
     gpu.row_norms(&gpu.zeros(&[2, 2], DType::F32).unwrap(), Axis::Whole, Eps::None).unwrap();
-    match adopt(Parameters::Uniform, bare) {
+    match adopt(ParameterPassing::Uniform, bare) {
         Err(Error::Device(DeviceError::Unsupported { what })) => {
             assert!(what.contains("uniform buffers of 64 bytes"), "{what}")
         }
         other => panic!("{other:?}"),
     }
     assert!(noop().report().immediates);
-    assert!(!adopt(Parameters::Uniform, |_| ()).unwrap().report().immediates);
-    assert!(!adopt(Parameters::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
+    assert!(!adopt(ParameterPassing::Uniform, |_| ()).unwrap().report().immediates);
+    assert!(!adopt(ParameterPassing::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
 }
 
 /// More than a buffer of the device can hold.
 #[test]
 fn noop_too_large() {
-    let gpu = adopt(Parameters::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
+    let gpu = adopt(ParameterPassing::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
     for bytes in [1 << 21, 1 << 63, u64::MAX] {
         assert!(matches!(gpu.reserve(bytes), Err(Error::Limit(LimitError::TooLarge { limit: 1_048_576, .. }))));
     }
@@ -125,7 +125,7 @@ fn noop_too_large() {
 /// layouts, the bindings or the dispatches.
 #[test]
 fn noop_builds_every_variant() {
-    for parameters in [Parameters::Auto, Parameters::Uniform] {
+    for parameters in [ParameterPassing::Auto, ParameterPassing::Uniform] {
         // Short bindings, so that windows are part of it.
         let gpu = adopt(parameters, |l| l.max_storage_buffer_binding_size = 16 << 10).unwrap();
         let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype).unwrap();
@@ -186,12 +186,12 @@ fn noop_builds_every_variant() {
 /// The fewest invocations in a workgroup: the one tile that wants more is refused, all else becomes pipelines.
 #[test]
 fn noop_small_workgroups() {
-    let gpu = adopt(Parameters::Auto, |l| {
+    let gpu = adopt(ParameterPassing::Auto, |l| {
         l.max_compute_invocations_per_workgroup = 128;
         l.max_compute_workgroup_size_x = 128;
     })
     .unwrap();
-    assert!(!Tile::Huge.runs_on(&gpu) && Tile::Huge.runs_on(&noop()));
+    assert!(!Tile::Tile128x128.runs_on(&gpu) && Tile::Tile128x128.runs_on(&noop()));
     let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
     let (x, v, g, dy) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[80]), zeros(&[70, 80]));
     let (dx, dv, u) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[70, 80]));
@@ -204,7 +204,7 @@ fn noop_small_workgroups() {
     for tile in Tile::all_on(&gpu) {
         run(tile).unwrap();
     }
-    assert!(matches!(run(Tile::Huge), Err(Error::Argument(ArgumentError::Variant { .. }))));
+    assert!(matches!(run(Tile::Tile128x128), Err(Error::Argument(ArgumentError::Variant { .. }))));
 }
 
 /// The dispatches that the documentation promises.
@@ -274,7 +274,7 @@ fn noop_dispatch_counts() {
 #[test]
 fn noop_dispatch_counts_of_windows() {
     // 64 KiB for tensors, and the largest alignment.
-    let gpu = adopt(Parameters::Auto, |l| l.max_storage_buffer_binding_size = (64 << 10) + 256).unwrap();
+    let gpu = adopt(ParameterPassing::Auto, |l| l.max_storage_buffer_binding_size = (64 << 10) + 256).unwrap();
     let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
     let v = zeros(&[256, 256]);
     let norms = zeros(&[256]);
@@ -317,7 +317,7 @@ fn noop_long_rows() {
     }
     for kind in [Kind::Gpu, Kind::Software] {
         let gpu = gpu.as_kind(kind).unwrap();
-        let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
+        let trainable = Parameter::new(&v, &dv).normalize_direction(Axis::Kept(0), Eps::default());
         let state = gpu.adam_state(&v, None).unwrap();
         gpu.adam_step(trainable, &state, 1, &Adam::new(0.1)).unwrap();
     }
@@ -347,7 +347,7 @@ fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Option<Tensor> {
 }
 
 static TINY: LazyLock<Gpu> = LazyLock::new(|| {
-    let tiny = adopt(Parameters::Auto, |l| {
+    let tiny = adopt(ParameterPassing::Auto, |l| {
         l.max_storage_buffer_binding_size = 8 << 10;
         l.max_buffer_size = 4 << 20;
         l.max_compute_workgroups_per_dimension = 3;
@@ -475,7 +475,7 @@ proptest! {
         let (sgd_state, adam_state) = (gpu.sgd_state(&v, Some(&g)), gpu.adam_state(&v, Some(&g)));
         let (Ok(sgd_state), Ok(adam_state)) = (sgd_state, adam_state) else { return Ok(()) };
         let sgd = Sgd { momentum, ..Sgd::new(0.1) };
-        let trainable = Trainable::new(&v, &dv);
+        let trainable = Parameter::new(&v, &dv);
         let saved = gpu.linear_saved(&x, weight, None);
         let gpu = &gpu.as_kind(kind).unwrap();
         let results = [
@@ -489,8 +489,8 @@ proptest! {
             gpu.mean_only_batch_norm_eval(&x, &g, None).map(drop),
             gpu.mean_only_batch_norm_backward(&x).map(drop),
             gpu.sgd_step(trainable.gain(&g, &dg), &sgd_state, step, &sgd),
-            gpu.sgd_step(trainable.project(axis, eps), &sgd_state, step, &sgd),
-            gpu.adam_step(trainable.gain(&g, &dg).project(axis, eps), &adam_state, step, &Adam::new(0.1)),
+            gpu.sgd_step(trainable.normalize_direction(axis, eps), &sgd_state, step, &sgd),
+            gpu.adam_step(trainable.gain(&g, &dg).normalize_direction(axis, eps), &adam_state, step, &Adam::new(0.1)),
             gpu.adam_step(trainable, &adam_state, step, &Adam::adamw(0.1, 0.1)),
         ];
         for result in results.into_iter().chain([saved.map(drop)]) {

@@ -1,8 +1,8 @@
 //! All tensors of an operator in one buffer, one right after the other: the same results as in buffers of their own, and
 //! nothing else of the buffer changes.
 use weightnorm::{
-    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Recorder,
-    RunningMean, SetMember, Sgd, SgdState, Tensor, Trainable, WeightNorm, Write,
+    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Parameter,
+    Recorder, RunningMean, SetMember, Sgd, SgdState, Tensor, WeightNorm, Write,
 };
 
 use crate::data::{random, to_bytes};
@@ -19,14 +19,14 @@ pub fn register(suite: &mut Suite) {
 }
 
 /// A tensor that an operator has: its shape, its type, and whether it is written.
-type Wanted = (&'static [usize], DType, bool);
+type DeviceRequirements = (&'static [usize], DType, bool);
 
 const F32: DType = DType::F32;
 
 /// Records with tensors in one buffer, and in buffers of their own.
 fn check(
     gpu: &Gpu,
-    wanted: &[Wanted],
+    wanted: &[DeviceRequirements],
     record: impl Fn(&mut Recorder<'_, '_>, &[Tensor]) -> Result<(), Error>,
 ) -> Outcome {
     // Words of numbers that are in range in every storage type.
@@ -85,7 +85,7 @@ fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
     for &(axis, norms) in extent.choose(&axes[..], &axes[..2]) {
         for dtype in extent.choose(&[F32, DType::F16][..], &[if axis == Axis::Kept(1) { F32 } else { DType::F16 }]) {
             let dtype = *dtype;
-            let wanted: [Wanted; 13] = [
+            let wanted: [DeviceRequirements; 13] = [
                 (&[33, 52], dtype, false),
                 (&[33, 65], F32, true),
                 (&[65, 52], dtype, false),
@@ -125,7 +125,7 @@ fn weights(gpu: &Gpu, extent: Extent) -> Outcome {
     ];
     for (i, &(shape, axis, per_norm)) in extent.choose(&cases[..], &cases[1..3]).iter().enumerate() {
         for &dtype in extent.choose(&[F32, DType::Bf16][..], &[[F32, DType::Bf16][i % 2]]) {
-            let wanted: [Wanted; 9] = [
+            let wanted: [DeviceRequirements; 9] = [
                 (shape, dtype, false),
                 (shape, dtype, true),
                 (per_norm, F32, false),
@@ -151,7 +151,7 @@ fn weights(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 fn sets(gpu: &Gpu) -> Outcome {
-    let wanted: [Wanted; 12] = [
+    let wanted: [DeviceRequirements; 12] = [
         (&[12, 40], F32, false),
         (&[12], F32, false),
         (&[12, 40], F32, true),
@@ -181,7 +181,7 @@ fn v_gpu(ops: &Recorder<'_, '_>) -> Gpu {
 }
 
 fn batches(gpu: &Gpu) -> Outcome {
-    let wanted: [Wanted; 6] = [
+    let wanted: [DeviceRequirements; 6] = [
         (&[70, 24], F32, false),
         (&[70, 24], F32, true),
         (&[24], F32, false),
@@ -199,7 +199,7 @@ fn batches(gpu: &Gpu) -> Outcome {
 
 fn optimizers(gpu: &Gpu) -> Outcome {
     for dtype in [F32, DType::Bf16] {
-        let wanted: [Wanted; 7] = [
+        let wanted: [DeviceRequirements; 7] = [
             (&[16, 36], dtype, true),
             (&[16, 36], F32, false),
             (&[16], F32, true),
@@ -212,11 +212,11 @@ fn optimizers(gpu: &Gpu) -> Outcome {
             let [v, dv, g, dg, first, second, momentum] = tensors else { unreachable!() };
             let moments = Moments { first: first.clone(), second: second.clone() };
             let state = SgdState { v: Some(momentum.clone()), g: None };
-            ops.sgd_step(Trainable::new(g, dg), &SgdState { v: None, g: None }, 1, &Sgd::new(0.1))?;
-            ops.sgd_step(Trainable::new(v, dv), &state, 1, &Sgd { momentum: 0.9, ..Sgd::new(0.1) })?;
+            ops.sgd_step(Parameter::new(g, dg), &SgdState { v: None, g: None }, 1, &Sgd::new(0.1))?;
+            ops.sgd_step(Parameter::new(v, dv), &state, 1, &Sgd { momentum: 0.9, ..Sgd::new(0.1) })?;
             // Half of the second moments are below zero here, and give NaN either way.
             let state = AdamState { v: moments, g: None };
-            ops.adam_step(Trainable::new(v, dv), &state, 1, &Adam::new(0.1))
+            ops.adam_step(Parameter::new(v, dv), &state, 1, &Adam::new(0.1))
         })?;
     }
     Ok(())

@@ -222,7 +222,7 @@ impl Case {
             known: true,
             wanted: ALL,
             write: Write::Replace,
-            tile: Some(Tile::Medium),
+            tile: Some(Tile::Tile32x32),
             split_length: None,
             alignment: 4,
             x: None,
@@ -439,7 +439,7 @@ fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
         cases.retain(|&(size, axis, split)| size == sizes[0] || (axis == OUT && split.is_none()));
         cases.retain(|&(size, ..)| size != [2, 0, 5]);
     }
-    let tile = extent.choose(None, Some(Tile::Medium));
+    let tile = extent.choose(None, Some(Tile::Tile32x32));
     all(cases, |case| {
         let (size @ [batch, outs, ins], axis, split_length) = *case;
         let axis = axis.ok_or("normalized")?;
@@ -634,13 +634,13 @@ fn packed_rows_share_words(gpu: &Gpu, extent: Extent) -> Outcome {
 fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let size = [67, 71, 75];
     let mut cases = vec![];
-    let few = [Tile::Stream8, Tile::Medium].into_iter().collect();
+    let few = [Tile::Gemv8, Tile::Tile32x32].into_iter().collect();
     let tiles: Vec<Tile> = extent.choose(Tile::all_on(gpu).collect(), few);
     cases.extend(tiles.into_iter().map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
     // More than one of the largest tile, along each of its sides.
-    if Tile::Huge.runs_on(gpu) && extent == Extent::All {
-        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 35, 130]) });
-        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([35, 131, 130]) });
+    if Tile::Tile128x128.runs_on(gpu) && extent == Extent::All {
+        cases.push(Case { tile: Some(Tile::Tile128x128), ..Case::new([131, 35, 130]) });
+        cases.push(Case { tile: Some(Tile::Tile128x128), ..Case::new([35, 131, 130]) });
     }
     if extent == Extent::All {
         cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
@@ -656,11 +656,19 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
 fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let mut cases = vec![];
-    let tiles = [Tile::Large, Tile::Tall, Tile::Stream8, Tile::Lanes64, Tile::Lanes16, Tile::Lanes4, Tile::Lanes1];
+    let tiles = [
+        Tile::Tile64x64,
+        Tile::Tile128x8,
+        Tile::Gemv8,
+        Tile::Subgroup64,
+        Tile::Subgroup16,
+        Tile::Subgroup4,
+        Tile::Subgroup1,
+    ];
     for tile in extent.of(tiles, 4) {
         cases.push(case(tile, [20, 36, 44]));
     }
-    for tile in [Tile::Medium, Tile::Lanes8] {
+    for tile in [Tile::Tile32x32, Tile::Subgroup8] {
         cases.push(case(tile, [72, 40, 68]));
         if extent == Extent::All {
             cases.push(Case { write: Write::Add, ..case(tile, [3, 36, 44]) });
@@ -824,7 +832,7 @@ fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
         let norms = device.zeros(&[norm_count(&[outs, ins], axis)], DType::F32)?;
         let u = device.zeros(&[batch, outs], DType::F32)?;
         let u = (axis != Axis::Kept(1)).then_some(&u);
-        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias).tile(Tile::Medium);
+        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias).tile(Tile::Tile32x32);
         let before = allocated();
         let dispatches =
             recorded(&device, |ops| ops.linear_backward_into(&x, weight.norms(&norms), &dy, u, &gradients))?;
@@ -1323,7 +1331,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     let (x, v, dy, u) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[2, 4])?, f32s(&[2, 4])?);
     let (dx, dv, dg, dbias) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[4])?, f32s(&[4])?);
     let weight = WeightNorm::unit(&v);
-    let none = Gradients::default().tile(Tile::Medium);
+    let none = Gradients::default().tile(Tile::Tile32x32);
     let shape = |arg: &'static str, error: Error| match error {
         Error::Argument(ArgumentError::Shape { op: "linear_backward", arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),

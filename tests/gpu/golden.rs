@@ -108,7 +108,7 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
 }
 
 fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
-    let tile = extent.choose(None, Some(Tile::Medium));
+    let tile = extent.choose(None, Some(Tile::Tile32x32));
     let (x, v) = (case.tensor("x")?, case.tensor("v")?);
     let g = case.tensor("g")?;
     let bias = case.optional("b").map(|b| upload(gpu, b)).transpose()?;

@@ -1,7 +1,7 @@
 //! The device handle and tensors: choice of an adapter, adopted devices, threads, offsets, readback.
 use std::process::Command;
 
-use weightnorm::{Axis, DType, Gpu, Options, Parameters, Tensor};
+use weightnorm::{Axis, DType, Gpu, Options, ParameterPassing, Tensor};
 
 use crate::common::misuse;
 use crate::limits::every_operator;
@@ -79,17 +79,22 @@ fn adopts_devices(gpu: &Gpu) -> Outcome {
         | wgpu::Features::PIPELINE_CACHE;
     assert_eq!(wanted.features, adapter.features() & used);
     assert_eq!(wanted.limits, adapter.limits());
-    for (with, parameters, immediates) in
-        [(true, Parameters::Auto, has), (true, Parameters::Uniform, false), (false, Parameters::Auto, false)]
-    {
+    for (with, parameters, immediates) in [
+        (true, ParameterPassing::Auto, has),
+        (true, ParameterPassing::Uniform, false),
+        (false, ParameterPassing::Auto, false),
+    ] {
         let (device, queue) = device(&adapter, |features, limits| {
             if !with {
                 *features = wgpu::Features::empty();
                 limits.max_immediate_size = 0;
             }
         })?;
-        let gpu =
-            Gpu::from_wgpu(device.clone(), queue, Options::default().parameters(parameters).kind(gpu.traits().kind))?;
+        let gpu = Gpu::from_wgpu(
+            device.clone(),
+            queue,
+            Options::default().parameter_passing(parameters).kind(gpu.traits().kind),
+        )?;
         assert_eq!(gpu.report().immediates, immediates);
         assert_eq!(gpu.device(), &device);
         every_operator(&gpu, DType::F32, Extent::Few)?;

@@ -46,7 +46,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use weightnorm::internals::Kind;
-use weightnorm::{DeviceError, Error, Gpu, Options, Parameters};
+use weightnorm::{DeviceError, Error, Gpu, Options, ParameterPassing};
 
 /// What a test comes back with.
 type Outcome = Result<(), Failed>;
@@ -221,11 +221,12 @@ fn main() -> ExitCode {
     let mut halves = false;
     let mut arguments = Arguments::from_args();
     let parameters = match (is_set("WEIGHTNORM_REVERSED"), is_set("WEIGHTNORM_NO_IMMEDIATES")) {
-        (true, _) => Parameters::Reversed,
-        (_, true) => Parameters::Uniform,
-        _ => Parameters::Auto,
+        (true, _) => ParameterPassing::Reversed,
+        (_, true) => ParameterPassing::Uniform,
+        _ => ParameterPassing::Auto,
     };
-    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters).kind(Kind::Gpu))) {
+    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameter_passing(parameters).kind(Kind::Gpu)))
+    {
         Ok(gpu) => {
             let info = gpu.report().info;
             println!("adapter: {:?} | {} | {} | {}", info.backend, info.name, info.driver, info.driver_info);

@@ -175,10 +175,10 @@ fn scaled_linear(gpu: &Gpu, extent: Extent) -> Outcome {
         cases.extend(policies().into_iter().map(|eps| Linear { eps, ..base.clone() }));
         cases.push(Linear { biases: None, ..base.clone() });
         if extent == Extent::All || dtypes[0] == DType::F32 {
-            cases.push(Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base.clone() });
+            cases.push(Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..base.clone() });
         }
         if dtypes[0] == DType::F32 {
-            let few = [Tile::Medium, Tile::Lanes8].into_iter().filter(|tile| tile.runs_on(gpu)).collect();
+            let few = [Tile::Tile32x32, Tile::Subgroup8].into_iter().filter(|tile| tile.runs_on(gpu)).collect();
             let tiles: Vec<Tile> = extent.choose(Tile::all_on(gpu).collect(), few);
             cases.extend(tiles.into_iter().map(|tile| Linear { tile: Some(tile), ..base.clone() }));
             // Norms that are known, where an f32 holds them.
@@ -199,7 +199,7 @@ fn scaled_whole(gpu: &Gpu) -> Outcome {
         let v = Some(scaled(7, 5 * 13, DType::F32, |_| scale));
         let case = Linear { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13]) };
         case.check(gpu)?;
-        Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case }.check(gpu)
+        Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..case }.check(gpu)
     })
 }
 
@@ -212,7 +212,7 @@ fn scaled_columns(gpu: &Gpu) -> Outcome {
     let v = Some(scaled(7, 5 * ins, DType::F32, |i| scales[i % ins]));
     let case = Linear { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins]) };
     case.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
+    Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
     let v = Some(scaled(8, 5 * ins, DType::F32, |i| [1.0, 1e-10, 1e7, 1e-5, 1e3][i / ins]));
     Linear { axis: PLAIN, v, ..case }.check(gpu)
 }
@@ -233,7 +233,7 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
     base.check(gpu)?;
     // The policies that divide by e itself.
     Linear { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base }.check(gpu)
+    Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..base }.check(gpu)
 }
 
 /// Under the policy `none` a zero row is NaN and column j of y with it; under the others w = 0 and y = bias.
@@ -337,8 +337,8 @@ fn not_finite_v(gpu: &Gpu, extent: Extent) -> Outcome {
             if dtype == DType::F32 {
                 Linear { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
                 Linear { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
-                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
+                Linear { tile: Some(extent.choose(Tile::Tile64x64, Tile::Tile32x32)), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
                 for axis in [IN, WHOLE, PLAIN] {
                     Linear { axis, ..case.clone() }.check(gpu)?;
                 }
@@ -358,8 +358,8 @@ fn not_finite_x(gpu: &Gpu, extent: Extent) -> Outcome {
                 case.check(gpu)?;
             }
             if dtype == DType::F32 {
-                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
+                Linear { tile: Some(extent.choose(Tile::Tile64x64, Tile::Tile32x32)), ..case.clone() }.check(gpu)?;
+                Linear { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
                 Linear { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
                 Linear { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;
                 Linear { axis: PLAIN, ..case.clone() }.check(gpu)?;

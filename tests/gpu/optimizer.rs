@@ -2,7 +2,7 @@
 use weightnorm::cpu::{self, Moments};
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm,
+    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, ParamGroup, Parameter, Sgd, SgdState, WeightNorm,
 };
 
 use crate::common::{compare, gamma, storage_bound};
@@ -36,8 +36,8 @@ enum Method {
 
 /// Every kernel: plain, momentum with dampening, Nesterov's, Adam, AdamW; g and v with rates and decays of their own.
 fn methods() -> [Method; 5] {
-    let g = Group { rate: 0.05, weight_decay: 0.1 };
-    let v = Group { rate: 0.02, weight_decay: 0.03 };
+    let g = ParamGroup { learning_rate: 0.05, weight_decay: 0.1 };
+    let v = ParamGroup { learning_rate: 0.02, weight_decay: 0.03 };
     let sgd = Sgd { g, v, momentum: 0.0, dampening: 0.0, nesterov: false };
     let adam = Adam { g, v, ..Adam::new(0.0) };
     [
@@ -148,13 +148,13 @@ impl Case {
         let place = if self.offset == 0 { 0 } else { step as usize };
         let dv = upload(gpu, &dv, &self.shape, self.dv_dtype, place)?;
         let dg = upload(gpu, &dg, &[self.gains], self.dg_dtype, 1)?;
-        let mut weight = Trainable::new(&tensors.v.tensor, &dv);
+        let mut weight = Parameter::new(&tensors.v.tensor, &dv);
         let gained = self.gains > 0;
         if gained {
             weight = weight.gain(&tensors.g.tensor, &dg);
         }
         if let Some((axis, eps)) = self.project {
-            weight = weight.project(axis, eps);
+            weight = weight.normalize_direction(axis, eps);
         }
         let state = |i: usize| tensors.state[i].tensor.clone();
         recorded(gpu, |ops| match &self.method {
@@ -231,12 +231,12 @@ impl Case {
         let few = gamma(8.0);
         match self.method {
             Method::Sgd(sgd) => {
-                let Group { rate, weight_decay } = group(sgd.g, sgd.v);
+                let ParamGroup { learning_rate, weight_decay } = group(sgd.g, sgd.v);
                 let all = d.abs() + weight_decay * theta.abs() + sgd.momentum * m.abs();
-                [few * (theta.abs() + 2.0 * rate * all), few * all, 0.0]
+                [few * (theta.abs() + 2.0 * learning_rate * all), few * all, 0.0]
             }
             Method::Adam(adam) => {
-                let Group { rate, weight_decay } = group(adam.g, adam.v);
+                let ParamGroup { learning_rate, weight_decay } = group(adam.g, adam.v);
                 let size = d.abs() + if adam.decoupled { 0.0 } else { weight_decay * theta.abs() };
                 let largest_m = adam.beta1 * m.abs() + (1.0 - adam.beta1) * size;
                 let largest_s = adam.beta2 * s + (1.0 - adam.beta2) * size * size;
@@ -250,7 +250,7 @@ impl Case {
                 let below = s.sqrt() / root + adam.eps;
                 let relative = root_error / root / below + gamma(24.0);
                 let relative = relative / (1.0 - relative.min(0.5));
-                let moved = rate / correction / below * (few * largest_m + largest_m * relative);
+                let moved = learning_rate / correction / below * (few * largest_m + largest_m * relative);
                 [few * theta.abs() + moved, few * largest_m, e]
             }
         }
@@ -471,7 +471,7 @@ fn range(gpu: &Gpu) -> Outcome {
             let shape = [scales.len(), columns];
             let v = Guarded::holding(gpu, &values, &shape, dtype, 0)?;
             let dv = gpu.zeros(&shape, dtype)?;
-            let weight = Trainable::new(&v.tensor, &dv).project(Axis::Kept(0), Eps::Clamp(1e-30));
+            let weight = Parameter::new(&v.tensor, &dv).normalize_direction(Axis::Kept(0), Eps::Clamp(1e-30));
             let count = recorded(gpu, |ops| ops.sgd_step(weight, &SgdState::default(), 1, &still))?;
             assert_eq!(count, 1);
             let expected = cpu::normalize(&values, &shape, None, Axis::Kept(0), Eps::Clamp(1e-30))?;
@@ -483,7 +483,7 @@ fn range(gpu: &Gpu) -> Outcome {
     let start = [1.0, -2.0, 3.0, 4.0, 0.0];
     let v = upload(gpu, &start, &[5], DType::F32, 0)?;
     let dv = upload(gpu, &[0.0, 1e-25, 1e25, -1e25, 0.0], &[5], DType::F32, 0)?;
-    gpu.adam_step(Trainable::new(&v, &dv), &gpu.adam_state(&v, None)?, 1, &Adam::new(0.1))?;
+    gpu.adam_step(Parameter::new(&v, &dv), &gpu.adam_state(&v, None)?, 1, &Adam::new(0.1))?;
     compare(&crate::golden::read(&v)?, &start, Some(DType::F32), |_| 1e-6)?;
     Ok(())
 }
@@ -498,9 +498,9 @@ fn non_finite(gpu: &Gpu) -> Outcome {
             let mut gradient = random(2, 18, DType::F32);
             gradient[8] = f64::NAN;
             let dv = upload(gpu, &gradient, &[3, 6], DType::F32, 0)?;
-            let mut weight = Trainable::new(&v, &dv);
+            let mut weight = Parameter::new(&v, &dv);
             if let Some((axis, eps)) = project {
-                weight = weight.project(axis, eps);
+                weight = weight.normalize_direction(axis, eps);
             }
             match &case.method {
                 Method::Sgd(sgd) => gpu.sgd_step(weight, &gpu.sgd_state(&v, None)?, 1, sgd)?,
@@ -518,10 +518,10 @@ fn errors(gpu: &Gpu) -> Outcome {
     let f32s = |shape: &[usize]| gpu.zeros(shape, DType::F32);
     let (v, dv, g, dg) = (f32s(&[4, 3])?, f32s(&[4, 3])?, f32s(&[4, 1])?, f32s(&[4])?);
     let state = gpu.adam_state(&v, Some(&g))?;
-    let adam = |weight: Trainable<'_>, state: &AdamState, step| {
+    let adam = |weight: Parameter<'_>, state: &AdamState, step| {
         refused(gpu, |ops| ops.adam_step(weight, state, step, &Adam::new(0.1)))
     };
-    let weight = Trainable::new(&v, &dv).gain(&g, &dg);
+    let weight = Parameter::new(&v, &dv).gain(&g, &dg);
     assert!(matches!(adam(weight, &state, 0)?, Error::Argument(ArgumentError::Step { op: "adam_step" })));
     assert!(matches!(
         adam(weight, &gpu.adam_state(&v, None)?, 1)?,
@@ -537,11 +537,11 @@ fn errors(gpu: &Gpu) -> Outcome {
     ));
     let halves = gpu.zeros(&[4, 3], DType::F16)?;
     assert!(matches!(
-        adam(Trainable::new(&v, &halves), &state, 1)?,
+        adam(Parameter::new(&v, &halves), &state, 1)?,
         Error::Argument(ArgumentError::DType { arg: "dv", .. })
     ));
     assert!(matches!(
-        adam(Trainable::new(&v, &f32s(&[12])?), &state, 1)?,
+        adam(Parameter::new(&v, &f32s(&[12])?), &state, 1)?,
         Error::Argument(ArgumentError::Shape { arg: "dv", .. })
     ));
     assert!(matches!(
@@ -562,21 +562,21 @@ fn errors(gpu: &Gpu) -> Outcome {
     let half_state = AdamState { g: Some(m), ..state.clone() };
     assert!(matches!(adam(weight, &half_state, 1)?, Error::Argument(ArgumentError::DType { arg: "m of g", .. })));
     assert!(matches!(
-        adam(Trainable::new(&v, &v), &state, 1)?,
+        adam(Parameter::new(&v, &v), &state, 1)?,
         Error::Argument(ArgumentError::Alias { output: "v", input: "dv", .. })
     ));
     let twice = AdamState { v: weightnorm::Moments { second: state.v.first.clone(), ..state.v.clone() }, g: None };
-    assert!(matches!(adam(Trainable::new(&v, &dv), &twice, 1)?, Error::Argument(ArgumentError::Overlap { .. })));
+    assert!(matches!(adam(Parameter::new(&v, &dv), &twice, 1)?, Error::Argument(ArgumentError::Overlap { .. })));
     assert!(matches!(
-        adam(weight.project(Axis::Kept(2), Eps::None), &state, 1)?,
+        adam(weight.normalize_direction(Axis::Kept(2), Eps::None), &state, 1)?,
         Error::Argument(ArgumentError::Axis { .. })
     ));
     assert!(matches!(
-        adam(weight.project(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?,
+        adam(weight.normalize_direction(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?,
         Error::Argument(ArgumentError::Eps { .. })
     ));
 
-    let sgd = |weight: Trainable<'_>, state: &SgdState, step| {
+    let sgd = |weight: Parameter<'_>, state: &SgdState, step| {
         refused(gpu, |ops| ops.sgd_step(weight, state, step, &Sgd { momentum: 0.9, ..Sgd::new(0.1) }))
     };
     assert!(matches!(

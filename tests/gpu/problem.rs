@@ -1,7 +1,8 @@
 //! One operator on tensors of some size: made from numbers whose sums f32 holds exactly, recorded with poisoned outputs
 //! between guards, compared with the CPU reference.
 use weightnorm::{
-    Activation, Axis, DType, Eps, Error, Gpu, LinearOptions, Options, Parameters, Recorder, Tensor, WeightNorm, cpu,
+    Activation, Axis, DType, Eps, Error, Gpu, LinearOptions, Options, ParameterPassing, Recorder, Tensor, WeightNorm,
+    cpu,
 };
 
 use crate::common::{compare, dot_bound, norm_bound, weight_bound};
@@ -342,8 +343,8 @@ pub fn device(
 
 /// The options under which the shared device runs.
 pub fn options(gpu: &Gpu) -> Options {
-    let parameters = if gpu.report().immediates { Parameters::Auto } else { Parameters::Uniform };
-    Options::default().parameters(parameters).kind(gpu.traits().kind)
+    let parameters = if gpu.report().immediates { ParameterPassing::Auto } else { ParameterPassing::Uniform };
+    Options::default().parameter_passing(parameters).kind(gpu.traits().kind)
 }
 
 /// [`device`], adopted.

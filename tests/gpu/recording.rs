@@ -2,7 +2,7 @@
 //! memory is shared safely, and nothing is allocated.
 use libtest_mimic::Completion;
 use weightnorm::internals::Kind;
-use weightnorm::{Axis, DType, Eps, Gpu, Options, Parameters, WeightNorm};
+use weightnorm::{Axis, DType, Eps, Gpu, Options, ParameterPassing, WeightNorm};
 
 use crate::golden::read;
 use crate::problem::{Op, Prepared, Problem, adapter_of, device, encoder, halves, options};
@@ -242,10 +242,10 @@ fn allocates_nothing(shared: &Gpu) -> Outcome {
 /// those are seen.
 fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
     const LAYERS: usize = 7;
-    for parameters in [Parameters::Auto, Parameters::Uniform] {
+    for parameters in [ParameterPassing::Auto, ParameterPassing::Uniform] {
         let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
         let (device, queue) = device(&adapter, |_, _| ())?;
-        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))?;
+        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameter_passing(parameters).kind(Kind::Gpu))?;
         let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32);
         let layers: Vec<_> =
             (0..LAYERS).map(|_| Ok((zeros(&[32, 32])?, zeros(&[32])?))).collect::<Result<_, Failed>>()?;

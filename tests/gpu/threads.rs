@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use weightnorm::{
-    Adam, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, SetMember, Tensor, Trainable,
+    Adam, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, Parameter, SetMember, Tensor,
     WeightNorm, Write,
 };
 
@@ -99,7 +99,7 @@ impl Case {
         ops.normalize_backward_set(&set, Write::Replace)?;
         ops.data_dependent_init_into(&x, &v, eps, &first_g, &first_bias)?;
         ops.mean_only_batch_norm_into(&y, Some(&bias), None, &centered)?;
-        ops.adam_step(Trainable::new(&stepped, &dv).project(axis, eps), &moments, 1, &Adam::new(0.01))?;
+        ops.adam_step(Parameter::new(&stepped, &dv).normalize_direction(axis, eps), &moments, 1, &Adam::new(0.01))?;
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
         let outputs = vec![

@@ -79,7 +79,7 @@ fn linear_backward(gpu: &Gpu, extent: Extent) -> Outcome {
                 let u = known.u.map(|u| gpu.upload(&narrow(&u), &[1, shape[0]])).transpose()?;
                 let ones = gpu.upload(&vec![1f32; known.norms.len()], &[known.norms.len()])?;
                 let weight = WeightNorm::new(&v, &ones).axis(axis).eps(EPS).norms(&norms);
-                let gradients = Gradients::default().dv(&dv).tile(Tile::Medium);
+                let gradients = Gradients::default().dv(&dv).tile(Tile::Tile32x32);
                 recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, u.as_ref(), &gradients))?;
             } else {
                 let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);

@@ -2,7 +2,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use weightnorm::{Activation, DType, Eps, Gpu, LinearOptions, Report, Tensor, Weight, WeightNorm, wgpu};
+use weightnorm::{Activation, DType, DeviceReport, Eps, Gpu, LinearOptions, Tensor, Weight, WeightNorm, wgpu};
 
 use crate::model::Model;
 use crate::reference::activation;
@@ -57,7 +57,7 @@ impl Decoder {
         Ok(Decoder { gpu: gpu.clone(), layers, hidden: [hidden()?, hidden()?], batch })
     }
 
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> DeviceReport {
         self.gpu.report()
     }
 

@@ -3,8 +3,8 @@
 //! All buffers are made once. The directions v of all layers are parts of one buffer, the gains and biases parts of
 //! another, and so are their gradients and what the optimizer remembers: one dispatch steps the whole network.
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Recorder,
-    RunningMean, Sgd, SgdState, Tensor, Trainable, Weight, WeightNorm, Write,
+    Activation, Adam, AdamState, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Parameter, Recorder,
+    RunningMean, Sgd, SgdState, Tensor, Weight, WeightNorm, Write,
 };
 
 use super::kernels::{Call, Kernels};
@@ -317,7 +317,7 @@ impl Network {
 
     fn update(&self, ops: &mut Recorder<'_, '_>, number: u64, rate: f64) -> Result<(), Error> {
         let ([v, g], [dv, dg]) = (&self.parameters, &self.gradients);
-        let all = Trainable::new(v, dv).gain(g, dg);
+        let all = Parameter::new(v, dv).gain(g, dg);
         match self.optimizer {
             Optimizer::Adam => ops.adam_step(all, &self.moments, number, &Adam::new(rate)),
             Optimizer::Sgd => {

@@ -248,9 +248,9 @@ impl Listed {
             let tiles: Vec<Tile> = Tile::all_on(&gpu).collect();
             Uses {
                 immediates: gpu.report().immediates,
-                lanes: info.device_type == wgpu::DeviceType::Cpu && tiles.contains(&Tile::Lanes1),
+                lanes: info.device_type == wgpu::DeviceType::Cpu && tiles.contains(&Tile::Subgroup1),
                 tiles: tiles.iter().map(Tile::to_string).collect(),
-                timestamps: gpu.clock() == weightnorm::Clock::Timestamps,
+                timestamps: gpu.timing() == weightnorm::Timing::Timestamps,
             }
         });
         let matrices = adapter.cooperative_matrix_properties();

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use weightnorm::checkpoint::{Checkpoint, FoundWeight, Rules};
 use weightnorm::{
-    Axis, Clock, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roof, SetMember, Tensor, WeightNorm, WeightSet,
-    Work, Write,
+    Axis, Cost, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roofline, SetMember, Tensor, Timing, WeightNorm,
+    WeightSet, Write,
 };
 
 use crate::device::{DeviceArguments, device_json, device_text};
@@ -117,7 +117,7 @@ struct Case {
 /// What was measured.
 struct Measured {
     case: Case,
-    work: Work,
+    work: Cost,
     /// Of a whole call, the median of all.
     seconds: f64,
     least: f64,
@@ -157,7 +157,7 @@ impl Profile {
             }
             progress.step();
         }
-        let roof = gpu.roof()?; // known from the profiles
+        let roof = gpu.roofline()?; // known from the profiles
         Ok(report(&gpu, &weights, self.runs, roof, &results))
     }
 
@@ -240,7 +240,7 @@ impl Profile {
         };
         Ok(Measured {
             case,
-            work: median.work,
+            work: median.cost,
             // A clock that is too coarse shows no time at all.
             seconds: median.seconds().max(1e-9),
             least: first.seconds().max(1e-9),
@@ -409,9 +409,9 @@ fn fill(gpu: &Gpu, tensor: &Tensor) -> Result<(), weightnorm::Error> {
     gpu.check()
 }
 
-fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measured]) -> Report {
+fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roofline, results: &[Measured]) -> Report {
     let info = gpu.report().info;
-    let clock = if gpu.clock() == Clock::Timestamps { "timestamps" } else { "wall" };
+    let clock = if gpu.timing() == Timing::Timestamps { "timestamps" } else { "wall" };
     let json = json!({
         "device": device_json(&info),
         "clock": clock,
@@ -471,12 +471,12 @@ fn weights_text(weights: &[Weight]) -> String {
 }
 
 impl Measured {
-    fn rates(&self, roof: &Roof) -> [f64; 3] {
+    fn rates(&self, roof: &Roofline) -> [f64; 3] {
         let Measured { work, seconds, .. } = self;
         [work.bytes() as f64 / seconds, work.operations as f64 / seconds, roof.seconds(work) / seconds]
     }
 
-    fn cells(&self, weights: &[Weight], roof: &Roof) -> Vec<String> {
+    fn cells(&self, weights: &[Weight], roof: &Roofline) -> Vec<String> {
         let Case { operator, batch, .. } = self.case;
         let alike = alike(weights);
         let names: Vec<&String> = weights.iter().flat_map(|w| &w.names).collect();
@@ -500,7 +500,7 @@ impl Measured {
         ]
     }
 
-    fn json(&self, weights: &[Weight], roof: &Roof) -> Value {
+    fn json(&self, weights: &[Weight], roof: &Roofline) -> Value {
         let alike = alike(weights);
         let [bytes, operations, part] = self.rates(roof);
         let dispatches = self.dispatches.iter().map(|(label, seconds)| json!({ "label": label, "seconds": seconds }));

@@ -4,7 +4,7 @@ use std::fmt;
 /// What a [`Gpu`](crate::Gpu) runs on and what it uses of it. `Display` gives it in a few lines.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Report {
+pub struct DeviceReport {
     /// Adapter, driver and backend.
     pub info: wgpu::AdapterInfo,
     /// The device's limits.
@@ -19,9 +19,9 @@ pub struct Report {
     pub lacks: Vec<String>,
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { info, limits, immediates, cooperative_matrices, lacks } = self;
+        let DeviceReport { info, limits, immediates, cooperative_matrices, lacks } = self;
         writeln!(f, "adapter:    {} ({:?}, {:?})", info.name, info.device_type, info.backend)?;
         writeln!(f, "driver:     {} {}", info.driver, info.driver_info)?;
         let binding = limits.max_storage_buffer_binding_size >> 20;

@@ -1,8 +1,8 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Adam, Axis, Clock, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, RunningMean, Sgd,
-    Tensor, Trainable, WeightNorm, Work, Write,
+    Adam, Axis, Cost, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameter, Recorder,
+    RunningMean, Sgd, Tensor, Timing, WeightNorm, Write,
 };
 
 fn noop() -> Gpu {
@@ -13,7 +13,7 @@ fn noop() -> Gpu {
 /// The work of the one operator that `record` records.
 fn work(gpu: &Gpu, name: &str, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> [u64; 3] {
     let mut dispatch_count = 0;
-    let profile = gpu.profile_with(Clock::Wall, |ops| {
+    let profile = gpu.profile_by(Timing::Wall, |ops| {
         record(ops)?;
         dispatch_count = ops.dispatch_count();
         Ok(())
@@ -22,7 +22,7 @@ fn work(gpu: &Gpu, name: &str, record: impl FnOnce(&mut Recorder<'_, '_>) -> Res
     assert_eq!(profile.dispatch_count() as u64, dispatch_count, "{name}");
     let [operator] = &profile.operators[..] else { panic!("{name}: {:?}", profile.operators) };
     assert_eq!(operator.name, name);
-    let Work { read, written, operations } = operator.work;
+    let Cost { read, written, operations } = operator.cost;
     [read, written, operations]
 }
 
@@ -188,7 +188,7 @@ fn work_of_batches() {
 fn work_of_optimizers() {
     let Layer { gpu, v, g, bias: dg, .. } = &Layer::new();
     let dv = gpu.zeros(v.shape(), v.dtype()).unwrap();
-    let weight = Trainable::new(v, &dv).gain(g, dg);
+    let weight = Parameter::new(v, &dv).gain(g, dg);
     let (adam, sgd) = (gpu.adam_state(v, Some(g)).unwrap(), gpu.sgd_state(v, None).unwrap());
     // m and s are f32.
     let (v_bytes, row, state) = (2 * N * K, 4 * N, 8 * (N * K + N));
@@ -196,7 +196,7 @@ fn work_of_optimizers() {
         work(gpu, "adam_step", |ops| ops.adam_step(weight, &adam, 1, &Adam::new(0.1))),
         [2 * v_bytes + 2 * row + state, v_bytes + row + state, 15 * (N * K + N)]
     );
-    let plain = Trainable::new(v, &dv).project(Axis::Kept(1), Eps::default());
+    let plain = Parameter::new(v, &dv).normalize_direction(Axis::Kept(1), Eps::default());
     assert_eq!(
         work(gpu, "sgd_step", |ops| ops.sgd_step(plain, &sgd, 1, &Sgd::new(0.1))),
         [2 * v_bytes, v_bytes, (4 + 3) * N * K]
