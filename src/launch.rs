@@ -6,7 +6,7 @@ use crate::memory::Memory;
 use crate::source::{Module, Shared};
 use crate::windows::Capacities;
 #[cfg(doc)]
-use crate::{DeviceError, Gpu, Recorder, Tensor};
+use crate::{DeviceError, Gpu, Recorder, Tensor, WeightNorm};
 use crate::{Error, needs};
 
 /// Launches planned dispatches.
@@ -39,7 +39,7 @@ use crate::{Error, needs};
 /// let v = Tensor::of_launcher(0, 0, &[512, 256], DType::F32)?;
 /// let norms = Tensor::of_launcher(1, 0, &[512], DType::F32)?;
 /// let mut listing = Listing::default();
-/// Recorder::launching(facts, &mut listing).row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
+/// Recorder::launching(facts, &mut listing).row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
 /// assert_eq!(listing.0.len(), 1);
 /// # Ok::<(), Error>(())
 /// ```

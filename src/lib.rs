@@ -208,7 +208,7 @@ pub mod cpu;
 mod device_report;
 mod error;
 mod gpu;
-mod gradient;
+mod gradients;
 mod kernel;
 mod launch;
 mod linear;
@@ -233,15 +233,16 @@ mod vectors;
 mod weight;
 mod windows;
 
-pub use batch::RunningMean;
+pub use batch::{DataDependentInit, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward};
 pub use choose::Facts;
 pub use cost::{Cost, Roofline};
 pub use device_report::DeviceReport;
 pub use error::{ArgumentError, DeviceError, Error, LimitError, ParseError};
 pub use gpu::Gpu;
-pub use gradient::{Gradients, LinearGradients, Saved};
+pub use gradients::Gradients;
 pub use launch::{Launch, Planned, PlannedBinding, SCRATCH_BUFFERS};
-pub use linear::{LinearOptions, Weight};
+pub use linear::backward::{LinearBackward, LinearGradients};
+pub use linear::{Linear, Saved, Weight};
 pub use needs::DeviceRequirements;
 pub use optimizer::{AdamState, Moments, Parameter, SgdState};
 pub use options::{Options, ParameterPassing};
@@ -252,9 +253,11 @@ pub use tensor::Tensor;
 pub use train::{Adam, ParamGroup, Sgd};
 pub use tune::LinearShape;
 pub use tuning_table::TuningTable;
-pub use types::{Activation, Axis, DType, Element, Eps, Write};
+pub use types::{Activation, Axis, DType, Element, Eps};
 pub use weight::WeightNorm;
+pub use weight::backward::NormalizeBackward;
 pub use weight::member::{SetMember, SetOperator};
+pub use weight::normalize::Decompose;
 pub use weight::set::WeightSet;
 // For programs whose own versions would not fit: tensors are over wgpu's buffers, and elements are half's numbers.
 pub use half;
@@ -268,7 +271,7 @@ pub mod internals {
     pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
     pub use crate::source::{FILES, Import, Module, Shared, imports};
-    use crate::{Error, Recorder, Tensor, Write};
+    use crate::{Error, Recorder, Tensor};
 
     /// The copy of `source` to `target` that [`Gpu::roofline`](crate::Gpu::roofline) times, as far as whole workgroups of 8 KiB go.
     pub fn probe_copy(ops: &mut Recorder<'_, '_>, source: &Tensor, target: &Tensor) -> Result<(), Error> {
@@ -287,7 +290,7 @@ pub mod internals {
         u: Option<&Tensor>,
         dbias: Option<&Tensor>,
         dg: Option<&Tensor>,
-        write: Write,
+        accumulate: bool,
     ) -> Result<(), Error> {
         crate::batch::statistics::column_dot_sums(
             ops,
@@ -296,7 +299,7 @@ pub mod internals {
             dbias.map(View::of),
             dg.map(View::of),
             None,
-            write,
+            accumulate,
         )
     }
 }

@@ -19,8 +19,8 @@ impl Gpu {
     /// let (x, y) = (gpu.upload(&[0.5f32; 64 * 512], &[64, 512])?, gpu.zeros(&[64, 512], DType::F32)?);
     /// let (v, g) = (gpu.upload(&[0.1f32; 512 * 512], &[512, 512])?, gpu.upload(&[1.0f32; 512], &[512])?);
     /// let layer = WeightNorm::new(&v, &g);
-    /// gpu.profile(|ops| ops.linear_into(&x, layer, None, &y))?; // builds the pipelines
-    /// let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear_into(&x, layer, None, &y)))?;
+    /// gpu.profile(|ops| ops.linear(Linear::new(&x, layer), &y))?; // builds the pipelines
+    /// let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear(Linear::new(&x, layer), &y)))?;
     /// println!("{profile}");
     /// # Ok(())
     /// # }

@@ -105,9 +105,23 @@ impl Tensor {
         Tensor { gpu: gpu.cloned(), memory, offset, shape: shape.to_vec(), dtype: DType::F32 }
     }
 
-    pub(crate) fn adopt(
+    /// A tensor in (a part of) a buffer of yours: row-major, `shape`, from byte `offset` on. The buffer needs `STORAGE` for
+    /// every operator, and `COPY_SRC` to be read back.
+    ///
+    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
+    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
+    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
+    /// once, not for each step. Not checked are buffers that are
+    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
+    /// after the call (see [`Gpu::check`]).
+    ///
+    /// # Errors
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer ends before the
+    /// tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a buffer of another device;
+    /// [`DeviceError::Lost`].
+    pub fn from_buffer(
         gpu: &Gpu,
-        buffer: wgpu::Buffer,
+        buffer: &wgpu::Buffer,
         offset: u64,
         shape: &[usize],
         dtype: DType,
@@ -120,8 +134,8 @@ impl Tensor {
         if needed > buffer.size() {
             return Err(ArgumentError::BufferTooShort { needed, size: buffer.size() }.into());
         }
-        gpu.expect_buffer("tensor", &buffer)?;
-        Ok(Tensor::of(gpu, buffer, offset, shape, dtype))
+        gpu.expect_buffer("tensor", buffer)?;
+        Ok(Tensor::of(gpu, buffer.clone(), offset, shape, dtype))
     }
 
     /// The sizes of its axes.
@@ -146,12 +160,14 @@ impl Tensor {
 
     /// The buffer it lies in.
     ///
-    /// # Panics
-    /// For a tensor of [`Tensor::of_launcher`], which has none.
-    pub fn buffer(&self) -> &wgpu::Buffer {
+    /// # Errors
+    /// [`DeviceError::Unsupported`] for a tensor of [`Tensor::of_launcher`]: wgpu has no buffer of it.
+    pub fn buffer(&self) -> Result<&wgpu::Buffer, Error> {
         match &self.memory {
-            Memory::Buffer(buffer) => buffer,
-            Memory::Numbered(number) => panic!("buffer {number} is a launcher's own: wgpu has none of it"),
+            Memory::Buffer(buffer) => Ok(buffer),
+            Memory::Numbered(_) => {
+                Err(DeviceError::Unsupported { what: "a buffer of a launcher's tensor".to_owned() }.into())
+            }
         }
     }
 
@@ -287,24 +303,6 @@ impl Gpu {
     /// [`Gpu::zeros`] for an operator, whose result it is.
     pub(crate) fn zeros_of(&self, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         Tensor::zeros(self, what, shape, dtype)
-    }
-
-    /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
-    /// `STORAGE` for every operator, and `COPY_SRC` to be read back.
-    ///
-    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
-    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
-    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
-    /// once, not for each step. Not checked are buffers that are
-    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
-    /// after the call (see [`Gpu::check`]).
-    ///
-    /// # Errors
-    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a buffer of another device;
-    /// [`DeviceError::Lost`].
-    pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
     }
 }
 

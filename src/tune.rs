@@ -3,8 +3,8 @@ use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
 use crate::tuning_table::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
 use crate::{
-    DType, Error, Gpu, Gradients, LimitError, LinearOptions, OperatorTime, Recorder, Tensor, Tile, TuningTable,
-    WeightNorm,
+    DType, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, OperatorTime, Recorder, Tensor, Tile,
+    TuningTable, WeightNorm,
 };
 
 /// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
@@ -224,16 +224,15 @@ impl Layer {
         let Layer { x, v, y, dx, dv, g, norms, u, .. } = self;
         let weight = WeightNorm::new(v, g);
         let Selection { tile, split_length } = choice.selection();
-        let gradients = Gradients { tile, split_length, ..Gradients::default() };
+        let backward = |u| LinearBackward::new(x, weight.norms(norms), y).u(u).tile(tile).split_length(split_length);
         match along_k {
             FORWARD => {
-                let written = self.shape.training.then_some((norms, u)).unzip();
-                let options =
-                    LinearOptions { tile, split_length, norms: written.0, u: written.1, ..Default::default() };
-                ops.linear_into_with(x, weight, None, y, &options)
+                let (norms, u) = self.shape.training.then_some((norms, u)).unzip();
+                let linear = Linear::new(x, weight).norms(norms).u(u).tile(tile).split_length(split_length);
+                ops.linear(linear, y)
             }
-            INPUT_GRADIENT => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
-            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+            INPUT_GRADIENT => ops.linear_backward(backward(None), &Gradients::default().dx(dx)),
+            _ => ops.linear_backward(backward(Some(u)), &Gradients::default().dv(dv)),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
-use crate::{DType, Eps, Error, LimitError, Recorder, Tensor, Write};
+use crate::{DType, Eps, Error, LimitError, Recorder, Tensor};
 
 const WORDS: Module = Module::new("batch/words");
 const QUADS: Module = Module::new("batch/quads");
@@ -82,7 +82,7 @@ pub(crate) struct Statistics<'a> {
     pub second: Option<View<'a>>,
     pub means: Option<View<'a>>,
     pub factors: Option<Factors<'a>>,
-    pub write: Write,
+    pub accumulate: bool,
     pub momentum: f32,
 }
 
@@ -104,8 +104,8 @@ pub(crate) struct Factors<'a> {
 /// ```
 ///
 /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
-/// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
-/// made of dg of this batch alone, whatever `write`; without u their dg is 0.
+/// `columns` elements each, in buffers other than those of dy and u; with `accumulate` they are added to. `factors` are
+/// made of dg of this batch alone, whatever `accumulate`; without u their dg is 0.
 /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
 ///
 /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
@@ -117,7 +117,7 @@ pub(crate) fn column_dot_sums<'a>(
     dbias: Option<View<'a>>,
     dg: Option<View<'a>>,
     factors: Option<Factors<'a>>,
-    write: Write,
+    accumulate: bool,
 ) -> Result<(), Error> {
     debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
     let (rows, columns) = matrix(dy);
@@ -131,7 +131,7 @@ pub(crate) fn column_dot_sums<'a>(
             first: dbias,
             second: dg,
             factors,
-            write,
+            accumulate,
             ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, outcome)
         },
     )
@@ -251,16 +251,28 @@ fn bind<'a>(view: &Option<View<'a>>, capacities: Capacities, first: u64, count: 
 impl<'a> Statistics<'a> {
     /// Nothing is written yet.
     pub fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, outcome: Outcome) -> Statistics<'a> {
-        let write = Write::Replace;
         let (u, first, second, means, factors) = (None, None, None, None, None);
-        Statistics { a, dtype, rows, columns, u, outcome, first, second, means, factors, write, momentum: 0.0 }
+        Statistics {
+            a,
+            dtype,
+            rows,
+            columns,
+            u,
+            outcome,
+            first,
+            second,
+            means,
+            factors,
+            accumulate: false,
+            momentum: 0.0,
+        }
     }
 
     fn flags(&self) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         flag(self.first.is_some(), HAS_FIRST)
             | flag(self.second.is_some(), HAS_SECOND)
-            | flag(self.write == Write::Add, ACCUMULATE)
+            | flag(self.accumulate, ACCUMULATE)
             | flag(self.factors.as_ref().is_some_and(|factors| factors.g.is_some()), HAS_GAIN)
     }
 }

@@ -14,8 +14,8 @@ pub(crate) struct Problem {
     pub size: [u64; 3],
 }
 
-/// How a product is to be computed, as far as that is said: by options, for tests and tuning, or by measured choices.
-#[derive(Clone, Copy, Default)]
+/// How a product is to be computed, as far as that is said: by a request, for tests and tuning, or by measured choices.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Selection {
     pub tile: Option<Tile>,
     pub split_length: Option<u32>,

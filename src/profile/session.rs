@@ -3,7 +3,7 @@ use super::times::{DispatchTime, OperatorTime, Timing};
 use crate::commands::Commands;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::commands::{PASS, new_encoder};
-use crate::{Cost, DType, Error, Gpu};
+use crate::{Cost, DType, Error, Gpu, Tensor};
 
 /// The recording of a profile.
 pub(crate) struct Session {
@@ -85,7 +85,7 @@ impl Session {
         let mut dispatches = self.operators.iter_mut().flat_map(|o| &mut o.dispatches);
         let period = f64::from(gpu.queue().get_timestamp_period()) * 1e-9;
         for (buffer, count) in resolved {
-            let words = gpu.tensor(&buffer, 0, &[4 * count as usize], DType::F32)?;
+            let words = Tensor::from_buffer(gpu, &buffer, 0, &[4 * count as usize], DType::F32)?;
             let words: Vec<f32> = words.fetch(block).await?;
             for (times, dispatch) in bytemuck::cast_slice::<f32, [u32; 4]>(&words).iter().zip(&mut dispatches) {
                 let [begin, end] = [[times[0], times[1]], [times[2], times[3]]].map(bytemuck::cast::<_, u64>);

@@ -67,7 +67,7 @@ pub enum SetOperator {
     RowNorms,
     /// [`Recorder::normalize_set`].
     Normalize,
-    /// [`Recorder::normalize_set_in_place`] and [`Recorder::project_set`].
+    /// [`Recorder::normalize_set_in_place`] and [`Recorder::normalize_direction_set`].
     InPlace,
     /// [`Recorder::normalize_backward_set`].
     Backward,

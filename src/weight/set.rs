@@ -5,10 +5,11 @@ use crate::binding::{Span, View};
 use crate::contract::norms_shape;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
+use crate::weight::backward::NormalizeBackward;
 use crate::weight::cut::TableParams;
 use crate::weight::member::{SetMember, SetOperator};
 use crate::weight::table::{ITEM_BYTES, Source, Table, Window};
-use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
+use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 /// Weights whose norms, normalization and gradients take a few dispatches for all of them together, however many there
 /// are: of any shapes, kept axes, storage types and eps policies. From [`Gpu::weight_set`].
@@ -62,7 +63,7 @@ impl Gpu {
     /// stand in the table.
     ///
     /// An operator on the set takes one dispatch for each of its kernels: one that normalizes rows that a workgroup
-    /// holds (see [`Recorder::normalize_into`]); one that sums up other rows; one that sums up columns, if there are
+    /// holds (see [`WeightNorm`]); one that sums up other rows; one that sums up columns, if there are
     /// members whose kept axis is not the first; one that adds up partial sums, if there are any; and one that
     /// rescales. That holds where all v share a buffer, all w another, all g, and so on ([`Gpu::tensors`]): members
     /// whose tensors lie in other buffers, which do not start at multiples of 16 bytes, or which lie further apart than
@@ -119,20 +120,17 @@ impl Gpu {
         Ok(all)
     }
 
-    /// [`Gpu::normalize_backward`] of many weights, each with its dw, likewise. Returns (dv, dg) of each.
+    /// [`Gpu::normalize_backward`] of many weights, likewise. Returns (dv, dg) of each.
     ///
     /// # Errors
     /// As [`Gpu::weight_set`].
-    pub fn normalize_backward_set(
-        &self,
-        weights: &[(&Tensor, WeightNorm<'_>)],
-    ) -> Result<Vec<(Tensor, Tensor)>, Error> {
-        let all: Vec<_> = weights.iter().map(|&(_, weight)| weight).collect();
+    pub fn normalize_backward_set(&self, weights: &[NormalizeBackward<'_>]) -> Result<Vec<(Tensor, Tensor)>, Error> {
+        let all: Vec<_> = weights.iter().map(|backward| backward.weight).collect();
         let gradients: Vec<_> = self.like(&all)?.into_iter().zip(self.per_norm(&all)?).collect();
-        let member = |(&(dw, weight), (dv, dg))| SetMember::new(weight).dw(dw).dv(dv).dg(dg);
+        let member = |(&NormalizeBackward { dw, weight }, (dv, dg))| SetMember::new(weight).dw(dw).dv(dv).dg(dg);
         let members: Vec<_> = weights.iter().zip(gradients.iter().map(|(dv, dg)| (dv, dg))).map(member).collect();
         let set = self.weight_set(&members)?;
-        self.run(|ops| ops.normalize_backward_set(&set, Write::Replace))?;
+        self.run(|ops| ops.normalize_backward_set(&set, false))?;
         Ok(gradients)
     }
 
@@ -153,7 +151,7 @@ impl Recorder<'_, '_> {
     /// [`ArgumentError::Missing`] if the members lack these; [`ArgumentError::OtherGpu`], [`DeviceError::OutOfMemory`],
     /// [`DeviceError::Lost`].
     pub fn row_norms_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, Write::Replace)
+        record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, false)
     }
 
     /// Records [`Gpu::normalize`] of all members of a set, into their [`SetMember::w`].
@@ -161,7 +159,7 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`Recorder::row_norms_set`].
     pub fn normalize_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::Normalize, "normalize_set", true, Write::Replace)
+        record_set(self, set, SetOperator::Normalize, "normalize_set", true, false)
     }
 
     /// Records [`Gpu::normalize_in_place`] of all members of a set: v becomes w.
@@ -169,26 +167,25 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`Recorder::row_norms_set`]; [`ArgumentError::Alias`] if a g shares a buffer with a v.
     pub fn normalize_set_in_place(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::InPlace, "normalize_set_in_place", true, Write::Replace)
+        record_set(self, set, SetOperator::InPlace, "normalize_set_in_place", true, false)
     }
 
-    /// Records the projection v ← v/n̂ of all members of a set: [`Recorder::normalize_set_in_place`] without their
-    /// gains.
+    /// Records v ← v/n̂ of all members of a set: [`Recorder::normalize_set_in_place`] without their gains.
     ///
     /// # Errors
     /// As [`Recorder::normalize_set_in_place`].
-    pub fn project_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::InPlace, "project_set", false, Write::Replace)
+    pub fn normalize_direction_set(&mut self, set: &WeightSet) -> Result<(), Error> {
+        record_set(self, set, SetOperator::InPlace, "normalize_direction_set", false, false)
     }
 
     /// Records [`Gpu::normalize_backward`] of all members of a set: reads their [`SetMember::dw`], and replaces their
-    /// [`SetMember::dv`] and [`SetMember::dg`] or adds to them. The norms come out of the same sweep as the dot
-    /// products.
+    /// [`SetMember::dv`] and [`SetMember::dg`] or, with `accumulate`, adds to them. The norms come out of the same sweep as
+    /// the dot products.
     ///
     /// # Errors
     /// As [`Recorder::row_norms_set`].
-    pub fn normalize_backward_set(&mut self, set: &WeightSet, write: Write) -> Result<(), Error> {
-        record_set(self, set, SetOperator::Backward, "normalize_backward_set", true, write)
+    pub fn normalize_backward_set(&mut self, set: &WeightSet, accumulate: bool) -> Result<(), Error> {
+        record_set(self, set, SetOperator::Backward, "normalize_backward_set", true, accumulate)
     }
 }
 
@@ -198,7 +195,7 @@ fn record_set(
     operator: SetOperator,
     op: &'static str,
     takes_gains: bool,
-    write: Write,
+    accumulate: bool,
 ) -> Result<(), Error> {
     let other = Error::Argument(ArgumentError::OtherGpu { op, arg: "the set" });
     let Some(gpu) = ops.gpu() else { return Err(other) };
@@ -209,7 +206,7 @@ fn record_set(
     let plan = set.plan(operator)?;
     let capacities = ops.facts().capacities;
     let mut work = plan.work;
-    if write == Write::Add {
+    if accumulate {
         work.read += work.written;
     }
     ops.begin(op, work);
@@ -229,7 +226,7 @@ fn record_set(
         };
         let buffers: Vec<_> = [items].into_iter().chain(stage.windows().into_iter().map(span)).collect();
         let mut constants = stage.constants.clone();
-        constants.extend((write == Write::Add).then_some(("ADD", 1)));
+        constants.extend((accumulate).then_some(("ADD", 1)));
         ops.dispatch(&Dispatch {
             kernel: stage.kind.kernels()[1],
             module: stage.module,

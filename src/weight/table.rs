@@ -277,7 +277,7 @@ impl Planner {
         let origin = tensor.offset() + cut.elements.first * size;
         let begin = origin + item.elements.first / 8 * 8 * size;
         let end = origin + ((item.elements.first + item.elements.count) * size).next_multiple_of(32);
-        let end = end.min(tensor.buffer().size() / 4 * 4);
+        let end = tensor.buffer().map_or(end, |buffer| end.min(buffer.size() / 4 * 4));
         let unit = if job.quads { 16 } else { 4 };
         let source = self.source(Source::Tensors(tensor.memory().clone()));
         (item.elements.count > 0).then_some(Place { source, origin, begin, end, unit })

@@ -1,7 +1,8 @@
 //! Numbers out of their range: every field of every optimizer with every bad value, and what the error says of it.
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, Eps, Error, Gpu, Gradients, LinearOptions, Moments, ParamGroup, Parameter,
-    Recorder, RunningMean, SetMember, Sgd, SgdState, WeightNorm, Write,
+    Activation, Adam, AdamState, Axis, DataDependentInit, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, Moments, NormalizeBackward, ParamGroup, Parameter, Recorder, SetMember, Sgd, SgdState,
+    WeightNorm,
 };
 
 const NEVER: [f64; 5] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, -1e300];
@@ -118,17 +119,16 @@ pub fn are_refused(gpu: &Gpu) -> Result<(), String> {
     refused("sgd_step: steps count from 1".into(), &|o| o.sgd_step(weight, &sgd_state, 0, &Sgd::new(0.1)));
     refused("adam_step: steps count from 1".into(), &|o| o.adam_step(weight, &adam_state, 0, &Adam::new(0.1)));
     for slope in BAD_SLOPES {
-        let options = LinearOptions::default().activation(Activation::LeakyRelu(slope));
+        let leaky = Activation::LeakyRelu(slope);
         let text = format!("linear: the slope of leaky ReLU is {slope:?}, expected a finite f32");
-        refused(text.clone(), &|o| o.linear_into_with(&x, normalized, Some(&bias), &y, &options));
-        refused(text, &|o| o.linear_into_with(&x, &w, None, &y, &options));
+        refused(text.clone(), &|o| o.linear(Linear::new(&x, normalized).bias(&bias).activation(leaky), &y));
+        refused(text, &|o| o.linear(Linear::new(&x, &w).activation(leaky), &y));
     }
     for momentum in bad_momenta() {
         let momentum = momentum as f32;
-        let running = Some(RunningMean { mean: &mean, momentum });
         let text =
             format!("mean_only_batch_norm: the momentum is {:?}, expected a number from 0 to 1", f64::from(momentum));
-        refused(text, &|o| o.mean_only_batch_norm_into(&x, None, running, &t));
+        refused(text, &|o| o.mean_only_batch_norm(MeanOnlyBatchNorm::new(&x).running_mean(&mean, momentum), &t));
     }
     for e in [0.0, -1e-6, 1e-40, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
         for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {
@@ -136,11 +136,11 @@ pub fn are_refused(gpu: &Gpu) -> Result<(), String> {
             let projected = weight.normalize_direction(Axis::Kept(0), eps);
             refused(text.clone(), &|o| o.sgd_step(projected, &sgd_state, 1, &Sgd::new(0.1)));
             refused(text.clone(), &|o| o.adam_step(projected, &adam_state, 1, &Adam::new(0.1)));
-            refused(text.clone(), &|o| o.data_dependent_init_into(&x, &v, eps, &g, &bias));
+            refused(text.clone(), &|o| o.data_dependent_init(DataDependentInit::new(&x, &v).eps(eps), &g, &bias));
             let gradients = Gradients::default().dv(&w);
-            refused(text.clone(), &|o| o.linear_backward_into(&x, normalized.eps(eps), &y, None, &gradients));
+            refused(text.clone(), &|o| o.linear_backward(LinearBackward::new(&x, normalized.eps(eps), &y), &gradients));
             refused(text.clone(), &|o| {
-                o.normalize_backward_into(&dv, normalized.eps(eps), Some(&w), None, Write::Replace)
+                o.normalize_backward(NormalizeBackward::new(&dv, normalized.eps(eps)), &Gradients::default().dv(&w))
             });
             let member = gpu.weight_set(&[SetMember::new(normalized.eps(eps)).w(&w)]);
             let text = format!("member 0 of the set: {text}");

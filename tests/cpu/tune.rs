@@ -1,8 +1,8 @@
 //! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    ArgumentError, DType, Error, Gpu, Gradients, LimitError, LinearOptions, LinearShape, Options, ParseError, Recorder,
-    Tensor, Tile, Timing, TuningTable, WeightNorm,
+    ArgumentError, DType, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, LinearShape, Options, ParseError,
+    Recorder, Tensor, Tile, Timing, TuningTable, WeightNorm,
 };
 
 fn adopt(choices: &str) -> Result<Gpu, Error> {
@@ -160,14 +160,11 @@ impl Layer {
     fn labels(&self, product: usize, tile: Option<Tile>, split_length: Option<u32>) -> Vec<String> {
         let [x, v, g, y, dx, dv, u, norms] = &self.tensors;
         let weight = WeightNorm::new(v, g);
-        let mut options = LinearOptions::default();
-        let mut gradients = Gradients::default();
-        (options.tile, options.split_length) = (tile, split_length);
-        (gradients.tile, gradients.split_length) = (tile, split_length);
+        let backward = |u| LinearBackward::new(x, weight.norms(norms), y).u(u).tile(tile).split_length(split_length);
         let record = |ops: &mut Recorder<'_, '_>| match product {
-            0 => ops.linear_into_with(x, weight, None, y, &options),
-            1 => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
-            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+            0 => ops.linear(Linear::new(x, weight).tile(tile).split_length(split_length), y),
+            1 => ops.linear_backward(backward(None), &Gradients::default().dx(dx)),
+            _ => ops.linear_backward(backward(Some(u)), &Gradients::default().dv(dv)),
         };
         let profile = self.gpu.profile_by(Timing::Wall, record).unwrap();
         profile.operators.into_iter().flat_map(|o| o.dispatches).map(|d| d.label).collect()

@@ -1,7 +1,7 @@
 //! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and is
 //! ignored where there is none.
 use libtest_mimic::{Completion, Failed};
-use weightnorm::{Activation, ArgumentError, DType, Eps, Error, Gpu, LinearOptions, Options, Tile, WeightNorm, cpu};
+use weightnorm::{Activation, ArgumentError, DType, Eps, Error, Gpu, Linear, Options, Tile, WeightNorm, cpu};
 
 use crate::backward;
 use crate::common::{compare, dot_bound};
@@ -169,7 +169,7 @@ fn u(gpu: &Gpu, tile: Tile) -> Outcome {
         let x = upload(gpu, &x64, &[batch, ins], DType::F16, 1)?;
         let v = upload(gpu, &v64, &[outs, ins], DType::F16, 2)?;
         let u = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 12)?;
-        gpu.linear_with(&x, WeightNorm::unit(&v), None, &LinearOptions::default().u(&u.tensor).tile(tile))?;
+        gpu.linear(Linear::new(&x, WeightNorm::unit(&v)).u(&u.tensor).tile(tile))?;
         let reference = |x: &[f64], v: &[f64]| -> Result<Vec<f64>, Failed> {
             let saved =
                 cpu::linear_saved(x, &[batch, ins], v, &[outs, ins], weightnorm::Axis::Kept(0), Eps::default())?;
@@ -214,8 +214,7 @@ fn must_be_refused(gpu: &Gpu, case: &Case) -> Outcome {
     let x = gpu.zeros(&[batch, ins], case.dtypes[0])?;
     let v = gpu.zeros(&[outs, ins], case.dtypes[1])?;
     let weight = WeightNorm::unit(&v).axis(case.axis.ok_or("normalized")?);
-    let options = case.tile.map_or(LinearOptions::default(), |tile| LinearOptions::default().tile(tile));
-    match gpu.linear_with(&x, weight, None, &options) {
+    match gpu.linear(Linear::new(&x, weight).tile(case.tile)) {
         Err(Error::Argument(ArgumentError::Variant { .. })) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }

@@ -2,7 +2,7 @@
 use std::task::{Context, Poll, Waker};
 
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, DeviceError, Eps, Error, Gpu, WeightNorm};
+use weightnorm::{Axis, DType, Decompose, DeviceError, Eps, Error, Gpu, Linear, WeightNorm};
 
 use crate::common::{misuse, ranges};
 use crate::problem::{Op, Problem, adapter_of, adopted, device, encoder, options};
@@ -41,7 +41,7 @@ fn out_of_memory(gpu: &Gpu) -> Result<Completion, Failed> {
         let zeros = gpu.zeros(&[elements], DType::F32).map(drop);
         assert!(zeros.as_ref().is_err_and(is_memory), "zeros: {zeros:?}");
         // The device works on.
-        gpu.row_norms(&v, Axis::Whole, Eps::None)?;
+        gpu.row_norms(WeightNorm::unit(&v).axis(Axis::Whole).eps(Eps::None))?;
         return Ok(Completion::Completed);
     }
     Ok(Completion::ignored_with("no device fits any part of this driver's memory budget"))
@@ -60,13 +60,13 @@ fn every_call(gpu: &Gpu) -> Result<Vec<Call<'_>>, Error> {
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
         let all = [
-            ops.row_norms_into(&v6, Axis::Kept(0), eps, &g2),
-            ops.normalize_into(WeightNorm::unit(&v6), &w),
+            ops.row_norms(WeightNorm::unit(&v6).eps(eps), &g2),
+            ops.normalize(WeightNorm::unit(&v6), &w),
             ops.normalize_in_place(WeightNorm::unit(&w)),
-            ops.split_into(&v6, Axis::Kept(0), eps, &w, &g2),
-            ops.linear_into(&x, WeightNorm::unit(&v6), None, &y),
-            ops.linear_into(&x, WeightNorm::unit(&v6).axis(Axis::Kept(1)), None, &y),
-            ops.linear_into(&x, &v6, None, &y),
+            ops.decompose(Decompose::new(&v6).eps(eps), &w, &g2),
+            ops.linear(Linear::new(&x, WeightNorm::unit(&v6)), &y),
+            ops.linear(Linear::new(&x, WeightNorm::unit(&v6).axis(Axis::Kept(1))), &y),
+            ops.linear(Linear::new(&x, &v6), &y),
         ];
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
@@ -77,11 +77,11 @@ fn every_call(gpu: &Gpu) -> Result<Vec<Call<'_>>, Error> {
         ("upload", Box::new(move || gpu.upload(&[1f32], &[1]).map(drop))),
         ("zeros", Box::new(move || gpu.zeros(&[1], DType::F16).map(drop))),
         ("reserve", Box::new(move || gpu.reserve(1 << 20))),
-        ("row_norms", Box::new(move || gpu.row_norms(&v, Axis::Kept(0), eps).map(drop))),
+        ("row_norms", Box::new(move || gpu.row_norms(WeightNorm::unit(&v).eps(eps)).map(drop))),
         ("normalize", Box::new(move || gpu.normalize(WeightNorm::new(&v2, &g)).map(drop))),
         ("normalize_in_place", Box::new(move || gpu.normalize_in_place(WeightNorm::unit(&v3)))),
-        ("split", Box::new(move || gpu.split(&v4, Axis::Whole, eps).map(drop))),
-        ("linear", Box::new(move || gpu.linear(&x, WeightNorm::unit(&v5), None).map(drop))),
+        ("split", Box::new(move || gpu.decompose(Decompose::new(&v4).axis(Axis::Whole).eps(eps)).map(drop))),
+        ("linear", Box::new(move || gpu.linear(Linear::new(&x, WeightNorm::unit(&v5))).map(drop))),
         ("recorded", Box::new(recorded)),
         (
             "read",

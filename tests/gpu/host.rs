@@ -1,7 +1,7 @@
 //! The device handle and tensors: choice of an adapter, adopted devices, threads, offsets, readback.
 use std::process::Command;
 
-use weightnorm::{Axis, DType, Gpu, Options, ParameterPassing, Tensor};
+use weightnorm::{Axis, DType, Gpu, Options, ParameterPassing, Tensor, WeightNorm};
 
 use crate::common::misuse;
 use crate::limits::every_operator;
@@ -190,7 +190,7 @@ fn offsets(gpu: &Gpu) -> Outcome {
 /// `read_async` on a thread that nobody helps: the future polls the device itself.
 fn reads_without_a_poller(gpu: &Gpu) -> Outcome {
     let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
-    let norm = gpu.row_norms(&v, Axis::Kept(0), weightnorm::Eps::None)?;
+    let norm = gpu.row_norms(WeightNorm::unit(&v).eps(weightnorm::Eps::None))?;
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(pollster::block_on(norm.read_async::<f32>())));
     assert_eq!(receiver.recv_timeout(std::time::Duration::from_secs(20))??, [5.0]);

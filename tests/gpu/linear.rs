@@ -1,5 +1,5 @@
 //! linear: every axis, size, storage type, activation and forced variant.
-use weightnorm::{Activation, Axis, DType, Eps, Gpu, LinearOptions, Tensor, Tile, Weight, WeightNorm, cpu};
+use weightnorm::{Activation, Axis, DType, Eps, Gpu, Linear, Tensor, Tile, Weight, WeightNorm, cpu};
 
 use crate::common::{activated_bound, compare, dot_bound, norm_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random};
@@ -187,9 +187,6 @@ impl Case {
             None => None,
         };
 
-        let mut options = LinearOptions::default().activation(self.activation);
-        (options.tile, options.split_length) = (self.tile, self.split_length);
-        options.norms = norms.as_ref().map(|n| &n.tensor);
         let weight: Weight<'_> = match self.axis {
             None => (&v).into(),
             Some(axis) => {
@@ -203,7 +200,9 @@ impl Case {
         };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.linear_into_with(&x, weight, biases.as_ref(), &y.tensor, &options)?;
+        let linear = Linear::new(&x, weight).bias(biases.as_ref()).activation(self.activation);
+        let linear = linear.norms(norms.as_ref().map(|n| &n.tensor)).tile(self.tile).split_length(self.split_length);
+        ops.linear(linear, &y.tensor)?;
         let dispatches = ops.dispatch_count();
         drop(ops);
         gpu.queue().submit([encoder.finish()]);

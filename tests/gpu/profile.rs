@@ -2,8 +2,8 @@
 //! of the caller's.
 use libtest_mimic::Completion;
 use weightnorm::{
-    ArgumentError, Axis, Cost, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder,
-    Tensor, Timing, WeightNorm,
+    ArgumentError, Axis, Cost, DType, DeviceError, Eps, Error, Gpu, Gradients, Linear, LinearBackward, Options,
+    Recorder, Tensor, Timing, WeightNorm,
 };
 
 use crate::problem::{adapter_of, device, halves, options};
@@ -47,10 +47,10 @@ impl Step {
     fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let [y, norms, u, dx, dv, dg, dbias, columns] = &self.outputs[..] else { unreachable!("eight of them") };
         let weight = WeightNorm::new(&self.v, &self.g);
-        ops.linear_into_with(&self.x, weight, Some(&self.g), y, &LinearOptions::default().norms(norms).u(u))?;
+        ops.linear(Linear::new(&self.x, weight).bias(&self.g).norms(norms).u(u), y)?;
         let wanted = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-        ops.linear_backward_into(&self.x, weight.norms(norms), y, Some(u), &wanted)?;
-        ops.row_norms_into(&self.v, Axis::Kept(1), Eps::default(), columns)
+        ops.linear_backward(LinearBackward::new(&self.x, weight.norms(norms), y).u(u), &wanted)?;
+        ops.row_norms(WeightNorm::unit(&self.v).axis(Axis::Kept(1)), columns)
     }
 
     fn bits(&self) -> Result<Vec<u32>, Failed> {
@@ -104,7 +104,7 @@ fn many_dispatches(gpu: &Gpu) -> Outcome {
     let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
     let norms = gpu.zeros(&[1], DType::F32)?;
     let profile =
-        gpu.profile(|ops| (0..2050).try_for_each(|_| ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)))?;
+        gpu.profile(|ops| (0..2050).try_for_each(|_| ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)))?;
     assert_eq!(profile.dispatch_count(), 2050);
     assert!(profile.operators.iter().all(|o| o.seconds() > 0.0));
     assert_eq!(norms.read::<f32>()?, [5.0]);
@@ -118,7 +118,7 @@ fn own_dispatches(gpu: &Gpu) -> Outcome {
     let work = Cost { read: 4, written: 4, operations: 1 };
     let record = |ops: &mut Recorder<'_, '_>| {
         ops.custom("increment", work, |pass| own.record(pass))?;
-        ops.row_norms_into(&own.counter, Axis::Whole, Eps::None, &norm)?;
+        ops.row_norms(WeightNorm::unit(&own.counter).axis(Axis::Whole).eps(Eps::None), &norm)?;
         assert_eq!(ops.dispatch_count(), 2);
         Ok(())
     };
@@ -145,8 +145,8 @@ fn lacking_timestamps(gpu: &Gpu) -> Outcome {
     );
     let (v, norms) = (gpu.upload(&[3f32, 4.0], &[1, 2])?, gpu.zeros(&[1], DType::F32)?);
     let profile = gpu.profile(|ops| {
-        ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
-        ops.row_norms_into(&v, Axis::Whole, Eps::None, &norms)
+        ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
+        ops.row_norms(WeightNorm::unit(&v).axis(Axis::Whole).eps(Eps::None), &norms)
     })?;
     assert_eq!(profile.timing, Timing::Wall);
     assert!(profile.dispatch_count() == 2 && profile.operators.iter().all(|o| o.seconds() > 0.0));
@@ -177,7 +177,7 @@ fn awaited(gpu: &Gpu) -> Outcome {
     assert_eq!(profile.operators.len(), 3);
     assert!(profile.operators.iter().all(|o| o.seconds() > 0.0));
     // An error of the recording comes back, and nothing is run.
-    let failed = gpu.profile(|ops| ops.linear_into(&step.x, &step.g, None, &step.outputs[0]));
+    let failed = gpu.profile(|ops| ops.linear(Linear::new(&step.x, &step.g), &step.outputs[0]));
     assert!(matches!(failed, Err(Error::Argument(ArgumentError::Shape { .. }))), "{failed:?}");
     Ok(())
 }

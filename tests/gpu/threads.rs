@@ -5,8 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use weightnorm::{
-    Adam, Axis, DType, DeviceError, Eps, Error, Gpu, Gradients, LinearOptions, Parameter, SetMember, Tensor,
-    WeightNorm, Write,
+    Adam, Axis, DType, DataDependentInit, DeviceError, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, NormalizeBackward, Parameter, SetMember, Tensor, WeightNorm,
 };
 
 use crate::problem::{adopted, encoder, halves, options};
@@ -87,18 +87,15 @@ impl Case {
 
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
-        let mut linear = LinearOptions::default().norms(&norms);
-        if axis != Axis::Kept(1) {
-            linear = linear.u(&u);
-        }
-        ops.linear_into_with(&x, weight, Some(&bias), &y, &linear)?;
+        let saved_u = (axis != Axis::Kept(1)).then_some(&u);
+        ops.linear(Linear::new(&x, weight).bias(&bias).norms(&norms).u(saved_u), &y)?;
         let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-        ops.linear_backward_into(&x, weight, &dy, Some(&u), &gradients)?;
-        ops.normalize_backward_into(&dw, weight, Some(&dv_of_dw), Some(&dg_of_dw), Write::Replace)?;
+        ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(&u), &gradients)?;
+        ops.normalize_backward(NormalizeBackward::new(&dw, weight), &Gradients::default().dv(&dv_of_dw).dg(&dg_of_dw))?;
         ops.normalize_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Replace)?;
-        ops.data_dependent_init_into(&x, &v, eps, &first_g, &first_bias)?;
-        ops.mean_only_batch_norm_into(&y, Some(&bias), None, &centered)?;
+        ops.normalize_backward_set(&set, false)?;
+        ops.data_dependent_init(DataDependentInit::new(&x, &v).eps(eps), &first_g, &first_bias)?;
+        ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&y).bias(&bias), &centered)?;
         ops.adam_step(Parameter::new(&stepped, &dv).normalize_direction(axis, eps), &moments, 1, &Adam::new(0.01))?;
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
@@ -129,7 +126,7 @@ impl Submitted {
     fn read(&self, gpu: &Gpu) -> Result<Words, Error> {
         let words = |tensor: &Tensor| {
             let count = (tensor.len() * tensor.dtype().size() as usize).div_ceil(4);
-            let floats: Vec<f32> = gpu.tensor(tensor.buffer(), 0, &[count], DType::F32)?.read()?;
+            let floats: Vec<f32> = Tensor::from_buffer(gpu, tensor.buffer()?, 0, &[count], DType::F32)?.read()?;
             Ok(floats.into_iter().map(f32::to_bits).collect())
         };
         self.0.iter().map(words).collect()
@@ -242,11 +239,11 @@ fn own_device_destroyed(shared: &Gpu) -> Outcome {
                 // The caller's own submission.
                 let norms = gpu.zeros(&[1], DType::F32)?;
                 let mut encoder = encoder(gpu);
-                gpu.record(&mut encoder).row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
+                gpu.record(&mut encoder).row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
                 gpu.queue().submit([encoder.finish()]);
                 assert_eq!(norms.read::<f32>()?, [5.0], "wrong norm from a device on its way out");
             } else {
-                let y = gpu.linear(&v, &v, None)?;
+                let y = gpu.linear(Linear::new(&v, &v))?;
                 assert_eq!(y.read::<f32>()?, [25.0], "wrong product from a device on its way out");
             }
             Ok(())
@@ -265,7 +262,7 @@ fn adopted_device_destroyed(shared: &Gpu) -> Outcome {
     for milliseconds in [1, 5, 20, 50, 90] {
         let work = |gpu: &Gpu, _: usize| {
             let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
-            let norms = gpu.row_norms(&v, Axis::Kept(0), Eps::None)?;
+            let norms = gpu.row_norms(WeightNorm::unit(&v).eps(Eps::None))?;
             assert_eq!(norms.read::<f32>()?, [5.0], "wrong norm from a device on its way out");
             Ok(())
         };

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use weightnorm::checkpoint::{Checkpoint, FoundWeight, Rules};
 use weightnorm::{
-    Axis, Cost, DType, Eps, Gpu, Gradients, LinearOptions, Recorder, Roofline, SetMember, Tensor, Timing, WeightNorm,
-    WeightSet, Write,
+    Axis, Cost, DType, Decompose, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recorder, Roofline,
+    SetMember, Tensor, Timing, WeightNorm, WeightSet,
 };
 
 use crate::device::{DeviceArguments, device_json, device_text};
@@ -216,7 +216,7 @@ impl Profile {
             return self.time(gpu, case, weights, |ops| match operator {
                 Operator::RowNormsSet => ops.row_norms_set(&set),
                 Operator::NormalizeSet => ops.normalize_set(&set),
-                _ => ops.normalize_backward_set(&set, Write::Replace),
+                _ => ops.normalize_backward_set(&set, false),
             });
         }
         let call = Call::new(gpu, operator, &weights[0], case.batch.unwrap_or(0))?;
@@ -359,23 +359,21 @@ impl Call {
         let weight = WeightNorm::new(v, g).axis(*axis);
         let u = |u| (*axis != Axis::Kept(1)).then_some(u);
         match (self.operator, &self.product, &self.dw) {
-            (Operator::RowNorms, ..) => ops.row_norms_into(v, *axis, Eps::default(), dg),
-            (Operator::Normalize, ..) => ops.normalize_into(weight, out),
-            (Operator::Split, ..) => ops.split_into(v, *axis, Eps::default(), out, dg),
+            (Operator::RowNorms, ..) => ops.row_norms(WeightNorm::unit(v).axis(*axis), dg),
+            (Operator::Normalize, ..) => ops.normalize(weight, out),
+            (Operator::Split, ..) => ops.decompose(Decompose::new(v).axis(*axis), out, dg),
             (Operator::NormalizeBackward, _, Some(dw)) => {
-                ops.normalize_backward_into(dw, weight, Some(out), Some(dg), Write::Replace)
+                ops.normalize_backward(NormalizeBackward::new(dw, weight), &Gradients::default().dv(out).dg(dg))
             }
-            (Operator::Linear, Some(Sides { x, y, bias, .. }), _) => ops.linear_into(x, weight, Some(bias), y),
+            (Operator::Linear, Some(Sides { x, y, bias, .. }), _) => ops.linear(Linear::new(x, weight).bias(bias), y),
             (Operator::LinearSaved, Some(sides), _) => {
                 let Sides { x, y, bias, .. } = sides;
-                let mut options = LinearOptions::default().norms(norms);
-                options.u = u(&sides.u);
-                ops.linear_into_with(x, weight, Some(bias), y, &options)
+                ops.linear(Linear::new(x, weight).bias(bias).norms(norms).u(u(&sides.u)), y)
             }
             (Operator::LinearBackward, Some(sides), _) => {
                 let Sides { x, dx, y, dbias, .. } = sides;
                 let gradients = Gradients::default().dx(dx).dv(out).dg(dg).dbias(dbias);
-                ops.linear_backward_into(x, weight.norms(norms), y, u(&sides.u), &gradients)
+                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), y).u(u(&sides.u)), &gradients)
             }
             _ => Ok(()),
         }
@@ -402,7 +400,7 @@ fn fill(gpu: &Gpu, tensor: &Tensor) -> Result<(), weightnorm::Error> {
     let end = (tensor.len() as u64 * tensor.dtype().size()).next_multiple_of(4);
     for start in (0..end).step_by(piece.len().max(1)) {
         let length = (end - start).min(piece.len() as u64) as usize;
-        gpu.queue().write_buffer(tensor.buffer(), tensor.offset() + start, &piece[..length]);
+        gpu.queue().write_buffer(tensor.buffer()?, tensor.offset() + start, &piece[..length]);
         // What is not submitted stays in memory of the host.
         gpu.queue().submit([]);
     }
