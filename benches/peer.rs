@@ -1,5 +1,5 @@
-//! Puts the crate beside other libraries: answers the line protocol of an orchestrator that times several workers in turn.
-//! One JSON object a line on stdin, one answer a line on stdout.
+//! Puts the crate beside other libraries: answers the line protocol of an orchestrator that times several workers in
+//! turn. One JSON object a line on stdin, one answer a line on stdout.
 //!
 //! ```text
 //! {"cmd":"info"}                                                         {"info":{..}}
@@ -9,9 +9,9 @@
 //! {"cmd":"clear"}                                                        {}
 //! ```
 //!
-//! `setup` runs the case once and writes its outputs to FILE as raw f32, one after the other. `secs` is that first run's
-//! time with everything that comes before it; of `time` it is that of one of the `iters` iterations. What cannot be done
-//! is answered by `{"error":".."}`.
+//! `setup` runs the case once and writes its outputs to FILE as raw f32, one after the other. `secs` is that first
+//! run's time with everything that comes before it; of `time` it is that of one of the `iters` iterations. What cannot
+//! be done is answered by `{"error":".."}`.
 use std::io::{BufRead, Write as _};
 use std::time::Instant;
 
@@ -120,7 +120,8 @@ struct Prepared {
 
 impl Prepared {
     /// `linear_bwd` keeps nothing of a forward pass: the gradient of g comes from x·v (variant `u`) or from dw (variant
-    /// `dw`), a product over the batch or some passes over the weight. Without a variant it is what a trial finds faster.
+    /// `dw`), a product over the batch or some passes over the weight. Without a variant it is what a trial finds
+    /// faster.
     fn new(gpu: &Gpu, case: &Case) -> Result<Prepared, Failure> {
         if case.op != "linear_bwd" || !case.variant.is_empty() {
             return Prepared::of_variant(gpu, case);

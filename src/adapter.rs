@@ -38,8 +38,8 @@ mod native {
     const BACKEND: &str = "WGPU_BACKEND";
     const NAME: &str = "WGPU_ADAPTER_NAME";
 
-    /// One for the process: wgpu numbers what it makes within an instance, and mistakes what another one made for its own. It
-    /// has every backend, since none can be added later.
+    /// One for the process: wgpu numbers what it makes within an instance, and mistakes what another one made for its
+    /// own. It has every backend, since none can be added later.
     fn instance() -> &'static wgpu::Instance {
         static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
         INSTANCE.get_or_init(|| {
@@ -53,7 +53,8 @@ mod native {
     pub(crate) async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
         let mut adapters = instance().enumerate_adapters(backends - wgpu::Backends::GL).await;
         if backends.contains(wgpu::Backends::GL) {
-            // On GL an instance has one context, and each listing guards it by a lock of its own: so there is one listing.
+            // On GL an instance has one context, and each listing guards it by a lock of its own: so there is one
+            // listing.
             static ON_GL: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
             let list = || pollster::block_on(instance().enumerate_adapters(wgpu::Backends::GL));
             adapters.extend_from_slice(ON_GL.get_or_init(list));
@@ -75,8 +76,8 @@ mod native {
         adapters
     }
 
-    /// The adapter that a caller's device was made on, for what it can do. Not on GL, where a listing may take the caller's
-    /// context from his thread.
+    /// The adapter that a caller's device was made on, for what it can do. Not on GL, where a listing may take the
+    /// caller's context from his thread.
     pub(crate) fn like(info: &wgpu::AdapterInfo) -> Option<wgpu::Adapter> {
         let backends = wgpu::Backends::from(info.backend) - wgpu::Backends::GL;
         if backends.is_empty() {
@@ -120,7 +121,8 @@ mod native {
         BACKENDS.iter().filter(|(_, b)| backends.contains(*b)).map(|&(name, _)| name).collect()
     }
 
-    /// The backends that a list with commas names, all of them if it names none. `can`: those that this system can have.
+    /// The backends that a list with commas names, all of them if it names none. `can`: those that this system can
+    /// have.
     fn backends(list: &str, can: wgpu::Backends) -> Result<wgpu::Backends, Error> {
         let fail =
             |reason| Err(DeviceError::AdapterChoice { variable: BACKEND, value: list.to_owned(), reason }.into());
@@ -144,7 +146,8 @@ mod native {
         }
     }
 
-    /// The place of the first adapter, by name and whether it can compute, that has `name` in its name. `tried`: the backends.
+    /// The place of the first adapter, by name and whether it can compute, that has `name` in its name. `tried`: the
+    /// backends.
     fn choose(adapters: &[(String, bool)], name: &str, tried: impl Fn() -> String) -> Result<usize, Error> {
         let fits = |adapter: &str| adapter.to_lowercase().contains(&name.to_lowercase());
         if let Some(place) = adapters.iter().position(|(adapter, able)| *able && fits(adapter)) {

@@ -81,7 +81,8 @@ impl<'a> Arguments<'a> {
         }
         // What has to lie apart, in bytes of a buffer.
         let range = |tensor: &Tensor| (tensor.offset() / capacities.apart * capacities.apart, tensor.end());
-        // The outputs so far. They do not overlap, so of those that begin before another one's end the last reaches furthest.
+        // The outputs so far. They do not overlap, so of those that begin before another one's end the last reaches
+        // furthest.
         let mut written: BTreeMap<(&Memory, u64), (u64, &str)> = BTreeMap::new();
         let overlapping = |written: &BTreeMap<_, (u64, &'static str)>, tensor: &Tensor| {
             let (begin, end) = range(tensor);

@@ -10,8 +10,8 @@ use crate::weight::rescale::center;
 use crate::{ArgumentError, DType, Eps, Error, Gpu, Gradients, Linear, Recorder, Tensor, WeightNorm};
 use statistics::{Outcome, Statistics, matrix};
 
-/// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + bias has mean 0 and variance
-/// 1 over one batch (Salimans & Kingma 2016, section 3). The request of [`Gpu::data_dependent_init`] and
+/// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + bias has mean 0 and
+/// variance 1 over one batch (Salimans & Kingma 2016, section 3). The request of [`Gpu::data_dependent_init`] and
 /// [`Recorder::data_dependent_init`].
 ///
 /// ```text
@@ -21,14 +21,14 @@ use statistics::{Outcome, Statistics, matrix};
 ///
 /// - `x`: `[.., in_features]`, at least one row. `v`: `[out_features, in_features]`. `g`, `bias`: `[out_features]`. Any
 ///   storage types. t lies in scratch memory.
-/// - A feature that is constant over the batch (σ below 2⁻⁶³) gets g = 1 and bias = -μ, and so does every feature of a batch
-///   of one row. Right for |t| up to 1e18; the variance is formed of differences from means, so that a mean far from 0 does
-///   not drown it.
+/// - A feature that is constant over the batch (σ below 2⁻⁶³) gets g = 1 and bias = -μ, and so does every feature of a
+///   batch of one row. Right for |t| up to 1e18; the variance is formed of differences from means, so that a mean far
+///   from 0 does not drown it.
 /// - PyTorch's initialization, g = n̂, is [`Decompose`](crate::Decompose).
 ///
 /// # Dispatches
-/// Those of a [`Linear`] with kept axis 0, and one more up to a batch of 128, two beyond; one more for each of g and bias
-/// that is not f32; more past the limits of a binding or a dispatch.
+/// Those of a [`Linear`] with kept axis 0, and one more up to a batch of 128, two beyond; one more for each of g and
+/// bias that is not f32; more past the limits of a binding or a dispatch.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], also for an empty batch; [`ArgumentError::Eps`]. Besides those of every operator
@@ -62,13 +62,13 @@ impl<'a> DataDependentInit<'a> {
 ///
 /// In evaluation ([`MeanOnlyBatchNorm::eval`]) the running mean takes the place of μ.
 ///
-/// - `t`: `[.., features]`, the product x·w without a bias, which would vanish; at least one row, but in evaluation. `y`: its
-///   shape. `bias`: `[features]`. Any storage types.
+/// - `t`: `[.., features]`, the product x·w without a bias, which would vanish; at least one row, but in evaluation.
+///   `y`: its shape. `bias`: `[features]`. Any storage types.
 /// - Only the running mean is needed afterwards.
 ///
 /// # Dispatches
-/// Two up to a batch of 128, three beyond; in evaluation one. One more for a bias that is not f32; more past the limits of
-/// a binding or a dispatch.
+/// Two up to a batch of 128, three beyond; in evaluation one. One more for a bias that is not f32; more past the limits
+/// of a binding or a dispatch.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], also for an empty batch; [`ArgumentError::Number`] for a momentum that is not from 0 to 1;
@@ -100,8 +100,8 @@ impl<'a> MeanOnlyBatchNorm<'a> {
         MeanOnlyBatchNorm { bias: bias.into(), ..self }
     }
 
-    /// Has a running mean follow the batch's: f32, `[features]`. `momentum`: the part of the new batch in it, from 0 to 1, as
-    /// PyTorch means it (0.1 there).
+    /// Has a running mean follow the batch's: f32, `[features]`. `momentum`: the part of the new batch in it, from 0 to
+    /// 1, as PyTorch means it (0.1 there).
     pub fn running_mean(self, running_mean: &'a Tensor, momentum: f32) -> Self {
         MeanOnlyBatchNorm { mean: Mean::Batch(Some((running_mean, momentum))), ..self }
     }
@@ -112,8 +112,8 @@ impl<'a> MeanOnlyBatchNorm<'a> {
     }
 }
 
-/// The gradients of [`MeanOnlyBatchNorm`] in training, given dy. The request of [`Gpu::mean_only_batch_norm_backward`] and
-/// [`Recorder::mean_only_batch_norm_backward`].
+/// The gradients of [`MeanOnlyBatchNorm`] in training, given dy. The request of [`Gpu::mean_only_batch_norm_backward`]
+/// and [`Recorder::mean_only_batch_norm_backward`].
 ///
 /// ```text
 /// dt[b,j] = dy[b,j] - mean_b dy[b,j]        dbias_j = Σ_b dy[b,j]

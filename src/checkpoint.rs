@@ -25,7 +25,7 @@
 //! ```no_run
 //! use std::path::Path;
 //! use weightnorm::checkpoint::Checkpoint;
-//! use weightnorm::{Gpu, WeightNorm};
+//! use weightnorm::{Gpu, Linear, WeightNorm};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let (gpu, model) = (Gpu::new()?, Checkpoint::open(Path::new("model/"))?);

@@ -10,8 +10,8 @@
 /// | the gradient of n elements of v, given that of w | 3·n |
 /// | a step of SGD over n parameters, with momentum, Nesterov's; of Adam, AdamW | 4·n, 6·n, 8·n; 15·n, 14·n |
 ///
-/// Norms that are known cost nothing. What products do with their results (scales, corrections, biases, activations) and
-/// what happens once a row is not counted.
+/// Norms that are known cost nothing. What products do with their results (scales, corrections, biases, activations)
+/// and what happens once a row is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
     /// Bytes read.
@@ -37,7 +37,8 @@ impl std::ops::AddAssign for Cost {
     }
 }
 
-/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See [`Gpu::roofline`](crate::Gpu::roofline).
+/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See
+/// [`Gpu::roofline`](crate::Gpu::roofline).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roofline {
     /// Bytes read and written in a second, half of them each, by a copy.

@@ -22,8 +22,8 @@
 //!
 //! Gradients: a name d… is ∂L/∂… of a scalar loss L, in the shape of what follows the d.
 //!
-//! Every operator returns [`ArgumentError::Length`] where a slice does not hold what its shape says, and [`LimitError::TensorTooLarge`]
-//! past 2³² − 1 elements.
+//! Every operator returns [`ArgumentError::Length`] where a slice does not hold what its shape says, and
+//! [`LimitError::TensorTooLarge`] past 2³² − 1 elements.
 mod backward;
 mod batch;
 mod optimizer;
@@ -33,7 +33,7 @@ use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
-    data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, mean_only_batch_norm_eval,
+    data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
     update_running_mean,
 };
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
@@ -82,7 +82,8 @@ pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec
 /// - A zero row gives w = 0, but NaN under [`Eps::None`].
 ///
 /// # Errors
-/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`]; [`ArgumentError::Shape`] for a `g` of another size.
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`];
+/// [`ArgumentError::Shape`] for a `g` of another size.
 pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     let norms = row_norms(v, shape, axis, eps)?;
     check_gain("normalize", g, shape, axis)?;
@@ -116,7 +117,7 @@ pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps:
 ///
 /// # Errors
 /// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`].
-pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
+pub fn decompose(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let g = row_norms(w, shape, axis, eps)?;
     Ok((w.to_vec(), g))
 }
@@ -133,7 +134,8 @@ pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f6
 ///
 /// # Errors
 /// [`ArgumentError::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
-/// [`ArgumentError::Length`]; [`LimitError::TensorTooLarge`], also for y; [`ArgumentError::Number`] for a slope that is not finite.
+/// [`ArgumentError::Length`]; [`LimitError::TensorTooLarge`], also for y; [`ArgumentError::Number`] for a slope that is
+/// not finite.
 pub fn linear(
     x: &[f64],
     x_shape: &[usize],

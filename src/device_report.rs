@@ -14,8 +14,8 @@ pub struct DeviceReport {
     /// The sides of the cooperative matrices that products of f16 may use: 8, 16, both or, without
     /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices), none.
     pub cooperative_matrices: Vec<u32>,
-    /// What a caller's device was made without though the adapter has it ([`Gpu::wanted`](crate::Gpu::wanted)), and what
-    /// that costs: a line for each feature or limit.
+    /// What a caller's device was made without though the adapter has it ([`Gpu::wanted`](crate::Gpu::wanted)), and
+    /// what that costs: a line for each feature or limit.
     pub lacks: Vec<String>,
 }
 

@@ -10,13 +10,13 @@ pub use device::DeviceError;
 pub use limit::LimitError;
 pub use parse::ParseError;
 
-/// Everything that can go wrong. Nothing is recorded, and nothing of the caller's written, before an operator has checked
-/// all its arguments.
+/// Everything that can go wrong. Nothing is recorded, and nothing of the caller's written, before an operator has
+/// checked all its arguments.
 ///
 /// An operator's own documentation lists what is wrong with its own arguments. Besides, every operator may return
 ///
-/// - [`ArgumentError::OtherGpu`] for a tensor of another device, [`ArgumentError::Usage`] for a buffer without `STORAGE`,
-///   [`ArgumentError::Alias`] and [`ArgumentError::Overlap`] for outputs that overlap something,
+/// - [`ArgumentError::OtherGpu`] for a tensor of another device, [`ArgumentError::Usage`] for a buffer without
+///   `STORAGE`, [`ArgumentError::Alias`] and [`ArgumentError::Overlap`] for outputs that overlap something,
 /// - [`DeviceError::OutOfMemory`], [`DeviceError::Lost`] and what [`Gpu::check`](crate::Gpu::check) tells,
 /// - [`LimitError::TooLarge`] for scratch memory or partial sums beyond what the device can hold, and
 ///   [`LimitError::TensorTooLarge`] for a result that is allocated.

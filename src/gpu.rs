@@ -2,6 +2,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
+#[cfg(doc)]
+use crate::ArgumentError;
 use crate::choose::{Facts, Kind, Traits};
 use crate::kernel::{self, Build, Pipelines, Variant};
 use crate::needs::{self, COOPERATIVE, DeviceRequirements};
@@ -51,12 +53,12 @@ const PLACEHOLDER_STRIDE: u64 = 256;
 
 impl Gpu {
     /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
-    /// before GL. `WGPU_BACKEND` (vulkan, metal, dx12, gl, or several with commas) and `WGPU_ADAPTER_NAME` (part of a name)
-    /// narrow the choice; empty ones count as unset.
+    /// before GL. `WGPU_BACKEND` (vulkan, metal, dx12, gl, or several with commas) and `WGPU_ADAPTER_NAME` (part of a
+    /// name) narrow the choice; empty ones count as unset.
     ///
     /// # Errors
-    /// [`DeviceError::NoAdapter`], with a word on how to get a driver; [`DeviceError::AdapterChoice`] for a variable that leaves no
-    /// adapter; [`DeviceError::NoDevice`].
+    /// [`DeviceError::NoAdapter`], with a word on how to get a driver; [`DeviceError::AdapterChoice`] for a variable
+    /// that leaves no adapter; [`DeviceError::NoDevice`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new() -> Result<Gpu, Error> {
         pollster::block_on(Gpu::new_async(Options::default()))
@@ -65,14 +67,15 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`]; [`DeviceError::Unsupported`] with a pipeline cache, since the device is made here; [`ArgumentError::Variant`]
-    /// for choices that the device cannot run.
+    /// As [`Gpu::new`]; [`DeviceError::Unsupported`] with a pipeline cache, since the device is made here;
+    /// [`ArgumentError::Variant`] for a tuning table that the device cannot run.
     pub async fn new_async(options: Options) -> Result<Gpu, Error> {
         Gpu::on_adapter(&adapter::pick().await?, options).await
     }
 
     /// Every adapter behind these backends, in the order in which [`Gpu::new`] prefers them; those that cannot run the
-    /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no part.
+    /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no
+    /// part.
     ///
     /// They belong to the one [`wgpu::Instance`] that the crate makes in a process, as [`Gpu::new`]'s do.
     #[cfg(not(target_arch = "wasm32"))]
@@ -91,8 +94,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`DeviceError::NoDevice`]; [`DeviceError::Unsupported`] if the adapter has less than the kernels need, as in
-    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`ArgumentError::Variant`] for choices that
-    /// the device cannot run.
+    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`ArgumentError::Variant`] for a
+    /// tuning table that the device cannot run.
     pub async fn on_adapter(adapter: &wgpu::Adapter, mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
@@ -120,18 +123,18 @@ impl Gpu {
 
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
     ///
-    /// The device needs no optional feature, but is slower without those of [`Gpu::wanted`]: [`Gpu::report`] says what it lacks.
-    /// With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters; with
-    /// [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
+    /// The device needs no optional feature, but is slower without those of [`Gpu::wanted`]: [`Gpu::report`] says what
+    /// it lacks. With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for
+    /// its parameters; with [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// Any number of handles may be made of one device: they are one device, whose tensors mix.
     ///
     /// # Errors
-    /// [`DeviceError::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup memory, 128
-    /// invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default limits for compute
-    /// shaders have all that); or if it has no pipeline caches, and the options bring one. [`ArgumentError::OtherGpu`] for a queue
-    /// or a pipeline cache of another device (in a browser at the first submission). [`ArgumentError::Variant`] for choices
-    /// that the device cannot run.
+    /// [`DeviceError::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup
+    /// memory, 128 invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default
+    /// limits for compute shaders have all that); or if it has no pipeline caches, and the options bring one.
+    /// [`ArgumentError::OtherGpu`] for a queue or a pipeline cache of another device (in a browser at the first
+    /// submission). [`ArgumentError::Variant`] for a tuning table that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         let gpu = Gpu::assemble(Owner::of(device), queue, options)?;
         #[cfg(not(target_arch = "wasm32"))]
@@ -223,7 +226,7 @@ impl Gpu {
         }
     }
 
-    /// The choices in use: those of the options, or none if they were not made for this adapter.
+    /// The tuning table in use: that of the options, or an empty one if it was not made for this adapter.
     pub fn tuning_table(&self) -> &TuningTable {
         &self.inner.tuning_table
     }
@@ -234,8 +237,8 @@ impl Gpu {
         self.inner.owner.state.mark_lost(reason.to_owned());
     }
 
-    /// The error that the device reported since the last call, if any. Every operator looks here first, so calling
-    /// it is needed only to learn of an error in the last submission. In a browser, which reports errors later than calls
+    /// The error that the device reported since the last call, if any. Every operator looks here first, so calling it
+    /// is needed only to learn of an error in the last submission. In a browser, which reports errors later than calls
     /// return, every error but those of wrong arguments is told here, by the next operator, or by
     /// [`Tensor::read_async`](crate::Tensor::read_async), which waits for all reports.
     ///
@@ -252,7 +255,8 @@ impl Gpu {
         self.inner.owner.state.check()
     }
 
-    /// An error of a call that has returned is told by the next one. What that call made may be no good, so that nothing is kept.
+    /// An error of a call that has returned is told by the next one. What that call made may be no good, so that
+    /// nothing is kept.
     fn report_late(&self, error: Option<Error>) {
         if let Some(error) = error {
             self.inner.pipelines.forget();

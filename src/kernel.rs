@@ -17,7 +17,8 @@ pub enum Access {
     Read,
     Write,
 }
-/// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
+/// An entry point and the storage buffers it binds, in the order in which
+/// [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct Kernel {

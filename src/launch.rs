@@ -11,13 +11,13 @@ use crate::{Error, needs};
 
 /// Launches planned dispatches.
 ///
-/// What a dispatch is follows from numbers alone: the shapes, types and places of tensors, and the [`Facts`] of a device. So
-/// every operator can be planned without a device, and be launched by somebody else: by the launcher of another library, whose
-/// memory it works on, or by a test. Make tensors of numbered buffers with [`Tensor::of_launcher`] and record operators with
-/// [`Recorder::launching`].
+/// What a dispatch is follows from numbers alone: the shapes, types and places of tensors, and the [`Facts`] of a
+/// device. So every operator can be planned without a device, and be launched by somebody else: by the launcher of
+/// another library, whose memory it works on, or by a test. Make tensors of numbered buffers with
+/// [`Tensor::of_launcher`] and record operators with [`Recorder::launching`].
 ///
 /// ```
-/// use weightnorm::{Axis, DType, Eps, Error, Facts, Launch, Planned, Recorder, Tensor, wgpu};
+/// use weightnorm::{DType, Eps, Error, Facts, Launch, Planned, Recorder, Tensor, WeightNorm, wgpu};
 ///
 /// #[derive(Default)]
 /// struct Listing(Vec<String>);
@@ -45,7 +45,8 @@ use crate::{Error, needs};
 /// ```
 pub trait Launch {
     /// The number of a buffer of `bytes` at least, in which the dispatches of one operator leave things for each other.
-    /// `which` is below [`SCRATCH_BUFFERS`]; those that differ in it are different buffers. Any operator may overwrite it.
+    /// `which` is below [`SCRATCH_BUFFERS`]; those that differ in it are different buffers. Any operator may overwrite
+    /// it.
     ///
     /// # Errors
     /// What it likes, [`DeviceError::OutOfMemory`] say: the operator stops and returns it.
@@ -82,7 +83,8 @@ pub struct PlannedBinding {
     pub binding: u32,
     /// Whether the kernel writes to it.
     pub written: bool,
-    /// The buffer by its number. None where this variant does not use the binding: anything that nobody else writes may be bound.
+    /// The buffer by its number. None where this variant does not use the binding: anything that nobody else writes may
+    /// be bound.
     pub buffer: Option<u64>,
     /// Where the binding starts: a multiple of the alignment that the [`Facts`] have.
     pub offset: u64,
@@ -101,16 +103,17 @@ impl Planned<'_> {
         kernel::label(self.kernel, self.module, self.constants)
     }
 
-    /// The module in WGSL. The parameters are a uniform buffer at binding 15; where a buffer is bound once to be read and once
-    /// to be written, all its bindings are `read_write`. Equal modules have equal texts.
+    /// The module in WGSL. The parameters are a uniform buffer at binding 15; where a buffer is bound once to be read
+    /// and once to be written, all its bindings are `read_write`. Equal modules have equal texts.
     pub fn wgsl(&self) -> String {
         self.module.uniform_source(self.shared())
     }
 
-    /// The module for this dispatch alone, for launchers without `override` constants, immediates or read-only buffers, as
-    /// cubecl's: every override is a `const` with its value, the bindings of [`Planned::bindings`] are 0, 1, .. in their order,
-    /// all `read_write`, and the parameters are a uniform buffer behind them, of [`Planned::parameters`] up to a multiple of
-    /// 16 bytes. Compile it without loop counters (`force_loop_bounding`), which keep drivers from unrolling.
+    /// The module for this dispatch alone, for launchers without `override` constants, immediates or read-only buffers,
+    /// as cubecl's: every override is a `const` with its value, the bindings of [`Planned::bindings`] are 0, 1, .. in
+    /// their order, all `read_write`, and the parameters are a uniform buffer behind them, of [`Planned::parameters`]
+    /// up to a multiple of 16 bytes. Compile it without loop counters (`force_loop_bounding`), which keep drivers from
+    /// unrolling.
     pub fn plain_wgsl(&self) -> String {
         let bindings: Vec<_> = self.kernel.bindings.iter().map(|&(binding, _)| binding).collect();
         self.module.plain_source(&bindings, self.constants)

@@ -59,8 +59,8 @@ impl<'a> Weight<'a> {
 /// # }
 /// ```
 ///
-/// - `x`: `[.., in_features]`. `weight`: `[out_features, in_features]`, a [`WeightNorm`] of kept axis 0 (out), 1 (in) or
-///   the whole tensor, or a [`Tensor`] w. `y`: `[.., out_features]`. All of any storage type, in any mixture.
+/// - `x`: `[.., in_features]`. `weight`: `[out_features, in_features]`, a [`WeightNorm`] of kept axis 0 (out), 1 (in)
+///   or the whole tensor, or a [`Tensor`] w. `y`: `[.., out_features]`. All of any storage type, in any mixture.
 /// - For kept axis 0 the norms are summed up inside the product: w is never stored, v read no more often than by the
 ///   ordinary product.
 /// - y is right wherever it, and the sum of |x·w|, is representable. NaN and infinity in row j of v reach column j of y
@@ -69,14 +69,14 @@ impl<'a> Weight<'a> {
 ///
 /// # Dispatches
 /// One for an ordinary weight, for kept axis 0, and with known norms and kept axis 0; else those of the norms besides
-/// ([`Recorder::row_norms`], or one if they are known). One more where the sums are formed in pieces (beyond some 23,000
-/// in_features, 43,000 with a few rows of x, 5,000 where a CPU computes in subgroups; where a GPU would have few workgroups
-/// otherwise; or as a [`TuningTable`] says), one more per window past the limit of a binding or a dispatch.
+/// ([`Recorder::row_norms`], or one if they are known). One more where the sums are formed in pieces (beyond some
+/// 23,000 in_features, 43,000 with a few rows of x, 5,000 where a CPU computes in subgroups; where a GPU would have few
+/// workgroups otherwise; or as a [`TuningTable`] says), one more per window past the limit of a binding or a dispatch.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the tensors do not fit; [`ArgumentError::Axis`],
-/// [`ArgumentError::Eps`]; [`ArgumentError::Number`] for a slope that is not finite; [`ArgumentError::Variant`] for a tile
-/// or a split that cannot be. Besides those of every operator ([`Error`](crate::Error)).
+/// [`ArgumentError::Eps`]; [`ArgumentError::Number`] for a slope that is not finite; [`ArgumentError::Variant`] for a
+/// tile or a split that cannot be. Besides those of every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Linear<'a> {

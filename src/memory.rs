@@ -16,8 +16,8 @@ impl Memory {
     }
 }
 
-/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
-/// per buffer.
+/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients,
+/// and write factors and partial sums, and wgpu tracks use per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {
     Sums,
@@ -100,7 +100,8 @@ impl Gpu {
         self.scopes().create_buffer(self.device(), what, &descriptor)
     }
 
-    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any: in a browser the next [`Gpu::reported`] does.
+    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any: in a browser the next [`Gpu::reported`]
+    /// does.
     pub(crate) fn scoped<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
         self.scopes().scoped(self.device(), what, bytes, make)
     }

@@ -146,8 +146,9 @@ pub(crate) fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes:
     if !options.experimental.is_enabled() || !features.contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
         return vec![];
     }
-    // wgpu 30 asks for Vulkan's memory model with them, but does not say which memory invocations share, as that model wants
-    // it (gfx-rs/wgpu#8805). On an H200 (NVIDIA 580.159) one of the tests failed and ten had not ended after two minutes.
+    // wgpu 30 asks for Vulkan's memory model with them, but does not say which memory invocations share, as that model
+    // wants it (gfx-rs/wgpu#8805). On an H200 (NVIDIA 580.159) one of the tests failed and ten had not ended after two
+    // minutes.
     if info.vendor == NVIDIA && info.backend == wgpu::Backend::Vulkan {
         return vec![];
     }

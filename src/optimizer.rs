@@ -7,12 +7,36 @@ use crate::{Adam, ArgumentError, Axis, DType, Eps, Error, Gpu, ParamGroup, Recor
 use step::{OptimizerParams, OptimizerStep, Rule, SteppedTensor};
 
 /// What an optimizer step changes: a direction v and, with it, a gain g; or an ordinary weight or a bias in v's place.
+/// With [`Sgd`] or [`Adam`], which hold the formulas, the request of [`Gpu::sgd_step`], [`Gpu::adam_step`] and the like
+/// of [`Recorder`].
 ///
-/// ```text
-/// let weight = Parameter::new(&v, &dv).gain(&g, &dg);
-/// let bias = Parameter::new(&bias, &dbias);
 /// ```
+/// # use weightnorm::{Adam, AdamState, Error, Gpu, Parameter, Tensor};
+/// # fn f(gpu: &Gpu, [v, dv, g, dg, bias, dbias]: [&Tensor; 6], state: [&AdamState; 2], step: u64) -> Result<(), Error> {
+/// let adam = Adam::new(1e-3);
+/// gpu.adam_step(Parameter::new(v, dv).gain(g, dg), state[0], step, &adam)?;
+/// gpu.adam_step(Parameter::new(bias, dbias), state[1], step, &adam)
+/// # }
+/// ```
+///
+/// - v and g: any storage type. dv and dg: f32, or the storage type of v and g. The state: f32, as many elements as v
+///   and g.
+/// - `step` counts from 1. The state of SGD is needed where there is momentum; the first step does not read it.
+/// - Reference: `torch.optim.SGD`, `Adam`, `AdamW`.
+///
+/// # Dispatches
+/// One. With [`Parameter::normalize_direction`] it does that too where the rows are contiguous (kept axis 0), of at
+/// most 16,384 words (two elements each of a packed type), and none ends within a word or is longer than a binding.
+/// Else, and on a CPU where that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a
+/// binding or a dispatch.
+///
+/// # Errors
+/// [`ArgumentError::Missing`] without a state that is needed; [`ArgumentError::Step`] for step 0;
+/// [`ArgumentError::Number`] for a learning rate, decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]);
+/// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the tensors do not fit; [`ArgumentError::Axis`],
+/// [`ArgumentError::Eps`]. Besides those of every operator ([`Error`]).
 #[derive(Debug, Clone, Copy)]
+#[must_use]
 pub struct Parameter<'a> {
     v: &'a Tensor,
     dv: &'a Tensor,
@@ -26,7 +50,8 @@ impl<'a> Parameter<'a> {
         Parameter { v, dv, gain: None, direction: None }
     }
 
-    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each other.
+    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each
+    /// other.
     pub fn gain(self, g: &'a Tensor, dg: &'a Tensor) -> Self {
         Parameter { gain: Some((g, dg)), ..self }
     }
@@ -77,7 +102,7 @@ impl Gpu {
     /// Zeros for [`Gpu::sgd_step`] with momentum, as many as v and g have elements.
     ///
     /// # Errors
-    /// [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
+    /// Those of every operator ([`Error`]).
     pub fn sgd_state(&self, v: &Tensor, g: Option<&Tensor>) -> Result<SgdState, Error> {
         let zeros = |parameter: &Tensor| self.zeros(parameter.shape(), DType::F32);
         Ok(SgdState { v: Some(zeros(v)?), g: g.map(zeros).transpose()? })
@@ -92,28 +117,19 @@ impl Gpu {
         Ok(AdamState { v: Moments::zeros(self, v)?, g })
     }
 
-    /// One step of stochastic gradient descent in place, on v and g together; the formulas stand at [`Sgd`].
-    ///
-    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` counts from 1. The state is
-    /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
+    /// One step of stochastic gradient descent, [`Sgd`], in place.
     ///
     /// # Errors
-    /// [`ArgumentError::Missing`] without a state that is needed; [`ArgumentError::Step`] for step 0; [`ArgumentError::Number`] for a rate,
-    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the tensors do not fit; [`ArgumentError::Alias`], [`ArgumentError::Overlap`], [`ArgumentError::Axis`],
-    /// [`ArgumentError::Eps`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`],
-    /// [`DeviceError::Lost`].
+    /// As [`Parameter`].
     pub fn sgd_step(&self, parameter: Parameter<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         self.run(|ops| ops.sgd_step(parameter, state, step, sgd))
     }
 
-    /// One step of Adam or AdamW in place, on v and g together; the formulas stand at [`Adam`].
-    ///
-    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` is t, which counts from 1.
-    /// Reference: `torch.optim.Adam` and `torch.optim.AdamW`. A d below 1e-19 counts as zero in s, and one beyond 1e19
-    /// as infinite, which leaves θ where it is.
+    /// One step of Adam or AdamW, [`Adam`], in place. A d below 1e-19 counts as zero in s, and one beyond 1e19 as
+    /// infinite, which leaves θ where it is.
     ///
     /// # Errors
-    /// As [`Gpu::sgd_step`].
+    /// As [`Parameter`].
     pub fn adam_step(&self, parameter: Parameter<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
         self.run(|ops| ops.adam_step(parameter, state, step, adam))
     }
@@ -122,12 +138,8 @@ impl Gpu {
 impl Recorder<'_, '_> {
     /// Records [`Gpu::sgd_step`].
     ///
-    /// One dispatch. With [`Parameter::normalize_direction`] it does the projection too where the rows are contiguous (kept axis 0),
-    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word or is longer than a binding. Else, and on a CPU where
-    /// that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a binding or a dispatch.
-    ///
     /// # Errors
-    /// As [`Gpu::sgd_step`].
+    /// As [`Parameter`].
     pub fn sgd_step(&mut self, parameter: Parameter<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         const OP: &str = "sgd_step";
         sgd.check(OP, step)?;
@@ -156,10 +168,10 @@ impl Recorder<'_, '_> {
         step::record(self, OP, &OptimizerStep { v, g, direction: parameter.direction, rule, params })
     }
 
-    /// Records [`Gpu::adam_step`]. The dispatches are those of [`Recorder::sgd_step`].
+    /// Records [`Gpu::adam_step`].
     ///
     /// # Errors
-    /// As [`Gpu::adam_step`].
+    /// As [`Parameter`].
     pub fn adam_step(
         &mut self,
         parameter: Parameter<'_>,

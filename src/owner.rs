@@ -1,10 +1,11 @@
 //! Devices, and whose a buffer, a queue or a pipeline cache is.
 //!
-//! wgpu numbers all it makes within an instance, compares by number alone, and looks up a number in the instance of whoever
-//! uses it. So a buffer of another instance is silently another buffer, or a panic, and two devices may be equal that are
-//! not. What wgpu does keep apart is where an error goes: to the device that made the thing. So a harmless mistake is made with
-//! it, and it is the device's own if an error scope of that device hears of the mistake. Otherwise another device does, whose
-//! own scope or handler gets the error; wgpu's handler, where the owner has set none, panics, which is caught here.
+//! wgpu numbers all it makes within an instance, compares by number alone, and looks up a number in the instance of
+//! whoever uses it. So a buffer of another instance is silently another buffer, or a panic, and two devices may be
+//! equal that are not. What wgpu does keep apart is where an error goes: to the device that made the thing. So a
+//! harmless mistake is made with it, and it is the device's own if an error scope of that device hears of the mistake.
+//! Otherwise another device does, whose own scope or handler gets the error; wgpu's handler, where the owner has set
+//! none, panics, which is caught here.
 //!
 //! A browser tells foreign things apart by itself, and its answers come too late for this.
 use std::sync::{Arc, Mutex, Weak};
@@ -89,8 +90,8 @@ impl Owner {
         })
     }
 
-    /// Refuses a buffer of another device. One that the host can map, or has mapped, passes: the mistake would unmap it.
-    /// `mine`: a buffer of this device.
+    /// Refuses a buffer of another device. One that the host can map, or has mapped, passes: the mistake would unmap
+    /// it. `mine`: a buffer of this device.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn expect_buffer(&self, op: &'static str, buffer: &wgpu::Buffer, mine: &wgpu::Buffer) -> Result<(), Error> {
         let mappable = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::MAP_WRITE;
@@ -139,8 +140,8 @@ impl Owner {
         }
     }
 
-    /// Whether an error scope of this device hears of a mistake. Scopes of the other devices that the crate knows keep it
-    /// from their handlers.
+    /// Whether an error scope of this device hears of a mistake. Scopes of the other devices that the crate knows keep
+    /// it from their handlers.
     #[cfg(not(target_arch = "wasm32"))]
     fn hears(&self, mistake: impl FnOnce()) -> bool {
         let others: Vec<_> = with_owners(|owners| {

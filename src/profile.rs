@@ -14,21 +14,21 @@ impl Gpu {
     ///
     /// ```no_run
     /// # fn main() -> Result<(), weightnorm::Error> {
-    /// use weightnorm::{DType, Gpu, WeightNorm};
+    /// use weightnorm::{DType, Gpu, Linear, WeightNorm};
     /// let gpu = Gpu::new()?;
     /// let (x, y) = (gpu.upload(&[0.5f32; 64 * 512], &[64, 512])?, gpu.zeros(&[64, 512], DType::F32)?);
     /// let (v, g) = (gpu.upload(&[0.1f32; 512 * 512], &[512, 512])?, gpu.upload(&[1.0f32; 512], &[512])?);
-    /// let layer = WeightNorm::new(&v, &g);
-    /// gpu.profile(|ops| ops.linear(Linear::new(&x, layer), &y))?; // builds the pipelines
-    /// let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear(Linear::new(&x, layer), &y)))?;
+    /// let layer = Linear::new(&x, WeightNorm::new(&v, &g));
+    /// gpu.profile(|ops| ops.linear(layer, &y))?; // builds the pipelines
+    /// let profile = gpu.profile(|ops| (0..20).try_for_each(|_| ops.linear(layer, &y)))?;
     /// println!("{profile}");
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// The results are those of an ordinary recording. Each dispatch stands alone, so what one might hide behind another
-    /// shows; a driver that compiles at the first dispatch of a pipeline does so within its time. The clock is that of
-    /// [`Gpu::timing`]; the first profile measures the [`Gpu::roofline`].
+    /// The results are those of an ordinary recording. Each dispatch stands alone, so what one might hide behind
+    /// another shows; a driver that compiles at the first dispatch of a pipeline does so within its time. The clock is
+    /// that of [`Gpu::timing`]; the first profile measures the [`Gpu::roofline`].
     ///
     /// # Errors
     /// Those of `record`, of the device, and of [`Gpu::roofline`].

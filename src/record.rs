@@ -99,8 +99,8 @@ impl<'p, 'e> Recorder<'p, 'e> {
         }
     }
 
-    /// Plans one dispatch, and records or launches it. The caller has checked everything; what can still fail is memory and
-    /// the device.
+    /// Plans one dispatch, and records or launches it. The caller has checked everything; what can still fail is memory
+    /// and the device.
     pub(crate) fn dispatch<P: bytemuck::Pod>(&mut self, dispatch: &Dispatch<'_, P>) -> Result<(), Error> {
         if dispatch.groups == 0 {
             return Ok(());
@@ -119,11 +119,12 @@ impl<'p, 'e> Recorder<'p, 'e> {
         Ok(())
     }
 
-    /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too, under
-    /// `name` and with the `cost` that the caller knows of. `record` sets everything on the pass that it needs.
+    /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too,
+    /// under `name` and with the `cost` that the caller knows of. `record` sets everything on the pass that it needs.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`] while profiling; [`DeviceError::Unsupported`] with a [`Launch`].
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`] while profiling; [`DeviceError::Unsupported`] with a
+    /// [`Launch`].
     pub fn custom(
         &mut self,
         name: &str,

@@ -11,8 +11,9 @@ type Caught = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
 #[cfg(target_arch = "wasm32")]
 type Caught = Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
 
-/// Error scopes that have been left, of which wgpu does not know yet what they caught. Only a browser has them: there a scope
-/// is answered by a promise, which is kept when the page's own code pauses. Elsewhere the answer is there at once.
+/// Error scopes that have been left, of which wgpu does not know yet what they caught. Only a browser has them: there a
+/// scope is answered by a promise, which is kept when the page's own code pauses. Elsewhere the answer is there at
+/// once.
 #[derive(Default)]
 pub(crate) struct Scopes {
     open: Mutex<Vec<Scope>>,
@@ -25,7 +26,8 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any. In a browser [`Scopes::first`] does, later.
+    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any. In a browser [`Scopes::first`] does,
+    /// later.
     pub fn scoped<T>(
         &self,
         device: &wgpu::Device,
@@ -95,8 +97,8 @@ impl Scopes {
     }
 }
 
-/// The error of a lost device, if this one is. A device that another thread destroys takes its buffers along, and wgpu may
-/// find the call wrong for want of one of them before it finds that the device is gone.
+/// The error of a lost device, if this one is. A device that another thread destroys takes its buffers along, and wgpu
+/// may find the call wrong for want of one of them before it finds that the device is gone.
 pub(crate) fn lost(device: &wgpu::Device) -> Option<Error> {
     let usage = wgpu::BufferUsages::COPY_SRC;
     let descriptor =

@@ -87,8 +87,9 @@ impl Tensor {
         Tensor { gpu: Some(gpu.clone()), memory: Memory::Buffer(buffer), offset, shape: shape.to_vec(), dtype }
     }
 
-    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller sees to it
-    /// that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
+    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller
+    /// sees to it that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and
+    /// [`Tensor::read`] too.
     ///
     /// # Errors
     /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`LimitError::TensorTooLarge`].
@@ -105,20 +106,20 @@ impl Tensor {
         Tensor { gpu: gpu.cloned(), memory, offset, shape: shape.to_vec(), dtype: DType::F32 }
     }
 
-    /// A tensor in (a part of) a buffer of yours: row-major, `shape`, from byte `offset` on. The buffer needs `STORAGE` for
-    /// every operator, and `COPY_SRC` to be read back.
+    /// A tensor in (a part of) a buffer of yours: row-major, `shape`, from byte `offset` on. The buffer needs `STORAGE`
+    /// for every operator, and `COPY_SRC` to be read back.
     ///
-    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
-    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
-    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
-    /// once, not for each step. Not checked are buffers that are
-    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
+    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless
+    /// mistake with it, an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a
+    /// foreign one goes to its own device, where it may be logged, or be printed as a panic that is caught here. This
+    /// takes some microseconds: adopt a buffer once, not for each step. Not checked are buffers that are mapped, or
+    /// that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
     /// after the call (see [`Gpu::check`]).
     ///
     /// # Errors
-    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a buffer of another device;
-    /// [`DeviceError::Lost`].
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer
+    /// ends before the tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a
+    /// buffer of another device; [`DeviceError::Lost`].
     pub fn from_buffer(
         gpu: &Gpu,
         buffer: &wgpu::Buffer,
@@ -270,8 +271,8 @@ impl Tensor {
         self.len() as u64 * self.dtype.size()
     }
 
-    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In u64:
-    /// usize has 32 bits in a browser.
+    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In
+    /// u64: usize has 32 bits in a browser.
     pub(crate) fn products(&self, outs: usize) -> u64 {
         self.len() as u64 * outs as u64
     }
@@ -286,8 +287,8 @@ impl Gpu {
     /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
     ///
     /// # Errors
-    /// [`ArgumentError::Length`] if the shape holds another number of elements; [`LimitError::TensorTooLarge`], [`DeviceError::OutOfMemory`],
-    /// [`DeviceError::Lost`].
+    /// [`ArgumentError::Length`] if the shape holds another number of elements; [`LimitError::TensorTooLarge`],
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
         Tensor::upload(self, data, shape)
     }

@@ -1,18 +1,19 @@
 //! Hyper-parameters of the optimizer steps, the same for the GPU and for [`cpu`](crate::cpu).
 //!
 //! All in f64, because 1 − β is: in f32 1 − 0.999 would be off by 1e-5 of itself. The host makes of them what a kernel
-//! needs. A step with a number out of its range is refused ([`ArgumentError::Number`]): the ranges are PyTorch's, and every number
-//! has to be finite in f32.
+//! needs. A step with a number out of its range is refused ([`ArgumentError::Number`]): the ranges are PyTorch's, and
+//! every number has to be finite in f32.
 use crate::contract::Range;
 use crate::{ArgumentError, Error};
 
-/// Learning rate and weight decay of one of the two parameters g and v: a `param_group` of PyTorch, where they are `lr` and
-/// `weight_decay`.
+/// Learning rate and weight decay of one of the two parameters g and v: a `param_group` of PyTorch, where they are `lr`
+/// and `weight_decay`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ParamGroup {
     /// γ, the learning rate, 0 or more.
     pub learning_rate: f64,
-    /// λ, the weight decay, 0 or more. On v it is no regularization, since w does not depend on the length of v; on g it is.
+    /// λ, the weight decay, 0 or more. On v it is no regularization, since w does not depend on the length of v; on g
+    /// it is.
     pub weight_decay: f64,
 }
 

@@ -1,4 +1,6 @@
 //! The measurement that chooses tiles.
+#[cfg(doc)]
+use crate::DeviceError;
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
 use crate::tuning_table::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
@@ -7,7 +9,8 @@ use crate::{
     TuningTable, WeightNorm,
 };
 
-/// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
+/// A linear layer to tune for, weight-normalized along axis 0. (The table holds for other axes and ordinary weights
+/// too.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinearShape {
@@ -53,34 +56,35 @@ impl LinearShape {
 }
 
 impl Gpu {
-    /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every tile
-    /// that the device can run, unless it would compute mostly past the edges of the result. The candidates take turns, by
-    /// [`Gpu::timing`], and the choice of the table stays unless another one is faster by 3 % at least, the upper end of the
-    /// 95 % interval of the median ratio. With the choices in use ([`Gpu::tuning_table`]) for other products.
+    /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every
+    /// tile that the device can run, unless it would compute mostly past the edges of the result. The candidates take
+    /// turns, by [`Gpu::timing`], and the choice of the table stays unless another one is faster by 3 % at least, the
+    /// upper end of the 95 % interval of the median ratio. With the lines in use ([`Gpu::tuning_table`]) for other
+    /// products.
     ///
     /// ```no_run
     /// use weightnorm::{TuningTable, Gpu, LinearShape, Options};
     /// # type Outcome = Result<(), Box<dyn std::error::Error>>;
     /// # fn f(device: wgpu::Device, queue: wgpu::Queue, kept: Option<String>, keep: fn(String)) -> Outcome {
-    /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().tuning_table(choices));
+    /// let adopt = |table| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().tuning_table(table));
     /// let mut gpu = adopt(kept.unwrap_or_default().parse().unwrap_or_default())?;
     /// if gpu.tuning_table().is_empty() {
-    ///     let choices: TuningTable = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
-    ///     keep(choices.to_string());
-    ///     gpu = adopt(choices)?;
+    ///     let table: TuningTable = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
+    ///     keep(table.to_string());
+    ///     gpu = adopt(table)?;
     /// }
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// Takes some two seconds of the device for each product, or as long as some fifty runs of it where that is more (then
-    /// not every candidate has its turn), and what the driver needs to compile the candidates, which may be more by far.
-    /// Wants a device that does nothing else meanwhile. Tensors, pipelines and scratch memory are its own, and gone in the
-    /// end.
+    /// Takes some two seconds of the device for each product, or as long as some fifty runs of it where that is more
+    /// (then not every candidate has its turn), and what the driver needs to compile the candidates, which may be more
+    /// by far. Wants a device that does nothing else meanwhile. Tensors, pipelines and scratch memory are its own, and
+    /// gone in the end.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`] and [`LimitError::TooLarge`] if the tensors of a layer find no place, [`DeviceError::Lost`]; in a
-    /// browser [`DeviceError::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`] and [`LimitError::TooLarge`] if the tensors of a layer find no place,
+    /// [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without timestamps.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn tune(&self, layers: &[LinearShape]) -> Result<TuningTable, Error> {
         pollster::block_on(self.tuned(layers, true))
@@ -96,16 +100,16 @@ impl Gpu {
 
     async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<TuningTable, Error> {
         self.check()?;
-        let mut choices = self.tuning_table().clone();
+        let mut table = self.tuning_table().clone();
         for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
             let layer = Layer::new(self.with_own_caches()?, *shape, block)?;
             for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
                 if along_k == FORWARD || shape.training {
-                    choices.set(shape.problem(along_k), layer.fastest(along_k).await?);
+                    table.set(shape.problem(along_k), layer.fastest(along_k).await?);
                 }
             }
         }
-        Ok(choices)
+        Ok(table)
     }
 }
 

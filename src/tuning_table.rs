@@ -1,4 +1,4 @@
-//! Which tile computes which product: choices as text.
+//! Which tile computes which product, as text.
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,8 @@ use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
 use crate::{DType, Error, ParseError, Tile};
 
-/// The tile for each of some products, and the length of the pieces where its sums are split: what [`Gpu::tune`](crate::Gpu::tune) measured,
-/// and [`Options::tuning_table`](crate::Options::tuning_table) takes.
+/// The tile for each of some products, and the length of the pieces where its sums are split: what
+/// [`Gpu::tune`](crate::Gpu::tune) measured, and [`Options::tuning_table`](crate::Options::tuning_table) takes.
 ///
 /// As text, to be kept wherever the caller likes:
 ///
@@ -19,16 +19,16 @@ use crate::{DType, Error, ParseError, Tile};
 /// weight_gradient f16 f16 64 64 16384 tile64x64 split 1024
 /// ```
 ///
-/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they count as
-/// none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one product
-/// C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and B, the
-/// rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile that this
-/// version does not know.
+/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they
+/// count as none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one
+/// product C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and
+/// B, the rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile
+/// that this version does not know.
 ///
 /// ```
 /// let text = "weightnorm 0.1.0 | An adapter | its driver 1.0 | Vulkan\nforward f32 f32 64 512 1024 tile64x64\n";
-/// let choices: weightnorm::TuningTable = text.parse()?;
-/// assert_eq!((choices.len(), choices.to_string().as_str()), (1, text));
+/// let table: weightnorm::TuningTable = text.parse()?;
+/// assert_eq!((table.len(), table.to_string().as_str()), (1, text));
 /// # Ok::<(), weightnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -136,7 +136,7 @@ impl FromStr for TuningTable {
         if !first.1.starts_with("weightnorm ") {
             return error(first.0, first.1, "weightnorm, its version, adapter, driver and backend".to_owned());
         }
-        let mut choices = TuningTable { origin: one_line(first.1), ..TuningTable::default() };
+        let mut table = TuningTable { origin: one_line(first.1), ..TuningTable::default() };
         for (place, line) in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             let (&[product, a, b, rows, columns, depth, tile], split) = words.split_at(words.len().min(7)) else {
@@ -160,10 +160,10 @@ impl FromStr for TuningTable {
                 Ok(tile) => Choice { tile, split_length },
                 Err(unknown) => return error(place, line, format!("a tile of this version ({unknown})")),
             };
-            if choices.by_product.insert(key, choice).is_some() {
+            if table.by_product.insert(key, choice).is_some() {
                 return error(place, line, "one line for each product".to_owned());
             }
         }
-        Ok(choices)
+        Ok(table)
     }
 }

@@ -36,22 +36,23 @@ use crate::{Axis, Eps, Error, Tensor};
 /// # }
 /// ```
 ///
-/// - v, w: one shape of any rank. g: one for each index of the kept axis, flat or with ones as in PyTorch. Norms: f32, in
-///   the shape of v with ones everywhere but at the kept axis, or flat. v, w, g: any storage types.
+/// - v, w: one shape of any rank. g: one for each index of the kept axis, flat or with ones as in PyTorch. Norms: f32,
+///   in the shape of v with ones everywhere but at the kept axis, or flat. v, w, g: any storage types.
 /// - w is right wherever it is representable, over the whole range of f32; norms are for any finite v whose norm an f32
 ///   holds. A zero row gives w = 0, under [`Eps::None`] NaN. NaN and infinity stay in their row.
 /// - Reference: PyTorch's `weight_norm`, `torch.linalg.vector_norm`.
 ///
 /// # Dispatches
-/// - Norms: one, two where rows are split over workgroups or are not contiguous, more past a binding's or a dispatch's limit.
-/// - w: one more than the norms, or two with known norms. One in all where a workgroup can hold its rows: contiguous (kept
-///   axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at multiples of 16 bytes and have one storage
-///   type. On a CPU only small tensors, and short rows, of which a few, up to 8, have to fill whole 16 bytes, and as many
-///   have to divide the rows.
+/// - Norms: one, two where rows are split over workgroups or are not contiguous, more past a binding's or a dispatch's
+///   limit.
+/// - w: one more than the norms, or two with known norms. One in all where a workgroup can hold its rows: contiguous
+///   (kept axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at multiples of 16 bytes and have one
+///   storage type. On a CPU only small tensors, and short rows, of which a few, up to 8, have to fill whole 16 bytes,
+///   and as many have to divide the rows.
 ///
 /// # Errors
-/// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if g, the norms or the output do not fit; [`ArgumentError::Axis`],
-/// [`ArgumentError::Eps`]. Besides those of every operator ([`Error`]).
+/// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if g, the norms or the output do not fit;
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`]. Besides those of every operator ([`Error`]).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct WeightNorm<'a> {

@@ -1,5 +1,5 @@
-//! How fast the operators are: checks each one's result, times it, and holds it against the roof of the adapter, measured in
-//! the same run; then ratios of two forms of one operator, measured in turn.
+//! How fast the operators are: checks each one's result, times it, and holds it against the roof of the adapter,
+//! measured in the same run; then ratios of two forms of one operator, measured in turn.
 //!
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
@@ -9,7 +9,8 @@
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
-//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.
+//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the
+//! end.
 //!
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
@@ -180,7 +181,8 @@ fn options(args: &Args) -> Options {
         return Options::default();
     }
     #[expect(unsafe_code, reason = "the token of who accepts experimental features, by --cooperative")]
-    // SAFETY: a driver that computes them wrong is found by the check of each result; nothing else depends on this device.
+    // SAFETY: a driver that computes them wrong is found by the check of each result; nothing else depends on this
+    // device.
     let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
     Options::default().cooperative_matrices(token, vec![])
 }
@@ -442,7 +444,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Measures the roof once more. Where the machine was not quiet, the percentages are off by as much, and nothing is kept.
+    /// Measures the roof once more. Where the machine was not quiet, the percentages are off by as much, and nothing is
+    /// kept.
     fn quiet(&self) -> Result<bool, Failure> {
         let (device, queue) = (self.gpu.device().clone(), self.gpu.queue().clone());
         let Roofline { copy, read, multiply_add } = Gpu::from_wgpu(device, queue, Options::default())?.roofline()?;
@@ -539,8 +542,8 @@ impl Prepared {
         self.check()
     }
 
-    /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place they
-    /// take.
+    /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place
+    /// they take.
     fn work(&self, profile: &Profile, per_call: usize) -> Cost {
         let mut work = Cost::default();
         profile.operators[..per_call].iter().for_each(|operator| work += operator.cost);

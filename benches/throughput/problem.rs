@@ -333,8 +333,8 @@ impl Prepared {
         ops.linear_backward(LinearBackward::new(x, weight, dy).u(&self.u).tile(tile), &wanted.dg(&self.dg))
     }
 
-    /// Compares what the last call left with the CPU reference: whole outputs, or some rows of large ones. An output of a
-    /// linear layer needs its own rows of x and v only.
+    /// Compares what the last call left with the CPU reference: whole outputs, or some rows of large ones. An output of
+    /// a linear layer needs its own rows of x and v only.
     pub fn check(&self) -> Result<(), Failure> {
         let Problem { op, form, m, k, n, .. } = self.problem;
         if self.problem.kept != Kept::Rows || matches!(op, Op::NormalizeBackward | Op::AdamStep | Op::BatchNorm) {
@@ -465,8 +465,8 @@ pub fn sample(count: usize, most: usize) -> Vec<usize> {
     (0..taken).map(|i| if taken == 1 { 0 } else { i * (count - 1) / (taken - 1) }).collect()
 }
 
-/// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are off by
-/// depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
+/// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are
+/// off by depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
 pub fn relative_error(
     name: &dyn Fn() -> String,
     what: &str,

@@ -108,8 +108,8 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
     return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(Scale(factors.x, factors.y))));
 }
 
-// Writes a block of C, or adds to it; the block's first element is at (row, column). With ACCUMULATE the unsafe sums are
-// left out: each element is added to once. Bits of the sums that left the safe range.
+// Writes a block of C, or adds to it; the block's first element is at (row, column). With ACCUMULATE the unsafe sums
+// are left out: each element is added to once. Bits of the sums that left the safe range.
 fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;

@@ -307,8 +307,8 @@ impl StatisticsPlan {
         let (enough, longest) = match &quads {
             Some(quads) => (
                 (traits.enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
-                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
-                // the rows one by one.
+                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go
+                // through the rows one by one.
                 MAX_ITERATIONS / (2 + quads.quads * (3 + choose::quad(job.dtype))),
             ),
             None => (choose::ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
@@ -347,8 +347,8 @@ impl StatisticsPlan {
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.outcome != Outcome::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
-        // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
-        // more rows there are always two splits.)
+        // The factors of a single split are made column by column, which a GPU had better do side by side: the other
+        // kernel. (With more rows there are always two splits.)
         let single = job.rows <= SHORTEST_SPLIT;
         let at_once = job.factors.is_some() && single && traits.is_gpu();
         let pays = traits.sums_columns_in_quads(units) && job.rows > 0 && !at_once;

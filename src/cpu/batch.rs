@@ -1,6 +1,8 @@
 //! What looks at a whole batch: data-dependent initialization and mean-only batch normalization (Salimans & Kingma
 //! 2016, sections 3 and 4).
 use super::{check_elements, check_features, linear_saved};
+#[cfg(doc)]
+use crate::LimitError;
 use crate::contract::Range;
 use crate::{ArgumentError, Axis, Eps, Error};
 
@@ -19,7 +21,7 @@ use crate::{ArgumentError, Axis, Eps, Error};
 ///   every feature of a batch of one row. σ is exactly 0 for equal t: see the two passes in the code.
 /// - A zero row of v is such a feature, but gives NaN under [`Eps::None`].
 ///
-/// For PyTorch's initialization, g = n̂, see [`split`](super::split).
+/// For PyTorch's initialization, g = n̂, see [`decompose`](super::decompose).
 ///
 /// # Errors
 /// Those of [`linear_saved`]; [`ArgumentError::Shape`] for an empty batch.
@@ -66,19 +68,19 @@ fn mean_and_deviation(t: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 /// - Returns `(y, μ)`; μ goes into [`update_running_mean`].
 ///
 /// # Errors
-/// [`ArgumentError::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`; [`ArgumentError::Length`];
-/// [`LimitError::TooLarge`].
+/// [`ArgumentError::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`;
+/// [`ArgumentError::Length`]; [`LimitError::TooLarge`].
 pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let op = "mean_only_batch_norm";
     let [batch, features] = matrix(op, "t", t, shape)?;
     check_batch(op, "t", shape, batch)?;
     check_features(op, "bias", bias, features)?;
     let mean = column_sums(t, features).into_iter().map(|sum| sum / batch as f64).collect::<Vec<_>>();
-    let y = mean_only_batch_norm_eval(t, shape, &mean, bias)?;
+    let y = subtract_running_mean(t, shape, &mean, bias)?;
     Ok((y, mean))
 }
 
-/// Mean-only batch normalization in evaluation, with the running mean in the place of the batch's:
+/// [`mean_only_batch_norm`] in evaluation, with the running mean in the place of the batch's:
 ///
 /// ```text
 /// y[b,j] = t[b,j] − running_j + bias_j
@@ -90,13 +92,13 @@ pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) ->
 ///
 /// # Errors
 /// As [`mean_only_batch_norm`], but an empty batch is fine.
-pub fn mean_only_batch_norm_eval(
+pub fn subtract_running_mean(
     t: &[f64],
     shape: &[usize],
     running: &[f64],
     bias: Option<&[f64]>,
 ) -> Result<Vec<f64>, Error> {
-    let op = "mean_only_batch_norm_eval";
+    let op = "subtract_running_mean";
     let [_, features] = matrix(op, "t", t, shape)?;
     check_features(op, "running", Some(running), features)?;
     check_features(op, "bias", bias, features)?;
@@ -111,7 +113,8 @@ pub fn mean_only_batch_norm_eval(
 /// ```
 ///
 /// # Errors
-/// [`ArgumentError::Shape`] where the two differ in length; [`ArgumentError::Number`] for a `momentum` that is not from 0 to 1.
+/// [`ArgumentError::Shape`] where the two differ in length; [`ArgumentError::Number`] for a `momentum` that is not from
+/// 0 to 1.
 pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> Result<(), Error> {
     let op = "update_running_mean";
     check_features(op, "mean", Some(mean), running.len())?;

@@ -52,11 +52,13 @@ impl AdamState {
 ///
 /// - `g` and `dg`, `v` and `dv`, and the state's m of each, have the same lengths. Either may be empty: an ordinary
 ///   weight is a v without g, a bias a g without v.
-/// - With `normalize_direction` = (shape of v, kept axis, policy) v is then made [`normalize`](super::normalize)`(v)`, rows of
-///   unit norm. This leaves w where it was; m is not touched. A zero row stays, but becomes NaN under [`Eps::None`].
+/// - With `normalize_direction` = (shape of v, kept axis, policy) v is then made [`normalize`](super::normalize)`(v)`,
+///   rows of unit norm. This leaves w where it was; m is not touched. A zero row stays, but becomes NaN under
+///   [`Eps::None`].
 ///
 /// # Errors
-/// [`ArgumentError::Number`] for a number out of its range; [`ArgumentError::Length`]; with `normalize_direction` those of [`normalize`](super::normalize). Nothing is changed then.
+/// [`ArgumentError::Number`] for a number out of its range; [`ArgumentError::Length`]; with `normalize_direction` those
+/// of [`normalize`](super::normalize). Nothing is changed then.
 pub fn sgd_step(
     sgd: &Sgd,
     g: &mut [f64],

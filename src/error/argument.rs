@@ -44,7 +44,8 @@ pub enum ArgumentError {
         /// The value given.
         eps: f32,
     },
-    /// A number that the caller gives, or one that an operator makes of it, is NaN, infinite in f32 or out of its range.
+    /// A number that the caller gives, or one that an operator makes of it, is NaN, infinite in f32 or out of its
+    /// range.
     #[error("{op}: {what} is {got:?}, expected {expected}")]
     Number {
         /// The operator.

@@ -23,8 +23,8 @@ use crate::{Tensor, Tile, WeightNorm};
 /// ```
 ///
 /// - `x`, `weight`: as in [`Linear`]. `dy`: y's shape. Any storage types.
-/// - u of the forward pass is needed for dg and dv with kept axis 0 and the whole tensor: [`LinearBackward::saved`] with
-///   what [`Gpu::linear_saved`] returned, or [`LinearBackward::u`] with what [`Linear::u`] wrote.
+/// - u of the forward pass is needed for dg and dv with kept axis 0 and the whole tensor: [`LinearBackward::saved`]
+///   with what [`Gpu::linear_saved`] returned, or [`LinearBackward::u`] with what [`Linear::u`] wrote.
 /// - Norms that are known ([`WeightNorm::norms`], from [`Linear::norms`]) are not computed again, but under
 ///   [`Eps::After`], whose d is not among them.
 /// - No buffer for dw = dyᵀx exists. An ordinary weight gets dw as dv. For dv to be right dg need not be representable,
@@ -32,11 +32,11 @@ use crate::{Tensor, Tile, WeightNorm};
 /// - Reference: PyTorch's autograd of `weight_norm(torch.nn.Linear(..))`.
 ///
 /// # Dispatches
-/// For kept axis 0, with known norms: one for dx, one for dv, one for dg and dbias together (two beyond a batch of 128),
-/// which also makes the factors of each norm that the other two want; dx alone takes one for them. A product whose sums are
-/// formed in pieces, as in [`Linear`], takes two, windows past the limit of a binding or a dispatch one more each. The
-/// whole tensor takes one or two more for dbias, kept axis 1 the product q besides. A dg or dbias that is not f32 takes one
-/// more, two with [`Gradients::accumulate`].
+/// For kept axis 0, with known norms: one for dx, one for dv, one for dg and dbias together (two beyond a batch of
+/// 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
+/// whose sums are formed in pieces, as in [`Linear`], takes two, windows past the limit of a binding or a dispatch one
+/// more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides. A dg or dbias that
+/// is not f32 takes one more, two with [`Gradients::accumulate`].
 ///
 /// # Errors
 /// As [`Linear`]; [`ArgumentError::Missing`] without a u that is needed.

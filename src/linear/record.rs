@@ -23,8 +23,8 @@ impl Gpu {
         Ok(y)
     }
 
-    /// [`Gpu::linear`] for training: y, and what [`LinearBackward::saved`] wants of the forward pass. The dispatches are
-    /// the same: the norms and u come out of the product.
+    /// [`Gpu::linear`] for training: y, and what [`LinearBackward::saved`] wants of the forward pass. The dispatches
+    /// are the same: the norms and u come out of the product.
     ///
     /// # Errors
     /// As [`Linear`].

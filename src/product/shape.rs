@@ -19,14 +19,14 @@ pub(crate) struct TileShape {
     pub tn: u64,
     /// Invocations of a workgroup.
     pub threads: u64,
-    /// BK of `product/tile.wgsl`: 16, with which each invocation of `tile64x64` stages a block of A and one of B; 8 where that takes
-    /// more registers or workgroup memory than there are.
+    /// BK of `product/tile.wgsl`: 16, with which each invocation of `tile64x64` stages a block of A and one of B; 8
+    /// where that takes more registers or workgroup memory than there are.
     pub steps: u64,
 }
 
 impl TileShape {
-    /// `lanes`: of a subgroup, for the tiles that are computed by one. `b_along_k`: how B is stored, for those that read it
-    /// straight from memory.
+    /// `lanes`: of a subgroup, for the tiles that are computed by one. `b_along_k`: how B is stored, for those that
+    /// read it straight from memory.
     pub fn new(tile: Tile, lanes: Option<u64>, b_along_k: bool) -> TileShape {
         let lanes = lanes.unwrap_or(8);
         let [wx, wy, tm, tn] = match tile {
@@ -91,7 +91,8 @@ impl TileShape {
         };
         // exact_dot of each element, a_in_range, b_in_range, exact_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
-        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
+        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these
+        // are.
         let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
         // The loops over elements, stages and columns besides.
         let besides = 2_000;
@@ -121,7 +122,8 @@ impl Tile {
     pub(crate) fn lanes(self, traits: Traits) -> Option<u64> {
         match self.family() {
             Family::Tile | Family::Stream => traits.subgroup,
-            // With four, `tile64x64` takes half the time (SwiftShader), which takes minutes and gigabytes to compile these besides.
+            // With four, `tile64x64` takes half the time (SwiftShader), which takes minutes and gigabytes to compile
+            // these besides.
             Family::Subgroup => traits.subgroup.filter(|&lanes| lanes >= 8),
             Family::Cooperative8 => traits.cooperative[0],
             Family::Cooperative16 => traits.cooperative[1],

@@ -5,8 +5,8 @@ use super::tile::{Family, Tile};
 use crate::choose::Traits;
 
 impl Tile {
-    /// The table: the tile for a product, where nothing else says which, and the length of the pieces of its sums where a GPU
-    /// had better form them in pieces. `cooperative`: whether cooperative matrices can do it, which are for GPUs.
+    /// The table: the tile for a product, where nothing else says which, and the length of the pieces of its sums where
+    /// a GPU had better form them in pieces. `cooperative`: whether cooperative matrices can do it, which are for GPUs.
     pub(crate) fn choose(traits: Traits, cooperative: bool, problem: &Problem) -> (Tile, Option<u32>) {
         let [rows, columns, depth] = problem.size;
         let busy = Busy::of(traits);
@@ -69,8 +69,9 @@ impl Tile {
     }
 }
 
-/// What keeps a GPU busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least time, or
-/// nearly, for the layers of `benches/results/2026-11-28-h200-tiles.csv`; a GPU within a processor has about a tenth of it.
+/// What keeps a GPU busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least
+/// time, or nearly, for the layers of `benches/results/2026-11-28-h200-tiles.csv`; a GPU within a processor has about a
+/// tenth of it.
 struct Busy {
     /// Workgroups from which on sums are formed whole.
     enough: u64,
@@ -91,8 +92,8 @@ impl Busy {
         }
     }
 
-    /// By so many workgroups of `tile64x64`, with pieces or without. With short sums the epilogue is the work, and more and smaller
-    /// workgroups do them sooner.
+    /// By so many workgroups of `tile64x64`, with pieces or without. With short sums the epilogue is the work, and more
+    /// and smaller workgroups do them sooner.
     fn can_be_kept(&self, groups: u64, depth: u64) -> bool {
         depth > 64 && groups * (depth / LEAST_PIECE).max(1) >= self.enough
     }

@@ -21,18 +21,18 @@ pub(crate) enum Family {
 
 /// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
 ///
-/// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
-/// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`TuningTable`](crate::TuningTable) for exactly this product;
-/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
-/// a tile that the rows and columns of the product fill well and, on a GPU, that makes enough workgroups to keep it busy,
-/// where need be with the sums in pieces.
+/// Every product is computed by the tile that is forced ([`Linear::tile`](crate::Linear::tile),
+/// [`LinearBackward::tile`](crate::LinearBackward::tile)); else by that of the [`TuningTable`](crate::TuningTable) for
+/// exactly this product; else by that of a table. It takes subgroups where a CPU computes and the device can, memory
+/// everywhere else, and of these a tile that the rows and columns of the product fill well and, on a GPU, that makes
+/// enough workgroups to keep it busy, where need be with the sums in pieces.
 ///
 /// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
-    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what `Large` reads for a multiply-add.
-    /// Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
+    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what [`Tile::Tile64x64`] reads for
+    /// a multiply-add. Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
     Tile128x128,
     /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
     Tile64x64,
@@ -40,8 +40,8 @@ pub enum Tile {
     Tile32x32,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
     Tile128x8,
-    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight comes
-    /// from memory.
+    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight
+    /// comes from memory.
     Gemv8,
     /// 4 rows by as many columns.
     Gemv4,
@@ -49,8 +49,8 @@ pub enum Tile {
     Gemv2,
     /// 1 row by 4 columns, or by 32.
     Gemv1,
-    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose subgroups
-    /// have one size: those that compute on a CPU.
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose
+    /// subgroups have one size: those that compute on a CPU.
     Subgroup64,
     /// 32 rows by 8 columns a lane.
     Subgroup32,
@@ -64,9 +64,9 @@ pub enum Tile {
     Subgroup2,
     /// 1 row by 4 columns a lane.
     Subgroup1,
-    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Cooperative16`] for products of two matrices stored as
-    /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
-    /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
+    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Cooperative16`] for products of two
+    /// matrices stored as f16, neither of which is scaled before it is multiplied, on devices that were asked for the
+    /// experimental feature: [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
     Cooperative8,
     /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
     Cooperative16,

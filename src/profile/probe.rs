@@ -1,4 +1,6 @@
 //! What an adapter can do at most, measured. Shader: `probe.wgsl`.
+#[cfg(doc)]
+use crate::DeviceError;
 use crate::binding::View;
 use crate::kernel::{Access, Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
@@ -36,12 +38,13 @@ kernels! {
 }
 
 impl Gpu {
-    /// What this adapter can do at most, by three kernels: a copy, a sum of all that is read, and chains of multiply-adds
-    /// that do not depend on each other. The best of a few runs, measured once and kept. Takes about a second, and
-    /// two buffers of up to 128 MiB meanwhile, so that caches do not hold them.
+    /// What this adapter can do at most, by three kernels: a copy, a sum of all that is read, and chains of
+    /// multiply-adds that do not depend on each other. The best of a few runs, measured once and kept. Takes about a
+    /// second, and two buffers of up to 128 MiB meanwhile, so that caches do not hold them.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without
+    /// timestamps.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn roofline(&self) -> Result<Roofline, Error> {
         pollster::block_on(self.known_roofline(true))

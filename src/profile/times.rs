@@ -28,7 +28,7 @@ pub struct DispatchTime {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct OperatorTime {
-    /// The operator, as in `ops.linear_into(..)`: `linear`.
+    /// The operator, as in `ops.linear(..)`: `linear`.
     pub name: String,
     /// The least it has to move and to do.
     pub cost: Cost,
@@ -46,8 +46,8 @@ impl OperatorTime {
 /// Where the time of a recording went. From [`Gpu::profile`](crate::Gpu::profile).
 ///
 /// `Display` makes a table of it: the calls of each operator and variant together, longest first, with the rates that
-/// follow from their [`Cost`], and the part of the [`Roofline`] that they reach: the time of that work at the roof, of the
-/// time it took.
+/// follow from their [`Cost`], and the part of the [`Roofline`] that they reach: the time of that work at the roof, of
+/// the time it took.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Profile {

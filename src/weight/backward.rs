@@ -15,15 +15,15 @@ use crate::{DType, Eps, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 /// dg_j = Σ dw·(v/n̂_j)        dv = (g_j/n̂_j)·(dw - dg_j·(v/d_j))
 /// ```
 ///
-/// - d is n̂ but under [`Eps::After`], where it is n; where the clamp is active, or n = 0 under [`Eps::After`], the second
-///   term is absent. A zero row gives dg = 0 and dv = g·dw/n̂, under [`Eps::None`] NaN.
+/// - d is n̂ but under [`Eps::After`], where it is n; where the clamp is active, or n = 0 under [`Eps::After`], the
+///   second term is absent. A zero row gives dg = 0 and dv = g·dw/n̂, under [`Eps::None`] NaN.
 /// - `dw`, `dv`: v's shape. `dg`: shaped as the norms or flat; it comes without g too. Any storage types.
 /// - Norms that are known ([`WeightNorm::norms`]) are not computed, but under [`Eps::After`].
 /// - Reference: PyTorch's `weight_norm` backward, in the factored form that stays in range.
 ///
 /// # Dispatches
-/// Those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are summed up; one
-/// for dv. A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
+/// Those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are summed up;
+/// one for dv. A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
 ///
 /// # Errors
 /// As [`WeightNorm`].

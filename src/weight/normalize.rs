@@ -20,8 +20,8 @@ use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 /// One more than the norms ([`WeightNorm`]), two where g is not f32.
 ///
 /// # Errors
-/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Shape`], [`ArgumentError::DType`]. Besides those of
-/// every operator ([`Error`]).
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Shape`], [`ArgumentError::DType`]. Besides those
+/// of every operator ([`Error`]).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Decompose<'a> {
@@ -58,7 +58,8 @@ impl Gpu {
         Ok(w)
     }
 
-    /// w of [`WeightNorm`] in v's place. Without g this normalizes the direction, V ← V/‖V‖, as after an optimizer step.
+    /// w of [`WeightNorm`] in v's place. Without g this normalizes the direction, V ← V/‖V‖, as after an optimizer
+    /// step.
     ///
     /// # Errors
     /// As [`WeightNorm`].

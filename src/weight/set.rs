@@ -54,7 +54,7 @@ impl Gpu {
     /// wants, since one dispatch reaches one buffer of each kind.
     ///
     /// # Errors
-    /// [`LimitError::TooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
+    /// Those of every operator ([`Error`]).
     pub fn tensors(&self, tensors: &[(&[usize], DType)]) -> Result<Vec<Tensor>, Error> {
         Tensor::zeros_together(self, tensors)
     }
@@ -70,11 +70,11 @@ impl Gpu {
     /// a binding reaches, take as many again. [`WeightSet::dispatch_count`] tells.
     ///
     /// # Errors
-    /// [`ArgumentError::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known norms, which
-    /// a set does not take ([`ArgumentError::KnownNorms`]), or tensors that an operator lacks, while other members have them
-    /// ([`ArgumentError::Missing`]). [`ArgumentError::Alias`], [`ArgumentError::Overlap`], [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`];
-    /// [`LimitError::TooLarge`] if more partial sums, or with another kept axis than the first more scales, belong together
-    /// than a binding holds; [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
+    /// [`ArgumentError::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known
+    /// norms, which a set does not take ([`ArgumentError::KnownNorms`]), or tensors that an operator lacks, while other
+    /// members have them ([`ArgumentError::Missing`]). [`LimitError::TooLarge`](crate::LimitError::TooLarge) if more
+    /// partial sums, or with another kept axis than the first more scales, belong together than a binding holds.
+    /// Besides those of every operator ([`Error`]).
     pub fn weight_set(&self, members: &[SetMember<'_>]) -> Result<WeightSet, Error> {
         self.check()?;
         for (index, member) in members.iter().enumerate() {
@@ -148,8 +148,7 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::row_norms`] of all members of a set, into their [`SetMember::norms`]. Makes nothing anew.
     ///
     /// # Errors
-    /// [`ArgumentError::Missing`] if the members lack these; [`ArgumentError::OtherGpu`], [`DeviceError::OutOfMemory`],
-    /// [`DeviceError::Lost`].
+    /// [`ArgumentError::Missing`] if the members lack these. Besides those of every operator ([`Error`]).
     pub fn row_norms_set(&mut self, set: &WeightSet) -> Result<(), Error> {
         record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, false)
     }
@@ -179,8 +178,8 @@ impl Recorder<'_, '_> {
     }
 
     /// Records [`Gpu::normalize_backward`] of all members of a set: reads their [`SetMember::dw`], and replaces their
-    /// [`SetMember::dv`] and [`SetMember::dg`] or, with `accumulate`, adds to them. The norms come out of the same sweep as
-    /// the dot products.
+    /// [`SetMember::dv`] and [`SetMember::dg`] or, with `accumulate`, adds to them. The norms come out of the same
+    /// sweep as the dot products.
     ///
     /// # Errors
     /// As [`Recorder::row_norms_set`].

@@ -56,10 +56,10 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("normalize_in_place: g has shape [4], expected [3, 1] or [3]", &|o| {
         o.normalize_in_place(WeightNorm::new(&y, &g))
     });
-    refused("split: v has shape [3, 4], expected [4, 5]", &|o| {
+    refused("decompose: v has shape [3, 4], expected [4, 5]", &|o| {
         o.decompose(Decompose::new(&v).eps(Eps::None), &y, &norms)
     });
-    refused("split: g has shape [3, 4], expected [4, 1] or [4]", &|o| {
+    refused("decompose: g has shape [3, 4], expected [4, 1] or [4]", &|o| {
         o.decompose(Decompose::new(&v).eps(Eps::None), &w, &y)
     });
     refused("linear: weight has shape [4], expected [out_features, in_features]", &|o| {
@@ -122,7 +122,7 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     // Storage types.
     refused("row_norms: norms is F16, expected F32", &|o| o.row_norms(WeightNorm::unit(&v).eps(Eps::None), &half));
     refused("linear: norms is F16, expected F32", &|o| o.linear(Linear::new(&x, weight.norms(&half)), &y));
-    refused("split: v is F32, expected F16", &|o| o.decompose(Decompose::new(&half).eps(Eps::None), &norms, &g));
+    refused("decompose: v is F32, expected F16", &|o| o.decompose(Decompose::new(&half).eps(Eps::None), &norms, &g));
     // Buffers.
     refused("row_norms: v belongs to another device", &|o| {
         o.row_norms(WeightNorm::unit(&foreign).eps(Eps::None), &norms)
@@ -150,14 +150,16 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("row_norms: output norms overlaps input v...", &|o| {
         o.row_norms(WeightNorm::unit(&front).eps(Eps::None), &edge)
     });
-    refused("split: output g overlaps input w...", &|o| o.decompose(Decompose::new(&front).eps(Eps::None), &w, &edge));
+    refused("decompose: output g overlaps input w...", &|o| {
+        o.decompose(Decompose::new(&front).eps(Eps::None), &w, &edge)
+    });
     refused("linear: output norms overlaps input weight...", &|o| {
         o.linear(Linear::new(&x, WeightNorm::unit(&front)).norms(&edge), &y)
     });
     refused("linear: output norms overlaps input known norms...", &|o| {
         o.linear(Linear::new(&x, weight.norms(&norms)).norms(&norms), &y)
     });
-    refused("split: outputs v and g overlap", &|o| o.decompose(Decompose::new(&v).eps(Eps::None), &back, &tail));
+    refused("decompose: outputs v and g overlap", &|o| o.decompose(Decompose::new(&v).eps(Eps::None), &back, &tail));
     refused("linear: outputs y and norms overlap", &|o| {
         o.linear(Linear::new(&x, weight).norms(&part(44, &[4])), &part(0, &[3, 4]))
     });

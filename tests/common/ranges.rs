@@ -7,7 +7,8 @@ use weightnorm::{
 
 const NEVER: [f64; 5] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, -1e300];
 
-/// Bad values for a number that may be anything finite, 0 or more, from 0 to below 1, from 0 to 1; and what is expected.
+/// Bad values for a number that may be anything finite, 0 or more, from 0 to below 1, from 0 to 1; and what is
+/// expected.
 fn finite() -> (Vec<f64>, &'static str) {
     (NEVER.to_vec(), "a finite f32")
 }

@@ -8,7 +8,7 @@ fn all(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Error {
     let error = cpu::row_norms(v, shape, axis, eps).unwrap_err();
     // By their text: an error that holds a NaN does not equal itself.
     assert_eq!(cpu::normalize(v, shape, None, axis, eps).unwrap_err().to_string(), error.to_string());
-    assert_eq!(cpu::split(v, shape, axis, eps).unwrap_err().to_string(), error.to_string());
+    assert_eq!(cpu::decompose(v, shape, axis, eps).unwrap_err().to_string(), error.to_string());
     assert_eq!(cpu::normalize_backward(v, v, shape, None, axis, eps).unwrap_err().to_string(), error.to_string());
     error
 }
@@ -194,8 +194,8 @@ fn batch_operators_reject_what_does_not_fit() {
     assert_eq!(norm(&[0, 3], 3), shape(op, "t", &[0, 3], empty));
     assert_eq!(norm(&[], 1), shape(op, "t", &[], "[.., features]"));
     assert_eq!(norm(&[2, 3], 2), shape(op, "bias", &[2], "[3]"));
-    let error = cpu::mean_only_batch_norm_eval(&[0.0; 6], &[2, 3], &[0.0; 2], None).unwrap_err();
-    assert_eq!(error, shape("mean_only_batch_norm_eval", "running", &[2], "[3]"));
+    let error = cpu::subtract_running_mean(&[0.0; 6], &[2, 3], &[0.0; 2], None).unwrap_err();
+    assert_eq!(error, shape("subtract_running_mean", "running", &[2], "[3]"));
     let error = cpu::mean_only_batch_norm_backward(&[0.0; 5], &[2, 3]).unwrap_err();
     assert_eq!(error, Error::Argument(ArgumentError::Length { got: 5, expected: 6, shape: vec![2, 3] }));
     assert!(matches!(

@@ -362,7 +362,8 @@ static TINY: LazyLock<Gpu> = LazyLock::new(|| {
     tiny.expect("it can run the kernels")
 });
 
-/// A table of very many members takes no more for each: checks of every tensor against every other one took minutes here.
+/// A table of very many members takes no more for each: checks of every tensor against every other one took minutes
+/// here.
 #[test]
 fn noop_sets_of_very_many_members_are_made_at_once() {
     const MEMBERS: usize = 30_000;

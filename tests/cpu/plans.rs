@@ -255,8 +255,8 @@ fn plans_take_tensors_of_launchers_alone() -> Result<(), Error> {
     Ok(())
 }
 
-/// An output beside the inputs in one buffer: their bindings are written as `read_write`; overlapping ranges are refused,
-/// and in browsers those that would be bound together.
+/// An output beside the inputs in one buffer: their bindings are written as `read_write`; overlapping ranges are
+/// refused, and in browsers those that would be bound together.
 #[test]
 fn plans_of_arenas() -> Result<(), Error> {
     let device = &devices()[0];

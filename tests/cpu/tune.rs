@@ -230,8 +230,8 @@ fn tune_names_each_product() {
     assert!(matches!(gpu.tune(&[huge]), Err(Error::Limit(LimitError::TensorTooLarge { .. }))));
 }
 
-/// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an H200 had
-/// it fastest, or within a tenth of that (`benches/results/2026-11-28-h200-tiles.csv`).
+/// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an
+/// H200 had it fastest, or within a tenth of that (`benches/results/2026-11-28-h200-tiles.csv`).
 #[test]
 fn table_keeps_a_gpu_busy() {
     use Tile::{Gemv1, Gemv4, Tile32x32, Tile64x64};

@@ -1,5 +1,5 @@
-//! All tensors of an operator in one buffer, one right after the other: the same results as in buffers of their own, and
-//! nothing else of the buffer changes.
+//! All tensors of an operator in one buffer, one right after the other: the same results as in buffers of their own,
+//! and nothing else of the buffer changes.
 use weightnorm::{
     Adam, AdamState, ArgumentError, Axis, DType, Decompose, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
     MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, NormalizeBackward, Parameter, Recorder, SetMember, Sgd,

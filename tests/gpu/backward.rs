@@ -538,7 +538,7 @@ fn wanted(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// As many as the documentation of `linear_backward_into` says.
+/// As many as the documentation of `LinearBackward` says.
 fn dispatches(gpu: &Gpu) -> Outcome {
     // Recorded, and not run.
     let count = |case: Case| -> Result<u64, Failed> { Ok(case.launch(gpu, false)?.2) };
@@ -785,8 +785,8 @@ fn accumulation(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// N = K = 512, batch 64, half-precision weights on a device whose largest buffer is hardly more than v: dw, a matrix of f32
-/// sums, is twice that. Where the driver's allocator tells, nothing of the size of v was allocated either.
+/// N = K = 512, batch 64, half-precision weights on a device whose largest buffer is hardly more than v: dw, a matrix
+/// of f32 sums, is twice that. Where the driver's allocator tells, nothing of the size of v was allocated either.
 fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
     let (batch, outs, ins) = (64, 512, 512);
     let v_bytes = (outs * ins * 2) as u64;
@@ -949,8 +949,8 @@ fn dw_out_of_range(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way round,
-/// every third norm an ordinary one. Features of x that are zero leave the correction alone.
+/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way
+/// round, every third norm an ordinary one. Features of x that are zero leave the correction alone.
 fn dg_out_of_range(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     let sizes = [
@@ -1681,8 +1681,8 @@ fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
     either(&device, |device| all(extent.of(&cases, 5), |case| case.check(device)))
 }
 
-/// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again what it
-/// summed up itself, wherever words of packed types begin.
+/// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again
+/// what it summed up itself, wherever words of packed types begin.
 fn normalize_uneven_lanes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     let mixes = [[DType::F32, DType::Bf16, DType::F32], [DType::Bf16; 3], [DType::F32; 3], [DType::F16; 3]];
@@ -1796,8 +1796,8 @@ fn normalize_not_finite(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where sums
-/// leave the range of f32, zero rows and NaN.
+/// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where
+/// sums leave the range of f32, zero rows and NaN.
 fn normalize_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (shape, axis) in [

@@ -1,5 +1,5 @@
-//! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and is
-//! ignored where there is none.
+//! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and
+//! is ignored where there is none.
 use libtest_mimic::{Completion, Failed};
 use weightnorm::{Activation, ArgumentError, DType, Eps, Error, Gpu, Linear, Options, Tile, WeightNorm, cpu};
 

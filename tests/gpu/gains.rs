@@ -1,5 +1,5 @@
-//! Gains, biases and their gradients in f16 and bf16: every operator that reads or writes them, against the CPU reference or
-//! against its own result in f32.
+//! Gains, biases and their gradients in f16 and bf16: every operator that reads or writes them, against the CPU
+//! reference or against its own result in f32.
 use weightnorm::{
     Activation, Axis, DType, DataDependentInit, Decompose, Eps, Gpu, Gradients, Linear, LinearBackward,
     MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, WeightNorm, cpu,
@@ -188,7 +188,7 @@ impl Weight {
     fn split(&self, gpu: &Gpu) -> Outcome {
         let Weight { shape, axis, dtype, seed, gain } = self;
         let (w, eps) = (self.v(), self.eps());
-        let (v, g) = cpu::split(&w, shape, *axis, eps)?;
+        let (v, g) = cpu::decompose(&w, shape, *axis, eps)?;
         let w_tensor = upload(gpu, &w, shape, *dtype, *seed)?;
         let v_out = Guarded::poisoned(gpu, shape, *dtype, offset(seed + 1))?;
         let g_out = Guarded::poisoned(gpu, &[g.len()], *gain, offset(seed + 2))?;
@@ -317,7 +317,7 @@ impl Layer {
         let terms = linear_terms(&x, of, &shape, &dy);
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));
-        let few = if axis == Axis::Kept(0) { true } else { false };
+        let few = axis == Axis::Kept(0);
         for accumulate in extent.choose(vec![false, true], vec![few]) {
             let output = |old: &[f64], shape: &[usize], dtype, place| match accumulate {
                 false => Guarded::poisoned(gpu, shape, dtype, offset(place)),

@@ -1,5 +1,5 @@
-//! A launcher of plans that is not the crate's own: numbered buffers, and pipelines made of `Planned::plain_wgsl` alone, with
-//! wgpu's checks. What it computes is what the crate computes.
+//! A launcher of plans that is not the crate's own: numbered buffers, and pipelines made of `Planned::plain_wgsl`
+//! alone, with wgpu's checks. What it computes is what the crate computes.
 use std::collections::HashMap;
 
 use weightnorm::{
@@ -172,7 +172,7 @@ fn layer(gpu: &Gpu) -> Outcome {
     gpu.queue().submit([launcher.encoder.finish()]);
 
     for (i, (&(shape, dtype), &at)) in shapes.iter().zip(&places).enumerate() {
-        let [ours, theirs] = [read(&own_parts[i])?, read(&Tensor::from_buffer(&gpu, &arena, at, shape, dtype)?)?];
+        let [ours, theirs] = [read(&own_parts[i])?, read(&Tensor::from_buffer(gpu, &arena, at, shape, dtype)?)?];
         let largest = ours.iter().fold(0.0, |m: f64, r| m.max(r.abs()));
         for (a, b) in ours.iter().zip(&theirs) {
             assert!((a - b).abs() <= 1e-6 * largest, "tensor {i}: {b}, the crate has {a}");

@@ -282,7 +282,7 @@ fn axes_and_ends(gpu: &Gpu, extent: Extent) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-/// What the documentation of `linear_into` promises.
+/// What the documentation of `Linear` promises.
 fn dispatch_count(gpu: &Gpu) -> Outcome {
     let base = Case::new([5, 33, 39]);
     let split = Some(16);
@@ -359,8 +359,8 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-/// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths that are
-/// multiples of eight and that are not.
+/// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths
+/// that are multiples of eight and that are not.
 fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let tiles = Tile::all_on(gpu).skip(extent.choose(0, 1));

@@ -148,7 +148,7 @@ fn split_sweep(gpu: &Gpu, shape: &[usize]) -> Outcome {
         if v.bytes()? != input.bytes()? {
             return Err("v is not w".into());
         }
-        let (_, expected) = cpu::split(&w, shape, axis, eps)?;
+        let (_, expected) = cpu::decompose(&w, shape, axis, eps)?;
         let chain = norm_chain(norm_length(shape, axis));
         compare(&g.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
         compare(&back.read()?, &w, Some(dtype), |i| weight_bound(2 * chain, w[i], dtype))?;

@@ -62,7 +62,8 @@ pub const SHAPES: &[&[usize]] = &[
     &[2, 1, 4, 1, 37],
 ];
 
-/// Shapes that are read in quads, whole or not in pieces of any width, or some rows at once; and long rows that are not.
+/// Shapes that are read in quads, whole or not in pieces of any width, or some rows at once; and long rows that are
+/// not.
 pub const QUADS: &[&[usize]] = &[
     &[8],
     &[1024],

@@ -114,8 +114,9 @@ fn scaled_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many
-/// and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
+/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so
+/// many and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of
+/// device.
 ///
 /// Few: each shape in one storage type, with one policy.
 fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {

@@ -331,7 +331,8 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Projections, and whether the step's one dispatch does them. Every storage type with AdamW, one with each of the others.
+/// Projections, and whether the step's one dispatch does them. Every storage type with AdamW, one with each of the
+/// others.
 fn projections() -> Vec<(Case, bool)> {
     let mut cases = vec![];
     for (i, method) in methods().into_iter().enumerate() {

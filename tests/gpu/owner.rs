@@ -1,4 +1,5 @@
-//! Whose a buffer, a queue or a pipeline cache is: things of another device are typed errors, and nothing of anybody's changes.
+//! Whose a buffer, a queue or a pipeline cache is: things of another device are typed errors, and nothing of anybody's
+//! changes.
 use libtest_mimic::Completion;
 use weightnorm::{ArgumentError, DType, DeviceError, Eps, Error, Gpu, Tensor, WeightNorm};
 

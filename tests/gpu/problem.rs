@@ -195,8 +195,8 @@ impl Problem {
                 (product, sums)
             };
             let y: Vec<f64> = product.iter().enumerate().map(|(i, y)| y + bias[i % outs]).collect();
-            // Nothing is scaled before it is summed up, but by norms of kept axis 1. The tests' x is 20,000 wide at most
-            // in a stretch of one invocation.
+            // Nothing is scaled before it is summed up, but by norms of kept axis 1. The tests' x is 20,000 wide at
+            // most in a stretch of one invocation.
             let chain = if axis == Axis::Kept(1) && op != Op::Plain { ins.min(20_000) } else { 0 };
             let bounds = (0..y.len()).map(|i| dot_bound(chain, sums[i], y[i], dtype)).collect();
             outputs.push(output("y", y, bounds, &[batch, outs], dtype)?);

@@ -1,5 +1,5 @@
-//! Profiles: every dispatch is timed, the results are those of an ordinary recording, the roof is one. And a pipeline cache
-//! of the caller's.
+//! Profiles: every dispatch is timed, the results are those of an ordinary recording, the roof is one. And a pipeline
+//! cache of the caller's.
 use libtest_mimic::Completion;
 use weightnorm::{
     ArgumentError, Axis, Cost, DType, DeviceError, Eps, Error, Gpu, Gradients, Linear, LinearBackward, Options,
@@ -182,8 +182,9 @@ fn awaited(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// A cache that is filled, and one made of its data: the same results. That it reaches the driver shows where it belongs to
-/// another device: then no pipeline is built. (lavapipe keeps nothing in a cache, so its data prove nothing.)
+/// A cache that is filled, and one made of its data: the same results. That it reaches the driver shows where it
+/// belongs to another device: then no pipeline is built. (lavapipe keeps nothing in a cache, so its data prove
+/// nothing.)
 #[expect(unsafe_code, reason = "wgpu's constructor is unsafe for the sake of data from elsewhere; here there are none")]
 fn pipeline_cache(shared: &Gpu) -> Result<Completion, Failed> {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;

@@ -188,8 +188,8 @@ fn parameters_stay(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Operators that leave partial sums and scales in scratch memory: two encoders recorded in turn, submitted one after the
-/// other, with scratch memory that grows in between; on a device whose scratch is still empty.
+/// Operators that leave partial sums and scales in scratch memory: two encoders recorded in turn, submitted one after
+/// the other, with scratch memory that grows in between; on a device whose scratch is still empty.
 fn scratch_is_shared(gpu: &Gpu) -> Outcome {
     let gpu = crate::problem::adopted(gpu, |_| ())?;
     let (mut first, mut second) = (encoder(&gpu), encoder(&gpu));
@@ -211,8 +211,8 @@ fn scratch_is_shared(gpu: &Gpu) -> Outcome {
     problems.iter().try_for_each(Prepared::check)
 }
 
-/// After `reserve` recording makes no buffer that lasts. (wgpu counts handles: one that lives as long as its bind group,
-/// for the parameters of a dispatch without immediates, is not seen.)
+/// After `reserve` recording makes no buffer that lasts. (wgpu counts handles: one that lives as long as its bind
+/// group, for the parameters of a dispatch without immediates, is not seen.)
 fn allocates_nothing(shared: &Gpu) -> Outcome {
     let (instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
@@ -237,9 +237,9 @@ fn allocates_nothing(shared: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Recording and submitting the forward pass of seven layers makes no buffer of the device but at the first time, as wgpu's
-/// own counters say while everything that was recorded is still alive. Without immediates it is one for each dispatch, and
-/// those are seen.
+/// Recording and submitting the forward pass of seven layers makes no buffer of the device but at the first time, as
+/// wgpu's own counters say while everything that was recorded is still alive. Without immediates it is one for each
+/// dispatch, and those are seen.
 fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
     const LAYERS: usize = 7;
     for parameters in [ParameterPassing::Auto, ParameterPassing::Uniform] {
@@ -320,8 +320,8 @@ fn in_order(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// On GL the crate's own submissions hold wgpu's context lock for about a second at most: another thread that waits for it
-/// longer than six seconds panics. So no dispatch may take longer.
+/// On GL the crate's own submissions hold wgpu's context lock for about a second at most: another thread that waits for
+/// it longer than six seconds panics. So no dispatch may take longer.
 fn gl_submissions_are_short(gpu: &Gpu, extent: Extent) -> Result<Completion, Failed> {
     if gpu.report().info.backend != wgpu::Backend::Gl {
         return Ok(Completion::ignored_with("not GL"));

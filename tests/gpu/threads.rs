@@ -1,5 +1,5 @@
-//! Many threads on one device: recording, submitting, reading back, dropping what is still in flight; each result with the
-//! bits that it has on one thread. And the device destroyed beneath them.
+//! Many threads on one device: recording, submitting, reading back, dropping what is still in flight; each result with
+//! the bits that it has on one thread. And the device destroyed beneath them.
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -51,8 +51,8 @@ type Words = Vec<Vec<u32>>;
 struct Submitted(Vec<Tensor>);
 
 impl Case {
-    /// Forward and backward pass, the gradients of the weight alone, a set, both initializations, batch normalization, and a step of
-    /// Adam with the projection of v.
+    /// Forward and backward pass, the gradients of the weight alone, a set, both initializations, batch normalization,
+    /// and a step of Adam with the projection of v.
     fn submit(&self, gpu: &Gpu) -> Result<Submitted, Error> {
         let Case { sizes: [batch, ins, outs], axis, eps, dtype } = *self;
         let upload = |seed: u64, shape: &[usize], dtype: DType| {
@@ -155,8 +155,8 @@ fn together<T: Send + 'static>(
     (0..count).map(ended).collect()
 }
 
-/// Every thread goes through all cases again and again: half of them with one `Gpu`, the other half with clones of it, and
-/// the last with another `Gpu` on the same device.
+/// Every thread goes through all cases again and again: half of them with one `Gpu`, the other half with clones of it,
+/// and the last with another `Gpu` on the same device.
 fn agree(shared: &Gpu, cases: &'static [Case], time: Duration) -> Outcome {
     // Neither pipelines nor scratch memory are there.
     let gpu = Arc::new(adopted(shared, |_| ())?);
@@ -201,8 +201,8 @@ fn agree(shared: &Gpu, cases: &'static [Case], time: Duration) -> Outcome {
     Ok(())
 }
 
-/// Eight threads work until `gpu` is destroyed. None panics or hangs, what was read is right, and each comes back with the
-/// error that ended it.
+/// Eight threads work until `gpu` is destroyed. None panics or hangs, what was read is right, and each comes back with
+/// the error that ended it.
 fn destroyed(
     gpu: &Gpu,
     after: Duration,

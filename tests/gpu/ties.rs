@@ -1,5 +1,5 @@
-//! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so that dv has no
-//! correction. All numbers here are powers of two and small integers: results are exact.
+//! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so
+//! that dv has no correction. All numbers here are powers of two and small integers: results are exact.
 use weightnorm::{
     Axis, DType, Eps, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, SetMember, Tensor, Tile, WeightNorm,
     cpu,

@@ -408,8 +408,8 @@ impl Layer {
     }
 }
 
-/// Tensors of these shapes in one buffer, and all of it as one tensor. Each starts where every device can bind, since no
-/// two outputs of a kernel may overlap; the gaps stay 0.
+/// Tensors of these shapes in one buffer, and all of it as one tensor. Each starts where every device can bind, since
+/// no two outputs of a kernel may overlap; the gaps stay 0.
 fn parts(gpu: &Gpu, shapes: &[Vec<usize>]) -> Result<(Tensor, Vec<Tensor>), Error> {
     let mut starts = vec![];
     let mut end = 0;
