@@ -81,7 +81,7 @@ fn work_of_rows() {
     );
     let copy = gpu.zeros(v.shape(), v.dtype()).unwrap();
     assert_eq!(
-        run("split", &|ops| ops.decompose(Decompose::new(v).eps(Eps::None), &copy, norms)),
+        run("decompose", &|ops| ops.decompose(Decompose::new(v).eps(Eps::None), &copy, norms)),
         [v_bytes, v_bytes + rows, 2 * N * K]
     );
     let (dv, dg) = (gpu.zeros(v.shape(), v.dtype()).unwrap(), gpu.zeros(g.shape(), DType::F32).unwrap());

@@ -26,12 +26,12 @@ fn tile_names_come_back() {
         assert_eq!(tile.to_string().parse(), Ok(tile));
     }
     assert_eq!(("tile64x64".parse(), "subgroup16".parse()), (Ok(Tile::Tile64x64), Ok(Tile::Subgroup16)));
-    assert_eq!(format!("{:>9}|", Tile::Gemv8), "  stream8|");
-    for name in ["", "Tile64x64", "large ", "lanes128"] {
+    assert_eq!(format!("{:>9}|", Tile::Gemv8), "    gemv8|");
+    for name in ["", "Tile64x64", "tile64x64 ", "subgroup128"] {
         match name.parse::<Tile>() {
             Err(Error::Parse(ParseError::Tile { got, expected })) => {
                 assert_eq!(got, name);
-                assert!(expected.starts_with("huge, large, "), "{expected}");
+                assert!(expected.starts_with("tile128x128, tile64x64, "), "{expected}");
             }
             other => panic!("{name:?}: {other:?}"),
         }
@@ -196,7 +196,7 @@ fn choices_choose() {
     }
     // Nearly these products: those of the table, from which the labels tell another one.
     let near = |name: &&str| [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")];
-    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} stream8 split 32\n")).collect();
+    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} gemv8 split 32\n")).collect();
     let layer = Layer::new(with(&lines.concat()).unwrap());
     for product in 0..3 {
         let by_table = table.labels(product, None, None);

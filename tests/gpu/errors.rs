@@ -80,7 +80,7 @@ fn every_call(gpu: &Gpu) -> Result<Vec<Call<'_>>, Error> {
         ("row_norms", Box::new(move || gpu.row_norms(WeightNorm::unit(&v).eps(eps)).map(drop))),
         ("normalize", Box::new(move || gpu.normalize(WeightNorm::new(&v2, &g)).map(drop))),
         ("normalize_in_place", Box::new(move || gpu.normalize_in_place(WeightNorm::unit(&v3)))),
-        ("split", Box::new(move || gpu.decompose(Decompose::new(&v4).axis(Axis::Whole).eps(eps)).map(drop))),
+        ("decompose", Box::new(move || gpu.decompose(Decompose::new(&v4).axis(Axis::Whole).eps(eps)).map(drop))),
         ("linear", Box::new(move || gpu.linear(Linear::new(&x, WeightNorm::unit(&v5))).map(drop))),
         ("recorded", Box::new(recorded)),
         (
