@@ -248,20 +248,24 @@ fn normalize(ops: &mut Recorder<'_, '_>, norm: MeanOnlyBatchNorm<'_>, y: &Tensor
     const OP: &str = "mean_only_batch_norm";
     let MeanOnlyBatchNorm { t, bias, mean } = norm;
     let (rows, columns) = checked_matrix(OP, "t", t)?;
+    let (running, momentum) = match mean {
+        Mean::Running(running) => (Some(running), 0.0),
+        Mean::Batch(running) => {
+            expect_rows(OP, "t", t, rows)?;
+            running.map_or((None, 0.0), |(running, momentum)| (Some(running), momentum))
+        }
+    };
     expect_features(OP, "bias", bias, columns)?;
+    running.map_or(Ok(()), |running| expect_running(OP, running, columns))?;
+    Range::Fraction.check(OP, "the momentum", momentum.into())?;
     expect_shape(OP, "y", y, t.shape())?;
     let arguments = Arguments::new(OP).input("t", t).input("bias", bias);
     let centers = match mean {
         Mean::Running(running) => {
-            expect_running(OP, running, columns)?;
             arguments.input("running", running).output("y", y).operations(t.len() as u64).begin(ops)?;
             View::of(running)
         }
-        Mean::Batch(running) => {
-            expect_rows(OP, "t", t, rows)?;
-            let (running, momentum) = running.map_or((None, 0.0), |(mean, momentum)| (Some(mean), momentum));
-            running.map_or(Ok(()), |running| expect_running(OP, running, columns))?;
-            Range::Part.check(OP, "the momentum", momentum.into())?;
+        Mean::Batch(_) => {
             let arguments = arguments.output_onto(true, "running", running).output("y", y);
             arguments.operations(2 * t.len() as u64).begin(ops)?;
             let means = means(ops, columns)?;

@@ -21,7 +21,7 @@ pub(crate) enum Range {
     /// 0 ≤ a < 1
     BelowOne,
     /// 0 ≤ a ≤ 1
-    Part,
+    Fraction,
 }
 
 impl Range {
@@ -30,7 +30,7 @@ impl Range {
             Range::Finite => (true, "a finite f32"),
             Range::NotNegative => (got >= 0.0, "a finite f32, 0 or more"),
             Range::BelowOne => ((0.0..1.0).contains(&got), "a number from 0 to below 1"),
-            Range::Part => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
+            Range::Fraction => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
         };
         if fits && (got as f32).is_finite() {
             Ok(())

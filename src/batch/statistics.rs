@@ -22,7 +22,7 @@ params! {
         stride: u32,
         split_length: u32,
         splits: u32,
-        part_first: u32,
+        first_partial: u32,
         offsets: u32,
         more_offsets: u32,
         flags: u32,
@@ -45,8 +45,8 @@ const THREADS: u64 = 64;
 /// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
 const MAX_COLUMNS: u64 = 32;
 const FEW_ROWS: u64 = 8;
-/// `Part` of `batch/statistics.wgsl`.
-const PART_BYTES: u64 = 12;
+/// `PartialStatistic` of `batch/statistics.wgsl`.
+const PARTIAL_BYTES: u64 = 12;
 /// Up to so many rows need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
 
@@ -146,8 +146,8 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
     let &Statistics { rows, columns, .. } = job;
     let plan = StatisticsPlan::new(ops.facts(), job)?;
     let direct = plan.splits == 1;
-    let part_count = if direct { 0 } else { plan.splits * plan.column_step };
-    let parts = View::scratch(ops.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
+    let partial_count = if direct { 0 } else { plan.splits * plan.column_step };
+    let all_partials = View::scratch(ops.scratch(Scratch::Sums, partial_count * PARTIAL_BYTES)?, PARTIAL_BYTES);
     let mut of_outcome: Constants = vec![("STATISTIC", job.outcome.kind()), ("OUTCOME", job.outcome as u32)];
     of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
     let mut constants = of_outcome.clone();
@@ -173,7 +173,7 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
         let factors = job.factors.as_ref();
         let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), capacities, j, count);
         let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), capacities, j, count);
-        let (part, _) = parts.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
+        let (partials, _) = all_partials.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
         let params = StatisticsParams {
             count: count as u32,
             stride: columns as u32,
@@ -198,11 +198,11 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
                 kernel: &BATCH_SUMS,
                 module,
                 constants: &constants,
-                buffers: &[a, u, part.clone(), first, second, means, g, norms],
+                buffers: &[a, u, partials.clone(), first, second, means, g, norms],
                 params: StatisticsParams {
                     rows: row_count as u32,
                     splits: split_count as u32,
-                    part_first: (split * count) as u32,
+                    first_partial: (split * count) as u32,
                     offsets: offsets([a_first, u_first, first_at, second_at]),
                     ..params
                 },
@@ -224,7 +224,7 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
             kernel: &BATCH_FINISH,
             module: WORDS,
             constants: &constants,
-            buffers: &[part, first, second, means, g, norms],
+            buffers: &[partials, first, second, means, g, norms],
             params: StatisticsParams {
                 rows: rows as u32,
                 splits: plan.splits as u32,
@@ -321,14 +321,14 @@ impl StatisticsPlan {
         let useful = rows.div_ceil(shortest).min(enough);
         let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
         let splits = rows.div_ceil(split_length).max(1);
-        let parts_in_binding = capacities.bound(PART_BYTES);
-        let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
+        let partials_in_binding = capacities.bound(PARTIAL_BYTES);
+        let column_step = if splits == 1 { column_step } else { column_step.min(partials_in_binding / splits) };
         let quads = quads.filter(|_| column_step == columns);
         if column_step == 0 || !can_be_added_up(splits, cy) {
             return Err(LimitError::TooLarge {
                 what: "partial sums of a batch",
                 size: splits,
-                limit: parts_in_binding,
+                limit: partials_in_binding,
             }
             .into());
         }

@@ -118,7 +118,7 @@ pub fn subtract_running_mean(
 pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> Result<(), Error> {
     let op = "update_running_mean";
     check_features(op, "mean", Some(mean), running.len())?;
-    Range::Part.check(op, "the momentum", momentum)?;
+    Range::Fraction.check(op, "the momentum", momentum)?;
     for (running, mean) in running.iter_mut().zip(mean) {
         *running = (1.0 - momentum) * *running + momentum * mean;
     }
