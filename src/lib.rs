@@ -280,7 +280,12 @@ pub mod internals {
     pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
     pub use crate::source::{FILES, Import, Module, Shared, imports};
-    use crate::{Error, Recorder, Tensor};
+    use crate::{Error, Gpu, Recorder, Tensor, Tile};
+
+    /// The longest sum that a tile forms in one piece, in steps of k.
+    pub fn longest_sum(tile: Tile, gpu: &Gpu) -> u64 {
+        tile.longest(gpu.traits())
+    }
 
     /// The copy of `source` to `target` that [`Gpu::roofline`](crate::Gpu::roofline) times, as far as whole workgroups
     /// of 8 KiB go.

@@ -25,7 +25,7 @@ impl Tile {
             |busy: &Busy| !ragged && busy.can_be_kept(Tile::Tile64x64.grid(traits, true, rows, columns).0, depth);
         let tile = match (lanes, rows, columns) {
             (_, _, ..=8) if rows > 8 => Tile::Tile128x8,
-            (Some(lanes), _, _) => Tile::choose_lanes(lanes, rows, columns, depth),
+            (Some(lanes), _, _) => Tile::choose_subgroup(lanes, rows, columns, depth),
             (None, 1, _) => Tile::Gemv1,
             (None, 2, _) => Tile::Gemv2,
             (None, ..=4, _) => Tile::Gemv4,
@@ -46,7 +46,7 @@ impl Tile {
 
     /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
     /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
-    fn choose_lanes(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
+    fn choose_subgroup(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
         const RATES: [(Tile, u64); 7] = [
             (Tile::Subgroup64, 63),
             (Tile::Subgroup32, 52),

@@ -96,7 +96,8 @@ fn splits_and_longest_loops(gpu: &Gpu, tile: Tile) -> Outcome {
     for axis in [OUT, WHOLE, PLAIN] {
         cases.extend([1, 48, 500].map(|length| Case { axis, split_length: Some(length), ..case(tile, [67, 70, 259]) }));
     }
-    let (ins, side) = (tile.max_length(gpu) as usize, if tile == Tile::Cooperative8 { 32 } else { 64 });
+    let (ins, side) =
+        (weightnorm::internals::longest_sum(tile, gpu) as usize, if tile == Tile::Cooperative8 { 32 } else { 64 });
     for (ins, eps) in [(ins, Eps::None), (ins + 5, Eps::None), (ins, Eps::After(2f32.powi(100)))] {
         let (x, v) = (Some(simple(side * ins)), Some(simple(side * ins)));
         let dtypes = [DType::F16, DType::F16, DType::F32];

@@ -423,7 +423,7 @@ fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
     ]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(extent.of(sizes, 5), |&(tile, batch, outs)| {
-        let ins = tile.max_length(gpu) as usize;
+        let ins = weightnorm::internals::longest_sum(tile, gpu) as usize;
         let base = Case {
             tile: Some(tile),
             exact_sums: true,
