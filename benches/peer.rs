@@ -1,5 +1,5 @@
-//! Puts the crate beside other libraries: answers the line protocol of an orchestrator that times several workers in turn.
-//! One JSON object a line on stdin, one answer a line on stdout.
+//! Puts the crate beside other libraries: answers the line protocol of an orchestrator that times several workers in
+//! turn. One JSON object a line on stdin, one answer a line on stdout.
 //!
 //! ```text
 //! {"cmd":"info"}                                                         {"info":{..}}
@@ -9,15 +9,16 @@
 //! {"cmd":"clear"}                                                        {}
 //! ```
 //!
-//! `setup` runs the case once and writes its outputs to FILE as raw f32, one after the other. `secs` is that first run's
-//! time with everything that comes before it; of `time` it is that of one of the `iters` iterations. What cannot be done
-//! is answered by `{"error":".."}`.
+//! `setup` runs the case once and writes its outputs to FILE as raw f32, one after the other. `secs` is that first
+//! run's time with everything that comes before it; of `time` it is that of one of the `iters` iterations. What cannot
+//! be done is answered by `{"error":".."}`.
 use std::io::{BufRead, Write as _};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 use weightnorm::{
-    Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, WeightNorm, Write,
+    Axis, DType, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recorder, Tensor,
+    WeightNorm,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -119,7 +120,8 @@ struct Prepared {
 
 impl Prepared {
     /// `linear_bwd` keeps nothing of a forward pass: the gradient of g comes from x·v (variant `u`) or from dw (variant
-    /// `dw`), a product over the batch or some passes over the weight. Without a variant it is what a trial finds faster.
+    /// `dw`), a product over the batch or some passes over the weight. Without a variant it is what a trial finds
+    /// faster.
     fn new(gpu: &Gpu, case: &Case) -> Result<Prepared, Failure> {
         if case.op != "linear_bwd" || !case.variant.is_empty() {
             return Prepared::of_variant(gpu, case);
@@ -148,14 +150,13 @@ impl Prepared {
             "norm" => {
                 let norms = output(&[n])?;
                 let outputs = vec![norms.clone()];
-                let record =
-                    move |ops: &mut Recorder<'_, '_>| ops.row_norms_into(&v, Axis::Kept(0), Eps::default(), &norms);
+                let record = move |ops: &mut Recorder<'_, '_>| ops.row_norms(WeightNorm::unit(&v), &norms);
                 return Ok(Prepared { record: Box::new(record), outputs });
             }
             "rescale" => {
                 let w = output(&[n, k])?;
                 let outputs = vec![w.clone()];
-                let record = move |ops: &mut Recorder<'_, '_>| ops.normalize_into(WeightNorm::new(&v, &g), &w);
+                let record = move |ops: &mut Recorder<'_, '_>| ops.normalize(WeightNorm::new(&v, &g), &w);
                 return Ok(Prepared { record: Box::new(record), outputs });
             }
             "matmul" | "linear_fwd" | "linear_bwd" | "linear_step" => {}
@@ -166,13 +167,13 @@ impl Prepared {
         let y = output(&[m, n])?;
         if case.op == "matmul" {
             let outputs = vec![y.clone()];
-            let record = move |ops: &mut Recorder<'_, '_>| ops.linear_into(&x, &v, None, &y);
+            let record = move |ops: &mut Recorder<'_, '_>| ops.linear(Linear::new(&x, &v), &y);
             return Ok(Prepared { record: Box::new(record), outputs });
         }
         if case.op == "linear_fwd" {
             let outputs = vec![y.clone()];
             let record =
-                move |ops: &mut Recorder<'_, '_>| ops.linear_into(&x, WeightNorm::new(&v, &g), Some(&bias), &y);
+                move |ops: &mut Recorder<'_, '_>| ops.linear(Linear::new(&x, WeightNorm::new(&v, &g)).bias(&bias), &y);
             return Ok(Prepared { record: Box::new(record), outputs });
         }
         let dy = input(5, &[m, n])?;
@@ -186,20 +187,19 @@ impl Prepared {
         if step || case.variant == "u" {
             let record = move |ops: &mut Recorder<'_, '_>| {
                 let weight = WeightNorm::new(&v, &g);
-                let options = LinearOptions::default().norms(&norms).u(&u);
-                ops.linear_into_with(&x, weight, step.then_some(&bias), &y, &options)?;
+                ops.linear(Linear::new(&x, weight).bias(step.then_some(&bias)).norms(&norms).u(&u), &y)?;
                 let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-                ops.linear_backward_into(&x, weight.norms(&norms), &dy, Some(&u), &wanted)
+                ops.linear_backward(LinearBackward::new(&x, weight.norms(&norms), &dy).u(&u), &wanted)
             };
             return Ok(Prepared { record: Box::new(record), outputs });
         }
         let dw = gpu.zeros(&[n, k], DType::F32)?;
         let record = move |ops: &mut Recorder<'_, '_>| {
-            ops.row_norms_into(&v, Axis::Kept(0), Eps::default(), &norms)?;
+            ops.row_norms(WeightNorm::unit(&v), &norms)?;
             let weight = WeightNorm::new(&v, &g).norms(&norms);
-            ops.linear_backward_into(&x, &v, &dy, None, &Gradients::default().dv(&dw).dbias(&dbias))?;
-            ops.normalize_backward_into(&dw, weight, Some(&dv), Some(&dg), Write::Replace)?;
-            ops.linear_backward_into(&x, weight, &dy, None, &Gradients::default().dx(&dx))
+            ops.linear_backward(LinearBackward::new(&x, &v, &dy), &Gradients::default().dv(&dw).dbias(&dbias))?;
+            ops.normalize_backward(NormalizeBackward::new(&dw, weight), &Gradients::default().dv(&dv).dg(&dg))?;
+            ops.linear_backward(LinearBackward::new(&x, weight, &dy), &Gradients::default().dx(&dx))
         };
         Ok(Prepared { record: Box::new(record), outputs })
     }

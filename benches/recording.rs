@@ -4,7 +4,7 @@
 //!
 //! `cargo bench --bench recording`; the rates are operators in a second.
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use weightnorm::{Axis, DType, Eps, Error, Gpu, Options, Recorder, Tensor, WeightNorm};
+use weightnorm::{DType, Error, Gpu, Linear, Options, Recorder, Tensor, WeightNorm};
 
 const LAYERS: usize = 7;
 const WIDTH: usize = 128;
@@ -40,12 +40,12 @@ impl Network {
 
     fn forward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         self.weights.iter().zip(self.activations.windows(2)).try_for_each(|([v, g, bias], between)| {
-            ops.linear_into(&between[0], WeightNorm::new(v, g), Some(bias), &between[1])
+            ops.linear(Linear::new(&between[0], WeightNorm::new(v, g)).bias(bias), &between[1])
         })
     }
 
     fn norms(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        self.weights.iter().try_for_each(|[v, ..]| ops.row_norms_into(v, Axis::Kept(0), Eps::default(), &self.norms))
+        self.weights.iter().try_for_each(|[v, ..]| ops.row_norms(WeightNorm::unit(v), &self.norms))
     }
 }
 

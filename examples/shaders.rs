@@ -2,8 +2,9 @@
 //!
 //!     cargo run --example shaders -- OUTDIR
 //!
-//! `NAME.wgsl` has the parameters of a dispatch as immediates, `NAME.uniform.wgsl` as a uniform buffer, `NAME.shared.wgsl` as
-//! immediates, with `read_write` for every buffer: what a dispatch takes whose output shares a buffer with its inputs.
+//! `NAME.wgsl` has the parameters of a dispatch as immediates, `NAME.uniform.wgsl` as a uniform buffer,
+//! `NAME.shared.wgsl` as immediates, with `read_write` for every buffer: what a dispatch takes whose output shares a
+//! buffer with its inputs.
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

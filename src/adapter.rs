@@ -1,5 +1,6 @@
 //! The adapters of this machine, and the choice among them.
-use crate::Error;
+#[cfg(target_arch = "wasm32")]
+use crate::{DeviceError, Error};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use native::{adapters, backends_of_environment, like, pick};
 
@@ -17,14 +18,14 @@ pub(crate) async fn pick() -> Result<wgpu::Adapter, Error> {
     wgpu::Instance::default()
         .request_adapter(&options)
         .await
-        .map_err(|e| Error::NoAdapter { tried: format!("WebGPU: {e}") })
+        .map_err(|e| DeviceError::NoAdapter { tried: format!("WebGPU: {e}") }.into())
 }
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
     use std::sync::OnceLock;
 
-    use super::Error;
+    use crate::{DeviceError, Error};
 
     /// The names that `WGPU_BACKEND` may have, as wgpu reads them.
     const BACKENDS: [(&str, wgpu::Backends); 5] = [
@@ -37,8 +38,8 @@ mod native {
     const BACKEND: &str = "WGPU_BACKEND";
     const NAME: &str = "WGPU_ADAPTER_NAME";
 
-    /// One for the process: wgpu numbers what it makes within an instance, and mistakes what another one made for its own. It
-    /// has every backend, since none can be added later.
+    /// One for the process: wgpu numbers what it makes within an instance, and mistakes what another one made for its
+    /// own. It has every backend, since none can be added later.
     fn instance() -> &'static wgpu::Instance {
         static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
         INSTANCE.get_or_init(|| {
@@ -52,7 +53,8 @@ mod native {
     pub(crate) async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
         let mut adapters = instance().enumerate_adapters(backends - wgpu::Backends::GL).await;
         if backends.contains(wgpu::Backends::GL) {
-            // On GL an instance has one context, and each listing guards it by a lock of its own: so there is one listing.
+            // On GL an instance has one context, and each listing guards it by a lock of its own: so there is one
+            // listing.
             static ON_GL: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
             let list = || pollster::block_on(instance().enumerate_adapters(wgpu::Backends::GL));
             adapters.extend_from_slice(ON_GL.get_or_init(list));
@@ -74,8 +76,8 @@ mod native {
         adapters
     }
 
-    /// The adapter that a caller's device was made on, for what it can do. Not on GL, where a listing may take the caller's
-    /// context from his thread.
+    /// The adapter that a caller's device was made on, for what it can do. Not on GL, where a listing may take the
+    /// caller's context from his thread.
     pub(crate) fn like(info: &wgpu::AdapterInfo) -> Option<wgpu::Adapter> {
         let backends = wgpu::Backends::from(info.backend) - wgpu::Backends::GL;
         if backends.is_empty() {
@@ -119,9 +121,11 @@ mod native {
         BACKENDS.iter().filter(|(_, b)| backends.contains(*b)).map(|&(name, _)| name).collect()
     }
 
-    /// The backends that a list with commas names, all of them if it names none. `can`: those that this system can have.
+    /// The backends that a list with commas names, all of them if it names none. `can`: those that this system can
+    /// have.
     fn backends(list: &str, can: wgpu::Backends) -> Result<wgpu::Backends, Error> {
-        let fail = |reason| Err(Error::AdapterChoice { variable: BACKEND, value: list.to_owned(), reason });
+        let fail =
+            |reason| Err(DeviceError::AdapterChoice { variable: BACKEND, value: list.to_owned(), reason }.into());
         let mut asked = wgpu::Backends::empty();
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let backend = match name.to_lowercase().as_str() {
@@ -142,7 +146,8 @@ mod native {
         }
     }
 
-    /// The place of the first adapter, by name and whether it can compute, that has `name` in its name. `tried`: the backends.
+    /// The place of the first adapter, by name and whether it can compute, that has `name` in its name. `tried`: the
+    /// backends.
     fn choose(adapters: &[(String, bool)], name: &str, tried: impl Fn() -> String) -> Result<usize, Error> {
         let fits = |adapter: &str| adapter.to_lowercase().contains(&name.to_lowercase());
         if let Some(place) = adapters.iter().position(|(adapter, able)| *able && fits(adapter)) {
@@ -158,13 +163,15 @@ mod native {
             let taken: Vec<_> = adapters.iter().filter(|(a, able)| take(a, *able)).map(|(a, _)| a.as_str()).collect();
             (!taken.is_empty()).then(|| list(taken))
         };
-        let by_name = |reason| Err(Error::AdapterChoice { variable: NAME, value: name.to_owned(), reason });
+        let by_name =
+            |reason| Err(DeviceError::AdapterChoice { variable: NAME, value: name.to_owned(), reason }.into());
         match (name, of(&|a, _| fits(a)), of(&|_, able| able)) {
-            ("", None, _) => Err(Error::NoAdapter { tried: tried() }),
+            ("", None, _) => Err(DeviceError::NoAdapter { tried: tried() }.into()),
             ("", Some(unable), _) => {
-                Err(Error::NoAdapter { tried: format!("{}; {unable} cannot run compute shaders", tried()) })
+                Err(DeviceError::NoAdapter { tried: format!("{}; {unable} cannot run compute shaders", tried()) }
+                    .into())
             }
-            (_, _, None) if adapters.is_empty() => Err(Error::NoAdapter { tried: tried() }),
+            (_, _, None) if adapters.is_empty() => Err(DeviceError::NoAdapter { tried: tried() }.into()),
             (_, Some(unable), _) => by_name(format!("{unable} cannot run compute shaders")),
             (_, None, able) => {
                 let able = able.unwrap_or_else(|| "none that can run compute shaders".to_owned());

@@ -3,19 +3,19 @@ use std::collections::BTreeMap;
 
 use crate::memory::Memory;
 use crate::windows::Capacities;
-use crate::{DType, Error, Gpu, Recorder, Tensor, Work};
+use crate::{ArgumentError, Cost, DType, Error, Gpu, Recorder, Tensor};
 
 /// An operator's tensors, checked together before anything is recorded. They tell the least it has to move as well.
 pub(crate) struct Arguments<'a> {
     op: &'static str,
     inputs: Vec<(&'static str, &'a Tensor)>,
     outputs: Vec<(&'static str, &'a Tensor)>,
-    work: Work,
+    cost: Cost,
 }
 
 impl<'a> Arguments<'a> {
     pub fn new(op: &'static str) -> Self {
-        Arguments { op, inputs: vec![], outputs: vec![], work: Work::default() }
+        Arguments { op, inputs: vec![], outputs: vec![], cost: Cost::default() }
     }
 
     pub fn input(self, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
@@ -26,7 +26,7 @@ impl<'a> Arguments<'a> {
     pub fn input_if(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
         if let Some(tensor) = tensor.into() {
             self.inputs.push((arg, tensor));
-            self.work.read += if read { tensor.bytes() } else { 0 };
+            self.cost.read += if read { tensor.bytes() } else { 0 };
         }
         self
     }
@@ -39,32 +39,32 @@ impl<'a> Arguments<'a> {
     pub fn output_onto(mut self, read: bool, arg: &'static str, tensor: impl Into<Option<&'a Tensor>>) -> Self {
         if let Some(tensor) = tensor.into() {
             self.outputs.push((arg, tensor));
-            self.work.written += tensor.bytes();
-            self.work.read += if read { tensor.bytes() } else { 0 };
+            self.cost.written += tensor.bytes();
+            self.cost.read += if read { tensor.bytes() } else { 0 };
         }
         self
     }
 
-    /// The operations it takes: see [`Work`].
+    /// The operations it takes: see [`Cost`].
     pub fn operations(mut self, operations: u64) -> Self {
-        self.work.operations = operations;
+        self.cost.operations = operations;
         self
     }
 
     /// Device, usage and aliasing of all of them. The operator begins, for a profile.
     pub fn begin(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        let work = self.check_for(ops.gpu(), ops.facts().capacities)?;
-        ops.begin(self.op, work);
+        let cost = self.check_for(ops.gpu(), ops.facts().capacities)?;
+        ops.begin(self.op, cost);
         Ok(())
     }
 
-    /// The same without a beginning. Returns the work it takes.
-    pub fn check(&self, gpu: &Gpu) -> Result<Work, Error> {
+    /// The same without a beginning. Returns what it takes.
+    pub fn check(&self, gpu: &Gpu) -> Result<Cost, Error> {
         self.check_for(Some(gpu), gpu.capacities())
     }
 
     #[expect(clippy::mutable_key_type, reason = "buffers are ordered by which they are, and that stays")]
-    fn check_for(&self, gpu: Option<&Gpu>, capacities: Capacities) -> Result<Work, Error> {
+    fn check_for(&self, gpu: Option<&Gpu>, capacities: Capacities) -> Result<Cost, Error> {
         gpu.map_or(Ok(()), Gpu::reported)?;
         let op = self.op;
         for &(arg, tensor) in self.inputs.iter().chain(&self.outputs) {
@@ -72,16 +72,17 @@ impl<'a> Arguments<'a> {
                 (Some(gpu), Some(own), Memory::Buffer(buffer)) if own.is_one_with(gpu) => {
                     let missing = wgpu::BufferUsages::STORAGE - buffer.usage();
                     if !missing.is_empty() {
-                        return Err(Error::Usage { op, arg, missing });
+                        return Err(ArgumentError::Usage { op, arg, missing }.into());
                     }
                 }
                 (None, None, Memory::Numbered(_)) => {}
-                _ => return Err(Error::OtherGpu { op, arg }),
+                _ => return Err(ArgumentError::OtherGpu { op, arg }.into()),
             }
         }
         // What has to lie apart, in bytes of a buffer.
         let range = |tensor: &Tensor| (tensor.offset() / capacities.apart * capacities.apart, tensor.end());
-        // The outputs so far. They do not overlap, so of those that begin before another one's end the last reaches furthest.
+        // The outputs so far. They do not overlap, so of those that begin before another one's end the last reaches
+        // furthest.
         let mut written: BTreeMap<(&Memory, u64), (u64, &str)> = BTreeMap::new();
         let overlapping = |written: &BTreeMap<_, (u64, &'static str)>, tensor: &Tensor| {
             let (begin, end) = range(tensor);
@@ -96,24 +97,24 @@ impl<'a> Arguments<'a> {
                     t.memory() == tensor.memory() && !t.is_empty() && its_begin < end && begin < its_end
                 };
                 let first = self.outputs.iter().find(|(_, t)| is_it(t)).map_or(last, |&(first, _)| first);
-                return Err(Error::Overlap { op, first, second: output });
+                return Err(ArgumentError::Overlap { op, first, second: output }.into());
             }
             let (begin, end) = range(tensor);
             written.insert((tensor.memory(), begin), (end, output));
         }
         for &(input, tensor) in self.inputs.iter().filter(|(_, tensor)| !tensor.is_empty()) {
             if let Some(output) = overlapping(&written, tensor) {
-                return Err(Error::Alias { op, output, input });
+                return Err(ArgumentError::Alias { op, output, input }.into());
             }
         }
-        Ok(self.work)
+        Ok(self.cost)
     }
 }
 
 /// Checks a storage type.
 pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor, dtype: DType) -> Result<(), Error> {
     if tensor.dtype() != dtype {
-        return Err(Error::DType { op, arg, got: tensor.dtype(), expected: dtype });
+        return Err(ArgumentError::DType { op, arg, got: tensor.dtype(), expected: dtype }.into());
     }
     Ok(())
 }
@@ -121,7 +122,9 @@ pub(crate) fn expect_dtype(op: &'static str, arg: &'static str, tensor: &Tensor,
 /// Checks a shape.
 pub(crate) fn expect_shape(op: &'static str, arg: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<(), Error> {
     if tensor.shape() != shape {
-        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") });
+        return Err(
+            ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected: format!("{shape:?}") }.into()
+        );
     }
     Ok(())
 }
@@ -148,7 +151,7 @@ pub(crate) fn expect_gain(
     let scalar = count == 1 && tensor.len() == 1;
     if tensor.shape() != norms_shape && tensor.shape() != [count] && !scalar {
         let expected = format!("{norms_shape:?} or [{count}]");
-        return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+        return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ pub struct Traits {
     pub subgroup: Option<u64>,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u64,
-    /// Whether 64 sums, 8 blocks of operands and their places are more than it has registers for: Apple's compilers spill then
-    /// (Mesa's for its M1 does).
+    /// Whether 64 sums, 8 blocks of operands and their places are more than it has registers for: Apple's compilers
+    /// spill then (Mesa's for its M1 does).
     pub spills: bool,
     /// Invocations that a workgroup can have.
     pub invocations: u64,
@@ -125,8 +125,8 @@ impl Traits {
         Some(HeldRows { lanes, held: quads.div_ceil(lanes) })
     }
 
-    /// Elements of a work item, where `all` of them are shared out: as few as keep the device busy, and enough to make up
-    /// for what is done once.
+    /// Elements of a work item, where `all` of them are shared out: as few as keep the device busy, and enough to make
+    /// up for what is done once.
     pub(crate) fn elements_of_an_item(self, all: u64) -> u64 {
         match self.kind {
             Kind::Gpu => (all / (4 * self.enough_groups())).clamp(2048, 16_384),
@@ -134,9 +134,9 @@ impl Traits {
         }
     }
 
-    /// Work items in the order of their workgroups. A GPU takes them as they come, and the longest first leave short ones
-    /// for the end. Drivers on CPUs share the workgroups out beforehand, a stretch of them for each thread: in the order of
-    /// multiples of the golden ratio every stretch has long and short ones alike.
+    /// Work items in the order of their workgroups. A GPU takes them as they come, and the longest first leave short
+    /// ones for the end. Drivers on CPUs share the workgroups out beforehand, a stretch of them for each thread: in the
+    /// order of multiples of the golden ratio every stretch has long and short ones alike.
     pub(crate) fn balanced<T>(self, mut items: Vec<T>, work: impl Fn(&T) -> u64) -> Vec<T> {
         items.sort_by_key(|item| std::cmp::Reverse(work(item)));
         if self.kind == Kind::Gpu {
@@ -193,8 +193,8 @@ impl Traits {
         }
     }
 
-    /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are read
-    /// by neighbours then.
+    /// Whether the columns of a matrix of `units` quads a row are best summed up in quads: on a GPU only wide ones are
+    /// read by neighbours then.
     pub(crate) fn sums_columns_in_quads(self, units: u64) -> bool {
         self.kind == Kind::Software || units >= THREADS / 2
     }
@@ -207,8 +207,8 @@ impl Traits {
         }
     }
 
-    /// Rows that are worth an invocation of their own, where it sums up columns of a batch. A GPU waits a quarter of a microsecond
-    /// for reads that it needs before it can go on.
+    /// Rows that are worth an invocation of their own, where it sums up columns of a batch. A GPU waits a quarter of a
+    /// microsecond for reads that it needs before it can go on.
     pub(crate) fn least_rows_of_a_piece(self) -> u64 {
         match self.kind {
             Kind::Gpu => 32,
@@ -216,7 +216,8 @@ impl Traits {
         }
     }
 
-    /// Columns of a workgroup that adds up `splits` partial sums of each, of `columns` at most if several invocations share one.
+    /// Columns of a workgroup that adds up `splits` partial sums of each, of `columns` at most if several invocations
+    /// share one.
     pub(crate) fn columns_to_finish(self, columns: u64, splits: u64) -> u64 {
         match self.kind {
             Kind::Gpu if splits > 16 => columns.min(8),

@@ -9,8 +9,8 @@ pub(crate) fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("weightnorm") })
 }
 
-/// Commands of the crate's own, not of a caller's encoder. On GL they are submitted in pieces of [`GL_WORK`]: another thread
-/// that waits for GL's context lock panics after six seconds.
+/// Commands of the crate's own, not of a caller's encoder. On GL they are submitted in pieces of [`GL_WORK`]: another
+/// thread that waits for GL's context lock panics after six seconds.
 pub(crate) struct Commands {
     encoder: wgpu::CommandEncoder,
     /// In `encoder`.

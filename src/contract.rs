@@ -1,5 +1,5 @@
 //! What arguments have to be, whatever the operator: numbers in their range, and a tensor seen from its kept axis.
-use crate::{Activation, Axis, DType, Eps, Error, Tensor};
+use crate::{Activation, ArgumentError, Axis, DType, Eps, Error, Tensor};
 
 impl Eps {
     /// Whether kernels can compute with its e: a normal f32 above zero, at most 2¹²⁶. Else [`Error::Eps`], as every operator
@@ -10,7 +10,7 @@ impl Eps {
         match self {
             Eps::None => Ok(()),
             _ if e.is_normal() && e > 0.0 && e <= largest => Ok(()),
-            _ => Err(Error::Eps { eps: e }),
+            _ => Err(ArgumentError::Eps { eps: e }.into()),
         }
     }
 }
@@ -23,7 +23,7 @@ pub(crate) enum Range {
     /// 0 ≤ a < 1
     BelowOne,
     /// 0 ≤ a ≤ 1
-    Part,
+    Fraction,
 }
 
 impl Range {
@@ -32,9 +32,13 @@ impl Range {
             Range::Finite => (true, "a finite f32"),
             Range::NotNegative => (got >= 0.0, "a finite f32, 0 or more"),
             Range::BelowOne => ((0.0..1.0).contains(&got), "a number from 0 to below 1"),
-            Range::Part => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
+            Range::Fraction => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
         };
-        if fits && (got as f32).is_finite() { Ok(()) } else { Err(Error::Number { op, what, got, expected }) }
+        if fits && (got as f32).is_finite() {
+            Ok(())
+        } else {
+            Err(ArgumentError::Number { op, what, got, expected }.into())
+        }
     }
 }
 
@@ -74,7 +78,7 @@ impl Layout {
             Axis::Kept(k) if k < shape.len() => {
                 Layout { outer: shape[..k].iter().product(), kept: shape[k], inner: shape[k + 1..].iter().product() }
             }
-            Axis::Kept(k) => return Err(Error::Axis { axis: k, rank: shape.len() }),
+            Axis::Kept(k) => return Err(ArgumentError::Axis { axis: k, rank: shape.len() }.into()),
         };
         Ok(match layout {
             Layout { outer, kept: 1, inner } => Layout { outer: 1, kept: 1, inner: outer * inner },

@@ -22,18 +22,18 @@
 //!
 //! Gradients: a name d… is ∂L/∂… of a scalar loss L, in the shape of what follows the d.
 //!
-//! Every operator returns [`Error::Length`] where a slice does not hold what its shape says, and [`Error::TensorTooLarge`]
-//! past 2³² − 1 elements.
+//! Every operator returns [`ArgumentError::Length`] where a slice does not hold what its shape says, and
+//! [`LimitError::TensorTooLarge`] past 2³² − 1 elements.
 mod backward;
 mod batch;
 mod optimizer;
 
 use crate::contract::{Layout, norms_shape};
-use crate::{Activation, Axis, Element, Eps, Error};
+use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
-    data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, mean_only_batch_norm_eval,
+    data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
     update_running_mean,
 };
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
@@ -53,7 +53,7 @@ pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {
 /// - [`Eps::None`] gives the plain norm n. An empty row has n = 0.
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`].
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`].
 pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     eps.check()?;
     check_elements("v", shape, v.len())?;
@@ -82,7 +82,8 @@ pub fn row_norms(v: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<Vec
 /// - A zero row gives w = 0, but NaN under [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`]; [`Error::Shape`] for a `g` of another size.
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`];
+/// [`ArgumentError::Shape`] for a `g` of another size.
 pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps: Eps) -> Result<Vec<f64>, Error> {
     let norms = row_norms(v, shape, axis, eps)?;
     check_gain("normalize", g, shape, axis)?;
@@ -115,8 +116,8 @@ pub fn normalize(v: &[f64], shape: &[usize], g: Option<&[f64]>, axis: Axis, eps:
 /// [`Eps::None`].
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TensorTooLarge`].
-pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TensorTooLarge`].
+pub fn decompose(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let g = row_norms(w, shape, axis, eps)?;
     Ok((w.to_vec(), g))
 }
@@ -132,8 +133,9 @@ pub fn split(w: &[f64], shape: &[usize], axis: Axis, eps: Eps) -> Result<(Vec<f6
 /// - K = 0 gives act(bias), or act(0) without a bias.
 ///
 /// # Errors
-/// [`Error::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
-/// [`Error::Length`]; [`Error::TensorTooLarge`], also for y; [`Error::Number`] for a slope that is not finite.
+/// [`ArgumentError::Shape`] where `w` is not of rank 2, `x` has no last axis or another K, or `bias` is not `[N]`;
+/// [`ArgumentError::Length`]; [`LimitError::TensorTooLarge`], also for y; [`ArgumentError::Number`] for a slope that is
+/// not finite.
 pub fn linear(
     x: &[f64],
     x_shape: &[usize],
@@ -215,7 +217,7 @@ fn check_gain(op: &'static str, g: Option<&[f64]>, shape: &[usize], axis: Axis) 
     match g {
         Some(g) if g.len() != kept => {
             let expected = format!("{:?}, or flat [{kept}]", norms_shape(shape, axis));
-            Err(Error::Shape { op, arg: "g", got: vec![g.len()], expected })
+            Err(ArgumentError::Shape { op, arg: "g", got: vec![g.len()], expected }.into())
         }
         _ => Ok(()),
     }
@@ -225,7 +227,7 @@ fn check_gain(op: &'static str, g: Option<&[f64]>, shape: &[usize], axis: Axis) 
 fn check_features(op: &'static str, arg: &'static str, vector: Option<&[f64]>, features: usize) -> Result<(), Error> {
     match vector {
         Some(vector) if vector.len() != features => {
-            Err(Error::Shape { op, arg, got: vec![vector.len()], expected: format!("[{features}]") })
+            Err(ArgumentError::Shape { op, arg, got: vec![vector.len()], expected: format!("[{features}]") }.into())
         }
         _ => Ok(()),
     }
@@ -241,10 +243,16 @@ fn check_product(
     w_shape: &[usize],
 ) -> Result<(usize, [usize; 2]), Error> {
     let &[out_features, in_features] = w_shape else {
-        return Err(Error::Shape { op, arg, got: w_shape.to_vec(), expected: "[out, in]".into() });
+        return Err(ArgumentError::Shape { op, arg, got: w_shape.to_vec(), expected: "[out, in]".into() }.into());
     };
     let Some((_, batch_shape)) = x_shape.split_last().filter(|(last, _)| **last == in_features) else {
-        return Err(Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: format!("[.., {in_features}]") });
+        return Err(ArgumentError::Shape {
+            op,
+            arg: "x",
+            got: x_shape.to_vec(),
+            expected: format!("[.., {in_features}]"),
+        }
+        .into());
     };
     check_elements("x", x_shape, x.len())?;
     check_elements(arg, w_shape, w.len())?;
@@ -258,7 +266,7 @@ fn check_elements(arg: &'static str, shape: &[usize], len: usize) -> Result<(), 
     check_size(arg, shape)?;
     let expected = shape.iter().product();
     if len != expected {
-        return Err(Error::Length { got: len, expected, shape: shape.to_vec() });
+        return Err(ArgumentError::Length { got: len, expected, shape: shape.to_vec() }.into());
     }
     Ok(())
 }
@@ -269,7 +277,7 @@ fn check_size(what: &'static str, shape: &[usize]) -> Result<(), Error> {
     let limit = u64::from(u32::MAX);
     let size = shape.iter().fold(1u64, |size, &d| size.saturating_mul(d.max(1) as u64));
     if size > limit {
-        return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "elements", limit });
+        return Err(LimitError::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "elements", limit }.into());
     }
     Ok(())
 }

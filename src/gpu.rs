@@ -2,13 +2,15 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
+#[cfg(doc)]
+use crate::ArgumentError;
 use crate::choose::{Facts, Kind, Traits};
 use crate::kernel::{self, Build, Pipelines, Variant};
-use crate::needs::{self, COOPERATIVE, Wanted};
+use crate::needs::{self, COOPERATIVE, DeviceRequirements};
 use crate::owner::Owner;
 use crate::scope::Scopes;
 use crate::windows::Capacities;
-use crate::{Choices, Error, Options, Parameters, Report, Roof, adapter};
+use crate::{DeviceError, DeviceReport, Error, Options, ParameterPassing, Roofline, TuningTable, adapter};
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
@@ -28,7 +30,7 @@ struct Inner {
     capacities: Capacities,
     traits: Traits,
     /// `Auto` only with immediates.
-    parameters: Parameters,
+    parameters: ParameterPassing,
     /// As the options have them, for a device like this one.
     experimental: wgpu::ExperimentalFeatures,
     cooperative_matrices: Vec<wgpu::CooperativeMatrixProperties>,
@@ -37,8 +39,8 @@ struct Inner {
     /// Of the smallest subgroup, as they count it.
     cooperative_lanes: u32,
     pipelines: Pipelines,
-    choices: Choices,
-    roof: OnceLock<Roof>,
+    tuning_table: TuningTable,
+    roofline: OnceLock<Roofline>,
     scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
     /// Bound where a kernel does not use a binding.
     placeholder_read: wgpu::Buffer,
@@ -51,12 +53,12 @@ const PLACEHOLDER_STRIDE: u64 = 256;
 
 impl Gpu {
     /// Picks an adapter and makes a device on it: a discrete GPU before an integrated one before a CPU, native APIs
-    /// before GL. `WGPU_BACKEND` (vulkan, metal, dx12, gl, or several with commas) and `WGPU_ADAPTER_NAME` (part of a name)
-    /// narrow the choice; empty ones count as unset.
+    /// before GL. `WGPU_BACKEND` (vulkan, metal, dx12, gl, or several with commas) and `WGPU_ADAPTER_NAME` (part of a
+    /// name) narrow the choice; empty ones count as unset.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`], with a word on how to get a driver; [`Error::AdapterChoice`] for a variable that leaves no
-    /// adapter; [`Error::NoDevice`].
+    /// [`DeviceError::NoAdapter`], with a word on how to get a driver; [`DeviceError::AdapterChoice`] for a variable
+    /// that leaves no adapter; [`DeviceError::NoDevice`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new() -> Result<Gpu, Error> {
         pollster::block_on(Gpu::new_async(Options::default()))
@@ -65,14 +67,15 @@ impl Gpu {
     /// [`Gpu::new`], with options and without blocking.
     ///
     /// # Errors
-    /// As [`Gpu::new`]; [`Error::Unsupported`] with a pipeline cache, since the device is made here; [`Error::Variant`]
-    /// for choices that the device cannot run.
+    /// As [`Gpu::new`]; [`DeviceError::Unsupported`] with a pipeline cache, since the device is made here;
+    /// [`ArgumentError::Variant`] for a tuning table that the device cannot run.
     pub async fn new_async(options: Options) -> Result<Gpu, Error> {
         Gpu::on_adapter(&adapter::pick().await?, options).await
     }
 
     /// Every adapter behind these backends, in the order in which [`Gpu::new`] prefers them; those that cannot run the
-    /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no part.
+    /// kernels come last. A backend that this machine lacks has none. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` play no
+    /// part.
     ///
     /// They belong to the one [`wgpu::Instance`] that the crate makes in a process, as [`Gpu::new`]'s do.
     #[cfg(not(target_arch = "wasm32"))]
@@ -90,13 +93,13 @@ impl Gpu {
     /// Makes a device on this adapter, with what [`Gpu::wanted`] says.
     ///
     /// # Errors
-    /// [`Error::NoDevice`]; [`Error::Unsupported`] if the adapter has less than the kernels need, as in
-    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`Error::Variant`] for choices that
-    /// the device cannot run.
+    /// [`DeviceError::NoDevice`]; [`DeviceError::Unsupported`] if the adapter has less than the kernels need, as in
+    /// [`Gpu::from_wgpu`], and with a pipeline cache, since the device is made here; [`ArgumentError::Variant`] for a
+    /// tuning table that the device cannot run.
     pub async fn on_adapter(adapter: &wgpu::Adapter, mut options: Options) -> Result<Gpu, Error> {
         if options.pipeline_cache.is_some() {
             let what = "the pipeline cache: it belongs to another device, which goes to `Gpu::from_wgpu`";
-            return Err(Error::Unsupported { what: what.to_owned() });
+            return Err(DeviceError::Unsupported { what: what.to_owned() }.into());
         }
         let mut wanted = Gpu::wanted(adapter);
         options.cooperative_matrices = adapter.cooperative_matrix_properties();
@@ -110,10 +113,9 @@ impl Gpu {
             experimental_features: options.experimental,
             ..Default::default()
         };
-        let (device, queue) = adapter
-            .request_device(&descriptor)
-            .await
-            .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })?;
+        let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| {
+            Error::Device(DeviceError::NoDevice { adapter: adapter.get_info().name, reason: e.to_string() })
+        })?;
         let gpu = Gpu::assemble(Owner::of_new(device), queue, options)?;
         gpu.settled().await?;
         Ok(gpu)
@@ -121,18 +123,18 @@ impl Gpu {
 
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
     ///
-    /// The device needs no optional feature, but is slower without those of [`Gpu::wanted`]: [`Gpu::report`] says what it lacks.
-    /// With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for its parameters; with
-    /// [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
+    /// The device needs no optional feature, but is slower without those of [`Gpu::wanted`]: [`Gpu::report`] says what
+    /// it lacks. With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for
+    /// its parameters; with [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// Any number of handles may be made of one device: they are one device, whose tensors mix.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup memory, 128
-    /// invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default limits for compute
-    /// shaders have all that); or if it has no pipeline caches, and the options bring one. [`Error::OtherGpu`] for a queue
-    /// or a pipeline cache of another device (in a browser at the first submission). [`Error::Variant`] for choices
-    /// that the device cannot run.
+    /// [`DeviceError::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup
+    /// memory, 128 invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default
+    /// limits for compute shaders have all that); or if it has no pipeline caches, and the options bring one.
+    /// [`ArgumentError::OtherGpu`] for a queue or a pipeline cache of another device (in a browser at the first
+    /// submission). [`ArgumentError::Variant`] for a tuning table that the device cannot run.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Gpu, Error> {
         let gpu = Gpu::assemble(Owner::of(device), queue, options)?;
         #[cfg(not(target_arch = "wasm32"))]
@@ -157,19 +159,19 @@ impl Gpu {
         };
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
-            choices: options.choices.on(&info),
+            tuning_table: options.tuning_table.on(&info),
             traits: Traits::of(&info, &limits, device.features(), options.kind)
                 .with_cooperative(&cooperative, cooperative_lanes),
             capacities: Capacities::of(&limits, info.backend),
             info,
             limits,
-            parameters: needs::parameters(device, options.parameters),
+            parameters: needs::parameters(device, options.parameter_passing),
             experimental: options.experimental,
             cooperative_matrices: options.cooperative_matrices,
             cooperative,
             cooperative_lanes,
             pipelines: Pipelines::new(options.pipeline_cache),
-            roof: OnceLock::new(),
+            roofline: OnceLock::new(),
             scratch: Mutex::default(),
             placeholder_read: placeholder("weightnorm.placeholder_read")?,
             placeholder_written: placeholder("weightnorm.placeholder_written")?,
@@ -178,7 +180,7 @@ impl Gpu {
             owner,
         };
         let gpu = Gpu { inner: Arc::new(inner) };
-        gpu.choices().check(gpu.traits())?;
+        gpu.tuning_table().check(gpu.traits())?;
         Ok(gpu)
     }
 
@@ -191,15 +193,15 @@ impl Gpu {
     #[doc(hidden)]
     pub fn as_kind(&self, kind: Kind) -> Result<Gpu, Error> {
         let Inner { owner, queue, parameters, cooperative_matrices, .. } = &*self.inner;
-        let mut options = Options::default().parameters(*parameters).kind(kind);
+        let mut options = Options::default().parameter_passing(*parameters).kind(kind);
         options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
         options.cooperative_lanes = Some(self.inner.cooperative_lanes);
         Gpu::assemble(owner.clone(), queue.clone(), options)
     }
 
     /// What an owner of a device should ask for when making it, so that the crate runs at its best.
-    pub fn wanted(adapter: &wgpu::Adapter) -> Wanted {
-        Wanted::of(adapter)
+    pub fn wanted(adapter: &wgpu::Adapter) -> DeviceRequirements {
+        DeviceRequirements::of(adapter)
     }
 
     /// The device.
@@ -213,9 +215,9 @@ impl Gpu {
     }
 
     /// What the crate runs on and what it uses of it.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> DeviceReport {
         let Inner { info, limits, cooperative, owner, .. } = &*self.inner;
-        Report {
+        DeviceReport {
             info: info.clone(),
             limits: limits.clone(),
             immediates: self.immediates(),
@@ -224,24 +226,24 @@ impl Gpu {
         }
     }
 
-    /// The choices in use: those of the options, or none if they were not made for this adapter.
-    pub fn choices(&self) -> &Choices {
-        &self.inner.choices
+    /// The tuning table in use: that of the options, or an empty one if it was not made for this adapter.
+    pub fn tuning_table(&self) -> &TuningTable {
+        &self.inner.tuning_table
     }
 
     /// To be called by the owner of an adopted device from its lost callback: later calls then give
-    /// [`Error::DeviceLost`]. Devices that the crate made see to this themselves.
+    /// [`DeviceError::Lost`]. Devices that the crate made see to this themselves.
     pub fn mark_lost(&self, reason: &str) {
         self.inner.owner.state.mark_lost(reason.to_owned());
     }
 
-    /// The error that the device reported since the last call, if any. Every operator looks here first, so calling
-    /// it is needed only to learn of an error in the last submission. In a browser, which reports errors later than calls
+    /// The error that the device reported since the last call, if any. Every operator looks here first, so calling it
+    /// is needed only to learn of an error in the last submission. In a browser, which reports errors later than calls
     /// return, every error but those of wrong arguments is told here, by the next operator, or by
     /// [`Tensor::read_async`](crate::Tensor::read_async), which waits for all reports.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and whatever reached the uncaptured-error handler of a device that the crate made.
+    /// [`DeviceError::Lost`], and whatever reached the uncaptured-error handler of a device that the crate made.
     pub fn check(&self) -> Result<(), Error> {
         self.look();
         self.reported()
@@ -253,7 +255,8 @@ impl Gpu {
         self.inner.owner.state.check()
     }
 
-    /// An error of a call that has returned is told by the next one. What that call made may be no good, so that nothing is kept.
+    /// An error of a call that has returned is told by the next one. What that call made may be no good, so that
+    /// nothing is kept.
     fn report_late(&self, error: Option<Error>) {
         if let Some(error) = error {
             self.inner.pipelines.forget();
@@ -296,10 +299,10 @@ impl Gpu {
     }
 
     pub(crate) fn immediates(&self) -> bool {
-        self.parameters() == Parameters::Auto
+        self.parameters() == ParameterPassing::Auto
     }
 
-    pub(crate) fn parameters(&self) -> Parameters {
+    pub(crate) fn parameters(&self) -> ParameterPassing {
         self.inner.parameters
     }
 
@@ -317,8 +320,8 @@ impl Gpu {
         &self.inner.scratch
     }
 
-    pub(crate) fn roof_cell(&self) -> &OnceLock<Roof> {
-        &self.inner.roof
+    pub(crate) fn roofline_cell(&self) -> &OnceLock<Roofline> {
+        &self.inner.roofline
     }
 
     /// What is bound where a kernel does not use a binding. Each binding gets a part of its own, since browsers refuse

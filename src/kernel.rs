@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::scope::Scopes;
 use crate::source::{Module, Shared};
-use crate::{Error, Parameters, unchecked};
+use crate::{Error, ParameterPassing, unchecked};
 
 const UNIFORM_BINDING: u32 = 15;
 /// Binding numbers in use: below this.
@@ -17,7 +17,8 @@ pub enum Access {
     Read,
     Write,
 }
-/// An entry point and the storage buffers it binds, in the order in which [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
+/// An entry point and the storage buffers it binds, in the order in which
+/// [`Dispatch::buffers`](crate::record::Dispatch::buffers) lists them.
 #[derive(Debug)]
 #[doc(hidden)]
 pub struct Kernel {
@@ -103,7 +104,7 @@ type PipelineSlot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 pub(crate) struct Build<'a> {
     pub device: &'a wgpu::Device,
     pub scopes: &'a Scopes,
-    pub parameters: Parameters,
+    pub parameters: ParameterPassing,
 }
 
 /// Pipelines, built once per variant and kept.
@@ -143,10 +144,10 @@ impl Pipelines {
         let &Build { device, scopes, parameters } = on;
         let made = scopes.scoped(device, "a pipeline", 0, || {
             let shader = self.module(device, parameters, module, shared);
-            let reversed = parameters == Parameters::Reversed && !module.by_subgroups();
+            let reversed = parameters == ParameterPassing::Reversed && !module.by_subgroups();
             let constants = if reversed { &[&constants[..], &[("REVERSED", 1)]].concat() } else { constants };
             let variant = Variant { constants, ..*variant };
-            build(device, parameters == Parameters::Auto, &variant, &shader, self.cache.as_ref())
+            build(device, parameters == ParameterPassing::Auto, &variant, &shader, self.cache.as_ref())
         });
         if made.is_err() {
             self.modules.lock().expect("no panic while held").remove(&(module, shared));
@@ -163,7 +164,7 @@ impl Pipelines {
     fn module(
         &self,
         device: &wgpu::Device,
-        parameters: Parameters,
+        parameters: ParameterPassing,
         module: Module,
         shared: Shared,
     ) -> wgpu::ShaderModule {

@@ -5,19 +5,19 @@ use crate::kernel::{self, Access, Constants, Kernel};
 use crate::memory::Memory;
 use crate::source::{Module, Shared};
 use crate::windows::Capacities;
-use crate::{Error, needs};
 #[cfg(doc)]
-use crate::{Gpu, Recorder, Tensor};
+use crate::{DeviceError, Gpu, Recorder, Tensor, WeightNorm};
+use crate::{Error, needs};
 
 /// Launches planned dispatches.
 ///
-/// What a dispatch is follows from numbers alone: the shapes, types and places of tensors, and the [`Facts`] of a device. So
-/// every operator can be planned without a device, and be launched by somebody else: by the launcher of another library, whose
-/// memory it works on, or by a test. Make tensors of numbered buffers with [`Tensor::of_launcher`] and record operators with
-/// [`Recorder::launching`].
+/// What a dispatch is follows from numbers alone: the shapes, types and places of tensors, and the [`Facts`] of a
+/// device. So every operator can be planned without a device, and be launched by somebody else: by the launcher of
+/// another library, whose memory it works on, or by a test. Make tensors of numbered buffers with
+/// [`Tensor::of_launcher`] and record operators with [`Recorder::launching`].
 ///
 /// ```
-/// use weightnorm::{Axis, DType, Eps, Error, Facts, Launch, Planned, Recorder, Tensor, wgpu};
+/// use weightnorm::{DType, Eps, Error, Facts, Launch, Planned, Recorder, Tensor, WeightNorm, wgpu};
 ///
 /// #[derive(Default)]
 /// struct Listing(Vec<String>);
@@ -39,16 +39,17 @@ use crate::{Gpu, Recorder, Tensor};
 /// let v = Tensor::of_launcher(0, 0, &[512, 256], DType::F32)?;
 /// let norms = Tensor::of_launcher(1, 0, &[512], DType::F32)?;
 /// let mut listing = Listing::default();
-/// Recorder::launching(facts, &mut listing).row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
+/// Recorder::launching(facts, &mut listing).row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
 /// assert_eq!(listing.0.len(), 1);
 /// # Ok::<(), Error>(())
 /// ```
 pub trait Launch {
     /// The number of a buffer of `bytes` at least, in which the dispatches of one operator leave things for each other.
-    /// `which` is below [`SCRATCH_BUFFERS`]; those that differ in it are different buffers. Any operator may overwrite it.
+    /// `which` is below [`SCRATCH_BUFFERS`]; those that differ in it are different buffers. Any operator may overwrite
+    /// it.
     ///
     /// # Errors
-    /// What it likes, [`Error::OutOfMemory`] say: the operator stops and returns it.
+    /// What it likes, [`DeviceError::OutOfMemory`] say: the operator stops and returns it.
     fn scratch(&mut self, which: usize, bytes: u64) -> Result<u64, Error>;
 
     /// Launches one dispatch. The dispatches of a recorder run in the order in which they are launched, each seeing all
@@ -82,7 +83,8 @@ pub struct PlannedBinding {
     pub binding: u32,
     /// Whether the kernel writes to it.
     pub written: bool,
-    /// The buffer by its number. None where this variant does not use the binding: anything that nobody else writes may be bound.
+    /// The buffer by its number. None where this variant does not use the binding: anything that nobody else writes may
+    /// be bound.
     pub buffer: Option<u64>,
     /// Where the binding starts: a multiple of the alignment that the [`Facts`] have.
     pub offset: u64,
@@ -101,16 +103,17 @@ impl Planned<'_> {
         kernel::label(self.kernel, self.module, self.constants)
     }
 
-    /// The module in WGSL. The parameters are a uniform buffer at binding 15; where a buffer is bound once to be read and once
-    /// to be written, all its bindings are `read_write`. Equal modules have equal texts.
+    /// The module in WGSL. The parameters are a uniform buffer at binding 15; where a buffer is bound once to be read
+    /// and once to be written, all its bindings are `read_write`. Equal modules have equal texts.
     pub fn wgsl(&self) -> String {
         self.module.uniform_source(self.shared())
     }
 
-    /// The module for this dispatch alone, for launchers without `override` constants, immediates or read-only buffers, as
-    /// cubecl's: every override is a `const` with its value, the bindings of [`Planned::bindings`] are 0, 1, .. in their order,
-    /// all `read_write`, and the parameters are a uniform buffer behind them, of [`Planned::parameters`] up to a multiple of
-    /// 16 bytes. Compile it without loop counters (`force_loop_bounding`), which keep drivers from unrolling.
+    /// The module for this dispatch alone, for launchers without `override` constants, immediates or read-only buffers,
+    /// as cubecl's: every override is a `const` with its value, the bindings of [`Planned::bindings`] are 0, 1, .. in
+    /// their order, all `read_write`, and the parameters are a uniform buffer behind them, of [`Planned::parameters`]
+    /// up to a multiple of 16 bytes. Compile it without loop counters (`force_loop_bounding`), which keep drivers from
+    /// unrolling.
     pub fn plain_wgsl(&self) -> String {
         let bindings: Vec<_> = self.kernel.bindings.iter().map(|&(binding, _)| binding).collect();
         self.module.plain_source(&bindings, self.constants)
@@ -153,7 +156,7 @@ impl Facts {
     /// Those of a device with these limits and features on this adapter.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the kernels need more: see [`Gpu::from_wgpu`].
+    /// [`DeviceError::Unsupported`] if the kernels need more: see [`Gpu::from_wgpu`].
     pub fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Result<Facts, Error> {
         needs::check_limits(limits)?;
         let traits = Traits::of(info, limits, features, None);

@@ -1,5 +1,5 @@
 //! Buffers: scratch memory, and what is made for an operator.
-use crate::{Error, Gpu};
+use crate::{DeviceError, Error, Gpu, LimitError};
 
 /// What a tensor lies in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,8 +16,8 @@ impl Memory {
     }
 }
 
-/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients, and write factors and partial sums, and wgpu tracks use
-/// per buffer.
+/// The scratch buffers, [`SCRATCH_BUFFERS`](crate::SCRATCH_BUFFERS) of them. One dispatch may read norms and quotients,
+/// and write factors and partial sums, and wgpu tracks use per buffer.
 #[derive(Clone, Copy)]
 pub(crate) enum Scratch {
     Sums,
@@ -31,7 +31,7 @@ impl Gpu {
     /// Preallocates scratch memory, four buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::DeviceLost`].
+    /// [`DeviceError::OutOfMemory`], [`LimitError::TooLarge`], [`DeviceError::Lost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
         for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms, Scratch::Factors] {
@@ -49,7 +49,7 @@ impl Gpu {
         }
         let limit = self.limits().max_buffer_size / 16 * 16;
         if bytes > limit {
-            return Err(Error::TooLarge { what: "scratch memory in bytes", size: bytes, limit });
+            return Err(LimitError::TooLarge { what: "scratch memory in bytes", size: bytes, limit }.into());
         }
         let size = bytes.checked_next_power_of_two().unwrap_or(limit).clamp(4096, limit.max(4096));
         let buffer = self.create_buffer("scratch memory", size, wgpu::BufferUsages::STORAGE)?;
@@ -75,7 +75,8 @@ impl Gpu {
     ) -> Result<wgpu::Buffer, Error> {
         let buffer = self.create_buffer_as(what, size, usage, true)?;
         {
-            let lost = |e| Error::DeviceLost { reason: format!("a new buffer could not be written: {e}") };
+            let lost =
+                |e| Error::Device(DeviceError::Lost { reason: format!("a new buffer could not be written: {e}") });
             let mut view = buffer.get_mapped_range_mut(..).map_err(lost)?;
             write(view.slice(..));
         }
@@ -92,14 +93,15 @@ impl Gpu {
     ) -> Result<wgpu::Buffer, Error> {
         let limit = self.limits().max_buffer_size;
         if size > limit {
-            return Err(Error::TooLarge { what: "a buffer in bytes", size, limit });
+            return Err(LimitError::TooLarge { what: "a buffer in bytes", size, limit }.into());
         }
         let label = format!("weightnorm.{what}");
         let descriptor = wgpu::BufferDescriptor { label: Some(&label), size, usage, mapped_at_creation };
         self.scopes().create_buffer(self.device(), what, &descriptor)
     }
 
-    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any: in a browser the next [`Gpu::reported`] does.
+    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any: in a browser the next [`Gpu::reported`]
+    /// does.
     pub(crate) fn scoped<T>(&self, what: &'static str, bytes: u64, make: impl FnOnce() -> T) -> Result<T, Error> {
         self.scopes().scoped(self.device(), what, bytes, make)
     }

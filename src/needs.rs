@@ -1,5 +1,5 @@
 //! What the kernels need of a device, what is of use to them, and what it costs to lack that.
-use crate::{Error, Options, Parameters, adapter, kernel};
+use crate::{DeviceError, Error, Options, ParameterPassing, adapter, kernel};
 
 /// The smallest binding that every operator can be split over.
 const MIN_BINDING: u64 = 8192;
@@ -15,16 +15,16 @@ const PRODUCTS_ON_CPU: &str = "products take two to four times as long";
 /// [`Gpu::wanted`](crate::Gpu::wanted).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Wanted {
+pub struct DeviceRequirements {
     /// Optional features that are of use.
     pub features: wgpu::Features,
     /// The adapter's own limits: larger bindings mean fewer dispatches.
     pub limits: wgpu::Limits,
 }
 
-impl Wanted {
-    pub(crate) fn of(adapter: &wgpu::Adapter) -> Wanted {
-        Wanted { features: adapter.features() & USEFUL, limits: adapter.limits() }
+impl DeviceRequirements {
+    pub(crate) fn of(adapter: &wgpu::Adapter) -> DeviceRequirements {
+        DeviceRequirements { features: adapter.features() & USEFUL, limits: adapter.limits() }
     }
 }
 
@@ -35,15 +35,15 @@ const USEFUL: wgpu::Features = wgpu::Features::IMMEDIATES
     .union(wgpu::Features::PIPELINE_CACHE);
 
 /// How a dispatch gets its parameters: `Auto` is immediates, since the device has them.
-pub(crate) fn parameters(device: &wgpu::Device, asked: Parameters) -> Parameters {
+pub(crate) fn parameters(device: &wgpu::Device, asked: ParameterPassing) -> ParameterPassing {
     let immediates = device.features().contains(wgpu::Features::IMMEDIATES)
         && device.limits().max_immediate_size >= kernel::MAX_PARAMS;
-    if asked == Parameters::Auto && !immediates { Parameters::Uniform } else { asked }
+    if asked == ParameterPassing::Auto && !immediates { ParameterPassing::Uniform } else { asked }
 }
 
 /// Refuses limits that the kernels do not fit.
 pub(crate) fn check_limits(limits: &wgpu::Limits) -> Result<(), Error> {
-    let unsupported = |what| Err(Error::Unsupported { what });
+    let unsupported = |what| Err(DeviceError::Unsupported { what }.into());
     for (what, has, needs) in [
         ("storage buffers in a stage", limits.max_storage_buffers_per_shader_stage, 8),
         ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, 16_384),
@@ -73,12 +73,12 @@ pub(crate) fn check_limits(limits: &wgpu::Limits) -> Result<(), Error> {
 pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Error> {
     let limits = device.limits();
     check_limits(&limits)?;
-    let unsupported = |what| Err(Error::Unsupported { what });
+    let unsupported = |what| Err(DeviceError::Unsupported { what }.into());
     let (uniforms, bytes) = (limits.max_uniform_buffers_per_shader_stage, limits.max_uniform_buffer_binding_size);
     let fit = uniforms >= 1 && bytes >= u64::from(kernel::MAX_PARAMS);
-    match options.parameters {
-        asked if parameters(device, asked) == Parameters::Auto || fit => {}
-        Parameters::Auto => {
+    match options.parameter_passing {
+        asked if parameters(device, asked) == ParameterPassing::Auto || fit => {}
+        ParameterPassing::Auto => {
             let size = kernel::MAX_PARAMS;
             let what = format!("room for parameters: {size} bytes of immediates, or a uniform buffer of {size}");
             return unsupported(what);
@@ -91,7 +91,7 @@ pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Erro
     Ok(())
 }
 
-/// What a device of a caller's lacks of [`Wanted`], and what that costs: a line for each.
+/// What a device of a caller's lacks of [`DeviceRequirements`], and what that costs: a line for each.
 pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
     let (info, has) = (device.adapter_info(), device.features());
     let adapter = adapter::like(&info);
@@ -146,8 +146,9 @@ pub(crate) fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes:
     if !options.experimental.is_enabled() || !features.contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
         return vec![];
     }
-    // wgpu 30 asks for Vulkan's memory model with them, but does not say which memory invocations share, as that model wants
-    // it (gfx-rs/wgpu#8805). On an H200 (NVIDIA 580.159) one of the tests failed and ten had not ended after two minutes.
+    // wgpu 30 asks for Vulkan's memory model with them, but does not say which memory invocations share, as that model
+    // wants it (gfx-rs/wgpu#8805). On an H200 (NVIDIA 580.159) one of the tests failed and ten had not ended after two
+    // minutes.
     if info.vendor == NVIDIA && info.backend == wgpu::Backend::Vulkan {
         return vec![];
     }

@@ -3,38 +3,63 @@ pub(crate) mod step;
 
 use bytemuck::Zeroable;
 
-use crate::{Adam, Axis, DType, Eps, Error, Gpu, Group, Recorder, Sgd, Tensor};
-use step::{OptimizerParams, OptimizerStep, Parameter, Rule};
+use crate::{Adam, ArgumentError, Axis, DType, Eps, Error, Gpu, ParamGroup, Recorder, Sgd, Tensor};
+use step::{OptimizerParams, OptimizerStep, Rule, SteppedTensor};
 
 /// What an optimizer step changes: a direction v and, with it, a gain g; or an ordinary weight or a bias in v's place.
+/// With [`Sgd`] or [`Adam`], which hold the formulas, the request of [`Gpu::sgd_step`], [`Gpu::adam_step`] and the like
+/// of [`Recorder`].
 ///
-/// ```text
-/// let weight = Trainable::new(&v, &dv).gain(&g, &dg);
-/// let bias = Trainable::new(&bias, &dbias);
 /// ```
+/// # use weightnorm::{Adam, AdamState, Error, Gpu, Parameter, Tensor};
+/// # fn f(gpu: &Gpu, [v, dv, g, dg, bias, dbias]: [&Tensor; 6], state: [&AdamState; 2], step: u64) -> Result<(), Error> {
+/// let adam = Adam::new(1e-3);
+/// gpu.adam_step(Parameter::new(v, dv).gain(g, dg), state[0], step, &adam)?;
+/// gpu.adam_step(Parameter::new(bias, dbias), state[1], step, &adam)
+/// # }
+/// ```
+///
+/// - v and g: any storage type. dv and dg: f32, or the storage type of v and g. The state: f32, as many elements as v
+///   and g.
+/// - `step` counts from 1. The state of SGD is needed where there is momentum; the first step does not read it.
+/// - Reference: `torch.optim.SGD`, `Adam`, `AdamW`.
+///
+/// # Dispatches
+/// One. With [`Parameter::normalize_direction`] it does that too where the rows are contiguous (kept axis 0), of at
+/// most 16,384 words (two elements each of a packed type), and none ends within a word or is longer than a binding.
+/// Else, and on a CPU where that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a
+/// binding or a dispatch.
+///
+/// # Errors
+/// [`ArgumentError::Missing`] without a state that is needed; [`ArgumentError::Step`] for step 0;
+/// [`ArgumentError::Number`] for a learning rate, decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]);
+/// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if the tensors do not fit; [`ArgumentError::Axis`],
+/// [`ArgumentError::Eps`]. Besides those of every operator ([`Error`]).
 #[derive(Debug, Clone, Copy)]
-pub struct Trainable<'a> {
+#[must_use]
+pub struct Parameter<'a> {
     v: &'a Tensor,
     dv: &'a Tensor,
     gain: Option<(&'a Tensor, &'a Tensor)>,
-    project: Option<(Axis, Eps)>,
+    direction: Option<(Axis, Eps)>,
 }
 
-impl<'a> Trainable<'a> {
+impl<'a> Parameter<'a> {
     /// `v`: any shape and storage type. `dv`, its gradient: the same shape, f32 or v's storage type.
     pub fn new(v: &'a Tensor, dv: &'a Tensor) -> Self {
-        Trainable { v, dv, gain: None, project: None }
+        Parameter { v, dv, gain: None, direction: None }
     }
 
-    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each other.
+    /// A gain, of any storage type, and its gradient, f32 or the gain's storage type, with as many elements as each
+    /// other.
     pub fn gain(self, g: &'a Tensor, dg: &'a Tensor) -> Self {
-        Trainable { gain: Some((g, dg)), ..self }
+        Parameter { gain: Some((g, dg)), ..self }
     }
 
     /// After the step v ← v/n̂, rows of norm 1, which leaves w = g·v/n̂ where it was. A zero row stays, but becomes NaN
     /// under [`Eps::None`]. The optimizer's state is not touched.
-    pub fn project(self, axis: Axis, eps: Eps) -> Self {
-        Trainable { project: Some((axis, eps)), ..self }
+    pub fn normalize_direction(self, axis: Axis, eps: Eps) -> Self {
+        Parameter { direction: Some((axis, eps)), ..self }
     }
 }
 
@@ -77,7 +102,7 @@ impl Gpu {
     /// Zeros for [`Gpu::sgd_step`] with momentum, as many as v and g have elements.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// Those of every operator ([`Error`]).
     pub fn sgd_state(&self, v: &Tensor, g: Option<&Tensor>) -> Result<SgdState, Error> {
         let zeros = |parameter: &Tensor| self.zeros(parameter.shape(), DType::F32);
         Ok(SgdState { v: Some(zeros(v)?), g: g.map(zeros).transpose()? })
@@ -92,87 +117,80 @@ impl Gpu {
         Ok(AdamState { v: Moments::zeros(self, v)?, g })
     }
 
-    /// One step of stochastic gradient descent in place, on v and g together; the formulas stand at [`Sgd`].
-    ///
-    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` counts from 1. The state is
-    /// needed where `sgd.momentum` is not 0; the first step does not read it. Reference: `torch.optim.SGD`.
+    /// One step of stochastic gradient descent, [`Sgd`], in place.
     ///
     /// # Errors
-    /// [`Error::Missing`] without a state that is needed; [`Error::Step`] for step 0; [`Error::Number`] for a rate,
-    /// decay, momentum, β or ε out of its range ([`Sgd`], [`Adam`]); [`Error::Shape`] or [`Error::DType`] if the tensors do not fit; [`Error::Alias`], [`Error::Overlap`], [`Error::Axis`],
-    /// [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::TooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
-    pub fn sgd_step(&self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
-        self.run(|ops| ops.sgd_step(weight, state, step, sgd))
+    /// As [`Parameter`].
+    pub fn sgd_step(&self, parameter: Parameter<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
+        self.run(|ops| ops.sgd_step(parameter, state, step, sgd))
     }
 
-    /// One step of Adam or AdamW in place, on v and g together; the formulas stand at [`Adam`].
-    ///
-    /// v and g: f32, f16 or bf16; dv and dg: f32 or the storage type of v and g; the state: f32. `step` is t, which counts from 1.
-    /// Reference: `torch.optim.Adam` and `torch.optim.AdamW`. A d below 1e-19 counts as zero in s, and one beyond 1e19
-    /// as infinite, which leaves θ where it is.
+    /// One step of Adam or AdamW, [`Adam`], in place. A d below 1e-19 counts as zero in s, and one beyond 1e19 as
+    /// infinite, which leaves θ where it is.
     ///
     /// # Errors
-    /// As [`Gpu::sgd_step`].
-    pub fn adam_step(&self, weight: Trainable<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
-        self.run(|ops| ops.adam_step(weight, state, step, adam))
+    /// As [`Parameter`].
+    pub fn adam_step(&self, parameter: Parameter<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
+        self.run(|ops| ops.adam_step(parameter, state, step, adam))
     }
 }
 
 impl Recorder<'_, '_> {
     /// Records [`Gpu::sgd_step`].
     ///
-    /// One dispatch. With [`Trainable::project`] it does the projection too where the rows are contiguous (kept axis 0),
-    /// of at most 16,384 words (two elements each of a packed type), and none ends within a word or is longer than a binding. Else, and on a CPU where
-    /// that is faster, those of [`Recorder::normalize_in_place`] follow. More past the limits of a binding or a dispatch.
-    ///
     /// # Errors
-    /// As [`Gpu::sgd_step`].
-    pub fn sgd_step(&mut self, weight: Trainable<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
+    /// As [`Parameter`].
+    pub fn sgd_step(&mut self, parameter: Parameter<'_>, state: &SgdState, step: u64, sgd: &Sgd) -> Result<(), Error> {
         const OP: &str = "sgd_step";
         sgd.check(OP, step)?;
-        let kind = match sgd {
+        let rule = match sgd {
             Sgd { momentum: 0.0, .. } => Rule::Sgd,
             Sgd { nesterov: true, .. } => Rule::Nesterov,
             _ => Rule::Momentum,
         };
-        let needed = kind != Rule::Sgd;
+        let needed = rule != Rule::Sgd;
         let m_v = state.v.as_ref().filter(|_| needed);
         let m_g = state.g.as_ref().filter(|_| needed);
         expect_state(OP, "the state of v", needed, m_v)?;
-        expect_state(OP, "the state of g", needed && weight.gain.is_some(), m_g)?;
+        expect_state(OP, "the state of g", needed && parameter.gain.is_some(), m_g)?;
         let params = OptimizerParams {
             first_step: (step == 1).into(),
-            v_rate: sgd.v.rate as f32,
+            v_rate: sgd.v.learning_rate as f32,
             v_decay: sgd.v.weight_decay as f32,
-            g_rate: sgd.g.rate as f32,
+            g_rate: sgd.g.learning_rate as f32,
             g_decay: sgd.g.weight_decay as f32,
             inertia: sgd.momentum as f32,
             fresh: sgd.into_momentum(step) as f32,
             ..OptimizerParams::zeroed()
         };
-        let v = Parameter { value: weight.v, gradient: weight.dv, first: m_v, second: None };
-        let g = weight.gain.map(|(value, gradient)| Parameter { value, gradient, first: m_g, second: None });
-        step::record(self, OP, &OptimizerStep { v, g, project: weight.project, kind, params })
+        let v = SteppedTensor { value: parameter.v, gradient: parameter.dv, first: m_v, second: None };
+        let g = parameter.gain.map(|(value, gradient)| SteppedTensor { value, gradient, first: m_g, second: None });
+        step::record(self, OP, &OptimizerStep { v, g, direction: parameter.direction, rule, params })
     }
 
-    /// Records [`Gpu::adam_step`]. The dispatches are those of [`Recorder::sgd_step`].
+    /// Records [`Gpu::adam_step`].
     ///
     /// # Errors
-    /// As [`Gpu::adam_step`].
-    pub fn adam_step(&mut self, weight: Trainable<'_>, state: &AdamState, step: u64, adam: &Adam) -> Result<(), Error> {
+    /// As [`Parameter`].
+    pub fn adam_step(
+        &mut self,
+        parameter: Parameter<'_>,
+        state: &AdamState,
+        step: u64,
+        adam: &Adam,
+    ) -> Result<(), Error> {
         const OP: &str = "adam_step";
         adam.check(OP, step)?;
-        expect_state(OP, "the state of g", weight.gain.is_some(), state.g.as_ref())?;
+        expect_state(OP, "the state of g", parameter.gain.is_some(), state.g.as_ref())?;
         let (correction, root) = adam.corrections(step);
-        let decay = |group: Group| match adam.decoupled {
-            true => 1.0 - group.rate * group.weight_decay,
+        let decay = |group: ParamGroup| match adam.decoupled {
+            true => 1.0 - group.learning_rate * group.weight_decay,
             false => group.weight_decay,
         };
         let params = OptimizerParams {
-            v_rate: (adam.v.rate / correction) as f32,
+            v_rate: (adam.v.learning_rate / correction) as f32,
             v_decay: decay(adam.v) as f32,
-            g_rate: (adam.g.rate / correction) as f32,
+            g_rate: (adam.g.learning_rate / correction) as f32,
             g_decay: decay(adam.g) as f32,
             fresh: (1.0 - adam.beta1) as f32,
             fresh_square: (1.0 - adam.beta2) as f32,
@@ -180,18 +198,18 @@ impl Recorder<'_, '_> {
             eps: adam.eps as f32,
             ..OptimizerParams::zeroed()
         };
-        let v = with_moments((weight.v, weight.dv), &state.v);
-        let g = weight.gain.zip(state.g.as_ref()).map(|(gain, moments)| with_moments(gain, moments));
-        let kind = if adam.decoupled { Rule::AdamW } else { Rule::Adam };
-        step::record(self, OP, &OptimizerStep { v, g, project: weight.project, kind, params })
+        let v = with_moments((parameter.v, parameter.dv), &state.v);
+        let g = parameter.gain.zip(state.g.as_ref()).map(|(gain, moments)| with_moments(gain, moments));
+        let rule = if adam.decoupled { Rule::AdamW } else { Rule::Adam };
+        step::record(self, OP, &OptimizerStep { v, g, direction: parameter.direction, rule, params })
     }
 }
 
 /// A parameter with all that Adam remembers of it.
-fn with_moments<'a>((value, gradient): (&'a Tensor, &'a Tensor), moments: &'a Moments) -> Parameter<'a> {
-    Parameter { value, gradient, first: Some(&moments.first), second: Some(&moments.second) }
+fn with_moments<'a>((value, gradient): (&'a Tensor, &'a Tensor), moments: &'a Moments) -> SteppedTensor<'a> {
+    SteppedTensor { value, gradient, first: Some(&moments.first), second: Some(&moments.second) }
 }
 
 fn expect_state<T>(op: &'static str, arg: &'static str, needed: bool, state: Option<T>) -> Result<(), Error> {
-    if needed && state.is_none() { Err(Error::Missing { op, arg }) } else { Ok(()) }
+    if needed && state.is_none() { Err(ArgumentError::Missing { op, arg }.into()) } else { Ok(()) }
 }

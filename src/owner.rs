@@ -1,17 +1,18 @@
 //! Devices, and whose a buffer, a queue or a pipeline cache is.
 //!
-//! wgpu numbers all it makes within an instance, compares by number alone, and looks up a number in the instance of whoever
-//! uses it. So a buffer of another instance is silently another buffer, or a panic, and two devices may be equal that are
-//! not. What wgpu does keep apart is where an error goes: to the device that made the thing. So a harmless mistake is made with
-//! it, and it is the device's own if an error scope of that device hears of the mistake. Otherwise another device does, whose
-//! own scope or handler gets the error; wgpu's handler, where the owner has set none, panics, which is caught here.
+//! wgpu numbers all it makes within an instance, compares by number alone, and looks up a number in the instance of
+//! whoever uses it. So a buffer of another instance is silently another buffer, or a panic, and two devices may be
+//! equal that are not. What wgpu does keep apart is where an error goes: to the device that made the thing. So a
+//! harmless mistake is made with it, and it is the device's own if an error scope of that device hears of the mistake.
+//! Otherwise another device does, whose own scope or handler gets the error; wgpu's handler, where the owner has set
+//! none, panics, which is caught here.
 //!
 //! A browser tells foreign things apart by itself, and its answers come too late for this.
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::Error;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::scope;
+use crate::{ArgumentError, DeviceError, Error};
 
 /// A device, once however many handles it has.
 pub(crate) struct Owner {
@@ -31,7 +32,7 @@ pub(crate) struct State {
 impl State {
     pub fn check(&self) -> Result<(), Error> {
         if let Some(reason) = self.lost.lock().expect("no panic while held").clone() {
-            return Err(Error::DeviceLost { reason });
+            return Err(DeviceError::Lost { reason }.into());
         }
         self.error.lock().expect("no panic while held").take().map_or(Ok(()), Err)
     }
@@ -89,8 +90,8 @@ impl Owner {
         })
     }
 
-    /// Refuses a buffer of another device. One that the host can map, or has mapped, passes: the mistake would unmap it.
-    /// `mine`: a buffer of this device.
+    /// Refuses a buffer of another device. One that the host can map, or has mapped, passes: the mistake would unmap
+    /// it. `mine`: a buffer of this device.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn expect_buffer(&self, op: &'static str, buffer: &wgpu::Buffer, mine: &wgpu::Buffer) -> Result<(), Error> {
         let mappable = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::MAP_WRITE;
@@ -134,13 +135,13 @@ impl Owner {
         descriptor.cache = Some(cache);
         match build(&descriptor) {
             Ok(true) => Ok(()),
-            Err(error) if !matches!(error, Error::Wgpu { .. }) => Err(error),
+            Err(error) if !matches!(error, Error::Device(DeviceError::Wgpu { .. })) => Err(error),
             _ => Err(self.foreign(op, "the pipeline cache")),
         }
     }
 
-    /// Whether an error scope of this device hears of a mistake. Scopes of the other devices that the crate knows keep it
-    /// from their handlers.
+    /// Whether an error scope of this device hears of a mistake. Scopes of the other devices that the crate knows keep
+    /// it from their handlers.
     #[cfg(not(target_arch = "wasm32"))]
     fn hears(&self, mistake: impl FnOnce()) -> bool {
         let others: Vec<_> = with_owners(|owners| {
@@ -159,7 +160,7 @@ impl Owner {
     /// The error of a thing that is not this device's, or of the device itself, which hears nothing once it is lost.
     #[cfg(not(target_arch = "wasm32"))]
     fn foreign(&self, op: &'static str, arg: &'static str) -> Error {
-        scope::lost(&self.device).unwrap_or(Error::OtherGpu { op, arg })
+        scope::lost(&self.device).unwrap_or(Error::Argument(ArgumentError::OtherGpu { op, arg }))
     }
 }
 

@@ -22,9 +22,4 @@ impl Tile {
     pub fn all_on(gpu: &Gpu) -> impl Iterator<Item = Tile> {
         Tile::ALL.into_iter().filter(|tile| tile.runs_on(gpu))
     }
-
-    /// The longest sum that it forms in one piece, in steps of k.
-    pub fn max_length(self, gpu: &Gpu) -> u64 {
-        self.longest(gpu.traits())
-    }
 }

@@ -12,7 +12,7 @@ use crate::memory::{Memory, Scratch};
 use crate::product::selection::{Problem, Selection};
 use crate::profile::session::Session;
 use crate::source::Module;
-use crate::{Error, Gpu, Work};
+use crate::{Cost, DeviceError, Error, Gpu};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -88,7 +88,7 @@ impl<'p, 'e> Recorder<'p, 'e> {
 
     /// The choice for a product, if one was measured.
     pub(crate) fn choice(&self, problem: &Problem, cooperative: bool) -> Selection {
-        self.gpu().map_or(Selection::default(), |gpu| gpu.choices().get(problem, cooperative))
+        self.gpu().map_or(Selection::default(), |gpu| gpu.tuning_table().get(problem, cooperative))
     }
 
     /// A scratch buffer of at least `bytes`.
@@ -99,8 +99,8 @@ impl<'p, 'e> Recorder<'p, 'e> {
         }
     }
 
-    /// Plans one dispatch, and records or launches it. The caller has checked everything; what can still fail is memory and
-    /// the device.
+    /// Plans one dispatch, and records or launches it. The caller has checked everything; what can still fail is memory
+    /// and the device.
     pub(crate) fn dispatch<P: bytemuck::Pod>(&mut self, dispatch: &Dispatch<'_, P>) -> Result<(), Error> {
         if dispatch.groups == 0 {
             return Ok(());
@@ -119,32 +119,34 @@ impl<'p, 'e> Recorder<'p, 'e> {
         Ok(())
     }
 
-    /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too, under
-    /// `name` and with the `work` that the caller knows of. `record` sets everything on the pass that it needs.
+    /// Records a dispatch of the caller's own among the operators, so that a [`Profile`](crate::Profile) has it too,
+    /// under `name` and with the `cost` that the caller knows of. `record` sets everything on the pass that it needs.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`] while profiling; [`Error::Unsupported`] with a [`Launch`].
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`] while profiling; [`DeviceError::Unsupported`] with a
+    /// [`Launch`].
     pub fn custom(
         &mut self,
         name: &str,
-        work: Work,
+        cost: Cost,
         record: impl FnOnce(&mut wgpu::ComputePass<'_>),
     ) -> Result<(), Error> {
-        self.begin(name, work);
+        self.begin(name, cost);
         let Target::Device(gpu, pass) = &mut self.target else {
-            return Err(Error::Unsupported {
+            return Err(DeviceError::Unsupported {
                 what: "a dispatch of the caller's own among those of a launcher".to_owned(),
-            });
+            }
+            .into());
         };
-        pass.encode(gpu, name, work.operations / 2, record)?;
+        pass.encode(gpu, name, cost.operations / 2, record)?;
         self.dispatch_count += 1;
         Ok(())
     }
 
     /// An operator begins: what a profile counts its dispatches to.
-    pub(crate) fn begin(&mut self, op: &str, work: Work) {
+    pub(crate) fn begin(&mut self, op: &str, cost: Cost) {
         if let (Target::Device(_, Pass::Profiled(session)), false) = (&mut self.target, self.nested) {
-            session.begin(op, work);
+            session.begin(op, cost);
         }
     }
 

@@ -1,7 +1,7 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{batch, gradient, linear, optimizer, product, profile, weight};
+use crate::{batch, linear, optimizer, product, profile, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
@@ -18,7 +18,7 @@ pub fn kernels() -> Vec<&'static Kernel> {
     [
         weight::cut::KERNELS,
         linear::epilogue::KERNELS,
-        gradient::epilogue::KERNELS,
+        linear::backward::epilogue::KERNELS,
         batch::statistics::KERNELS,
         optimizer::step::KERNELS,
         profile::probe::KERNELS,

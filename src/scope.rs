@@ -3,7 +3,7 @@ use std::pin::{Pin, pin};
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
-use crate::Error;
+use crate::{DeviceError, Error};
 
 /// What a scope caught, if anything, once wgpu knows.
 #[cfg(not(target_arch = "wasm32"))]
@@ -11,8 +11,9 @@ type Caught = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
 #[cfg(target_arch = "wasm32")]
 type Caught = Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
 
-/// Error scopes that have been left, of which wgpu does not know yet what they caught. Only a browser has them: there a scope
-/// is answered by a promise, which is kept when the page's own code pauses. Elsewhere the answer is there at once.
+/// Error scopes that have been left, of which wgpu does not know yet what they caught. Only a browser has them: there a
+/// scope is answered by a promise, which is kept when the page's own code pauses. Elsewhere the answer is there at
+/// once.
 #[derive(Default)]
 pub(crate) struct Scopes {
     open: Mutex<Vec<Scope>>,
@@ -25,7 +26,8 @@ struct Scope {
 }
 
 impl Scopes {
-    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any. In a browser [`Scopes::first`] does, later.
+    /// Runs `make` and gives back the error that wgpu raises meanwhile, if any. In a browser [`Scopes::first`] does,
+    /// later.
     pub fn scoped<T>(
         &self,
         device: &wgpu::Device,
@@ -48,7 +50,7 @@ impl Scopes {
         let errors = [now(validation), now(internal), now(memory)].map(Option::flatten);
         let Some(error) = errors.into_iter().flatten().next() else { return Ok(made) };
         Err(match from_wgpu(error, what, bytes) {
-            error @ Error::Wgpu { .. } => lost(device).unwrap_or(error),
+            error @ Error::Device(DeviceError::Wgpu { .. }) => lost(device).unwrap_or(error),
             memory => memory,
         })
     }
@@ -95,8 +97,8 @@ impl Scopes {
     }
 }
 
-/// The error of a lost device, if this one is. A device that another thread destroys takes its buffers along, and wgpu may
-/// find the call wrong for want of one of them before it finds that the device is gone.
+/// The error of a lost device, if this one is. A device that another thread destroys takes its buffers along, and wgpu
+/// may find the call wrong for want of one of them before it finds that the device is gone.
 pub(crate) fn lost(device: &wgpu::Device) -> Option<Error> {
     let usage = wgpu::BufferUsages::COPY_SRC;
     let descriptor =
@@ -105,13 +107,13 @@ pub(crate) fn lost(device: &wgpu::Device) -> Option<Error> {
     let _internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
     let _validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let error = device.create_buffer(&descriptor).get_mapped_range(..).err()?;
-    Some(Error::DeviceLost { reason: format!("a new buffer could not be mapped: {error}") })
+    Some(Error::Device(DeviceError::Lost { reason: format!("a new buffer could not be mapped: {error}") }))
 }
 
 pub(crate) fn from_wgpu(error: wgpu::Error, what: &'static str, bytes: u64) -> Error {
     match error {
-        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what, bytes },
-        other => Error::Wgpu { message: other.to_string() },
+        wgpu::Error::OutOfMemory { .. } => Error::Device(DeviceError::OutOfMemory { what, bytes }),
+        other => Error::Device(DeviceError::Wgpu { message: other.to_string() }),
     }
 }
 
@@ -148,10 +150,10 @@ mod tests {
         fine.send(None).unwrap();
         assert_eq!(scopes.first(), None);
         wrong.send(Some(error("a wrong bind group"))).unwrap();
-        assert_eq!(scopes.first(), Some(Error::Wgpu { message: "a wrong bind group".into() }));
+        assert_eq!(scopes.first(), Some(Error::Device(DeviceError::Wgpu { message: "a wrong bind group".into() })));
         assert_eq!(scopes.first(), None);
         slow.send(Some(wgpu::Error::OutOfMemory { source: "full".into() })).unwrap();
-        assert_eq!(scopes.first(), Some(Error::OutOfMemory { what: "a tensor", bytes: 3 }));
+        assert_eq!(scopes.first(), Some(Error::Device(DeviceError::OutOfMemory { what: "a tensor", bytes: 3 })));
         assert!(scopes.open.lock().unwrap().is_empty());
     }
 
@@ -162,7 +164,10 @@ mod tests {
         let senders = [1, 2, 3].map(|bytes| later(&scopes, bytes));
         let answers = [None, Some(error("the first")), Some(error("the second"))];
         let sending = std::thread::spawn(|| senders.into_iter().zip(answers).for_each(|(s, a)| s.send(a).unwrap()));
-        assert_eq!(pollster::block_on(scopes.settled()), Some(Error::Wgpu { message: "the first".into() }));
+        assert_eq!(
+            pollster::block_on(scopes.settled()),
+            Some(Error::Device(DeviceError::Wgpu { message: "the first".into() }))
+        );
         sending.join().unwrap();
         assert_eq!(scopes.first(), None);
     }

@@ -1,9 +1,9 @@
 //! WGSL modules, composed of files.
 //!
-//! A file names what it needs in lines of its own: `// import FILE`, and `// slot NAME = FILE`, a place that a module may fill
-//! with another file that declares the same functions; the file named is the default, of the first line that names the slot.
-//! Imports run downward only, and no file is taken twice, so that a module is a file and what fills its slots, and every file is
-//! valid with its defaults.
+//! A file names what it needs in lines of its own: `// import FILE`, and `// slot NAME = FILE`, a place that a module
+//! may fill with another file that declares the same functions; the file named is the default, of the first line that
+//! names the slot. Imports run downward only, and no file is taken twice, so that a module is a file and what fills its
+//! slots, and every file is valid with its defaults.
 
 /// A complete WGSL module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,8 +19,8 @@ pub struct Module {
 type Slot = (&'static str, &'static str);
 const NO_SLOT: Slot = ("", "");
 
-/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU allow no
-/// other of a buffer that is written. A bit for each binding.
+/// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU
+/// allow no other of a buffer that is written. A bit for each binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[doc(hidden)]
 pub struct Shared(u16);
@@ -39,8 +39,8 @@ impl Shared {
 const IMMEDIATE: &str = "var<immediate> p: Params;";
 const UNIFORM: &str = "@group(0) @binding(15) var<uniform> p: Params;";
 
-/// What declares the access of a storage buffer, which WGSL cannot override. A buffer that never shares one with an output, a
-/// table of the crate's own, is declared `var<storage>`, which is the same.
+/// What declares the access of a storage buffer, which WGSL cannot override. A buffer that never shares one with an
+/// output, a table of the crate's own, is declared `var<storage>`, which is the same.
 const READ: &str = "var<storage, read>";
 const READ_WRITE: &str = "var<storage, read_write>";
 
@@ -151,8 +151,9 @@ impl Module {
         directives + &text
     }
 
-    /// The WGSL of one variant of one entry point: its `bindings` are 0, 1, .. in their order, with the parameters in a uniform
-    /// buffer behind them; those of other entry points get out of the way. See [`Planned::plain_wgsl`](crate::Planned).
+    /// The WGSL of one variant of one entry point: its `bindings` are 0, 1, .. in their order, with the parameters in a
+    /// uniform buffer behind them; those of other entry points get out of the way. See
+    /// [`Planned::plain_wgsl`](crate::Planned).
     pub fn plain_source(self, bindings: &[u32], constants: &[(&'static str, u32)]) -> String {
         let place = |binding: u32| bindings.iter().position(|&b| b == binding).map_or(binding + 100, |i| i as u32);
         let mut plain = String::new();

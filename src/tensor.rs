@@ -2,7 +2,7 @@
 use futures_channel::oneshot;
 
 use crate::memory::Memory;
-use crate::{DType, Element, Error, Gpu};
+use crate::{ArgumentError, DType, DeviceError, Element, Error, Gpu, LimitError};
 
 /// The largest number of elements: positions are u32 in the shaders.
 const MAX_ELEMENTS: u64 = u32::MAX as u64;
@@ -26,7 +26,7 @@ impl Tensor {
         let expected = element_count("upload", shape)?;
         if data.len() as u64 != expected {
             let shape = shape.to_vec();
-            return Err(Error::Length { got: data.len(), expected: expected as usize, shape });
+            return Err(ArgumentError::Length { got: data.len(), expected: expected as usize, shape }.into());
         }
         let bytes: &[u8] = bytemuck::cast_slice(data);
         Tensor::written(gpu, "upload", shape, T::DTYPE, |mut all| all.slice(..bytes.len()).copy_from_slice(bytes))
@@ -63,7 +63,7 @@ impl Tensor {
         let size = bytes.next_multiple_of(16).max(16);
         let limit = gpu.limits().max_buffer_size;
         if size > limit {
-            return Err(Error::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit });
+            return Err(LimitError::TensorTooLarge { what, shape: shape.to_vec(), size, unit: "bytes", limit }.into());
         }
         Ok(Tensor::of(gpu, make(size)?, 0, shape, dtype))
     }
@@ -87,14 +87,15 @@ impl Tensor {
         Tensor { gpu: Some(gpu.clone()), memory: Memory::Buffer(buffer), offset, shape: shape.to_vec(), dtype }
     }
 
-    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller sees to it
-    /// that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and [`Tensor::read`] too.
+    /// A tensor in a buffer that a [`Launch`](crate::Launch) knows by its number, from byte `offset` on: the caller
+    /// sees to it that the buffer is large enough. It has no device, so that operators of [`Gpu`] refuse it, and
+    /// [`Tensor::read`] too.
     ///
     /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::TensorTooLarge`].
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`LimitError::TensorTooLarge`].
     pub fn of_launcher(number: u64, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         if !offset.is_multiple_of(4) {
-            return Err(Error::Offset { offset });
+            return Err(ArgumentError::Offset { offset }.into());
         }
         element_count("tensor", shape)?;
         Ok(Tensor { gpu: None, memory: Memory::Numbered(number), offset, shape: shape.to_vec(), dtype })
@@ -105,23 +106,37 @@ impl Tensor {
         Tensor { gpu: gpu.cloned(), memory, offset, shape: shape.to_vec(), dtype: DType::F32 }
     }
 
-    pub(crate) fn adopt(
+    /// A tensor in (a part of) a buffer of yours: row-major, `shape`, from byte `offset` on. The buffer needs `STORAGE`
+    /// for every operator, and `COPY_SRC` to be read back.
+    ///
+    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless
+    /// mistake with it, an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a
+    /// foreign one goes to its own device, where it may be logged, or be printed as a panic that is caught here. This
+    /// takes some microseconds: adopt a buffer once, not for each step. Not checked are buffers that are mapped, or
+    /// that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
+    /// after the call (see [`Gpu::check`]).
+    ///
+    /// # Errors
+    /// [`ArgumentError::Offset`] unless `offset` is a multiple of 4; [`ArgumentError::BufferTooShort`] if the buffer
+    /// ends before the tensor's last 32-bit word; [`LimitError::TensorTooLarge`]; [`ArgumentError::OtherGpu`] for a
+    /// buffer of another device; [`DeviceError::Lost`].
+    pub fn from_buffer(
         gpu: &Gpu,
-        buffer: wgpu::Buffer,
+        buffer: &wgpu::Buffer,
         offset: u64,
         shape: &[usize],
         dtype: DType,
     ) -> Result<Tensor, Error> {
         if !offset.is_multiple_of(4) {
-            return Err(Error::Offset { offset });
+            return Err(ArgumentError::Offset { offset }.into());
         }
         let bytes = (element_count("tensor", shape)? * dtype.size()).next_multiple_of(4);
         let needed = offset.saturating_add(bytes);
         if needed > buffer.size() {
-            return Err(Error::BufferTooShort { needed, size: buffer.size() });
+            return Err(ArgumentError::BufferTooShort { needed, size: buffer.size() }.into());
         }
-        gpu.expect_buffer("tensor", &buffer)?;
-        Ok(Tensor::of(gpu, buffer, offset, shape, dtype))
+        gpu.expect_buffer("tensor", buffer)?;
+        Ok(Tensor::of(gpu, buffer.clone(), offset, shape, dtype))
     }
 
     /// The sizes of its axes.
@@ -146,12 +161,14 @@ impl Tensor {
 
     /// The buffer it lies in.
     ///
-    /// # Panics
-    /// For a tensor of [`Tensor::of_launcher`], which has none.
-    pub fn buffer(&self) -> &wgpu::Buffer {
+    /// # Errors
+    /// [`DeviceError::Unsupported`] for a tensor of [`Tensor::of_launcher`]: wgpu has no buffer of it.
+    pub fn buffer(&self) -> Result<&wgpu::Buffer, Error> {
         match &self.memory {
-            Memory::Buffer(buffer) => buffer,
-            Memory::Numbered(number) => panic!("buffer {number} is a launcher's own: wgpu has none of it"),
+            Memory::Buffer(buffer) => Ok(buffer),
+            Memory::Numbered(_) => {
+                Err(DeviceError::Unsupported { what: "a buffer of a launcher's tensor".to_owned() }.into())
+            }
         }
     }
 
@@ -167,11 +184,11 @@ impl Tensor {
     /// The same memory with another shape of as many elements.
     ///
     /// # Errors
-    /// [`Error::Length`].
+    /// [`ArgumentError::Length`].
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor, Error> {
         if element_count("reshape", shape)? != self.len() as u64 {
             let expected = shape.iter().product();
-            return Err(Error::Length { got: self.len(), expected, shape: shape.to_vec() });
+            return Err(ArgumentError::Length { got: self.len(), expected, shape: shape.to_vec() }.into());
         }
         Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
@@ -179,8 +196,8 @@ impl Tensor {
     /// Waits for the elements and copies them to the host. `T` has to be the tensor's own storage type.
     ///
     /// # Errors
-    /// [`Error::DType`]; [`Error::Usage`] if the buffer lacks `COPY_SRC`; [`Error::DeviceLost`],
-    /// [`Error::OutOfMemory`].
+    /// [`ArgumentError::DType`]; [`ArgumentError::Usage`] if the buffer lacks `COPY_SRC`; [`DeviceError::Lost`],
+    /// [`DeviceError::OutOfMemory`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn read<T: Element>(&self) -> Result<Vec<T>, Error> {
         pollster::block_on(self.fetch(true))
@@ -196,14 +213,16 @@ impl Tensor {
 
     pub(crate) async fn fetch<T: Element>(&self, block: bool) -> Result<Vec<T>, Error> {
         if T::DTYPE != self.dtype {
-            return Err(Error::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype });
+            return Err(ArgumentError::DType { op: "read", arg: "T", got: T::DTYPE, expected: self.dtype }.into());
         }
         let (Some(gpu), Memory::Buffer(buffer)) = (&self.gpu, &self.memory) else {
-            return Err(Error::Unsupported { what: "reading a tensor of a launcher's".to_owned() });
+            return Err(DeviceError::Unsupported { what: "reading a tensor of a launcher's".to_owned() }.into());
         };
         gpu.check()?;
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
-            return Err(Error::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC });
+            return Err(
+                ArgumentError::Usage { op: "read", arg: "the tensor", missing: wgpu::BufferUsages::COPY_SRC }.into()
+            );
         }
         if self.is_empty() {
             return Ok(vec![]);
@@ -230,7 +249,7 @@ impl Tensor {
         let mapped = wait(device, receiver).await;
         // A lost device fails the mapping, and says why to its own handler.
         gpu.settled().await?;
-        let lost = |reason: String| Error::DeviceLost { reason };
+        let lost = |reason: String| Error::Device(DeviceError::Lost { reason });
         match mapped {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(lost(format!("a readback could not be mapped: {e}"))),
@@ -252,8 +271,8 @@ impl Tensor {
         self.len() as u64 * self.dtype.size()
     }
 
-    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In u64:
-    /// usize has 32 bits in a browser.
+    /// Multiply-adds of a product of this matrix, whose rows lie along its last axis, and a weight of `outs` rows. In
+    /// u64: usize has 32 bits in a browser.
     pub(crate) fn products(&self, outs: usize) -> u64 {
         self.len() as u64 * outs as u64
     }
@@ -268,8 +287,8 @@ impl Gpu {
     /// Uploads a slice as a tensor of `shape`, in the storage type of its elements.
     ///
     /// # Errors
-    /// [`Error::Length`] if the shape holds another number of elements; [`Error::TensorTooLarge`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Length`] if the shape holds another number of elements; [`LimitError::TensorTooLarge`],
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn upload<T: Element>(&self, data: &[T], shape: &[usize]) -> Result<Tensor, Error> {
         Tensor::upload(self, data, shape)
     }
@@ -277,7 +296,7 @@ impl Gpu {
     /// A new tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::TensorTooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`LimitError::TensorTooLarge`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
     pub fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         self.zeros_of("zeros", shape, dtype)
     }
@@ -285,24 +304,6 @@ impl Gpu {
     /// [`Gpu::zeros`] for an operator, whose result it is.
     pub(crate) fn zeros_of(&self, what: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         Tensor::zeros(self, what, shape, dtype)
-    }
-
-    /// Adopts (part of) a caller's buffer as a tensor: row-major, `shape`, from byte `offset` on. The buffer needs
-    /// `STORAGE` for every operator, and `COPY_SRC` to be read back.
-    ///
-    /// The buffer has to be one of this device ([`Gpu::device`]), whoever made it. That is checked by a harmless mistake with it,
-    /// an `unmap` of what is not mapped, since wgpu does not tell whose a buffer is: the error of a foreign one goes to its own
-    /// device, where it may be logged, or be printed as a panic that is caught here. This takes some microseconds: adopt a buffer
-    /// once, not for each step. Not checked are buffers that are
-    /// mapped, or that the host can map (`MAP_READ`, `MAP_WRITE`), and in a browser none: it reports a foreign buffer itself,
-    /// after the call (see [`Gpu::check`]).
-    ///
-    /// # Errors
-    /// [`Error::Offset`] unless `offset` is a multiple of 4; [`Error::BufferTooShort`] if the buffer ends before the
-    /// tensor's last 32-bit word; [`Error::TensorTooLarge`]; [`Error::OtherGpu`] for a buffer of another device;
-    /// [`Error::DeviceLost`].
-    pub fn tensor(&self, buffer: &wgpu::Buffer, offset: u64, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
-        Tensor::adopt(self, buffer.clone(), offset, shape, dtype)
     }
 }
 
@@ -332,7 +333,7 @@ fn element_count(what: &'static str, shape: &[usize]) -> Result<u64, Error> {
     let product = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64)).unwrap_or(u64::MAX);
     if product > MAX_ELEMENTS {
         let (shape, size, unit) = (shape.to_vec(), product, "elements");
-        return Err(Error::TensorTooLarge { what, shape, size, unit, limit: MAX_ELEMENTS });
+        return Err(LimitError::TensorTooLarge { what, shape, size, unit, limit: MAX_ELEMENTS }.into());
     }
     Ok(if shape.contains(&0) { 0 } else { product })
 }

@@ -1,28 +1,30 @@
 //! Hyper-parameters of the optimizer steps, the same for the GPU and for [`cpu`](crate::cpu).
 //!
 //! All in f64, because 1 − β is: in f32 1 − 0.999 would be off by 1e-5 of itself. The host makes of them what a kernel
-//! needs. A step with a number out of its range is refused ([`Error::Number`]): the ranges are PyTorch's, and every number
-//! has to be finite in f32.
-use crate::Error;
+//! needs. A step with a number out of its range is refused ([`ArgumentError::Number`]): the ranges are PyTorch's, and
+//! every number has to be finite in f32.
 use crate::contract::Range;
+use crate::{ArgumentError, Error};
 
-/// Learning rate and weight decay of one of the two parameters g and v: a parameter group of PyTorch.
+/// Learning rate and weight decay of one of the two parameters g and v: a `param_group` of PyTorch, where they are `lr`
+/// and `weight_decay`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Group {
+pub struct ParamGroup {
     /// γ, the learning rate, 0 or more.
-    pub rate: f64,
-    /// λ, the weight decay, 0 or more. On v it is no regularization, since w does not depend on the length of v; on g it is.
+    pub learning_rate: f64,
+    /// λ, the weight decay, 0 or more. On v it is no regularization, since w does not depend on the length of v; on g
+    /// it is.
     pub weight_decay: f64,
 }
 
-impl Group {
-    /// A rate, and no decay.
-    pub fn new(rate: f64) -> Self {
-        Group { rate, weight_decay: 0.0 }
+impl ParamGroup {
+    /// A learning rate, and no decay.
+    pub fn new(learning_rate: f64) -> Self {
+        ParamGroup { learning_rate, weight_decay: 0.0 }
     }
 
-    fn check(self, op: &'static str, [rate, weight_decay]: [&'static str; 2]) -> Result<(), Error> {
-        Range::NotNegative.check(op, rate, self.rate)?;
+    fn check(self, op: &'static str, [learning_rate, weight_decay]: [&'static str; 2]) -> Result<(), Error> {
+        Range::NotNegative.check(op, learning_rate, self.learning_rate)?;
         Range::NotNegative.check(op, weight_decay, self.weight_decay)
     }
 }
@@ -39,9 +41,9 @@ impl Group {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
     /// γ and λ of g.
-    pub g: Group,
+    pub g: ParamGroup,
     /// γ and λ of v.
-    pub v: Group,
+    pub v: ParamGroup,
     /// μ, for both, 0 or more.
     pub momentum: f64,
     /// τ, for both, finite.
@@ -51,9 +53,9 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// One rate for g and v, no momentum, no decay.
-    pub fn new(rate: f64) -> Self {
-        let group = Group::new(rate);
+    /// One learning rate for g and v, no momentum, no decay.
+    pub fn new(learning_rate: f64) -> Self {
+        let group = ParamGroup::new(learning_rate);
         Sgd { g: group, v: group, momentum: 0.0, dampening: 0.0, nesterov: false }
     }
 
@@ -81,9 +83,9 @@ impl Sgd {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Adam {
     /// γ and λ of g.
-    pub g: Group,
+    pub g: ParamGroup,
     /// γ and λ of v.
-    pub v: Group,
+    pub v: ParamGroup,
     /// β₁, for both, from 0 to below 1.
     pub beta1: f64,
     /// β₂, for both, from 0 to below 1.
@@ -95,15 +97,15 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// Adam with one rate for g and v, PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8, no decay.
-    pub fn new(rate: f64) -> Self {
-        let group = Group::new(rate);
+    /// Adam with one learning rate for g and v, PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8, no decay.
+    pub fn new(learning_rate: f64) -> Self {
+        let group = ParamGroup::new(learning_rate);
         Adam { g: group, v: group, beta1: 0.9, beta2: 0.999, eps: 1e-8, decoupled: false }
     }
 
     /// AdamW: [`Adam::new`] with a decoupled decay of g. (PyTorch decays every parameter, by 0.01 unless told.)
-    pub fn adamw(rate: f64, weight_decay: f64) -> Self {
-        Adam { g: Group { rate, weight_decay }, decoupled: true, ..Adam::new(rate) }
+    pub fn adamw(learning_rate: f64, weight_decay: f64) -> Self {
+        Adam { g: ParamGroup { learning_rate, weight_decay }, decoupled: true, ..Adam::new(learning_rate) }
     }
 
     /// Checks the numbers for step `step`, the first being 1, and what a kernel takes of them.
@@ -115,12 +117,12 @@ impl Adam {
         Range::NotNegative.check(op, "eps", self.eps)?;
         let (correction, _) = self.corrections(step);
         for (group, [corrected, decay]) in [
-            (self.g, ["the rate of g / (1 - beta1^t)", "the rate of g * its weight decay"]),
-            (self.v, ["the rate of v / (1 - beta1^t)", "the rate of v * its weight decay"]),
+            (self.g, ["the learning rate of g / (1 - beta1^t)", "the learning rate of g * its weight decay"]),
+            (self.v, ["the learning rate of v / (1 - beta1^t)", "the learning rate of v * its weight decay"]),
         ] {
-            Range::Finite.check(op, corrected, group.rate / correction)?;
+            Range::Finite.check(op, corrected, group.learning_rate / correction)?;
             if self.decoupled {
-                Range::Finite.check(op, decay, group.rate * group.weight_decay)?;
+                Range::Finite.check(op, decay, group.learning_rate * group.weight_decay)?;
             }
         }
         Ok(())
@@ -134,10 +136,10 @@ impl Adam {
 }
 
 fn check_step(op: &'static str, step: u64) -> Result<(), Error> {
-    if step == 0 { Err(Error::Step { op }) } else { Ok(()) }
+    if step == 0 { Err(ArgumentError::Step { op }.into()) } else { Ok(()) }
 }
 
-fn check_groups(op: &'static str, [g, v]: [Group; 2]) -> Result<(), Error> {
-    g.check(op, ["the rate of g", "the weight decay of g"])?;
-    v.check(op, ["the rate of v", "the weight decay of v"])
+fn check_groups(op: &'static str, [g, v]: [ParamGroup; 2]) -> Result<(), Error> {
+    g.check(op, ["the learning rate of g", "the weight decay of g"])?;
+    v.check(op, ["the learning rate of v", "the weight decay of v"])
 }

@@ -1,10 +1,16 @@
 //! The measurement that chooses tiles.
-use crate::choices::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
+#[cfg(doc)]
+use crate::DeviceError;
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
-use crate::{Choices, DType, Error, Gpu, Gradients, LinearOptions, OperatorTime, Recorder, Tensor, Tile, WeightNorm};
+use crate::tuning_table::{Choice, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT};
+use crate::{
+    DType, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, OperatorTime, Recorder, Tensor, Tile,
+    TuningTable, WeightNorm,
+};
 
-/// A linear layer to tune for, weight-normalized along axis 0. (The choices hold for other axes and ordinary weights too.)
+/// A linear layer to tune for, weight-normalized along axis 0. (The table holds for other axes and ordinary weights
+/// too.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LinearShape {
@@ -50,36 +56,37 @@ impl LinearShape {
 }
 
 impl Gpu {
-    /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every tile
-    /// that the device can run, unless it would compute mostly past the edges of the result. The candidates take turns, by
-    /// [`Gpu::clock`], and the choice of the table stays unless another one is faster by 3 % at least, the upper end of the
-    /// 95 % interval of the median ratio. With the choices in use ([`Gpu::choices`]) for other products.
+    /// Measures which tile, and which split of the sums, is fastest here for each product of some linear layers: every
+    /// tile that the device can run, unless it would compute mostly past the edges of the result. The candidates take
+    /// turns, by [`Gpu::timing`], and the choice of the table stays unless another one is faster by 3 % at least, the
+    /// upper end of the 95 % interval of the median ratio. With the lines in use ([`Gpu::tuning_table`]) for other
+    /// products.
     ///
     /// ```no_run
-    /// use weightnorm::{Choices, Gpu, LinearShape, Options};
+    /// use weightnorm::{TuningTable, Gpu, LinearShape, Options};
     /// # type Outcome = Result<(), Box<dyn std::error::Error>>;
     /// # fn f(device: wgpu::Device, queue: wgpu::Queue, kept: Option<String>, keep: fn(String)) -> Outcome {
-    /// let adopt = |choices| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().choices(choices));
+    /// let adopt = |table| Gpu::from_wgpu(device.clone(), queue.clone(), Options::default().tuning_table(table));
     /// let mut gpu = adopt(kept.unwrap_or_default().parse().unwrap_or_default())?;
-    /// if gpu.choices().is_empty() {
-    ///     let choices: Choices = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
-    ///     keep(choices.to_string());
-    ///     gpu = adopt(choices)?;
+    /// if gpu.tuning_table().is_empty() {
+    ///     let table: TuningTable = gpu.tune(&[LinearShape::new(16_384, 512, 512).training()])?;
+    ///     keep(table.to_string());
+    ///     gpu = adopt(table)?;
     /// }
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// Takes some two seconds of the device for each product, or as long as some fifty runs of it where that is more (then
-    /// not every candidate has its turn), and what the driver needs to compile the candidates, which may be more by far.
-    /// Wants a device that does nothing else meanwhile. Tensors, pipelines and scratch memory are its own, and gone in the
-    /// end.
+    /// Takes some two seconds of the device for each product, or as long as some fifty runs of it where that is more
+    /// (then not every candidate has its turn), and what the driver needs to compile the candidates, which may be more
+    /// by far. Wants a device that does nothing else meanwhile. Tensors, pipelines and scratch memory are its own, and
+    /// gone in the end.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] and [`Error::TooLarge`] if the tensors of a layer find no place, [`Error::DeviceLost`]; in a
-    /// browser [`Error::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`] and [`LimitError::TooLarge`] if the tensors of a layer find no place,
+    /// [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without timestamps.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn tune(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+    pub fn tune(&self, layers: &[LinearShape]) -> Result<TuningTable, Error> {
         pollster::block_on(self.tuned(layers, true))
     }
 
@@ -87,22 +94,22 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::tune`].
-    pub async fn tune_async(&self, layers: &[LinearShape]) -> Result<Choices, Error> {
+    pub async fn tune_async(&self, layers: &[LinearShape]) -> Result<TuningTable, Error> {
         self.tuned(layers, false).await
     }
 
-    async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<Choices, Error> {
+    async fn tuned(&self, layers: &[LinearShape], block: bool) -> Result<TuningTable, Error> {
         self.check()?;
-        let mut choices = self.choices().clone();
+        let mut table = self.tuning_table().clone();
         for shape in layers.iter().filter(|s| ![s.batch, s.in_features, s.out_features].contains(&0)) {
             let layer = Layer::new(self.with_own_caches()?, *shape, block)?;
             for along_k in [FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT] {
                 if along_k == FORWARD || shape.training {
-                    choices.set(shape.problem(along_k), layer.fastest(along_k).await?);
+                    table.set(shape.problem(along_k), layer.fastest(along_k).await?);
                 }
             }
         }
-        Ok(choices)
+        Ok(table)
     }
 }
 
@@ -221,16 +228,15 @@ impl Layer {
         let Layer { x, v, y, dx, dv, g, norms, u, .. } = self;
         let weight = WeightNorm::new(v, g);
         let Selection { tile, split_length } = choice.selection();
-        let gradients = Gradients { tile, split_length, ..Gradients::default() };
+        let backward = |u| LinearBackward::new(x, weight.norms(norms), y).u(u).tile(tile).split_length(split_length);
         match along_k {
             FORWARD => {
-                let written = self.shape.training.then_some((norms, u)).unzip();
-                let options =
-                    LinearOptions { tile, split_length, norms: written.0, u: written.1, ..Default::default() };
-                ops.linear_into_with(x, weight, None, y, &options)
+                let (norms, u) = self.shape.training.then_some((norms, u)).unzip();
+                let linear = Linear::new(x, weight).norms(norms).u(u).tile(tile).split_length(split_length);
+                ops.linear(linear, y)
             }
-            INPUT_GRADIENT => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
-            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+            INPUT_GRADIENT => ops.linear_backward(backward(None), &Gradients::default().dx(dx)),
+            _ => ops.linear_backward(backward(Some(u)), &Gradients::default().dv(dv)),
         }
     }
 
@@ -238,7 +244,7 @@ impl Layer {
     async fn seconds(&self, along_k: [bool; 2], choices: &[Choice]) -> Result<Vec<f64>, Error> {
         let record =
             |ops: &mut Recorder<'_, '_>| choices.iter().try_for_each(|&choice| self.record(ops, along_k, choice));
-        let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
+        let timed = self.gpu.timed(self.gpu.timing(), self.block, record).await?;
         // The reductions beside the products of the backward pass are the same whatever the tile.
         let of_products = |o: &OperatorTime| {
             let products = o.dispatches.iter().filter(|d| !d.label.starts_with("weightnorm.batch."));
@@ -252,12 +258,15 @@ impl Layer {
         let mut spent = 0.0;
         for choice in candidates(self.gpu.traits(), &self.shape.problem(along_k)) {
             // The first run may compile.
-            let seconds = match self.seconds(along_k, &[choice; 2]).await {
-                Ok(seconds) => seconds[1],
-                // It does not fit the device; the choice of the table does.
-                Err(Error::TooLarge { .. } | Error::TensorTooLarge { .. }) if !once.is_empty() => continue,
-                Err(error) => return Err(error),
-            };
+            let seconds =
+                match self.seconds(along_k, &[choice; 2]).await {
+                    Ok(seconds) => seconds[1],
+                    // It does not fit the device; the choice of the table does.
+                    Err(
+                        Error::Limit(LimitError::TooLarge { .. }) | Error::Limit(LimitError::TensorTooLarge { .. }),
+                    ) if !once.is_empty() => continue,
+                    Err(error) => return Err(error),
+                };
             once.push((choice, seconds));
             spent += 2.0 * seconds;
             if spent > BUDGET.max(RUNS * once[0].1) {

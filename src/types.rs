@@ -134,16 +134,6 @@ impl DType {
     }
 }
 
-/// Whether an output is replaced or added to, as the gradients of micro-batches are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Write {
-    /// out = result
-    #[default]
-    Replace,
-    /// out = out + result
-    Add,
-}
-
 /// A Rust type that is a [`DType`]: `f32`, [`half::f16`] and [`half::bf16`].
 ///
 /// ```

@@ -1,7 +1,7 @@
 //! The unsafe code of the crate.
 #![expect(unsafe_code, reason = "shader modules without loop bounding; the block says why it is sound")]
 
-use crate::Parameters;
+use crate::ParameterPassing;
 use crate::source::{Module, Shared};
 
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
@@ -12,11 +12,11 @@ pub(crate) fn shader_module(
     device: &wgpu::Device,
     module: Module,
     shared: Shared,
-    parameters: Parameters,
+    parameters: ParameterPassing,
 ) -> wgpu::ShaderModule {
     let source = match parameters {
-        Parameters::Auto => module.source(shared),
-        Parameters::Uniform | Parameters::Reversed => module.uniform_source(shared),
+        ParameterPassing::Auto => module.source(shared),
+        ParameterPassing::Uniform | ParameterPassing::Reversed => module.uniform_source(shared),
     };
     let label = format!("weightnorm.{}", module.name());
     let descriptor =

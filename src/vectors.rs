@@ -1,5 +1,5 @@
-//! Gains, biases and their gradients in f16 and bf16, where a kernel takes f32: a copy in scratch memory stands for them.
-//! (Gains and the bias of `linear` are read as they are stored.)
+//! Gains, biases and their gradients in f16 and bf16, where a kernel takes f32: a copy in scratch memory stands for
+//! them. (Gains and the bias of `linear` are read as they are stored.)
 use std::array;
 
 use crate::memory::Scratch;

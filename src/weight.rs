@@ -16,9 +16,17 @@ mod table;
 
 use crate::arguments::{expect_gain, expect_per_norm};
 use crate::contract::{Layout, norms_shape};
+#[cfg(doc)]
+use crate::{ArgumentError, Gpu, Recorder};
 use crate::{Axis, Eps, Error, Tensor};
 
-/// A weight in two parts, w = g·v/n̂: direction v, gain g, the kept axis and the eps policy.
+/// A weight in two parts: direction v, gain g, the kept axis and the eps policy. The request of [`Gpu::normalize`],
+/// [`Gpu::normalize_in_place`], [`Gpu::row_norms`] and the like of [`Recorder`], and the weight of a
+/// [`Linear`](crate::Linear).
+///
+/// ```text
+/// n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j        w = g·(v/n̂)        without g: v/n̂
+/// ```
 ///
 /// ```
 /// # use weightnorm::{Axis, Eps, Tensor, WeightNorm};
@@ -27,7 +35,26 @@ use crate::{Axis, Eps, Error, Tensor};
 /// let weight = WeightNorm::new(&v, &g).axis(Axis::Whole).eps(Eps::None);
 /// # }
 /// ```
+///
+/// - v, w: one shape of any rank. g: one for each index of the kept axis, flat or with ones as in PyTorch. Norms: f32,
+///   in the shape of v with ones everywhere but at the kept axis, or flat. v, w, g: any storage types.
+/// - w is right wherever it is representable, over the whole range of f32; norms are for any finite v whose norm an f32
+///   holds. A zero row gives w = 0, under [`Eps::None`] NaN. NaN and infinity stay in their row.
+/// - Reference: PyTorch's `weight_norm`, `torch.linalg.vector_norm`.
+///
+/// # Dispatches
+/// - Norms: one, two where rows are split over workgroups or are not contiguous, more past a binding's or a dispatch's
+///   limit.
+/// - w: one more than the norms, or two with known norms. One in all where a workgroup can hold its rows: contiguous
+///   (kept axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at multiples of 16 bytes and have one
+///   storage type. On a CPU only small tensors, and short rows, of which a few, up to 8, have to fill whole 16 bytes,
+///   and as many have to divide the rows.
+///
+/// # Errors
+/// [`ArgumentError::Shape`] or [`ArgumentError::DType`] if g, the norms or the output do not fit;
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`]. Besides those of every operator ([`Error`]).
 #[derive(Debug, Clone, Copy)]
+#[must_use]
 pub struct WeightNorm<'a> {
     pub(crate) v: &'a Tensor,
     pub(crate) g: Option<&'a Tensor>,

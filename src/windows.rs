@@ -22,7 +22,8 @@ pub(crate) fn can_be_added_up(sums: u64, lanes: u64) -> bool {
 /// What one dispatch holds, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Capacities {
-    /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay below 2^31.
+    /// Bytes of a tensor that one binding can hold wherever the tensor starts. Positions within a binding stay below
+    /// 2^31.
     pub binding: u64,
     /// Workgroups.
     pub groups: u64,
@@ -30,8 +31,8 @@ pub(crate) struct Capacities {
     pub whole_binding: u64,
     /// Bindings start at multiples of so many bytes.
     pub alignment: u64,
-    /// An output and any other tensor lie in different multiples of so many bytes of a buffer: words, since halves of a word are
-    /// written together; in a browser all that may be bound together.
+    /// An output and any other tensor lie in different multiples of so many bytes of a buffer: words, since halves of a
+    /// word are written together; in a browser all that may be bound together.
     pub apart: u64,
     /// Workgroups along one dimension.
     pub groups_along: u32,

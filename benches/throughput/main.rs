@@ -1,5 +1,5 @@
-//! How fast the operators are: checks each one's result, times it, and holds it against the roof of the adapter, measured in
-//! the same run; then ratios of two forms of one operator, measured in turn.
+//! How fast the operators are: checks each one's result, times it, and holds it against the roof of the adapter,
+//! measured in the same run; then ratios of two forms of one operator, measured in turn.
 //!
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
@@ -9,7 +9,8 @@
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
-//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the end.
+//! What was not run as a whole is appended with `--append` only, and nothing is where the roof was another one at the
+//! end.
 //!
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use weightnorm::{Clock, DType, Gpu, Options, Profile, Roof, Tile, Work};
+use weightnorm::{Cost, DType, Gpu, Options, Profile, Roofline, Tile, Timing};
 
 use problem::{Failure, Form, Kept, Op, Prepared, Problem};
 use set::{Network, SetForm, SetOp};
@@ -124,7 +125,7 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 struct Line {
     name: String,
     ms: f64,
-    work: Work,
+    work: Cost,
     percent: f64,
     /// Of a ratio: median and 95 % interval.
     ratio: Option<[f64; 3]>,
@@ -132,7 +133,7 @@ struct Line {
 
 struct Bench {
     gpu: Gpu,
-    roof: Roof,
+    roof: Roofline,
     args: Args,
     lines: Vec<Line>,
     start: Instant,
@@ -147,8 +148,8 @@ fn main() -> Result<(), Failure> {
     let start = Instant::now();
     let gpu = pollster::block_on(Gpu::new_async(options(&args)))?;
     println!("{}", gpu.report());
-    let roof = gpu.roof()?;
-    let clock = if gpu.clock() == Clock::Timestamps { "timestamps" } else { "wall clock" };
+    let roof = gpu.roofline()?;
+    let clock = if gpu.timing() == Timing::Timestamps { "timestamps" } else { "wall clock" };
     println!(
         "roof:       copy {:.2} GB/s, read {:.2} GB/s, multiply-add {:.2} GFLOP/s, by {clock}\n",
         roof.copy * 1e-9,
@@ -190,7 +191,8 @@ fn options(args: &Args) -> Options {
         return Options::default();
     }
     #[expect(unsafe_code, reason = "the token of who accepts experimental features, by --cooperative")]
-    // SAFETY: a driver that computes them wrong is found by the check of each result; nothing else depends on this device.
+    // SAFETY: a driver that computes them wrong is found by the check of each result; nothing else depends on this
+    // device.
     let token = unsafe { wgpu::ExperimentalFeatures::enabled() };
     Options::default().cooperative_matrices(token, vec![])
 }
@@ -210,9 +212,9 @@ impl Bench {
     }
 
     /// Milliseconds that the bytes, and that the operations of some work take at least.
-    fn bounds(&self, work: &Work) -> [f64; 2] {
-        let bytes = Work { operations: 0, ..*work };
-        let operations = Work { operations: work.operations, ..Work::default() };
+    fn bounds(&self, work: &Cost) -> [f64; 2] {
+        let bytes = Cost { operations: 0, ..*work };
+        let operations = Cost { operations: work.operations, ..Cost::default() };
         [bytes, operations].map(|work| 1e3 * self.roof.seconds(&work))
     }
 
@@ -269,7 +271,9 @@ impl Bench {
         if self.args.cooperative {
             for shape in self.layers(&LAYERS) {
                 let problem = Problem::layer(Op::Linear, Form::Fused, DType::F16, shape);
-                let tiles = [Tile::Large, Tile::Coop8, Tile::Coop16].into_iter().filter(|tile| tile.runs_on(&self.gpu));
+                let tiles = [Tile::Tile64x64, Tile::Cooperative8, Tile::Cooperative16]
+                    .into_iter()
+                    .filter(|tile| tile.runs_on(&self.gpu));
                 problems.extend(tiles.map(|tile| Problem { tile: Some(tile), ..problem }));
             }
         }
@@ -366,7 +370,7 @@ impl Bench {
             ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;
         let [a, b] = times.map(|t| 1e3 * t);
         println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
-        self.lines.push(Line { name, ms: a, work: Work::default(), percent: 0.0, ratio: Some([median, low, high]) });
+        self.lines.push(Line { name, ms: a, work: Cost::default(), percent: 0.0, ratio: Some([median, low, high]) });
         Ok(())
     }
 
@@ -411,7 +415,7 @@ impl Bench {
             self.lines.push(Line {
                 name,
                 ms: a,
-                work: Work::default(),
+                work: Cost::default(),
                 percent: 0.0,
                 ratio: Some([median, low, high]),
             });
@@ -447,16 +451,17 @@ impl Bench {
                 let (name, ratio) = (format!("fit {name}"), t1 / fit);
                 println!("{ratio:>8.3} {:>40}  {name}", "");
                 let ratio = Some([ratio, f64::NAN, f64::NAN]);
-                self.lines.push(Line { name, ms: 1e3 * t1, work: Work::default(), percent: 0.0, ratio });
+                self.lines.push(Line { name, ms: 1e3 * t1, work: Cost::default(), percent: 0.0, ratio });
             }
         }
         Ok(())
     }
 
-    /// Measures the roof once more. Where the machine was not quiet, the percentages are off by as much, and nothing is kept.
+    /// Measures the roof once more. Where the machine was not quiet, the percentages are off by as much, and nothing is
+    /// kept.
     fn quiet(&self) -> Result<bool, Failure> {
         let (device, queue) = (self.gpu.device().clone(), self.gpu.queue().clone());
-        let Roof { copy, read, multiply_add } = Gpu::from_wgpu(device, queue, Options::default())?.roof()?;
+        let Roofline { copy, read, multiply_add } = Gpu::from_wgpu(device, queue, Options::default())?.roofline()?;
         let drifts = [copy / self.roof.copy, read / self.roof.read, multiply_add / self.roof.multiply_add];
         let quiet = drifts.iter().all(|drift| (drift - 1.0).abs() <= 0.1);
         if !quiet {
@@ -506,7 +511,7 @@ impl Bench {
         }
         let info = self.gpu.report().info;
         let text = |text: &str| text.replace([',', '"', '\n'], ";");
-        let Roof { copy, read, multiply_add } = self.roof;
+        let Roofline { copy, read, multiply_add } = self.roof;
         let machine = format!(
             "{date},{},{},{:?},{},{:.3},{:.3},{:.3}",
             env!("CARGO_PKG_VERSION"),
@@ -550,15 +555,15 @@ impl Prepared {
         self.check()
     }
 
-    /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place they
-    /// take.
-    fn work(&self, profile: &Profile, per_call: usize) -> Work {
-        let mut work = Work::default();
-        profile.operators[..per_call].iter().for_each(|operator| work += operator.work);
+    /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place
+    /// they take.
+    fn work(&self, profile: &Profile, per_call: usize) -> Cost {
+        let mut work = Cost::default();
+        profile.operators[..per_call].iter().for_each(|operator| work += operator.cost);
         let bytes = (self.problem.n * self.problem.k) as u64 * self.problem.dtype.size();
         match self.problem.op {
-            Op::Read => Work { read: bytes, written: 0, operations: 0 },
-            Op::Copy => Work { read: bytes, written: bytes, operations: 0 },
+            Op::Read => Cost { read: bytes, written: 0, operations: 0 },
+            Op::Copy => Cost { read: bytes, written: bytes, operations: 0 },
             _ => work,
         }
     }

@@ -2,8 +2,8 @@
 use half::{bf16, f16};
 use weightnorm::internals::{probe_copy, probe_read};
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor,
-    Tile, Trainable, WeightNorm, Write, cpu,
+    Activation, Adam, AdamState, Axis, DType, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, NormalizeBackward, Parameter, Recorder, Tensor, Tile, WeightNorm, cpu,
 };
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -258,8 +258,7 @@ impl Prepared {
         };
         // What is known when the operator starts.
         if form == Form::Known {
-            prepared
-                .once(|ops| ops.row_norms_into(&prepared.v.tensor, Axis::Kept(0), Eps::default(), &prepared.norms))?;
+            prepared.once(|ops| ops.row_norms(WeightNorm::unit(&prepared.v.tensor), &prepared.norms))?;
         }
         if op == Op::LinearBackward && form != Form::Plain {
             prepared.once(|ops| prepared.forward(ops))?;
@@ -277,18 +276,21 @@ impl Prepared {
     /// One call of the operator.
     pub fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         match self.problem.op {
-            Op::RowNorms => ops.row_norms_into(&self.v.tensor, self.problem.axis(), Eps::default(), &self.norms),
-            Op::Normalize => ops.normalize_into(self.weight(), &self.w),
+            Op::RowNorms => ops.row_norms(WeightNorm::unit(&self.v.tensor).axis(self.problem.axis()), &self.norms),
+            Op::Normalize => ops.normalize(self.weight(), &self.w),
             Op::NormalizeBackward => {
                 let (dv, dg) = (Some(&self.dv), Some(&self.dg));
-                ops.normalize_backward_into(&self.dw.tensor, self.weight(), dv, dg, Write::Replace)
+                ops.normalize_backward(
+                    NormalizeBackward::new(&self.dw.tensor, self.weight()),
+                    &Gradients::default().dv(dv).dg(dg),
+                )
             }
             Op::AdamStep => {
-                let weight = Trainable::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
+                let weight = Parameter::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
                 let state = self.adam.as_ref().expect("made for this operator");
                 ops.adam_step(weight, state, 1, &Adam::new(RATE))
             }
-            Op::BatchNorm => ops.mean_only_batch_norm_into(&self.v.tensor, None, None, &self.w),
+            Op::BatchNorm => ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&self.v.tensor), &self.w),
             Op::Read => probe_read(ops, &self.v.tensor, &self.w),
             Op::Copy => probe_copy(ops, &self.v.tensor, &self.w),
             Op::Linear => self.forward(ops),
@@ -307,33 +309,32 @@ impl Prepared {
     fn forward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let (x, v, y, bias) = (&self.x.tensor, &self.v.tensor, &self.y, Some(&self.bias.tensor));
         let weight = WeightNorm::new(v, &self.g.tensor);
-        let mut options = LinearOptions::default();
-        options.tile = self.problem.tile;
+        let tile = self.problem.tile;
         match self.problem.form {
-            Form::Plain => ops.linear_into_with(x, v, bias, y, &options),
-            Form::Known => ops.linear_into_with(x, weight.norms(&self.norms), bias, y, &options),
+            Form::Plain => ops.linear(Linear::new(x, v).bias(bias).tile(tile), y),
+            Form::Known => ops.linear(Linear::new(x, weight.norms(&self.norms)).bias(bias).tile(tile), y),
             Form::Three => {
-                ops.normalize_into(weight, &self.w)?;
-                ops.linear_into_with(x, &self.w, bias, y, &options)
+                ops.normalize(weight, &self.w)?;
+                ops.linear(Linear::new(x, &self.w).bias(bias).tile(tile), y)
             }
-            Form::Fused if self.problem.op == Op::Linear => ops.linear_into_with(x, weight, bias, y, &options),
-            Form::Fused => ops.linear_into_with(x, weight, bias, y, &options.norms(&self.norms).u(&self.u)),
+            Form::Fused if self.problem.op == Op::Linear => ops.linear(Linear::new(x, weight).bias(bias).tile(tile), y),
+            Form::Fused => ops.linear(Linear::new(x, weight).bias(bias).tile(tile).norms(&self.norms).u(&self.u), y),
         }
     }
 
     fn backward(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let (x, v, dy) = (&self.x.tensor, &self.v.tensor, &self.dy.tensor);
-        let mut wanted = Gradients::default().dx(&self.dx).dv(&self.dv).dbias(&self.dbias);
-        wanted.tile = self.problem.tile;
+        let tile = self.problem.tile;
+        let wanted = Gradients::default().dx(&self.dx).dv(&self.dv).dbias(&self.dbias);
         if self.problem.form == Form::Plain {
-            return ops.linear_backward_into(x, v, dy, None, &wanted);
+            return ops.linear_backward(LinearBackward::new(x, v, dy).tile(tile), &wanted);
         }
         let weight = WeightNorm::new(v, &self.g.tensor).norms(&self.norms);
-        ops.linear_backward_into(x, weight, dy, Some(&self.u), &wanted.dg(&self.dg))
+        ops.linear_backward(LinearBackward::new(x, weight, dy).u(&self.u).tile(tile), &wanted.dg(&self.dg))
     }
 
-    /// Compares what the last call left with the CPU reference: whole outputs, or some rows of large ones. An output of a
-    /// linear layer needs its own rows of x and v only.
+    /// Compares what the last call left with the CPU reference: whole outputs, or some rows of large ones. An output of
+    /// a linear layer needs its own rows of x and v only.
     pub fn check(&self) -> Result<(), Failure> {
         let Problem { op, form, m, k, n, .. } = self.problem;
         if self.problem.kept != Kept::Rows || matches!(op, Op::NormalizeBackward | Op::AdamStep | Op::BatchNorm) {
@@ -464,8 +465,8 @@ pub fn sample(count: usize, most: usize) -> Vec<usize> {
     (0..taken).map(|i| if taken == 1 { 0 } else { i * (count - 1) / (taken - 1) }).collect()
 }
 
-/// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are off by
-/// depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
+/// The relative error of all elements together. Sums of `depth` terms of either sign that are added in any order are
+/// off by depth·2^-24 of their size at most, far more than is ever seen; the storage type rounds on top.
 pub fn relative_error(
     name: &dyn Fn() -> String,
     what: &str,

@@ -1,5 +1,7 @@
 //! Sets of weights in a few dispatches, against one call for each and against one weight of as many elements.
-use weightnorm::{Axis, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, WeightNorm, WeightSet, Write, cpu};
+use weightnorm::{
+    Axis, DType, Eps, Error, Gpu, Gradients, NormalizeBackward, Recorder, SetMember, Tensor, WeightNorm, WeightSet, cpu,
+};
 
 use crate::problem::{Failure, numbers, read, relative_error, sample};
 
@@ -140,10 +142,10 @@ impl Prepared {
                     DType::Bf16 => bytes_of(own, |a| half::bf16::from_f32(a).to_ne_bytes()),
                 };
                 let whole = bytes.len() / 4 * 4;
-                gpu.queue().write_buffer(tensor.buffer(), tensor.offset(), &bytes[..whole]);
+                gpu.queue().write_buffer(tensor.buffer()?, tensor.offset(), &bytes[..whole]);
                 if whole < bytes.len() {
                     let last = [bytes[whole], bytes[whole + 1], 0, 0];
-                    gpu.queue().write_buffer(tensor.buffer(), tensor.offset() + whole as u64, &last);
+                    gpu.queue().write_buffer(tensor.buffer()?, tensor.offset() + whole as u64, &last);
                 }
             }
         }
@@ -165,15 +167,19 @@ impl Prepared {
         match (self.form, self.op) {
             (SetForm::Set, SetOp::RowNorms) => ops.row_norms_set(&self.set),
             (SetForm::Set, SetOp::Normalize) => ops.normalize_set(&self.set),
-            (SetForm::Set, SetOp::Backward) => ops.normalize_backward_set(&self.set, Write::Replace),
-            (SetForm::OneByOne, SetOp::RowNorms) => (0..self.v.len())
-                .try_for_each(|i| ops.row_norms_into(&self.v[i], Axis::Kept(0), Eps::default(), &self.norms[i])),
+            (SetForm::Set, SetOp::Backward) => ops.normalize_backward_set(&self.set, false),
+            (SetForm::OneByOne, SetOp::RowNorms) => {
+                (0..self.v.len()).try_for_each(|i| ops.row_norms(WeightNorm::unit(&self.v[i]), &self.norms[i]))
+            }
             (SetForm::OneByOne, SetOp::Normalize) => {
-                (0..self.v.len()).try_for_each(|i| ops.normalize_into(weight(i), &self.w[i]))
+                (0..self.v.len()).try_for_each(|i| ops.normalize(weight(i), &self.w[i]))
             }
             (SetForm::OneByOne, SetOp::Backward) => (0..self.v.len()).try_for_each(|i| {
                 let (dv, dg) = (Some(&self.w[i]), Some(&self.norms[i]));
-                ops.normalize_backward_into(&self.dw[i], weight(i), dv, dg, Write::Replace)
+                ops.normalize_backward(
+                    NormalizeBackward::new(&self.dw[i], weight(i)),
+                    &Gradients::default().dv(dv).dg(dg),
+                )
             }),
         }
     }

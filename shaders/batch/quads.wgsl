@@ -154,6 +154,6 @@ fn put(split: u32, column: u32, stat: Stat) {
     if DIRECT {
         write_end(column, stat);
     } else {
-        part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
+        partials[p.first_partial + split * p.count + column] = PartialStatistic(stat.s.x, stat.s.y, stat.n);
     }
 }

@@ -16,7 +16,7 @@
 //                 initialization: with first as gain and second as bias column j has mean 0 and variance 1
 //
 // `batch_sums` reads the matrix once; where its rows are split over workgroups it leaves a partial result of each split
-// in `part`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
+// in `partials`, and `batch_finish` puts these together, in an order that depends on nothing but the sizes.
 // No invocation loops more often than the host allows (kernel.rs, MAX_ITERATIONS).
 
 struct Params {
@@ -25,7 +25,7 @@ struct Params {
     stride: u32,       // elements from a row to the next
     split_length: u32, // rows in a split
     splits: u32,       // in this dispatch; batch_finish: in all
-    part_first: u32,   // where the partial results of this dispatch start
+    first_partial: u32, // where the partial results of this dispatch start
     offsets: u32,      // 8 bits each: the first element of a, u, first, second within its binding
     more_offsets: u32, // the same of means, g, norms
     flags: u32,        // HAS_
@@ -37,7 +37,7 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(2) var<storage, read_write> part: array<Part>; // (splits, columns)
+@group(0) @binding(2) var<storage, read_write> partials: array<PartialStatistic>; // (splits, columns)
 @group(0) @binding(3) var<storage, read_write> first: array<f32>; // (columns)
 @group(0) @binding(4) var<storage, read_write> second: array<f32>; // (columns)
 @group(0) @binding(5) var<storage, read_write> means: array<f32>; // (columns), OUTCOME_FACTORS (columns, 4)
@@ -75,7 +75,7 @@ struct Stat {
 }
 
 // A Stat in memory, (s.x, s.y, n of WIDE).
-struct Part {
+struct PartialStatistic {
     x: f32,
     y: f32,
     e: f32,
@@ -209,7 +209,7 @@ fn batch_finish(
     var stat = Stat(vec2<f32>(), 0.0);
     if column < p.count {
         for (var split = t / CX; split < p.splits; split += CY) { // bounded by the host
-            let own = part[split * p.count + column];
+            let own = partials[split * p.count + column];
             let rows = f32(min(p.split_length, p.rows - split * p.split_length));
             stat = merge(stat, Stat(vec2<f32>(own.x, own.y), select(rows, own.e, STATISTIC == STATISTIC_DOTS)));
         }

@@ -101,7 +101,7 @@ fn batch_sums(
         if DIRECT {
             write_end(column, stat);
         } else {
-            part[p.part_first + split * p.count + column] = Part(stat.s.x, stat.s.y, stat.n);
+            partials[p.first_partial + split * p.count + column] = PartialStatistic(stat.s.x, stat.s.y, stat.n);
         }
     }
 }

@@ -16,7 +16,7 @@
 // in `partials`, and `gradient_finish` adds them up in order.
 
 override GROUPING: u32 = GROUP_ROWS;
-override ADD: bool = false; // add to what C holds
+override ACCUMULATE: bool = false; // add to what C holds
 
 const GROUP_NONE = 0u;
 const GROUP_ROWS = 1u;
@@ -39,7 +39,7 @@ fn c_place(row: u32, column: u32) -> u32 {
 
 fn put_one(row: u32, column: u32, value: f32) {
     let e = c_place(row, column);
-    if ADD {
+    if ACCUMULATE {
         put_element(e, value + old(e));
     } else {
         put_element(e, value);
@@ -108,8 +108,8 @@ fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
     return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(Scale(factors.x, factors.y))));
 }
 
-// Writes a block of C, or adds to it; the block's first element is at (row, column). With ADD the unsafe sums are
-// left out: each element is added to once. Bits of the sums that left the safe range.
+// Writes a block of C, or adds to it; the block's first element is at (row, column). With ACCUMULATE the unsafe sums
+// are left out: each element is added to once. Bits of the sums that left the safe range.
 fn put_block(block: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
@@ -141,7 +141,7 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
             for (var i = 0u; i < min(BLOCK, 4u); i += 1u) {
                 let m = row + first + i;
                 if m < p.rows && left > 0u {
-                    if ADD {
+                    if ACCUMULATE {
                         let places = vec4<u32>(0u, 1u, 2u, 3u);
                         let skipped = (vec4<u32>(found >> (4u * (first + i))) >> places) & vec4<u32>(1u);
                         var kept = (places < vec4<u32>(left)) & (skipped == vec4<u32>());
@@ -177,7 +177,7 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32) {
     redo = Elements(redo.first | of_rows.first, redo.second | of_rows.second);
     // Of zero sums what is left is the correction.
     var zero = elements_zero(bad_columns);
-    if ADD {
+    if ACCUMULATE {
         // All that is unsafe was left out.
         zero = elements_unsafe(bad_columns);
     } else if any_of(zero) {

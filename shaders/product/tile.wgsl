@@ -310,7 +310,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
             end_piece();
         }
         // The next step overwrites what slower invocations still read. (Staging by turns in two places would need no
-        // second barrier, but twice the workgroup memory: on RDNA3 `large` has 8 subgroups per SIMD then for 14, on
+        // second barrier, but twice the workgroup memory: on RDNA3 `tile64x64` has 8 subgroups per SIMD then for 14, on
         // RDNA4 6 for 8.)
         workgroupBarrier();
     }

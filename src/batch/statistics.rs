@@ -9,7 +9,7 @@ use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
-use crate::{DType, Eps, Error, Recorder, Tensor, Write};
+use crate::{DType, Eps, Error, LimitError, Recorder, Tensor};
 
 const WORDS: Module = Module::new("batch/words");
 const QUADS: Module = Module::new("batch/quads");
@@ -22,7 +22,7 @@ params! {
         stride: u32,
         split_length: u32,
         splits: u32,
-        part_first: u32,
+        first_partial: u32,
         offsets: u32,
         more_offsets: u32,
         flags: u32,
@@ -45,8 +45,8 @@ const THREADS: u64 = 64;
 /// The most columns of a workgroup, but with up to `FEW_ROWS` rows.
 const MAX_COLUMNS: u64 = 32;
 const FEW_ROWS: u64 = 8;
-/// `Part` of `batch/statistics.wgsl`.
-const PART_BYTES: u64 = 12;
+/// `PartialStatistic` of `batch/statistics.wgsl`.
+const PARTIAL_BYTES: u64 = 12;
 /// Up to so many rows need one dispatch only.
 const SHORTEST_SPLIT: u64 = 128;
 
@@ -82,7 +82,7 @@ pub(crate) struct Statistics<'a> {
     pub second: Option<View<'a>>,
     pub means: Option<View<'a>>,
     pub factors: Option<Factors<'a>>,
-    pub write: Write,
+    pub accumulate: bool,
     pub momentum: f32,
 }
 
@@ -104,8 +104,8 @@ pub(crate) struct Factors<'a> {
 /// ```
 ///
 /// `dy`: `[.., columns]`, any storage type. `u`: f32, as many elements; required for `dg`. `dbias`, `dg`: f32,
-/// `columns` elements each, in buffers other than those of dy and u; with `Write::Add` they are added to. `factors` are
-/// made of dg of this batch alone, whatever `write`; without u their dg is 0.
+/// `columns` elements each, in buffers other than those of dy and u; with `accumulate` they are added to. `factors` are
+/// made of dg of this batch alone, whatever `accumulate`; without u their dg is 0.
 /// None of them may be `Scratch::Sums`. Arguments are checked by the caller.
 ///
 /// One dispatch up to a batch of 128, two beyond (partial sums, then their sum), more past the limits of a binding
@@ -117,7 +117,7 @@ pub(crate) fn column_dot_sums<'a>(
     dbias: Option<View<'a>>,
     dg: Option<View<'a>>,
     factors: Option<Factors<'a>>,
-    write: Write,
+    accumulate: bool,
 ) -> Result<(), Error> {
     debug_assert!(dg.is_none() || u.is_some(), "dg is made of u");
     let (rows, columns) = matrix(dy);
@@ -131,7 +131,7 @@ pub(crate) fn column_dot_sums<'a>(
             first: dbias,
             second: dg,
             factors,
-            write,
+            accumulate,
             ..Statistics::new(View::of(dy), dy.dtype(), rows, columns, outcome)
         },
     )
@@ -146,8 +146,8 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
     let &Statistics { rows, columns, .. } = job;
     let plan = StatisticsPlan::new(ops.facts(), job)?;
     let direct = plan.splits == 1;
-    let part_count = if direct { 0 } else { plan.splits * plan.column_step };
-    let parts = View::scratch(ops.scratch(Scratch::Sums, part_count * PART_BYTES)?, PART_BYTES);
+    let partial_count = if direct { 0 } else { plan.splits * plan.column_step };
+    let all_partials = View::scratch(ops.scratch(Scratch::Sums, partial_count * PARTIAL_BYTES)?, PARTIAL_BYTES);
     let mut of_outcome: Constants = vec![("STATISTIC", job.outcome.kind()), ("OUTCOME", job.outcome as u32)];
     of_outcome.extend(stored_as("GAIN_DTYPE", job.factors.as_ref().and_then(|f| f.g)));
     let mut constants = of_outcome.clone();
@@ -173,7 +173,7 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
         let factors = job.factors.as_ref();
         let (g, g_at) = bind(&factors.and_then(|f| f.g).map(View::of), capacities, j, count);
         let (norms, norms_at) = bind(&factors.map(|f| f.norms.clone()), capacities, j, count);
-        let (part, _) = parts.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
+        let (partials, _) = all_partials.bind(capacities, 0, if direct { 0 } else { plan.splits * count });
         let params = StatisticsParams {
             count: count as u32,
             stride: columns as u32,
@@ -198,11 +198,11 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
                 kernel: &BATCH_SUMS,
                 module,
                 constants: &constants,
-                buffers: &[a, u, part.clone(), first, second, means, g, norms],
+                buffers: &[a, u, partials.clone(), first, second, means, g, norms],
                 params: StatisticsParams {
                     rows: row_count as u32,
                     splits: split_count as u32,
-                    part_first: (split * count) as u32,
+                    first_partial: (split * count) as u32,
                     offsets: offsets([a_first, u_first, first_at, second_at]),
                     ..params
                 },
@@ -224,7 +224,7 @@ pub(crate) fn reduce(ops: &mut Recorder<'_, '_>, job: &Statistics<'_>) -> Result
             kernel: &BATCH_FINISH,
             module: WORDS,
             constants: &constants,
-            buffers: &[part, first, second, means, g, norms],
+            buffers: &[partials, first, second, means, g, norms],
             params: StatisticsParams {
                 rows: rows as u32,
                 splits: plan.splits as u32,
@@ -251,16 +251,28 @@ fn bind<'a>(view: &Option<View<'a>>, capacities: Capacities, first: u64, count: 
 impl<'a> Statistics<'a> {
     /// Nothing is written yet.
     pub fn new(a: View<'a>, dtype: DType, rows: u64, columns: u64, outcome: Outcome) -> Statistics<'a> {
-        let write = Write::Replace;
         let (u, first, second, means, factors) = (None, None, None, None, None);
-        Statistics { a, dtype, rows, columns, u, outcome, first, second, means, factors, write, momentum: 0.0 }
+        Statistics {
+            a,
+            dtype,
+            rows,
+            columns,
+            u,
+            outcome,
+            first,
+            second,
+            means,
+            factors,
+            accumulate: false,
+            momentum: 0.0,
+        }
     }
 
     fn flags(&self) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         flag(self.first.is_some(), HAS_FIRST)
             | flag(self.second.is_some(), HAS_SECOND)
-            | flag(self.write == Write::Add, ACCUMULATE)
+            | flag(self.accumulate, ACCUMULATE)
             | flag(self.factors.as_ref().is_some_and(|factors| factors.g.is_some()), HAS_GAIN)
     }
 }
@@ -295,8 +307,8 @@ impl StatisticsPlan {
         let (enough, longest) = match &quads {
             Some(quads) => (
                 (traits.enough_groups() * THREADS).div_ceil(quads.blocks).max(2),
-                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go through
-                // the rows one by one.
+                // Within a row the loops over quads and over a row's reads; columns whose sum has to be formed again go
+                // through the rows one by one.
                 MAX_ITERATIONS / (2 + quads.quads * (3 + choose::quad(job.dtype))),
             ),
             None => (choose::ENOUGH_GROUPS.div_ceil(columns.div_ceil(cx)), MAX_ITERATIONS / 2 * cy),
@@ -309,11 +321,16 @@ impl StatisticsPlan {
         let useful = rows.div_ceil(shortest).min(enough);
         let split_length = rows.div_ceil(useful.max(1)).min(rows_in_binding).min(longest).max(1);
         let splits = rows.div_ceil(split_length).max(1);
-        let parts_in_binding = capacities.bound(PART_BYTES);
-        let column_step = if splits == 1 { column_step } else { column_step.min(parts_in_binding / splits) };
+        let partials_in_binding = capacities.bound(PARTIAL_BYTES);
+        let column_step = if splits == 1 { column_step } else { column_step.min(partials_in_binding / splits) };
         let quads = quads.filter(|_| column_step == columns);
         if column_step == 0 || !can_be_added_up(splits, cy) {
-            return Err(Error::TooLarge { what: "partial sums of a batch", size: splits, limit: parts_in_binding });
+            return Err(LimitError::TooLarge {
+                what: "partial sums of a batch",
+                size: splits,
+                limit: partials_in_binding,
+            }
+            .into());
         }
         let in_groups = match &quads {
             Some(quads) => groups * THREADS / quads.blocks,
@@ -330,8 +347,8 @@ impl StatisticsPlan {
         let aligned = |view: &View<'_>| view.offset.is_multiple_of(4 * choose::QUAD_WORDS);
         let whole = job.columns.is_multiple_of(choose::quad(job.dtype)) && job.outcome != Outcome::Scales;
         let can = whole && aligned(&job.a) && job.u.as_ref().is_none_or(aligned);
-        // The factors of a single split are made column by column, which a GPU had better do side by side: the other kernel. (With
-        // more rows there are always two splits.)
+        // The factors of a single split are made column by column, which a GPU had better do side by side: the other
+        // kernel. (With more rows there are always two splits.)
         let single = job.rows <= SHORTEST_SPLIT;
         let at_once = job.factors.is_some() && single && traits.is_gpu();
         let pays = traits.sums_columns_in_quads(units) && job.rows > 0 && !at_once;

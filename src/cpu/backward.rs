@@ -2,6 +2,8 @@
 use super::{check_elements, check_gain, check_product, linear, normalize, row_norms};
 use crate::contract::Layout;
 use crate::{Activation, Axis, Eps, Error};
+#[cfg(doc)]
+use crate::{ArgumentError, LimitError};
 
 /// The gradients of [`normalize`](super::normalize):
 ///
@@ -23,7 +25,8 @@ use crate::{Activation, Axis, Eps, Error};
 /// - Under [`Eps::None`] Σ dv·v = 0 row by row: a step along −dv never shortens v.
 ///
 /// # Errors
-/// [`Error::Axis`], [`Error::Eps`], [`Error::Length`], [`Error::TooLarge`]; [`Error::Shape`] for a `g` of another size.
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Length`], [`LimitError::TooLarge`];
+/// [`ArgumentError::Shape`] for a `g` of another size.
 pub fn normalize_backward(
     dw: &[f64],
     v: &[f64],
@@ -179,7 +182,7 @@ pub struct LinearGradients {
 /// - An empty batch gives dw, dg, dbias = 0.
 ///
 /// # Errors
-/// Those of [`linear`](super::linear) and [`normalize_backward`]; [`Error::Length`] for a `dy` of another size.
+/// Those of [`linear`](super::linear) and [`normalize_backward`]; [`ArgumentError::Length`] for a `dy` of another size.
 pub fn linear_backward(
     x: &[f64],
     x_shape: &[usize],

@@ -1,8 +1,10 @@
 //! What looks at a whole batch: data-dependent initialization and mean-only batch normalization (Salimans & Kingma
 //! 2016, sections 3 and 4).
 use super::{check_elements, check_features, linear_saved};
+#[cfg(doc)]
+use crate::LimitError;
 use crate::contract::Range;
-use crate::{Axis, Eps, Error};
+use crate::{ArgumentError, Axis, Eps, Error};
 
 /// Data-dependent initialization: the gain and the bias with which every feature of y = g·t + b has mean 0 and
 /// variance 1 over one batch (Salimans & Kingma 2016, section 3):
@@ -19,10 +21,10 @@ use crate::{Axis, Eps, Error};
 ///   every feature of a batch of one row. σ is exactly 0 for equal t: see the two passes in the code.
 /// - A zero row of v is such a feature, but gives NaN under [`Eps::None`].
 ///
-/// For PyTorch's initialization, g = n̂, see [`split`](super::split).
+/// For PyTorch's initialization, g = n̂, see [`decompose`](super::decompose).
 ///
 /// # Errors
-/// Those of [`linear_saved`]; [`Error::Shape`] for an empty batch.
+/// Those of [`linear_saved`]; [`ArgumentError::Shape`] for an empty batch.
 pub fn data_dependent_init(
     x: &[f64],
     x_shape: &[usize],
@@ -66,19 +68,19 @@ fn mean_and_deviation(t: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 /// - Returns `(y, μ)`; μ goes into [`update_running_mean`].
 ///
 /// # Errors
-/// [`Error::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`; [`Error::Length`];
-/// [`Error::TooLarge`].
+/// [`ArgumentError::Shape`] for a `t` without a last axis or an empty batch, or a `bias` that is not `[N]`;
+/// [`ArgumentError::Length`]; [`LimitError::TooLarge`].
 pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let op = "mean_only_batch_norm";
     let [batch, features] = matrix(op, "t", t, shape)?;
     check_batch(op, "t", shape, batch)?;
     check_features(op, "bias", bias, features)?;
     let mean = column_sums(t, features).into_iter().map(|sum| sum / batch as f64).collect::<Vec<_>>();
-    let y = mean_only_batch_norm_eval(t, shape, &mean, bias)?;
+    let y = subtract_running_mean(t, shape, &mean, bias)?;
     Ok((y, mean))
 }
 
-/// Mean-only batch normalization in evaluation, with the running mean in the place of the batch's:
+/// [`mean_only_batch_norm`] in evaluation, with the running mean in the place of the batch's:
 ///
 /// ```text
 /// y[b,j] = t[b,j] − running_j + bias_j
@@ -90,13 +92,13 @@ pub fn mean_only_batch_norm(t: &[f64], shape: &[usize], bias: Option<&[f64]>) ->
 ///
 /// # Errors
 /// As [`mean_only_batch_norm`], but an empty batch is fine.
-pub fn mean_only_batch_norm_eval(
+pub fn subtract_running_mean(
     t: &[f64],
     shape: &[usize],
     running: &[f64],
     bias: Option<&[f64]>,
 ) -> Result<Vec<f64>, Error> {
-    let op = "mean_only_batch_norm_eval";
+    let op = "subtract_running_mean";
     let [_, features] = matrix(op, "t", t, shape)?;
     check_features(op, "running", Some(running), features)?;
     check_features(op, "bias", bias, features)?;
@@ -111,11 +113,12 @@ pub fn mean_only_batch_norm_eval(
 /// ```
 ///
 /// # Errors
-/// [`Error::Shape`] where the two differ in length; [`Error::Number`] for a `momentum` that is not from 0 to 1.
+/// [`ArgumentError::Shape`] where the two differ in length; [`ArgumentError::Number`] for a `momentum` that is not from
+/// 0 to 1.
 pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> Result<(), Error> {
     let op = "update_running_mean";
     check_features(op, "mean", Some(mean), running.len())?;
-    Range::Part.check(op, "the momentum", momentum)?;
+    Range::Fraction.check(op, "the momentum", momentum)?;
     for (running, mean) in running.iter_mut().zip(mean) {
         *running = (1.0 - momentum) * *running + momentum * mean;
     }
@@ -131,7 +134,7 @@ pub fn update_running_mean(running: &mut [f64], mean: &[f64], momentum: f64) -> 
 /// - `dy` and dt: `shape` = `[.., N]`. dbias: `[N]`. Returns `(dt, dbias)`; no gradient goes to the running mean.
 ///
 /// # Errors
-/// [`Error::Shape`] for a `dy` without a last axis; [`Error::Length`]; [`Error::TooLarge`].
+/// [`ArgumentError::Shape`] for a `dy` without a last axis; [`ArgumentError::Length`]; [`LimitError::TooLarge`].
 pub fn mean_only_batch_norm_backward(dy: &[f64], shape: &[usize]) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let [batch, features] = matrix("mean_only_batch_norm_backward", "dy", dy, shape)?;
     let dbias = column_sums(dy, features);
@@ -150,7 +153,7 @@ fn column_sums(t: &[f64], features: usize) -> Vec<f64> {
 /// (B, N) of a tensor `[.., N]`.
 fn matrix(op: &'static str, arg: &'static str, t: &[f64], shape: &[usize]) -> Result<[usize; 2], Error> {
     let Some((&features, batch_shape)) = shape.split_last() else {
-        return Err(Error::Shape { op, arg, got: vec![], expected: "[.., features]".into() });
+        return Err(ArgumentError::Shape { op, arg, got: vec![], expected: "[.., features]".into() }.into());
     };
     check_elements(arg, shape, t.len())?;
     Ok([batch_shape.iter().product(), features])
@@ -159,7 +162,8 @@ fn matrix(op: &'static str, arg: &'static str, t: &[f64], shape: &[usize]) -> Re
 /// A mean needs a row.
 fn check_batch(op: &'static str, arg: &'static str, shape: &[usize], batch: usize) -> Result<(), Error> {
     match batch {
-        0 => Err(Error::Shape { op, arg, got: shape.to_vec(), expected: "a batch of at least one row".into() }),
+        0 => Err(ArgumentError::Shape { op, arg, got: shape.to_vec(), expected: "a batch of at least one row".into() }
+            .into()),
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use crate::kernel::{Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
 use crate::windows::{Capacities, windows};
-use crate::{Axis, DType, Eps, Error, Recorder, Tensor, WeightNorm};
+use crate::{ArgumentError, Axis, DType, Eps, Error, Recorder, Tensor, WeightNorm};
 
 const ONE_BY_ONE: Module = Module::new("optimizer/words");
 const QUADS: Module = Module::new("optimizer/quads");
@@ -74,18 +74,18 @@ impl Rule {
     }
 }
 
-/// A checked step.
+/// A step: `direction` is normalized after it.
 pub(crate) struct OptimizerStep<'a> {
-    pub v: Parameter<'a>,
-    pub g: Option<Parameter<'a>>,
-    pub project: Option<(Axis, Eps)>,
-    pub kind: Rule,
+    pub v: SteppedTensor<'a>,
+    pub g: Option<SteppedTensor<'a>>,
+    pub direction: Option<(Axis, Eps)>,
+    pub rule: Rule,
     pub params: OptimizerParams,
 }
 
 /// One tensor that is changed, with all that belongs to it.
 #[derive(Clone, Copy)]
-pub(crate) struct Parameter<'a> {
+pub(crate) struct SteppedTensor<'a> {
     pub value: &'a Tensor,
     pub gradient: &'a Tensor,
     pub first: Option<&'a Tensor>,
@@ -95,7 +95,7 @@ pub(crate) struct Parameter<'a> {
 pub(crate) fn record(ops: &mut Recorder<'_, '_>, op: &'static str, step: &OptimizerStep<'_>) -> Result<(), Error> {
     step.begin(op, ops)?;
     let v = step.v.value;
-    let rows = match step.project {
+    let rows = match step.direction {
         // Where two passes cost more than two dispatches they are not one.
         Some((axis, eps)) if ops.facts().traits.projects_at_once(v.len() as u64) || !step.in_quads() => {
             step.rows(ops.facts().capacities, Layout::new(v.shape(), axis)?.wide()).map(|length| (length, eps))
@@ -103,7 +103,7 @@ pub(crate) fn record(ops: &mut Recorder<'_, '_>, op: &'static str, step: &Optimi
         _ => None,
     };
     steps(ops, step, rows)?;
-    match step.project {
+    match step.direction {
         Some((axis, eps)) if rows.is_none() => {
             ops.nested(|ops| ops.normalize_in_place(WeightNorm::unit(v).axis(axis).eps(eps)))
         }
@@ -114,10 +114,10 @@ pub(crate) fn record(ops: &mut Recorder<'_, '_>, op: &'static str, step: &Optimi
 /// The dispatches over v and g; v in rows of a length, which are projected, or as it is.
 fn steps(ops: &mut Recorder<'_, '_>, step: &OptimizerStep<'_>, rows: Option<(u64, Eps)>) -> Result<(), Error> {
     let Facts { traits, capacities } = ops.facts();
-    let OptimizerStep { v, g, kind, params, .. } = step;
+    let OptimizerStep { v, g, rule, params, .. } = step;
     let v_dtype = v.value.dtype();
     let mut constants: Constants =
-        vec![("RULE", *kind as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
+        vec![("RULE", *rule as u32), ("V_DTYPE", v_dtype.code()), ("DV_DTYPE", v.gradient.dtype().code())];
     constants.extend(stored_as("G_DTYPE", g.map(|g| g.value)));
     constants.extend(stored_as("DG_DTYPE", g.map(|g| g.gradient)));
     let g_in_group = WORDS * g.map_or(1, |g| g.value.dtype().per_word());
@@ -179,7 +179,7 @@ fn steps(ops: &mut Recorder<'_, '_>, step: &OptimizerStep<'_>, rows: Option<(u64
     }
 }
 
-impl<'a> Parameter<'a> {
+impl<'a> SteppedTensor<'a> {
     /// `count` elements from `first` on of each of its tensors, and the places of the first ones.
     fn bind(&self, capacities: Capacities, first: u64, count: u64) -> ([Option<Span<'a>>; 4], u32) {
         let of = |tensor: Option<&'a Tensor>| tensor.map_or((None, 0), |t| View::of(t).bind(capacities, first, count));
@@ -191,18 +191,18 @@ impl<'a> Parameter<'a> {
 
 impl OptimizerStep<'_> {
     fn begin(&self, op: &'static str, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        if let Some((axis, eps)) = self.project {
+        if let Some((axis, eps)) = self.direction {
             Layout::new(self.v.value.shape(), axis)?;
             eps.check()?;
         }
-        let Parameter { value: v, gradient: dv, .. } = self.v;
+        let SteppedTensor { value: v, gradient: dv, .. } = self.v;
         expect_shape(op, "dv", dv, v.shape())?;
         if dv.dtype() != DType::F32 {
             expect_dtype(op, "dv", dv, v.dtype())?;
         }
         let mut arguments = Arguments::new(op).input("dv", dv).output_onto(true, "v", v);
         let mut like = vec![(v, "m of v", self.v.first), (v, "s of v", self.v.second)];
-        if let Some(Parameter { value: g, gradient: dg, first, second }) = self.g {
+        if let Some(SteppedTensor { value: g, gradient: dg, first, second }) = self.g {
             arguments = arguments.input("dg", dg).output_onto(true, "g", g);
             if dg.dtype() != DType::F32 {
                 expect_dtype(op, "dg", dg, g.dtype())?;
@@ -216,25 +216,25 @@ impl OptimizerStep<'_> {
             }
             if tensor.len() != parameter.len() {
                 let expected = format!("{:?}, or as many elements", parameter.shape());
-                return Err(Error::Shape { op, arg, got: tensor.shape().to_vec(), expected });
+                return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
             }
             if arg != "dg" {
                 arguments = arguments.output_onto(true, arg, tensor);
             }
         }
         let parameters = (v.len() + self.g.as_ref().map_or(0, |g| g.value.len())) as u64;
-        let projected = if self.project.is_some() { 3 * v.len() as u64 } else { 0 };
-        arguments.operations(self.kind.operations() * parameters + projected).begin(ops)
+        let projected = if self.direction.is_some() { 3 * v.len() as u64 } else { 0 };
+        arguments.operations(self.rule.operations() * parameters + projected).begin(ops)
     }
 
     /// Whether v can be stepped four words at once.
     fn in_quads(&self) -> bool {
-        let Parameter { value: v, gradient: dv, first, second } = self.v;
+        let SteppedTensor { value: v, gradient: dv, first, second } = self.v;
         let aligned = [first, second].into_iter().flatten().all(|state| choose::in_quads([state], 4));
         aligned && choose::in_quads([v, dv], v.len() as u64)
     }
 
-    /// The length of the rows, where one workgroup can step and project each: they are contiguous, not too long, and
+    /// The length of the rows, where one workgroup can step and direction each: they are contiguous, not too long, and
     /// share no word, and a binding holds one of them in f32, as the state has it.
     fn rows(&self, capacities: Capacities, layout: Layout<u64>) -> Option<u64> {
         let Layout { outer, inner, .. } = layout;

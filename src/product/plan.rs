@@ -2,10 +2,10 @@
 use super::selection::{Problem, Selection};
 use super::shape::{BK, TileShape};
 use super::tile::Tile;
-use crate::Error;
 use crate::choose::Traits;
 use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
 use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
+use crate::{Error, LimitError};
 
 /// Bytes of a partial sum.
 pub(crate) const PARTIAL_BYTES: u64 = 8;
@@ -139,7 +139,7 @@ impl ProductPlan {
             let (rows, columns) = facts.fitting(capacities, (split_step * split_length).min(depth));
             (splits, ProductPlan { tile, rows, columns, split_length: Some(split_length), split_step })
         };
-        let too_large = |what, size, limit| Err(Error::TooLarge { what, size, limit });
+        let too_large = |what, size, limit| Err(LimitError::TooLarge { what, size, limit }.into());
         if plan.rows == 0 || plan.columns == 0 {
             // Steps of k that lie apart by a row of the matrix: those that a tile takes at once have to fit.
             let rows = [&a, &b]
@@ -221,24 +221,24 @@ mod tests {
     fn a_product_that_fits_is_one_window() {
         let size = [4096, 4096, 512];
         let plan = plan(&facts([true, true], size), LARGE).unwrap();
-        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Huge, None, 1));
+        assert_eq!((plan.tile.tile, plan.split_length, plan.windows(size).count()), (Tile::Tile128x128, None, 1));
         let window = plan.windows(size).next().unwrap();
         assert_eq!((plan.tiles(&window), plan.work(&window)), (32 * 32, 4096 * 4096 * 512));
     }
 
-    /// `huge` where it has a workgroup for each unit of a large GPU, and 16 steps of k fit workgroup memory.
+    /// `tile128x128` where it has a workgroup for each unit of a large GPU, and 16 steps of k fit workgroup memory.
     #[test]
-    fn large_products_are_computed_by_huge() {
+    fn large_products_are_computed_by_tile128x128() {
         let small_memory = Traits { workgroup_bytes: 16 << 10, ..GPU };
         let tile = |traits, size| {
             let plan = ProductPlan::new(&facts([true, true], size), traits, LARGE, Selection::default()).unwrap();
             plan.tile.tile
         };
-        assert_eq!(tile(GPU, [2048, 4096, 4096]), Tile::Huge);
-        assert_eq!(tile(small_memory, [2048, 4096, 4096]), Tile::Large);
-        assert_eq!(tile(Traits { spills: true, ..GPU }, [2048, 4096, 4096]), Tile::Huge);
-        assert_eq!(tile(GPU, [1024, 1024, 1024]), Tile::Large);
-        assert_eq!(tile(Traits { integrated: true, ..GPU }, [1024, 1024, 1024]), Tile::Huge);
+        assert_eq!(tile(GPU, [2048, 4096, 4096]), Tile::Tile128x128);
+        assert_eq!(tile(small_memory, [2048, 4096, 4096]), Tile::Tile64x64);
+        assert_eq!(tile(Traits { spills: true, ..GPU }, [2048, 4096, 4096]), Tile::Tile128x128);
+        assert_eq!(tile(GPU, [1024, 1024, 1024]), Tile::Tile64x64);
+        assert_eq!(tile(Traits { integrated: true, ..GPU }, [1024, 1024, 1024]), Tile::Tile128x128);
     }
 
     /// Every element of C is in one window, and what a window binds fits.
@@ -275,6 +275,6 @@ mod tests {
     #[test]
     fn rows_longer_than_a_binding_with_no_room_for_sums_are_refused() {
         let error = plan(&facts([true, true], [1, 1, 1 << 31]), Capacities { binding: 256, ..LARGE }).unwrap_err();
-        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(matches!(error, Error::Limit(LimitError::TooLarge { .. })), "{error}");
     }
 }

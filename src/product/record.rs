@@ -128,7 +128,7 @@ fn split_sums(
         buffers.push(part);
         ops.dispatch(&Dispatch {
             kernel: product.epilogue.kernels()[Stage::Finish as usize],
-            module: product.module(Tile::Large, OperandRead::BOTH[0], false),
+            module: product.module(Tile::Tile64x64, OperandRead::BOTH[0], false),
             constants: &epilogue.constants,
             buffers: &buffers,
             params: ProductParams {
@@ -238,7 +238,7 @@ impl<'a> Product<'a> {
             Family::Tile => constants.extend([
                 ("BK", shape.steps as u32),
                 ("STEP", 4 * wx as u32),
-                ("IN_PIECES", (shape.tile == Tile::Tall).into()),
+                ("IN_PIECES", (shape.tile == Tile::Tile128x8).into()),
                 ("WHOLE_STEPS", (window.depth > 0 && window.depth.is_multiple_of(shape.steps)).into()),
             ]),
             Family::Stream => constants.extend([("THREADS", threads as u32), ("WK", (threads / wx) as u32)]),

@@ -2,7 +2,7 @@
 use super::shape::BK;
 use super::tile::{Family, Tile};
 use crate::choose::Traits;
-use crate::{DType, Error};
+use crate::{ArgumentError, DType, Error};
 
 /// A product, as far as it matters to speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,8 +14,8 @@ pub(crate) struct Problem {
     pub size: [u64; 3],
 }
 
-/// How a product is to be computed, as far as that is said: by options, for tests and tuning, or by measured choices.
-#[derive(Clone, Copy, Default)]
+/// How a product is to be computed, as far as that is said: by a request, for tests and tuning, or by measured choices.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Selection {
     pub tile: Option<Tile>,
     pub split_length: Option<u32>,
@@ -34,18 +34,20 @@ impl Selection {
                     "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for"
                 }
             };
-            return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
+            return Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() }.into());
         }
         if let Some(tile) = self.tile.filter(|tile| tile.is_cooperative() && !cooperative) {
             let reason = "cooperative matrices multiply f16 by f16, and nothing that is scaled before";
-            return Err(Error::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() });
+            return Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason: reason.to_owned() }.into());
         }
         let Some(split_length) = self.split_length else { return Ok(()) };
-        let tile = self.tile.unwrap_or(Tile::Large);
+        let tile = self.tile.unwrap_or(Tile::Tile64x64);
         let longest = tile.longest(traits);
         if split_length == 0 || u64::from(split_length).next_multiple_of(BK) > longest {
             let reason = format!("a split has 1 to {longest} steps with this tile");
-            return Err(Error::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason });
+            return Err(
+                ArgumentError::Variant { op, got: format!("split_length {split_length}, {tile:?}"), reason }.into()
+            );
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use crate::windows::MAX_ITERATIONS;
 
 /// A split has a multiple of so many steps of k: what `product/tile.wgsl` stages at a time, at most.
 pub(crate) const BK: u64 = 16;
-/// Workgroup memory of `huge` with so many: 33 vectors a step each of A and B, and 128 norms.
+/// Workgroup memory of `tile128x128` with so many: 33 vectors a step each of A and B, and 128 norms.
 const HUGE_BYTES: u64 = 2 * 33 * 16 * BK + 8 * 128;
 
 /// A [`Tile`] on a device.
@@ -19,36 +19,36 @@ pub(crate) struct TileShape {
     pub tn: u64,
     /// Invocations of a workgroup.
     pub threads: u64,
-    /// BK of `product/tile.wgsl`: 16, with which each invocation of `large` stages a block of A and one of B; 8 where that takes
-    /// more registers or workgroup memory than there are.
+    /// BK of `product/tile.wgsl`: 16, with which each invocation of `tile64x64` stages a block of A and one of B; 8
+    /// where that takes more registers or workgroup memory than there are.
     pub steps: u64,
 }
 
 impl TileShape {
-    /// `lanes`: of a subgroup, for the tiles that are computed by one. `b_along_k`: how B is stored, for those that read it
-    /// straight from memory.
+    /// `lanes`: of a subgroup, for the tiles that are computed by one. `b_along_k`: how B is stored, for those that
+    /// read it straight from memory.
     pub fn new(tile: Tile, lanes: Option<u64>, b_along_k: bool) -> TileShape {
         let lanes = lanes.unwrap_or(8);
         let [wx, wy, tm, tn] = match tile {
-            Tile::Huge => [16, 16, 8, 8],
-            Tile::Large => [8, 8, 8, 8],
-            Tile::Medium => [8, 8, 4, 4],
-            Tile::Tall => [2, 32, 4, 4],
-            Tile::Stream8 => [if b_along_k { 2 } else { 8 }, 8, 1, 4],
-            Tile::Stream4 => [if b_along_k { 2 } else { 8 }, 4, 1, 4],
-            Tile::Stream2 => [if b_along_k { 2 } else { 8 }, 2, 1, 4],
-            Tile::Stream1 => [if b_along_k { 1 } else { 8 }, 1, 1, 4],
-            Tile::Lanes64 => [lanes, 1, 64, 8],
-            Tile::Lanes32 => [lanes, 1, 32, 8],
-            Tile::Lanes16 => [lanes, 1, 16, 8],
+            Tile::Tile128x128 => [16, 16, 8, 8],
+            Tile::Tile64x64 => [8, 8, 8, 8],
+            Tile::Tile32x32 => [8, 8, 4, 4],
+            Tile::Tile128x8 => [2, 32, 4, 4],
+            Tile::Gemv8 => [if b_along_k { 2 } else { 8 }, 8, 1, 4],
+            Tile::Gemv4 => [if b_along_k { 2 } else { 8 }, 4, 1, 4],
+            Tile::Gemv2 => [if b_along_k { 2 } else { 8 }, 2, 1, 4],
+            Tile::Gemv1 => [if b_along_k { 1 } else { 8 }, 1, 1, 4],
+            Tile::Subgroup64 => [lanes, 1, 64, 8],
+            Tile::Subgroup32 => [lanes, 1, 32, 8],
+            Tile::Subgroup16 => [lanes, 1, 16, 8],
             // With more columns a lane, rows of B that lie a power of two apart drive each other out of the cache.
-            Tile::Lanes8 => [lanes, 1, 8, 4],
-            Tile::Lanes4 => [lanes, 1, 4, 4],
-            Tile::Lanes2 => [lanes, 1, 2, 4],
-            Tile::Lanes1 => [lanes, 1, 1, 4],
+            Tile::Subgroup8 => [lanes, 1, 8, 4],
+            Tile::Subgroup4 => [lanes, 1, 4, 4],
+            Tile::Subgroup2 => [lanes, 1, 2, 4],
+            Tile::Subgroup1 => [lanes, 1, 1, 4],
             // Four of the smallest subgroups.
-            Tile::Coop8 => [8, lanes / 2, 64 / lanes, 4],
-            Tile::Coop16 => [16, lanes / 4, 256 / lanes, 4],
+            Tile::Cooperative8 => [8, lanes / 2, 64 / lanes, 4],
+            Tile::Cooperative16 => [16, lanes / 4, 256 / lanes, 4],
         };
         let threads = match (tile.family(), b_along_k) {
             (Family::Stream, true) => 64,
@@ -91,7 +91,8 @@ impl TileShape {
         };
         // exact_dot of each element, a_in_range, b_in_range, exact_squares.
         let redo = self.tm * self.tn + self.tm + self.tn * self.tm.div_ceil(8) + self.columns().div_ceil(threads);
-        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these are.
+        // Twice for `stream`: lavapipe was seen to cut the last of its sums at sixteen loops over k, more than these
+        // are.
         let redo = if self.tile.family() == Family::Stream { 2 * redo } else { redo };
         // The loops over elements, stages and columns besides.
         let besides = 2_000;
@@ -109,7 +110,9 @@ impl Tile {
     /// On such a device.
     pub(crate) fn shape(self, traits: Traits, b_along_k: bool) -> TileShape {
         let mut shape = TileShape::new(self, self.lanes(traits), b_along_k);
-        if (traits.spills && self == Tile::Large) || (traits.workgroup_bytes < HUGE_BYTES && self == Tile::Huge) {
+        if (traits.spills && self == Tile::Tile64x64)
+            || (traits.workgroup_bytes < HUGE_BYTES && self == Tile::Tile128x128)
+        {
             shape.steps = 8;
         }
         shape
@@ -119,7 +122,8 @@ impl Tile {
     pub(crate) fn lanes(self, traits: Traits) -> Option<u64> {
         match self.family() {
             Family::Tile | Family::Stream => traits.subgroup,
-            // With four, `large` takes half the time (SwiftShader), which takes minutes and gigabytes to compile these besides.
+            // With four, `tile64x64` takes half the time (SwiftShader), which takes minutes and gigabytes to compile
+            // these besides.
             Family::Subgroup => traits.subgroup.filter(|&lanes| lanes >= 8),
             Family::Cooperative8 => traits.cooperative[0],
             Family::Cooperative16 => traits.cooperative[1],

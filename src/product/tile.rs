@@ -2,7 +2,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::Error;
+use crate::{Error, ParseError};
 
 /// How a product is computed: what fills the slot `family`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,85 +21,85 @@ pub(crate) enum Family {
 
 /// A shape of the product kernels: how they compute, and how much of the result a workgroup does.
 ///
-/// Every product is computed by the tile that is forced ([`LinearOptions::tile`](crate::LinearOptions::tile),
-/// [`Gradients::tile`](crate::Gradients::tile)); else by that of the [`Choices`](crate::Choices) for exactly this product;
-/// else by that of a table. It takes lanes where a CPU computes and the device can, memory everywhere else, and of these
-/// a tile that the rows and columns of the product fill well and, on a GPU, that makes enough workgroups to keep it busy,
-/// where need be with the sums in pieces.
+/// Every product is computed by the tile that is forced ([`Linear::tile`](crate::Linear::tile),
+/// [`LinearBackward::tile`](crate::LinearBackward::tile)); else by that of the [`TuningTable`](crate::TuningTable) for
+/// exactly this product; else by that of a table. It takes subgroups where a CPU computes and the device can, memory
+/// everywhere else, and of these a tile that the rows and columns of the product fill well and, on a GPU, that makes
+/// enough workgroups to keep it busy, where need be with the sums in pieces.
 ///
 /// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
-    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what `Large` reads for a multiply-add.
-    /// Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
-    Huge,
+    /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what [`Tile::Tile64x64`] reads for
+    /// a multiply-add. Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
+    Tile128x128,
     /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
-    Large,
+    Tile64x64,
     /// From workgroup memory, 32 by 32, 4 by 4 an invocation.
-    Medium,
+    Tile32x32,
     /// From workgroup memory, 128 rows by 8 columns, 4 by 4 an invocation: a few output features.
-    Tall,
-    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight comes
-    /// from memory.
-    Stream8,
+    Tile128x8,
+    /// From registers, 8 rows by 8 columns, or by 32 for dx and dv: a few rows of x, at the speed at which the weight
+    /// comes from memory.
+    Gemv8,
     /// 4 rows by as many columns.
-    Stream4,
+    Gemv4,
     /// 2 rows by as many columns.
-    Stream2,
+    Gemv2,
     /// 1 row by 4 columns, or by 32.
-    Stream1,
-    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose subgroups
-    /// have one size: those that compute on a CPU.
-    Lanes64,
+    Gemv1,
+    /// By a subgroup of 8 or 16 lanes, 64 rows by 8 columns a lane. As the others of its name for devices whose
+    /// subgroups have one size: those that compute on a CPU.
+    Subgroup64,
     /// 32 rows by 8 columns a lane.
-    Lanes32,
+    Subgroup32,
     /// 16 rows by 8 columns a lane.
-    Lanes16,
+    Subgroup16,
     /// 8 rows by 4 columns a lane.
-    Lanes8,
+    Subgroup8,
     /// 4 rows by 4 columns a lane.
-    Lanes4,
+    Subgroup4,
     /// 2 rows by 4 columns a lane.
-    Lanes2,
+    Subgroup2,
     /// 1 row by 4 columns a lane.
-    Lanes1,
-    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Coop16`] for products of two matrices stored as
-    /// f16, neither of which is scaled before it is multiplied, on devices that were asked for the experimental feature:
-    /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
-    Coop8,
+    Subgroup1,
+    /// In cooperative matrices of 8 by 8, 32 rows by 32 columns. As [`Tile::Cooperative16`] for products of two
+    /// matrices stored as f16, neither of which is scaled before it is multiplied, on devices that were asked for the
+    /// experimental feature: [`Options::cooperative_matrices`](crate::Options::cooperative_matrices).
+    Cooperative8,
     /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
-    Coop16,
+    Cooperative16,
 }
 
 impl Tile {
     /// All of them.
     pub const ALL: [Tile; 17] = [
-        Tile::Huge,
-        Tile::Large,
-        Tile::Medium,
-        Tile::Tall,
-        Tile::Stream8,
-        Tile::Stream4,
-        Tile::Stream2,
-        Tile::Stream1,
-        Tile::Lanes64,
-        Tile::Lanes32,
-        Tile::Lanes16,
-        Tile::Lanes8,
-        Tile::Lanes4,
-        Tile::Lanes2,
-        Tile::Lanes1,
-        Tile::Coop8,
-        Tile::Coop16,
+        Tile::Tile128x128,
+        Tile::Tile64x64,
+        Tile::Tile32x32,
+        Tile::Tile128x8,
+        Tile::Gemv8,
+        Tile::Gemv4,
+        Tile::Gemv2,
+        Tile::Gemv1,
+        Tile::Subgroup64,
+        Tile::Subgroup32,
+        Tile::Subgroup16,
+        Tile::Subgroup8,
+        Tile::Subgroup4,
+        Tile::Subgroup2,
+        Tile::Subgroup1,
+        Tile::Cooperative8,
+        Tile::Cooperative16,
     ];
 
     pub(crate) fn family(self) -> Family {
         match self {
-            Tile::Huge | Tile::Large | Tile::Medium | Tile::Tall => Family::Tile,
-            Tile::Stream8 | Tile::Stream4 | Tile::Stream2 | Tile::Stream1 => Family::Stream,
-            Tile::Coop8 => Family::Cooperative8,
-            Tile::Coop16 => Family::Cooperative16,
+            Tile::Tile128x128 | Tile::Tile64x64 | Tile::Tile32x32 | Tile::Tile128x8 => Family::Tile,
+            Tile::Gemv8 | Tile::Gemv4 | Tile::Gemv2 | Tile::Gemv1 => Family::Stream,
+            Tile::Cooperative8 => Family::Cooperative8,
+            Tile::Cooperative16 => Family::Cooperative16,
             _ => Family::Subgroup,
         }
     }
@@ -119,11 +119,11 @@ impl FromStr for Tile {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::UnknownTile`].
+    /// [`ParseError::Tile`].
     fn from_str(name: &str) -> Result<Tile, Error> {
         Tile::ALL.into_iter().find(|tile| tile.to_string() == name).ok_or_else(|| {
             let names: Vec<_> = Tile::ALL.iter().map(Tile::to_string).collect();
-            Error::UnknownTile { got: name.to_owned(), expected: names.join(", ") }
+            Error::Parse(ParseError::Tile { got: name.to_owned(), expected: names.join(", ") })
         })
     }
 }

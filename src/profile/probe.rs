@@ -1,9 +1,11 @@
 //! What an adapter can do at most, measured. Shader: `probe.wgsl`.
+#[cfg(doc)]
+use crate::DeviceError;
 use crate::binding::View;
 use crate::kernel::{Access, Constants, Kernel, kernels, params};
 use crate::record::Dispatch;
 use crate::source::Module;
-use crate::{DType, Error, Gpu, Recorder, Roof, Tensor, Work};
+use crate::{Cost, DType, Error, Gpu, Recorder, Roofline, Tensor};
 
 params! {
     struct ProbeParams {
@@ -36,31 +38,32 @@ kernels! {
 }
 
 impl Gpu {
-    /// What this adapter can do at most, by three kernels: a copy, a sum of all that is read, and chains of multiply-adds
-    /// that do not depend on each other. The best of a few runs, measured once and kept. Takes about a second, and
-    /// two buffers of up to 128 MiB meanwhile, so that caches do not hold them.
+    /// What this adapter can do at most, by three kernels: a copy, a sum of all that is read, and chains of
+    /// multiply-adds that do not depend on each other. The best of a few runs, measured once and kept. Takes about a
+    /// second, and two buffers of up to 128 MiB meanwhile, so that caches do not hold them.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; in a browser [`Error::Unsupported`] without timestamps.
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`]; in a browser [`DeviceError::Unsupported`] without
+    /// timestamps.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn roof(&self) -> Result<Roof, Error> {
-        pollster::block_on(self.known_roof(true))
+    pub fn roofline(&self) -> Result<Roofline, Error> {
+        pollster::block_on(self.known_roofline(true))
     }
 
-    /// [`Gpu::roof`] without blocking (but where the device has no timestamps).
+    /// [`Gpu::roofline`] without blocking (but where the device has no timestamps).
     ///
     /// # Errors
-    /// As [`Gpu::roof`].
-    pub async fn roof_async(&self) -> Result<Roof, Error> {
-        self.known_roof(false).await
+    /// As [`Gpu::roofline`].
+    pub async fn roofline_async(&self) -> Result<Roofline, Error> {
+        self.known_roofline(false).await
     }
 
-    async fn known_roof(&self, block: bool) -> Result<Roof, Error> {
-        if let Some(roof) = self.roof_cell().get() {
+    async fn known_roofline(&self, block: bool) -> Result<Roofline, Error> {
+        if let Some(roof) = self.roofline_cell().get() {
             return Ok(*roof);
         }
-        let roof = Probe::new(self, block)?.roof().await?;
-        Ok(*self.roof_cell().get_or_init(|| roof))
+        let roof = Probe::new(self, block)?.roofline().await?;
+        Ok(*self.roofline_cell().get_or_init(|| roof))
     }
 }
 
@@ -81,9 +84,9 @@ impl Probe {
         Ok(Probe { gpu: gpu.clone(), block, groups: groups.max(1), source: tensor()?, target: tensor()? })
     }
 
-    async fn roof(&self) -> Result<Roof, Error> {
+    async fn roofline(&self) -> Result<Roofline, Error> {
         let bytes = (self.groups * GROUP_BYTES) as f64;
-        let mut roof = Roof { copy: 0.0, read: 0.0, multiply_add: 0.0 };
+        let mut roof = Roofline { copy: 0.0, read: 0.0, multiply_add: 0.0 };
         for variant in [0, 1] {
             let walk = vec![("CONTIGUOUS", variant)];
             roof.copy = roof.copy.max(2.0 * bytes / self.best(&PROBE_COPY, &walk, self.groups).await?);
@@ -112,7 +115,7 @@ impl Probe {
         let record = |ops: &mut Recorder<'_, '_>| {
             (0..RUNS).try_for_each(|_| probe(ops, kernel, constants, [&self.source, &self.target], groups))
         };
-        let timed = self.gpu.timed(self.gpu.clock(), self.block, record).await?;
+        let timed = self.gpu.timed(self.gpu.timing(), self.block, record).await?;
         let seconds = timed.iter().flat_map(|o| &o.dispatches).skip(1).map(|d| d.seconds);
         // A clock that is too coarse shows no time at all.
         Ok(seconds.fold(f64::INFINITY, f64::min).max(1e-9))
@@ -127,7 +130,7 @@ fn probe(
     [source, target]: [&Tensor; 2],
     groups: u64,
 ) -> Result<(), Error> {
-    ops.begin(kernel.entry, Work::default());
+    ops.begin(kernel.entry, Cost::default());
     let bind = |&(_, access): &(u32, Access)| {
         let tensor = if access == Access::Read { source } else { target };
         View::of(tensor).bind(ops.facts().capacities, 0, tensor.len() as u64).0

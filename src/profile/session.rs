@@ -1,13 +1,13 @@
 //! The recording of a profile: each dispatch by itself, and timed.
-use super::times::{Clock, DispatchTime, OperatorTime};
+use super::times::{DispatchTime, OperatorTime, Timing};
 use crate::commands::Commands;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::commands::{PASS, new_encoder};
-use crate::{DType, Error, Gpu, Work};
+use crate::{Cost, DType, Error, Gpu, Tensor};
 
 /// The recording of a profile.
 pub(crate) struct Session {
-    clock: Clock,
+    timing: Timing,
     commands: Commands,
     operators: Vec<OperatorTime>,
     /// Two timestamps for each dispatch.
@@ -19,17 +19,17 @@ pub(crate) struct Session {
 const DISPATCHES_IN_SET: u32 = wgpu::QUERY_SET_MAX_QUERIES / 2;
 
 impl Session {
-    pub fn new(gpu: &Gpu, clock: Clock) -> Session {
-        if clock == Clock::Wall {
+    pub fn new(gpu: &Gpu, timing: Timing) -> Session {
+        if timing == Timing::Wall {
             // What was submitted before is not part of it.
             let _ = gpu.device().poll(wgpu::PollType::wait_indefinitely());
         }
-        Session { clock, commands: Commands::new(gpu), operators: vec![], queries: vec![], dispatch_count: 0 }
+        Session { timing, commands: Commands::new(gpu), operators: vec![], queries: vec![], dispatch_count: 0 }
     }
 
     /// What is timed from here on belongs to this operator.
-    pub fn begin(&mut self, name: &str, work: Work) {
-        self.operators.push(OperatorTime { name: name.to_owned(), work, dispatches: vec![] });
+    pub fn begin(&mut self, name: &str, cost: Cost) {
+        self.operators.push(OperatorTime { name: name.to_owned(), cost, dispatches: vec![] });
     }
 
     /// Times what `record` records.
@@ -40,12 +40,12 @@ impl Session {
         work: u64,
         record: impl FnOnce(&mut wgpu::ComputePass<'_>),
     ) -> Result<(), Error> {
-        let seconds = match self.clock {
-            Clock::Timestamps => {
+        let seconds = match self.timing {
+            Timing::Timestamps => {
                 self.record(gpu, work, record)?;
                 0.0 // Known when the timestamps are.
             }
-            Clock::Wall => wall(gpu, record)?,
+            Timing::Wall => wall(gpu, record)?,
         };
         self.dispatch_count += 1;
         let dispatch = DispatchTime { label: label.to_owned(), seconds };
@@ -85,7 +85,7 @@ impl Session {
         let mut dispatches = self.operators.iter_mut().flat_map(|o| &mut o.dispatches);
         let period = f64::from(gpu.queue().get_timestamp_period()) * 1e-9;
         for (buffer, count) in resolved {
-            let words = gpu.tensor(&buffer, 0, &[4 * count as usize], DType::F32)?;
+            let words = Tensor::from_buffer(gpu, &buffer, 0, &[4 * count as usize], DType::F32)?;
             let words: Vec<f32> = words.fetch(block).await?;
             for (times, dispatch) in bytemuck::cast_slice::<f32, [u32; 4]>(&words).iter().zip(&mut dispatches) {
                 let [begin, end] = [[times[0], times[1]], [times[2], times[3]]].map(bytemuck::cast::<_, u64>);
@@ -110,5 +110,5 @@ fn wall(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f6
 
 #[cfg(target_arch = "wasm32")]
 fn wall(_: &Gpu, _: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Result<f64, Error> {
-    Err(Error::Unsupported { what: "timestamps".to_owned() })
+    Err(crate::DeviceError::Unsupported { what: "timestamps".to_owned() }.into())
 }

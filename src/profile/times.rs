@@ -1,11 +1,11 @@
 //! What a profile tells, and the table of it.
 use std::fmt;
 
-use crate::{Roof, Work};
+use crate::{Cost, Roofline};
 
 /// How dispatches are timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Clock {
+pub enum Timing {
     /// By timestamps that the device writes around each dispatch, in a pass of its own. Needs
     /// [`wgpu::Features::TIMESTAMP_QUERY`].
     Timestamps,
@@ -28,10 +28,10 @@ pub struct DispatchTime {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct OperatorTime {
-    /// The operator, as in `ops.linear_into(..)`: `linear`.
+    /// The operator, as in `ops.linear(..)`: `linear`.
     pub name: String,
     /// The least it has to move and to do.
-    pub work: Work,
+    pub cost: Cost,
     /// Its dispatches, in order.
     pub dispatches: Vec<DispatchTime>,
 }
@@ -46,17 +46,17 @@ impl OperatorTime {
 /// Where the time of a recording went. From [`Gpu::profile`](crate::Gpu::profile).
 ///
 /// `Display` makes a table of it: the calls of each operator and variant together, longest first, with the rates that
-/// follow from their [`Work`], and the part of the [`Roof`] that they reach: the time of that work at the roof, of the
-/// time it took.
+/// follow from their [`Cost`], and the part of the [`Roofline`] that they reach: the time of that work at the roof, of
+/// the time it took.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Profile {
     /// The operators, in the order in which they were recorded; those that needed no dispatch are left out.
     pub operators: Vec<OperatorTime>,
     /// How they were timed.
-    pub clock: Clock,
+    pub timing: Timing,
     /// What the adapter can do at most.
-    pub roof: Roof,
+    pub roofline: Roofline,
 }
 
 impl Profile {
@@ -84,12 +84,12 @@ impl Profile {
                 Some(row) => row,
                 None => {
                     let seconds = vec![0.0; operator.dispatches.len()];
-                    rows.push(Row { first: operator, calls: 0, work: Work::default(), seconds });
+                    rows.push(Row { first: operator, calls: 0, cost: Cost::default(), seconds });
                     rows.last_mut().expect("just pushed")
                 }
             };
             row.calls += 1;
-            row.work += operator.work;
+            row.cost += operator.cost;
             row.seconds.iter_mut().zip(&operator.dispatches).for_each(|(sum, d)| *sum += d.seconds);
         }
         rows.sort_by(|a, b| b.total().total_cmp(&a.total()));
@@ -101,7 +101,7 @@ impl Profile {
 struct Row<'a> {
     first: &'a OperatorTime,
     calls: usize,
-    work: Work,
+    cost: Cost,
     /// Of each dispatch, over all calls.
     seconds: Vec<f64>,
 }
@@ -119,8 +119,8 @@ impl fmt::Display for Profile {
         for row in self.rows() {
             let total = row.total();
             let rate = |amount: u64| amount as f64 * 1e-9 / total;
-            let (bytes, operations) = (rate(row.work.bytes()), rate(row.work.operations));
-            let roof = 100.0 * self.roof.seconds(&row.work) / total;
+            let (bytes, operations) = (rate(row.cost.bytes()), rate(row.cost.operations));
+            let roof = 100.0 * self.roofline.seconds(&row.cost) / total;
             let share = 100.0 * total / all;
             write!(
                 f,
@@ -139,11 +139,11 @@ impl fmt::Display for Profile {
                 }
             }
         }
-        let clock = match self.clock {
-            Clock::Timestamps => "timestamps",
-            Clock::Wall => "wall clock",
+        let clock = match self.timing {
+            Timing::Timestamps => "timestamps",
+            Timing::Wall => "wall clock",
         };
-        let Roof { copy, read, multiply_add } = self.roof;
+        let Roofline { copy, read, multiply_add } = self.roofline;
         write!(
             f,
             "{:>6} {:>11.4}        by {clock}; roof: copy {:.2} GB/s, read {:.2} GB/s, multiply-add {:.2} GFLOP/s",

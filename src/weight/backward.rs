@@ -6,53 +6,72 @@ use crate::memory::Scratch;
 use crate::vectors;
 use crate::weight::norms::{Dot, Form, Job, record_norms};
 use crate::weight::rescale::{Action, Rescale, rescale};
-use crate::{DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
+use crate::{DType, Eps, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
+
+/// The gradients of [`Gpu::normalize`], given the dw of a weight. The request of [`Gpu::normalize_backward`] and
+/// [`Recorder::normalize_backward`].
+///
+/// ```text
+/// dg_j = Σ dw·(v/n̂_j)        dv = (g_j/n̂_j)·(dw - dg_j·(v/d_j))
+/// ```
+///
+/// - d is n̂ but under [`Eps::After`], where it is n; where the clamp is active, or n = 0 under [`Eps::After`], the
+///   second term is absent. A zero row gives dg = 0 and dv = g·dw/n̂, under [`Eps::None`] NaN.
+/// - `dw`, `dv`: v's shape. `dg`: shaped as the norms or flat; it comes without g too. Any storage types.
+/// - Norms that are known ([`WeightNorm::norms`]) are not computed, but under [`Eps::After`].
+/// - Reference: PyTorch's `weight_norm` backward, in the factored form that stays in range.
+///
+/// # Dispatches
+/// Those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are summed up;
+/// one for dv. A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
+///
+/// # Errors
+/// As [`WeightNorm`].
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct NormalizeBackward<'a> {
+    pub(super) dw: &'a Tensor,
+    pub(super) weight: WeightNorm<'a>,
+}
+
+impl<'a> NormalizeBackward<'a> {
+    /// Of a weight whose w has this gradient.
+    pub fn new(dw: &'a Tensor, weight: WeightNorm<'a>) -> Self {
+        NormalizeBackward { dw, weight }
+    }
+}
 
 impl Gpu {
-    /// The gradients of [`Gpu::normalize`]. Returns (dv, dg).
-    ///
-    /// ```text
-    /// dg_j = Σ dw·(v/n̂_j)        dv = (g_j/n̂_j)·(dw - dg_j·(v/d_j))
-    /// ```
-    ///
-    /// d is n̂ but under [`Eps::After`], where it is n; where the clamp is active, or n = 0 under [`Eps::After`], the
-    /// second term is absent. `dw`: v's shape, any storage type. dv has v's storage type, dg is f32 in the norms' shape
-    /// and comes without g too. A zero row gives dg = 0 and dv = g·dw/n̂, under [`Eps::None`] NaN. Reference: PyTorch's
-    /// `weight_norm` backward, in the factored form that stays in range.
+    /// `(dv, dg)` of [`NormalizeBackward`]: dv in v's storage type, dg in f32.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::DType`], [`Error::Axis`], [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
-    pub fn normalize_backward(&self, dw: &Tensor, weight: WeightNorm<'_>) -> Result<(Tensor, Tensor), Error> {
-        let dv = self.zeros(weight.v.shape(), weight.v.dtype())?;
-        let dg = self.zeros(&norms_shape(weight.v.shape(), weight.axis), DType::F32)?;
-        self.run(|ops| ops.normalize_backward_into(dw, weight, Some(&dv), Some(&dg), Write::Replace))?;
+    /// As [`NormalizeBackward`].
+    pub fn normalize_backward(&self, backward: NormalizeBackward<'_>) -> Result<(Tensor, Tensor), Error> {
+        let WeightNorm { v, axis, .. } = backward.weight;
+        let dv = self.zeros(v.shape(), v.dtype())?;
+        let dg = self.zeros(&norms_shape(v.shape(), axis), DType::F32)?;
+        self.run(|ops| ops.normalize_backward(backward, &Gradients::default().dv(&dv).dg(&dg)))?;
         Ok((dv, dg))
     }
 }
 
 impl Recorder<'_, '_> {
-    /// Records [`Gpu::normalize_backward`] into `dv`, v's shape and any storage type, and `dg`, any storage type, in
-    /// the norms' shape or flat, each if wanted. With known norms ([`WeightNorm::norms`]) they are not computed, but
-    /// under [`Eps::After`].
-    ///
-    /// The dispatches of [`Recorder::row_norms_into`] for the sums of products, beside which norms that are not known
-    /// are summed up; one for dv. A dg that is not f32 takes one more, two with [`Write::Add`].
+    /// Records [`NormalizeBackward`] into the wanted ones of `gradients`.
     ///
     /// # Errors
-    /// As [`Gpu::normalize_backward`]; [`Error::Alias`], [`Error::Overlap`].
-    pub fn normalize_backward_into(
+    /// As [`NormalizeBackward`].
+    pub fn normalize_backward(
         &mut self,
-        dw: &Tensor,
-        weight: WeightNorm<'_>,
-        dv: Option<&Tensor>,
-        dg: Option<&Tensor>,
-        write: Write,
+        backward: NormalizeBackward<'_>,
+        gradients: &Gradients<'_>,
     ) -> Result<(), Error> {
         const OP: &str = "normalize_backward";
+        let NormalizeBackward { dw, weight } = backward;
+        let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
         weight.check(OP)?;
         let shape = weight.v.shape();
         expect_shape(OP, "dw", dw, shape)?;
+        Gradients::expect_none(OP, &[("dx", dx), ("dbias", dbias)])?;
         if let Some(dv) = dv {
             expect_shape(OP, "dv", dv, shape)?;
         }
@@ -64,15 +83,15 @@ impl Recorder<'_, '_> {
             .input("v", weight.v)
             .input("g", weight.g)
             .input("norms", weight.norms)
-            .output_onto(write == Write::Add, "dv", dv)
-            .output_onto(write == Write::Add, "dg", dg)
+            .output_onto(accumulate, "dv", dv)
+            .output_onto(accumulate, "dg", dg)
             .operations(weight.norms_operations() + (if dv.is_some() { 5 } else { 2 }) * dw.len() as u64)
             .begin(self)?;
         if dv.is_none() && dg.is_none() {
             return Ok(());
         }
-        vectors::in_f32(self, (write == Write::Add, true), [dg], |ops, [dg]| {
-            gradients_of_weight(ops, dw, weight, dv, dg, write)
+        vectors::in_f32(self, (accumulate, true), [dg], |ops, [dg]| {
+            gradients_of_weight(ops, dw, weight, dv, dg, accumulate)
         })
     }
 }
@@ -84,11 +103,10 @@ fn gradients_of_weight(
     weight: WeightNorm<'_>,
     dv: Option<&Tensor>,
     dg: Option<&Tensor>,
-    write: Write,
+    accumulate: bool,
 ) -> Result<(), Error> {
     let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
     let scales = View::scratch(ops.scratch(Scratch::Scales, kept * 16)?, 4);
-    let add = write == Write::Add;
     // Under [`Eps::After`] the gradients want n, which is not known.
     let known = weight.norms.filter(|_| !matches!(weight.eps, Eps::After(_))).map(View::of);
     let sums = Job {
@@ -100,11 +118,11 @@ fn gradients_of_weight(
         form: Form::Backward,
         out: scales.clone(),
         norms_too: dg,
-        dot: Some(Dot { dw, known, add }),
+        dot: Some(Dot { dw, known, add: accumulate }),
     };
     record_norms(ops, &sums)?;
     let Some(dv) = dv else { return Ok(()) };
-    let action = Action::Backward { dw, scales: &scales, add };
+    let action = Action::Backward { dw, scales: &scales, add: accumulate };
     rescale(ops, &Rescale { action, v: Some(weight.v), w: dv, axis: weight.axis })
 }
 

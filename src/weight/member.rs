@@ -4,7 +4,7 @@ use crate::contract::{Layout, norms_shape};
 use crate::weight::cut::{HAS_BESIDE, HAS_GAIN, OF_DW, OF_GAIN, OF_POLICY, OF_V, OF_W, widest};
 use crate::weight::plan::Problem;
 use crate::weight::record::are_in_quads;
-use crate::{Eps, Error, Tensor, WeightNorm};
+use crate::{ArgumentError, Eps, Error, Tensor, WeightNorm};
 #[cfg(doc)]
 use crate::{Recorder, WeightSet};
 
@@ -67,7 +67,7 @@ pub enum SetOperator {
     RowNorms,
     /// [`Recorder::normalize_set`].
     Normalize,
-    /// [`Recorder::normalize_set_in_place`] and [`Recorder::project_set`].
+    /// [`Recorder::normalize_set_in_place`] and [`Recorder::normalize_direction_set`].
     InPlace,
     /// [`Recorder::normalize_backward_set`].
     Backward,
@@ -94,7 +94,7 @@ impl<'a> SetMember<'a> {
         let SetMember { weight, w, norms, dw, dv, dg } = *self;
         weight.check(OP)?;
         if weight.norms.is_some() {
-            return Err(Error::KnownNorms { op: OP });
+            return Err(ArgumentError::KnownNorms { op: OP }.into());
         }
         let (shape, axis) = (weight.v.shape(), weight.axis);
         for (arg, tensor) in [("w", w), ("dw", dw), ("dv", dv)] {
@@ -139,7 +139,9 @@ impl<'a> Job<'a> {
     pub fn new(member: &SetMember<'a>, operator: SetOperator) -> Result<Job<'a>, Error> {
         let op = operator.name();
         let WeightNorm { v, g, axis, eps, .. } = member.weight;
-        let need = |arg, tensor: Option<&'a Tensor>| tensor.ok_or(Error::Missing { op, arg }).map(Some);
+        let need = |arg, tensor: Option<&'a Tensor>| {
+            tensor.ok_or(Error::Argument(ArgumentError::Missing { op, arg })).map(Some)
+        };
         let layout = Layout::new(v.shape(), axis)?;
         // Norms over nothing are norms of empty rows.
         let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout };

@@ -1,4 +1,6 @@
 //! w = g·v/n̂ of one weight, and what it comes from.
+#[cfg(doc)]
+use crate::ArgumentError;
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::contract::{Layout, norms_shape};
 use crate::vectors;
@@ -6,60 +8,84 @@ use crate::weight::norms::{self, Form};
 use crate::weight::rescale::{self, Action, Rescale};
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
+/// An ordinary weight to take apart: v = w, g = n̂, so that [`Gpu::normalize`] of them, with the same axis and policy,
+/// gives w back. This is how frameworks attach weight normalization to a layer. The request of [`Gpu::decompose`] and
+/// [`Recorder::decompose`].
+///
+/// - `w`, `v`: one shape and storage type. `g`: any storage type, shaped as the norms ([`WeightNorm`]) or flat.
+/// - Where n̂ = 0 ([`Eps::None`] and a zero row) w comes back as NaN.
+/// - Reference: what PyTorch's `weight_norm` makes of a layer's weight.
+///
+/// # Dispatches
+/// One more than the norms ([`WeightNorm`]), two where g is not f32.
+///
+/// # Errors
+/// [`ArgumentError::Axis`], [`ArgumentError::Eps`], [`ArgumentError::Shape`], [`ArgumentError::DType`]. Besides those
+/// of every operator ([`Error`]).
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Decompose<'a> {
+    w: &'a Tensor,
+    axis: Axis,
+    eps: Eps,
+}
+
+impl<'a> Decompose<'a> {
+    /// Kept axis 0, eps policy clamp 1e-12.
+    pub fn new(w: &'a Tensor) -> Self {
+        Decompose { w, axis: Axis::default(), eps: Eps::default() }
+    }
+
+    /// Another kept axis.
+    pub fn axis(self, axis: Axis) -> Self {
+        Decompose { axis, ..self }
+    }
+
+    /// Another eps policy.
+    pub fn eps(self, eps: Eps) -> Self {
+        Decompose { eps, ..self }
+    }
+}
+
 impl Gpu {
-    /// The normalized weight.
-    ///
-    /// ```text
-    /// w = g·(v/n̂)        without g: v/n̂
-    /// ```
-    ///
-    /// Returns shape and storage type of v. Right wherever w is representable, over the whole range of f32. A zero row
-    /// gives 0, under [`Eps::None`] NaN. Reference: PyTorch's `weight_norm`.
+    /// w of [`WeightNorm`], in v's storage type.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::DType`] if g or the norms do not fit; [`Error::Axis`], [`Error::Eps`],
-    /// [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// As [`WeightNorm`].
     pub fn normalize(&self, weight: WeightNorm<'_>) -> Result<Tensor, Error> {
         let w = self.zeros(weight.v.shape(), weight.v.dtype())?;
-        self.run(|ops| ops.normalize_into(weight, &w))?;
+        self.run(|ops| ops.normalize(weight, &w))?;
         Ok(w)
     }
 
-    /// [`Gpu::normalize`] with w in v's place. Without g this is the projection V ← V/‖V‖ after an optimizer step.
+    /// w of [`WeightNorm`] in v's place. Without g this normalizes the direction, V ← V/‖V‖, as after an optimizer
+    /// step.
     ///
     /// # Errors
-    /// As [`Gpu::normalize`].
+    /// As [`WeightNorm`].
     pub fn normalize_in_place(&self, weight: WeightNorm<'_>) -> Result<(), Error> {
         self.run(|ops| ops.normalize_in_place(weight))
     }
 
-    /// Splits an ordinary weight into (v, g): v = w, g = n̂, so that [`Gpu::normalize`] of them, with the same axis and
-    /// policy, gives w back. This is how frameworks attach weight normalization to a layer.
-    ///
-    /// v has w's storage type, g is f32 in the norms' shape. Where n̂ = 0 ([`Eps::None`] and a zero row) w comes back
-    /// as NaN.
+    /// `(v, g)` of [`Decompose`], g in f32.
     ///
     /// # Errors
-    /// As [`Gpu::row_norms`].
-    pub fn split(&self, w: &Tensor, axis: Axis, eps: Eps) -> Result<(Tensor, Tensor), Error> {
+    /// As [`Decompose`].
+    pub fn decompose(&self, decompose: Decompose<'_>) -> Result<(Tensor, Tensor), Error> {
+        let Decompose { w, axis, .. } = decompose;
         let v = self.zeros(w.shape(), w.dtype())?;
         let g = self.zeros(&norms_shape(w.shape(), axis), DType::F32)?;
-        self.run(|ops| ops.split_into(w, axis, eps, &v, &g))?;
+        self.run(|ops| ops.decompose(decompose, &v, &g))?;
         Ok((v, g))
     }
 }
 
 impl Recorder<'_, '_> {
-    /// Records [`Gpu::normalize`] into `w`: the shape of v, any storage type.
-    ///
-    /// One dispatch more than [`Recorder::row_norms_into`], or two with known norms. One in all where a workgroup can
-    /// hold its rows: contiguous (kept axis 0), of whole 16 bytes and at most 16 KiB, in a v and w that start at
-    /// multiples of 16 bytes and have one storage type. On a CPU only small tensors, and short rows, of which a few, up
-    /// to 8, have to fill whole 16 bytes, and as many have to divide the rows.
+    /// Records w of [`WeightNorm`] into `w`: the shape of v, any storage type.
     ///
     /// # Errors
-    /// As [`Gpu::normalize`]; [`Error::Alias`].
-    pub fn normalize_into(&mut self, weight: WeightNorm<'_>, w: &Tensor) -> Result<(), Error> {
+    /// As [`WeightNorm`].
+    pub fn normalize(&mut self, weight: WeightNorm<'_>, w: &Tensor) -> Result<(), Error> {
         const OP: &str = "normalize";
         weight.check(OP)?;
         expect_shape(OP, "w", w, weight.v.shape())?;
@@ -73,10 +99,10 @@ impl Recorder<'_, '_> {
         normalized(self, weight, Some(weight.v), w)
     }
 
-    /// Records [`Gpu::normalize_in_place`]. The dispatches are those of [`Recorder::normalize_into`].
+    /// Records [`Gpu::normalize_in_place`].
     ///
     /// # Errors
-    /// As [`Gpu::normalize`]; [`Error::Alias`] if g or the norms share v's buffer.
+    /// As [`WeightNorm`].
     pub fn normalize_in_place(&mut self, weight: WeightNorm<'_>) -> Result<(), Error> {
         const OP: &str = "normalize_in_place";
         weight.check(OP)?;
@@ -89,15 +115,13 @@ impl Recorder<'_, '_> {
         normalized(self, weight, None, weight.v)
     }
 
-    /// Records [`Gpu::split`] into `v`, of w's shape and storage type, and `g`, any storage type, in the norms' shape
-    /// or flat.
-    ///
-    /// One dispatch more than [`Recorder::row_norms_into`], two where g is not f32.
+    /// Records [`Decompose`] into `v` and `g`.
     ///
     /// # Errors
-    /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`], [`Error::Overlap`].
-    pub fn split_into(&mut self, w: &Tensor, axis: Axis, eps: Eps, v: &Tensor, g: &Tensor) -> Result<(), Error> {
-        const OP: &str = "split";
+    /// As [`Decompose`].
+    pub fn decompose(&mut self, decompose: Decompose<'_>, v: &Tensor, g: &Tensor) -> Result<(), Error> {
+        const OP: &str = "decompose";
+        let Decompose { w, axis, eps } = decompose;
         Layout::new(w.shape(), axis)?;
         eps.check()?;
         expect_shape(OP, "v", v, w.shape())?;
@@ -105,7 +129,7 @@ impl Recorder<'_, '_> {
         expect_gain(OP, "g", g, &norms_shape(w.shape(), axis))?;
         Arguments::new(OP).input("w", w).output("v", v).output("g", g).operations(2 * w.len() as u64).begin(self)?;
         vectors::in_f32(self, (false, true), [Some(g)], |ops, [norms]| {
-            ops.nested(|ops| ops.row_norms_into(w, axis, eps, norms.unwrap_or(g)))
+            ops.nested(|ops| ops.row_norms(WeightNorm::unit(w).axis(axis).eps(eps), norms.unwrap_or(g)))
         })?;
         rescale::copy(self, w, v)
     }

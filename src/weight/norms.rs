@@ -7,7 +7,7 @@ use crate::memory::Scratch;
 use crate::weight::cut::{HAS_BESIDE, HAS_GAIN, OF_POLICY, unit_of, widest};
 use crate::weight::plan::{self, Problem};
 use crate::weight::record::{Operands, are_in_quads, record};
-use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
+use crate::{ArgumentError, Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 /// What the kernels write for each norm; OUT of `sums.wgsl`.
 #[derive(Clone, Copy, PartialEq)]
@@ -59,38 +59,29 @@ pub(crate) struct Dot<'a> {
 }
 
 impl Gpu {
-    /// The effective norms n̂ of `v`, one f32 for each index of the kept axis. With [`Eps::None`] the norms themselves.
-    ///
-    /// ```text
-    /// n_j = sqrt( Σ_{o,i} v[o,j,i]² )        n̂_j = eps policy of n_j
-    /// ```
-    ///
-    /// `v`: any shape and storage type. Returns the shape of `v` with ones everywhere but at the kept axis.
-    /// Right for any finite `v` whose norm an f32 holds; NaN and infinity stay in their row. Reference: PyTorch's
-    /// `torch.linalg.vector_norm` and `_weight_norm_interface`.
+    /// The effective norms n̂ of a [`WeightNorm`], whose g plays no part. With [`Eps::None`] the norms themselves.
     ///
     /// # Errors
-    /// [`Error::Axis`], [`Error::Eps`], [`Error::OtherGpu`], [`Error::Usage`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
-    pub fn row_norms(&self, v: &Tensor, axis: Axis, eps: Eps) -> Result<Tensor, Error> {
-        let norms = self.zeros(&norms_shape(v.shape(), axis), DType::F32)?;
-        self.run(|ops| ops.row_norms_into(v, axis, eps, &norms))?;
+    /// As [`WeightNorm`]; [`ArgumentError::KnownNorms`].
+    pub fn row_norms(&self, weight: WeightNorm<'_>) -> Result<Tensor, Error> {
+        let norms = self.zeros(&norms_shape(weight.v.shape(), weight.axis), DType::F32)?;
+        self.run(|ops| ops.row_norms(weight, &norms))?;
         Ok(norms)
     }
 }
 
 impl Recorder<'_, '_> {
-    /// Records [`Gpu::row_norms`] into `norms`: f32, of the shape returned there or flat.
-    ///
-    /// One dispatch, two where rows are split over workgroups or are not contiguous, more past a binding's or a
-    /// dispatch's limit.
+    /// Records [`Gpu::row_norms`] into `norms`: f32, shaped as there or flat.
     ///
     /// # Errors
-    /// As [`Gpu::row_norms`]; [`Error::Shape`], [`Error::DType`], [`Error::Alias`].
-    pub fn row_norms_into(&mut self, v: &Tensor, axis: Axis, eps: Eps, norms: &Tensor) -> Result<(), Error> {
+    /// As [`Gpu::row_norms`].
+    pub fn row_norms(&mut self, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
         const OP: &str = "row_norms";
-        Layout::new(v.shape(), axis)?;
-        eps.check()?;
+        let WeightNorm { v, axis, eps, .. } = weight;
+        weight.check(OP)?;
+        if weight.norms.is_some() {
+            return Err(ArgumentError::KnownNorms { op: OP }.into());
+        }
         expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), axis))?;
         Arguments::new(OP).input("v", v).output("norms", norms).operations(2 * v.len() as u64).begin(self)?;
         let job = Job {

@@ -5,7 +5,7 @@ use crate::choose::{self, Facts, HeldRows, lanes_for};
 use crate::contract::Layout;
 use crate::weight::cut::{Cut, DIRECT, Kind, Params, Part, THREADS, WHOLE};
 use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
-use crate::{DType, Error};
+use crate::{DType, Error, LimitError};
 
 /// The shortest stretch of one weight that is worth a workgroup of its own, in elements.
 const SHORTEST_STRETCH: u64 = 16_384;
@@ -105,7 +105,7 @@ fn fits(sums: u64) -> bool {
 }
 
 fn too_many(size: u64, limit: u64) -> Error {
-    Error::TooLarge { what: "partial sums of one norm", size, limit }
+    Error::Limit(LimitError::TooLarge { what: "partial sums of one norm", size, limit })
 }
 
 fn stretches(Facts { traits, capacities }: Facts, problem: &Problem) -> Stretches {

@@ -5,10 +5,11 @@ use crate::binding::{Span, View};
 use crate::contract::norms_shape;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
+use crate::weight::backward::NormalizeBackward;
 use crate::weight::cut::TableParams;
 use crate::weight::member::{SetMember, SetOperator};
 use crate::weight::table::{ITEM_BYTES, Source, Table, Window};
-use crate::{DType, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
+use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 /// Weights whose norms, normalization and gradients take a few dispatches for all of them together, however many there
 /// are: of any shapes, kept axes, storage types and eps policies. From [`Gpu::weight_set`].
@@ -38,7 +39,7 @@ impl WeightSet {
     /// The dispatches that an operator on the set takes.
     ///
     /// # Errors
-    /// As the operator: [`Error::Missing`] if the members lack its tensors; [`Error::Alias`].
+    /// As the operator: [`ArgumentError::Missing`] if the members lack its tensors; [`ArgumentError::Alias`].
     pub fn dispatch_count(&self, operator: SetOperator) -> Result<u64, Error> {
         self.plan(operator).map(|plan| plan.stages.len() as u64)
     }
@@ -53,7 +54,7 @@ impl Gpu {
     /// wants, since one dispatch reaches one buffer of each kind.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// Those of every operator ([`Error`]).
     pub fn tensors(&self, tensors: &[(&[usize], DType)]) -> Result<Vec<Tensor>, Error> {
         Tensor::zeros_together(self, tensors)
     }
@@ -62,22 +63,22 @@ impl Gpu {
     /// stand in the table.
     ///
     /// An operator on the set takes one dispatch for each of its kernels: one that normalizes rows that a workgroup
-    /// holds (see [`Recorder::normalize_into`]); one that sums up other rows; one that sums up columns, if there are
+    /// holds (see [`WeightNorm`]); one that sums up other rows; one that sums up columns, if there are
     /// members whose kept axis is not the first; one that adds up partial sums, if there are any; and one that
     /// rescales. That holds where all v share a buffer, all w another, all g, and so on ([`Gpu::tensors`]): members
     /// whose tensors lie in other buffers, which do not start at multiples of 16 bytes, or which lie further apart than
     /// a binding reaches, take as many again. [`WeightSet::dispatch_count`] tells.
     ///
     /// # Errors
-    /// [`Error::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known norms, which
-    /// a set does not take ([`Error::KnownNorms`]), or tensors that an operator lacks, while other members have them
-    /// ([`Error::Missing`]). [`Error::Alias`], [`Error::Overlap`], [`Error::OtherGpu`], [`Error::Usage`];
-    /// [`Error::TooLarge`] if more partial sums, or with another kept axis than the first more scales, belong together
-    /// than a binding holds; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`ArgumentError::Member`] with what is wrong with a member: a shape, a storage type, an axis, an eps, known
+    /// norms, which a set does not take ([`ArgumentError::KnownNorms`]), or tensors that an operator lacks, while other
+    /// members have them ([`ArgumentError::Missing`]). [`LimitError::TooLarge`](crate::LimitError::TooLarge) if more
+    /// partial sums, or with another kept axis than the first more scales, belong together than a binding holds.
+    /// Besides those of every operator ([`Error`]).
     pub fn weight_set(&self, members: &[SetMember<'_>]) -> Result<WeightSet, Error> {
         self.check()?;
         for (index, member) in members.iter().enumerate() {
-            member.check().map_err(|e| Error::Member { index, error: Box::new(e) })?;
+            member.check().map_err(|e| e.of_member(index))?;
         }
         let plan = |operator: SetOperator| Table::new(self, operator, members);
         let [norms, normalize, in_place, backward] = SetOperator::ALL.map(plan);
@@ -119,20 +120,17 @@ impl Gpu {
         Ok(all)
     }
 
-    /// [`Gpu::normalize_backward`] of many weights, each with its dw, likewise. Returns (dv, dg) of each.
+    /// [`Gpu::normalize_backward`] of many weights, likewise. Returns (dv, dg) of each.
     ///
     /// # Errors
     /// As [`Gpu::weight_set`].
-    pub fn normalize_backward_set(
-        &self,
-        weights: &[(&Tensor, WeightNorm<'_>)],
-    ) -> Result<Vec<(Tensor, Tensor)>, Error> {
-        let all: Vec<_> = weights.iter().map(|&(_, weight)| weight).collect();
+    pub fn normalize_backward_set(&self, weights: &[NormalizeBackward<'_>]) -> Result<Vec<(Tensor, Tensor)>, Error> {
+        let all: Vec<_> = weights.iter().map(|backward| backward.weight).collect();
         let gradients: Vec<_> = self.like(&all)?.into_iter().zip(self.per_norm(&all)?).collect();
-        let member = |(&(dw, weight), (dv, dg))| SetMember::new(weight).dw(dw).dv(dv).dg(dg);
+        let member = |(&NormalizeBackward { dw, weight }, (dv, dg))| SetMember::new(weight).dw(dw).dv(dv).dg(dg);
         let members: Vec<_> = weights.iter().zip(gradients.iter().map(|(dv, dg)| (dv, dg))).map(member).collect();
         let set = self.weight_set(&members)?;
-        self.run(|ops| ops.normalize_backward_set(&set, Write::Replace))?;
+        self.run(|ops| ops.normalize_backward_set(&set, false))?;
         Ok(gradients)
     }
 
@@ -150,10 +148,9 @@ impl Recorder<'_, '_> {
     /// Records [`Gpu::row_norms`] of all members of a set, into their [`SetMember::norms`]. Makes nothing anew.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the members lack these; [`Error::OtherGpu`], [`Error::OutOfMemory`],
-    /// [`Error::DeviceLost`].
+    /// [`ArgumentError::Missing`] if the members lack these. Besides those of every operator ([`Error`]).
     pub fn row_norms_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, Write::Replace)
+        record_set(self, set, SetOperator::RowNorms, "row_norms_set", true, false)
     }
 
     /// Records [`Gpu::normalize`] of all members of a set, into their [`SetMember::w`].
@@ -161,34 +158,33 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`Recorder::row_norms_set`].
     pub fn normalize_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::Normalize, "normalize_set", true, Write::Replace)
+        record_set(self, set, SetOperator::Normalize, "normalize_set", true, false)
     }
 
     /// Records [`Gpu::normalize_in_place`] of all members of a set: v becomes w.
     ///
     /// # Errors
-    /// As [`Recorder::row_norms_set`]; [`Error::Alias`] if a g shares a buffer with a v.
+    /// As [`Recorder::row_norms_set`]; [`ArgumentError::Alias`] if a g shares a buffer with a v.
     pub fn normalize_set_in_place(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::InPlace, "normalize_set_in_place", true, Write::Replace)
+        record_set(self, set, SetOperator::InPlace, "normalize_set_in_place", true, false)
     }
 
-    /// Records the projection v ← v/n̂ of all members of a set: [`Recorder::normalize_set_in_place`] without their
-    /// gains.
+    /// Records v ← v/n̂ of all members of a set: [`Recorder::normalize_set_in_place`] without their gains.
     ///
     /// # Errors
     /// As [`Recorder::normalize_set_in_place`].
-    pub fn project_set(&mut self, set: &WeightSet) -> Result<(), Error> {
-        record_set(self, set, SetOperator::InPlace, "project_set", false, Write::Replace)
+    pub fn normalize_direction_set(&mut self, set: &WeightSet) -> Result<(), Error> {
+        record_set(self, set, SetOperator::InPlace, "normalize_direction_set", false, false)
     }
 
     /// Records [`Gpu::normalize_backward`] of all members of a set: reads their [`SetMember::dw`], and replaces their
-    /// [`SetMember::dv`] and [`SetMember::dg`] or adds to them. The norms come out of the same sweep as the dot
-    /// products.
+    /// [`SetMember::dv`] and [`SetMember::dg`] or, with `accumulate`, adds to them. The norms come out of the same
+    /// sweep as the dot products.
     ///
     /// # Errors
     /// As [`Recorder::row_norms_set`].
-    pub fn normalize_backward_set(&mut self, set: &WeightSet, write: Write) -> Result<(), Error> {
-        record_set(self, set, SetOperator::Backward, "normalize_backward_set", true, write)
+    pub fn normalize_backward_set(&mut self, set: &WeightSet, accumulate: bool) -> Result<(), Error> {
+        record_set(self, set, SetOperator::Backward, "normalize_backward_set", true, accumulate)
     }
 }
 
@@ -198,9 +194,9 @@ fn record_set(
     operator: SetOperator,
     op: &'static str,
     takes_gains: bool,
-    write: Write,
+    accumulate: bool,
 ) -> Result<(), Error> {
-    let other = Error::OtherGpu { op, arg: "the set" };
+    let other = Error::Argument(ArgumentError::OtherGpu { op, arg: "the set" });
     let Some(gpu) = ops.gpu() else { return Err(other) };
     gpu.reported()?;
     if !set.gpu.is_one_with(gpu) {
@@ -209,7 +205,7 @@ fn record_set(
     let plan = set.plan(operator)?;
     let capacities = ops.facts().capacities;
     let mut work = plan.work;
-    if write == Write::Add {
+    if accumulate {
         work.read += work.written;
     }
     ops.begin(op, work);
@@ -229,7 +225,7 @@ fn record_set(
         };
         let buffers: Vec<_> = [items].into_iter().chain(stage.windows().into_iter().map(span)).collect();
         let mut constants = stage.constants.clone();
-        constants.extend((write == Write::Add).then_some(("ADD", 1)));
+        constants.extend((accumulate).then_some(("ADD", 1)));
         ops.dispatch(&Dispatch {
             kernel: stage.kind.kernels()[1],
             module: stage.module,

@@ -1,12 +1,12 @@
 //! How what is done to each element is cut, likewise.
 use bytemuck::Zeroable;
 
-use crate::Error;
 use crate::choose::Facts;
 use crate::contract::Layout;
 use crate::weight::cut::{Cut, KEEPS, Kind, Params, Part, THREADS, WHOLE};
 use crate::weight::plan::{Problem, SLACK, at, base, cut};
 use crate::windows::windows;
+use crate::{Error, LimitError};
 
 /// What becomes of each element.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,7 @@ pub(crate) fn rescale(facts: Facts, problem: &Problem, norms: Norms) -> Result<V
     let all_norms = kept <= norms_in_binding;
     if !all_norms && problem.target.is_some() && outer > 1 {
         let (size, limit) = (kept * problem.norm_bytes, capacities.binding);
-        return Err(Error::TooLarge { what: "scales in a binding in bytes", size, limit });
+        return Err(LimitError::TooLarge { what: "scales in a binding in bytes", size, limit }.into());
     }
     // Windows start and end with whole units, but where norms do.
     let in_binding = (capacities.binding - if all_norms { 0 } else { SLACK }) / problem.widest;

@@ -14,7 +14,7 @@ use crate::weight::member::{Job, SetMember, SetOperator, Share};
 use crate::weight::plan::{self, Problem};
 use crate::weight::spread::{self, Norms};
 use crate::windows::GL_WORK;
-use crate::{DType, Error, Gpu, Tensor, Work};
+use crate::{Cost, DType, Error, Gpu, LimitError, Tensor};
 
 pub(super) const ITEM_BYTES: u64 = 64;
 /// `MIXED` of the shader: a storage type or a flag of each member's own.
@@ -39,7 +39,7 @@ pub(super) struct Table {
     /// Bytes of scratch memory.
     pub sums: u64,
     pub scales: u64,
-    pub work: Work,
+    pub work: Cost,
 }
 
 /// Where a binding lies.
@@ -137,7 +137,7 @@ impl Table {
         let facts = gpu.facts();
         let mut jobs = vec![];
         for (index, member) in members.iter().enumerate() {
-            let job = Job::new(member, operator).map_err(|e| Error::Member { index, error: Box::new(e) })?;
+            let job = Job::new(member, operator).map_err(|e| e.of_member(index))?;
             jobs.push(job);
         }
         let arguments = jobs.iter().fold(Arguments::new(operator.name()), |all, job| job.arguments(all));
@@ -182,7 +182,7 @@ impl Planner {
         let Layout { outer, kept, inner } = job.layout;
         if outer * kept * inner > u64::from(u32::MAX) - 16 {
             let (size, limit) = (outer * kept * inner, u64::from(u32::MAX) - 16);
-            return Err(Error::TooLarge { what: "a member of a set in elements", size, limit });
+            return Err(LimitError::TooLarge { what: "a member of a set in elements", size, limit }.into());
         }
         let facts = self.facts;
         if let Some(cuts) = self.held_rows(facts, job) {
@@ -277,7 +277,7 @@ impl Planner {
         let origin = tensor.offset() + cut.elements.first * size;
         let begin = origin + item.elements.first / 8 * 8 * size;
         let end = origin + ((item.elements.first + item.elements.count) * size).next_multiple_of(32);
-        let end = end.min(tensor.buffer().size() / 4 * 4);
+        let end = tensor.buffer().map_or(end, |buffer| end.min(buffer.size() / 4 * 4));
         let unit = if job.quads { 16 } else { 4 };
         let source = self.source(Source::Tensors(tensor.memory().clone()));
         (item.elements.count > 0).then_some(Place { source, origin, begin, end, unit })

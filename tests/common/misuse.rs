@@ -1,6 +1,9 @@
 //! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
 //! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
-use weightnorm::{Axis, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tile, WeightNorm};
+use weightnorm::{
+    Axis, DType, Decompose, Element, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward,
+    MeanOnlyBatchNormBackward, NormalizeBackward, Recorder, Tensor, Tile, WeightNorm,
+};
 
 /// Records each misuse and compares its error with the text that belongs to it.
 pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
@@ -12,16 +15,18 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     let foreign = other.zeros(&[4, 5], DType::F32).expect("a small tensor");
     let usage = wgpu::BufferUsages::COPY_SRC;
     let descriptor = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
-    let no_storage = gpu.tensor(&gpu.device().create_buffer(&descriptor), 0, &[4, 5], DType::F32).expect("it fits");
+    let no_storage =
+        Tensor::from_buffer(gpu, &gpu.device().create_buffer(&descriptor), 0, &[4, 5], DType::F32).expect("it fits");
     // Two tensors in one buffer, and views of it that overlap.
     let shared = poison(&[64]);
-    let part = |offset: u64, shape: &[usize]| gpu.tensor(shared.buffer(), offset, shape, DType::F32).expect("it fits");
+    let part = |offset: u64, shape: &[usize]| {
+        Tensor::from_buffer(gpu, shared.buffer().unwrap(), offset, shape, DType::F32).expect("it fits")
+    };
     let (front, back, tail) = (part(0, &[4, 5]), part(128, &[4, 5]), part(200, &[4]));
     // And two that overlap the first: by much, and by one word.
     let (middle, edge) = (part(40, &[4, 5]), part(76, &[4]));
 
     let weight = WeightNorm::new(&v, &g);
-    let plain = LinearOptions::default();
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut ops = gpu.record(&mut encoder);
     let mut failures = vec![];
@@ -38,89 +43,104 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     };
     // Shapes and ranks.
     refused("row_norms: norms has shape [3, 4], expected [4, 1] or [4]", &|o| {
-        o.row_norms_into(&v, Axis::Kept(0), Eps::None, &y)
+        o.row_norms(WeightNorm::unit(&v).eps(Eps::None), &y)
     });
     refused("row_norms: norms has shape [4], expected [1, 5] or [5]", &|o| {
-        o.row_norms_into(&v, Axis::Kept(1), Eps::None, &norms)
+        o.row_norms(WeightNorm::unit(&v).axis(Axis::Kept(1)).eps(Eps::None), &norms)
     });
-    refused("normalize: w has shape [3, 4], expected [4, 5]", &|o| o.normalize_into(weight, &y));
-    refused("normalize: g has shape [3, 5], expected [4, 1] or [4]", &|o| {
-        o.normalize_into(WeightNorm::new(&v, &x), &w)
-    });
-    refused("normalize: g has shape [4], expected [1, 5] or [5]", &|o| {
-        o.normalize_into(weight.axis(Axis::Kept(1)), &w)
-    });
-    refused("normalize: g has shape [4], expected [1, 1] or [1]", &|o| o.normalize_into(weight.axis(Axis::Whole), &w));
-    refused("normalize: norms has shape [3, 5], expected [4, 1] or [4]", &|o| o.normalize_into(weight.norms(&x), &w));
+    refused("normalize: w has shape [3, 4], expected [4, 5]", &|o| o.normalize(weight, &y));
+    refused("normalize: g has shape [3, 5], expected [4, 1] or [4]", &|o| o.normalize(WeightNorm::new(&v, &x), &w));
+    refused("normalize: g has shape [4], expected [1, 5] or [5]", &|o| o.normalize(weight.axis(Axis::Kept(1)), &w));
+    refused("normalize: g has shape [4], expected [1, 1] or [1]", &|o| o.normalize(weight.axis(Axis::Whole), &w));
+    refused("normalize: norms has shape [3, 5], expected [4, 1] or [4]", &|o| o.normalize(weight.norms(&x), &w));
     refused("normalize_in_place: g has shape [4], expected [3, 1] or [3]", &|o| {
         o.normalize_in_place(WeightNorm::new(&y, &g))
     });
-    refused("split: v has shape [3, 4], expected [4, 5]", &|o| o.split_into(&v, Axis::Kept(0), Eps::None, &y, &norms));
-    refused("split: g has shape [3, 4], expected [4, 1] or [4]", &|o| {
-        o.split_into(&v, Axis::Kept(0), Eps::None, &w, &y)
+    refused("decompose: v has shape [3, 4], expected [4, 5]", &|o| {
+        o.decompose(Decompose::new(&v).eps(Eps::None), &y, &norms)
     });
-    refused("linear: weight has shape [4], expected [out_features, in_features]", &|o| o.linear_into(&x, &g, None, &y));
-    refused("linear: x has shape [3, 4], expected [.., 5]", &|o| o.linear_into(&y, weight, None, &y));
-    refused("linear: y has shape [4, 5], expected [3, 4]", &|o| o.linear_into(&x, weight, None, &w));
-    refused("linear: bias has shape [3, 5], expected [4]", &|o| o.linear_into(&x, weight, Some(&x), &y));
+    refused("decompose: g has shape [3, 4], expected [4, 1] or [4]", &|o| {
+        o.decompose(Decompose::new(&v).eps(Eps::None), &w, &y)
+    });
+    refused("linear: weight has shape [4], expected [out_features, in_features]", &|o| {
+        o.linear(Linear::new(&x, &g), &y)
+    });
+    refused("linear: x has shape [3, 4], expected [.., 5]", &|o| o.linear(Linear::new(&y, weight), &y));
+    refused("linear: y has shape [4, 5], expected [3, 4]", &|o| o.linear(Linear::new(&x, weight), &w));
+    refused("linear: bias has shape [3, 5], expected [4]", &|o| o.linear(Linear::new(&x, weight).bias(&x), &y));
     refused("linear: g has shape [3, 5], expected [4, 1] or [4]", &|o| {
-        o.linear_into(&x, WeightNorm::new(&v, &x), None, &y)
+        o.linear(Linear::new(&x, WeightNorm::new(&v, &x)), &y)
     });
     refused("linear: g has shape [4], expected [1, 5] or [5]", &|o| {
-        o.linear_into(&x, weight.axis(Axis::Kept(1)), None, &y)
+        o.linear(Linear::new(&x, weight.axis(Axis::Kept(1))), &y)
     });
     refused("linear: norms has shape [4, 5], expected [4, 1] or [4]", &|o| {
-        o.linear_into_with(&x, weight, None, &y, &plain.norms(&w))
+        o.linear(Linear::new(&x, weight).norms(&w), &y)
     });
     refused("linear: norms has shape [4], expected a weight with norms", &|o| {
-        o.linear_into_with(&x, &v, None, &y, &plain.norms(&norms))
+        o.linear(Linear::new(&x, &v).norms(&norms), &y)
     });
     // The u of a forward pass: its own shape is named, and one that is missing is missing.
-    let wanted = plain.u(&y);
     let text = "linear: u has shape [3, 4], expected none: it wants a weight normalized along axis 0 or as a whole";
-    refused(text, &|o| o.linear_into_with(&x, &v, None, &zeros(&[3, 4]), &wanted));
+    refused(text, &|o| o.linear(Linear::new(&x, &v).u(&y), &zeros(&[3, 4])));
     let square = zeros(&[4, 5]);
     let of_inputs = WeightNorm::unit(&square).axis(Axis::Kept(1));
-    refused(text, &|o| o.linear_into_with(&x, of_inputs, None, &zeros(&[3, 4]), &wanted));
-    refused("linear: u has shape [4], expected [3, 4]", &|o| {
-        o.linear_into_with(&x, weight, None, &y, &plain.u(&norms))
-    });
+    refused(text, &|o| o.linear(Linear::new(&x, of_inputs).u(&y), &zeros(&[3, 4])));
+    refused("linear: u has shape [4], expected [3, 4]", &|o| o.linear(Linear::new(&x, weight).u(&norms), &y));
     let gradients = Gradients::default().dv(&w);
-    refused("linear_backward: u is missing: the forward pass saves it (LinearOptions::u)", &|o| {
-        o.linear_backward_into(&x, weight, &y, None, &gradients)
+    refused("linear_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
+        o.linear_backward(LinearBackward::new(&x, weight, &y), &gradients)
     });
     refused("linear_backward: u has shape [4, 5], expected [3, 4]", &|o| {
-        o.linear_backward_into(&x, weight, &y, Some(&v), &gradients)
+        o.linear_backward(LinearBackward::new(&x, weight, &y).u(&v), &gradients)
     });
+    // What an operator computes, and gradients that it has not.
+    refused("row_norms: norms are computed, known ones are not taken", &|o| o.row_norms(weight.norms(&g), &norms));
+    refused("normalize_backward: dx has shape [4, 5], expected none: the operator has no such gradient", &|o| {
+        o.normalize_backward(NormalizeBackward::new(&v, weight), &Gradients::default().dx(&w))
+    });
+    refused("normalize_backward: dbias has shape [4], expected none: the operator has no such gradient", &|o| {
+        o.normalize_backward(NormalizeBackward::new(&v, weight), &Gradients::default().dv(&w).dbias(&norms))
+    });
+    refused(
+        "mean_only_batch_norm_backward: dv has shape [4, 5], expected none: the operator has no such gradient",
+        &|o| o.mean_only_batch_norm_backward(MeanOnlyBatchNormBackward::new(&x), &Gradients::default().dv(&w)),
+    );
     // Axes.
-    refused("kept axis 2 of a tensor of rank 2", &|o| o.row_norms_into(&v, Axis::Kept(2), Eps::None, &norms));
-    refused("kept axis 18446744073709551615 of a tensor of rank 2", &|o| {
-        o.row_norms_into(&v, Axis::Kept(usize::MAX), Eps::None, &norms)
+    refused("kept axis 2 of a tensor of rank 2", &|o| {
+        o.row_norms(WeightNorm::unit(&v).axis(Axis::Kept(2)).eps(Eps::None), &norms)
     });
-    refused("kept axis 2 of a tensor of rank 2", &|o| o.normalize_into(weight.axis(Axis::Kept(2)), &w));
+    refused("kept axis 18446744073709551615 of a tensor of rank 2", &|o| {
+        o.row_norms(WeightNorm::unit(&v).axis(Axis::Kept(usize::MAX)).eps(Eps::None), &norms)
+    });
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.normalize(weight.axis(Axis::Kept(2)), &w));
     refused("kept axis 2 of a tensor of rank 2", &|o| o.normalize_in_place(WeightNorm::unit(&w).axis(Axis::Kept(2))));
-    refused("kept axis 2 of a tensor of rank 2", &|o| o.split_into(&v, Axis::Kept(2), Eps::None, &w, &norms));
-    refused("kept axis 2 of a tensor of rank 2", &|o| o.linear_into(&x, weight.axis(Axis::Kept(2)), None, &y));
+    refused("kept axis 2 of a tensor of rank 2", &|o| {
+        o.decompose(Decompose::new(&v).axis(Axis::Kept(2)).eps(Eps::None), &w, &norms)
+    });
+    refused("kept axis 2 of a tensor of rank 2", &|o| o.linear(Linear::new(&x, weight.axis(Axis::Kept(2))), &y));
     // Storage types.
-    refused("row_norms: norms is F16, expected F32", &|o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &half));
-    refused("linear: norms is F16, expected F32", &|o| o.linear_into(&x, weight.norms(&half), None, &y));
-    refused("split: v is F32, expected F16", &|o| o.split_into(&half, Axis::Kept(0), Eps::None, &norms, &g));
+    refused("row_norms: norms is F16, expected F32", &|o| o.row_norms(WeightNorm::unit(&v).eps(Eps::None), &half));
+    refused("linear: norms is F16, expected F32", &|o| o.linear(Linear::new(&x, weight.norms(&half)), &y));
+    refused("decompose: v is F32, expected F16", &|o| o.decompose(Decompose::new(&half).eps(Eps::None), &norms, &g));
     // Buffers.
     refused("row_norms: v belongs to another device", &|o| {
-        o.row_norms_into(&foreign, Axis::Kept(0), Eps::None, &norms)
+        o.row_norms(WeightNorm::unit(&foreign).eps(Eps::None), &norms)
     });
-    refused("normalize: w belongs to another device", &|o| o.normalize_into(weight, &foreign));
-    refused("linear: weight belongs to another device", &|o| o.linear_into(&x, &foreign, None, &y));
+    refused("normalize: w belongs to another device", &|o| o.normalize(weight, &foreign));
+    refused("linear: weight belongs to another device", &|o| o.linear(Linear::new(&x, &foreign), &y));
     refused("row_norms: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
-        o.row_norms_into(&no_storage, Axis::Kept(0), Eps::None, &norms)
+        o.row_norms(WeightNorm::unit(&no_storage).eps(Eps::None), &norms)
     });
-    refused("normalize: the buffer of w lacks BufferUsages(STORAGE)", &|o| o.normalize_into(weight, &no_storage));
+    refused("normalize: the buffer of w lacks BufferUsages(STORAGE)", &|o| o.normalize(weight, &no_storage));
     refused("normalize_in_place: the buffer of v lacks BufferUsages(STORAGE)", &|o| {
         o.normalize_in_place(WeightNorm::unit(&no_storage))
     });
-    refused("linear: the buffer of weight lacks BufferUsages(STORAGE)", &|o| o.linear_into(&x, &no_storage, None, &y));
-    refused("normalize: output w overlaps input v...", &|o| o.normalize_into(WeightNorm::unit(&w), &w));
-    refused("normalize: output w overlaps input v...", &|o| o.normalize_into(WeightNorm::unit(&front), &middle));
+    refused("linear: the buffer of weight lacks BufferUsages(STORAGE)", &|o| {
+        o.linear(Linear::new(&x, &no_storage), &y)
+    });
+    refused("normalize: output w overlaps input v...", &|o| o.normalize(WeightNorm::unit(&w), &w));
+    refused("normalize: output w overlaps input v...", &|o| o.normalize(WeightNorm::unit(&front), &middle));
     refused("normalize_in_place: output v overlaps input g...", &|o| {
         o.normalize_in_place(WeightNorm::new(&front, &edge))
     });
@@ -128,34 +148,35 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
         o.normalize_in_place(WeightNorm::unit(&front).norms(&edge))
     });
     refused("row_norms: output norms overlaps input v...", &|o| {
-        o.row_norms_into(&front, Axis::Kept(0), Eps::None, &edge)
+        o.row_norms(WeightNorm::unit(&front).eps(Eps::None), &edge)
     });
-    refused("split: output g overlaps input w...", &|o| o.split_into(&front, Axis::Kept(0), Eps::None, &w, &edge));
+    refused("decompose: output g overlaps input w...", &|o| {
+        o.decompose(Decompose::new(&front).eps(Eps::None), &w, &edge)
+    });
     refused("linear: output norms overlaps input weight...", &|o| {
-        o.linear_into_with(&x, WeightNorm::unit(&front), None, &y, &plain.norms(&edge))
+        o.linear(Linear::new(&x, WeightNorm::unit(&front)).norms(&edge), &y)
     });
     refused("linear: output norms overlaps input known norms...", &|o| {
-        o.linear_into_with(&x, weight.norms(&norms), None, &y, &plain.norms(&norms))
+        o.linear(Linear::new(&x, weight.norms(&norms)).norms(&norms), &y)
     });
-    refused("split: outputs v and g overlap", &|o| o.split_into(&v, Axis::Kept(0), Eps::None, &back, &tail));
+    refused("decompose: outputs v and g overlap", &|o| o.decompose(Decompose::new(&v).eps(Eps::None), &back, &tail));
     refused("linear: outputs y and norms overlap", &|o| {
-        o.linear_into_with(&x, weight, None, &part(0, &[3, 4]), &plain.norms(&part(44, &[4])))
+        o.linear(Linear::new(&x, weight).norms(&part(44, &[4])), &part(0, &[3, 4]))
     });
     // Variants.
-    refused("linear: the forced variant split_length 0, Large cannot run: a split has 1 to ..", &|o| {
-        o.linear_into_with(&x, weight, None, &y, &plain.split_length(0))
+    refused("linear: the forced variant split_length 0, Tile64x64 cannot run: a split has 1 to ..", &|o| {
+        o.linear(Linear::new(&x, weight).split_length(0), &y)
     });
-    let huge = plain.tile(Tile::Medium).split_length(u32::MAX);
-    let text = "linear: the forced variant split_length 4294967295, Medium cannot run: a split has 1 to ..";
-    refused(text, &|o| o.linear_into_with(&x, weight, None, &y, &huge));
+    let text = "linear: the forced variant split_length 4294967295, Tile32x32 cannot run: a split has 1 to ..";
+    refused(text, &|o| o.linear(Linear::new(&x, weight).tile(Tile::Tile32x32).split_length(u32::MAX), &y));
     for e in [0.0, -1e-6, 1e-40, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.8e38, f32::MAX] {
         for eps in [Eps::InsideSqrt(e), Eps::Clamp(e), Eps::After(e)] {
             let text = format!("eps is {e:e}, expected a positive normal number of at most 2^126");
-            refused(&text, &|o| o.row_norms_into(&v, Axis::Kept(0), eps, &norms));
-            refused(&text, &|o| o.normalize_into(weight.eps(eps), &w));
+            refused(&text, &|o| o.row_norms(WeightNorm::unit(&v).eps(eps), &norms));
+            refused(&text, &|o| o.normalize(weight.eps(eps), &w));
             refused(&text, &|o| o.normalize_in_place(WeightNorm::unit(&w).eps(eps)));
-            refused(&text, &|o| o.split_into(&v, Axis::Kept(0), eps, &w, &norms));
-            refused(&text, &|o| o.linear_into(&x, weight.eps(eps), Some(&bias), &y));
+            refused(&text, &|o| o.decompose(Decompose::new(&v).eps(eps), &w, &norms));
+            refused(&text, &|o| o.linear(Linear::new(&x, weight.eps(eps)).bias(&bias), &y));
         }
     }
     if let Some(first) = failures.first() {
@@ -172,9 +193,9 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     // Outputs and inputs may share a buffer as long as no output overlaps anything.
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut ops = gpu.record(&mut encoder);
-    let fits = ops.linear_into_with(&x, weight, Some(&bias), &part(0, &[3, 4]), &plain.norms(&part(48, &[4])));
+    let fits = ops.linear(Linear::new(&x, weight).bias(&bias).norms(&part(48, &[4])), &part(0, &[3, 4]));
     fits.map_err(|e| e.to_string())?;
-    ops.normalize_into(WeightNorm::unit(&front), &back).map_err(|e| e.to_string())?;
+    ops.normalize(WeightNorm::unit(&front), &back).map_err(|e| e.to_string())?;
     if ops.dispatch_count() < 2 { Err("it was not recorded".into()) } else { Ok(()) }
 }
 
@@ -183,7 +204,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
     let usage = wgpu::BufferUsages::STORAGE;
     let descriptor = wgpu::BufferDescriptor { label: None, size: 64, usage, mapped_at_creation: false };
     let buffer = gpu.device().create_buffer(&descriptor);
-    let adopt = |offset, shape: &[usize], dtype| gpu.tensor(&buffer, offset, shape, dtype).map(drop);
+    let adopt = |offset, shape: &[usize], dtype| Tensor::from_buffer(gpu, &buffer, offset, shape, dtype).map(drop);
     let six = gpu.upload(&[0f32; 6], &[2, 3]).map_err(|e| e.to_string())?;
     let upload = |shape: &[usize]| gpu.upload(&[0f32; 5], shape).map(drop);
     let cases = [
@@ -204,7 +225,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
         (six.read::<half::f16>().map(drop), "read: T is F16, expected F32"),
         (pollster::block_on(six.read_async::<half::bf16>()).map(drop), "read: T is Bf16, expected F32"),
         (
-            gpu.tensor(&buffer, 0, &[4], DType::F32).and_then(|t| t.read::<f32>()).map(drop),
+            Tensor::from_buffer(gpu, &buffer, 0, &[4], DType::F32).and_then(|t| t.read::<f32>()).map(drop),
             "read: the buffer of the tensor lacks BufferUsages(COPY_SRC)",
         ),
     ];
@@ -224,7 +245,7 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
             six.reshape(shape).map(drop),
         ];
         for result in all {
-            if !matches!(result, Err(Error::TensorTooLarge { unit: "elements", .. })) {
+            if !matches!(result, Err(Error::Limit(LimitError::TensorTooLarge { unit: "elements", .. }))) {
                 return Err(format!("{result:?} for {shape:?}"));
             }
         }
@@ -232,8 +253,8 @@ pub fn tensors_are_refused(gpu: &Gpu) -> Result<(), String> {
     // A y of 2^32 elements from inputs of none.
     let (x, v) = (gpu.zeros(&[1 << 16, 0], DType::F32), gpu.zeros(&[1 << 16, 0], DType::F32));
     let (x, v) = (x.map_err(|e| e.to_string())?, v.map_err(|e| e.to_string())?);
-    match gpu.linear(&x, &v, None) {
-        Err(Error::TensorTooLarge { what: "linear: y", .. }) => Ok(()),
+    match gpu.linear(Linear::new(&x, &v)) {
+        Err(Error::Limit(LimitError::TensorTooLarge { what: "linear: y", .. })) => Ok(()),
         other => Err(format!("{other:?} for 2^32 elements")),
     }
 }
@@ -252,7 +273,7 @@ pub fn tensors_come_back(gpu: &Gpu) -> Result<(), Error> {
             assert_eq!(gpu.zeros(&[n], T::DTYPE)?.read::<T>()?, vec![make(0.0); n]);
             for offset in [4, 8, 256 + 12].into_iter().filter(|o| o + 40 < n as u64 * T::DTYPE.size()) {
                 let first = (offset / T::DTYPE.size()) as usize;
-                let part = gpu.tensor(tensor.buffer(), offset, &[13], T::DTYPE)?;
+                let part = Tensor::from_buffer(gpu, tensor.buffer()?, offset, &[13], T::DTYPE)?;
                 assert_eq!(part.read::<T>()?, data[first..first + 13], "from byte {offset}");
             }
         }

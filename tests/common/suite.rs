@@ -15,7 +15,7 @@ use std::sync::Mutex;
 pub use libtest_mimic::Failed;
 use libtest_mimic::{Arguments, Completion, Trial};
 use weightnorm::internals::Kind;
-use weightnorm::{Error, Gpu, Options, Parameters, wgpu};
+use weightnorm::{DeviceError, Error, Gpu, Options, ParameterPassing, wgpu};
 
 /// What a test comes back with.
 pub type Outcome = Result<(), Failed>;
@@ -231,11 +231,12 @@ pub fn run(first: impl FnOnce(&mut Suite), second: impl FnOnce(&mut Suite)) -> E
     let mut halves = false;
     let mut arguments = Arguments::from_args();
     let parameters = match (is_set("WEIGHTNORM_REVERSED"), is_set("WEIGHTNORM_NO_IMMEDIATES")) {
-        (true, _) => Parameters::Reversed,
-        (_, true) => Parameters::Uniform,
-        _ => Parameters::Auto,
+        (true, _) => ParameterPassing::Reversed,
+        (_, true) => ParameterPassing::Uniform,
+        _ => ParameterPassing::Auto,
     };
-    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameters(parameters).kind(Kind::Gpu))) {
+    let gpu = match pollster::block_on(Gpu::new_async(Options::default().parameter_passing(parameters).kind(Kind::Gpu)))
+    {
         Ok(gpu) => {
             let info = gpu.report().info;
             println!("adapter: {:?} | {} | {} | {}", info.backend, info.name, info.driver, info.driver_info);
@@ -248,7 +249,7 @@ pub fn run(first: impl FnOnce(&mut Suite), second: impl FnOnce(&mut Suite)) -> E
             }
             Some(gpu)
         }
-        Err(error @ Error::NoAdapter { .. }) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
+        Err(error @ Error::Device(DeviceError::NoAdapter { .. })) if !is_set("WEIGHTNORM_REQUIRE_GPU") => {
             println!("skipping every GPU test: {error}");
             None
         }

@@ -86,8 +86,8 @@ impl Direction {
         moved
     }
 
-    /// A step of v[at] that is small against the radius over which w bends there: n̂, but n where e is added to n, whose
-    /// w bends at n = 0 sharply; a zero row gets a step so small that the bend itself, h/e, does not show.
+    /// A step of v[at] that is small against the radius over which w bends there: n̂, but n where e is added to n,
+    /// whose w bends at n = 0 sharply; a zero row gets a step so small that the bend itself, h/e, does not show.
     fn step(&self, at: usize) -> f64 {
         let j = row_of(at, &self.shape, self.axis);
         let norm = |eps| cpu::row_norms(&self.v, &self.shape, self.axis, eps).unwrap()[j];

@@ -68,7 +68,7 @@ fn mean_only_batch_norm_by_hand() {
     assert_eq!((y, mean), (vec![-0.5, -6.0, 1.5, 4.0], vec![2.0, 15.0]));
     assert_eq!(cpu::mean_only_batch_norm(&t, &[2, 2], None).unwrap().0, [-1.0, -5.0, 1.0, 5.0]);
     assert_eq!(
-        cpu::mean_only_batch_norm_eval(&t, &[2, 2], &[1.0, 0.0], Some(&[0.5, -1.0])).unwrap(),
+        cpu::subtract_running_mean(&t, &[2, 2], &[1.0, 0.0], Some(&[0.5, -1.0])).unwrap(),
         [0.5, 9.0, 2.5, 19.0]
     );
     let (dt, dbias) = cpu::mean_only_batch_norm_backward(&t, &[2, 2]).unwrap();
@@ -79,7 +79,7 @@ fn mean_only_batch_norm_by_hand() {
 fn mean_only_batch_norm_of_empty_tensors() {
     let (y, mean) = cpu::mean_only_batch_norm(&[], &[3, 0], None).unwrap();
     assert!(y.is_empty() && mean.is_empty());
-    assert!(cpu::mean_only_batch_norm_eval(&[], &[0, 2], &[1.0, 2.0], None).unwrap().is_empty());
+    assert!(cpu::subtract_running_mean(&[], &[0, 2], &[1.0, 2.0], None).unwrap().is_empty());
     assert_eq!(cpu::mean_only_batch_norm_backward(&[], &[0, 2]).unwrap(), (vec![], vec![0.0; 2]));
 }
 
@@ -149,7 +149,7 @@ proptest! {
     #[test]
     fn mean_only_batch_norm_ignores_a_shift((shape, t, _, bias) in matrices(), shift in -5f64..5.0) {
         let (y, mean) = cpu::mean_only_batch_norm(&t, &shape, Some(&bias)).unwrap();
-        assert_close(&cpu::mean_only_batch_norm_eval(&t, &shape, &mean, Some(&bias)).unwrap(), &y, 0.0);
+        assert_close(&cpu::subtract_running_mean(&t, &shape, &mean, Some(&bias)).unwrap(), &y, 0.0);
         let shifted: Vec<_> = t.iter().map(|t| t + shift).collect();
         assert_close(&cpu::mean_only_batch_norm(&shifted, &shape, Some(&bias)).unwrap().0, &y, 1e-13);
         let mut running = vec![0.0; shape[1]];

@@ -43,7 +43,7 @@ fn normalize_keeps_nan_and_infinity_in_their_row() {
 
 #[test]
 fn split_passes_nan_and_infinity() {
-    let (v, g) = cpu::split(&[f64::NAN, 1.0, INF, 1.0], &[2, 2], Axis::Kept(0), Eps::default()).unwrap();
+    let (v, g) = cpu::decompose(&[f64::NAN, 1.0, INF, 1.0], &[2, 2], Axis::Kept(0), Eps::default()).unwrap();
     assert!(v[0].is_nan() && v[1..] == [1.0, INF, 1.0]);
     assert!(g[0].is_nan() && g[1] == INF);
 }

@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Activation, Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Parameters, Recorder,
-    RunningMean, SetMember, Sgd, Tensor, Tile, Trainable, WeightNorm, Write,
+    Activation, Adam, ArgumentError, Axis, DType, DataDependentInit, Decompose, DeviceError, Eps, Error, Gpu,
+    Gradients, LimitError, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward,
+    Options, Parameter, ParameterPassing, Recorder, SetMember, Sgd, Tensor, Tile, WeightNorm,
 };
 
 use crate::{misuse, ranges};
@@ -14,17 +15,17 @@ use crate::{misuse, ranges};
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const AXES: [Axis; 3] = [Axis::Kept(0), Axis::Kept(1), Axis::Whole];
 
-fn adopt(parameters: Parameters, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Error> {
+fn adopt(parameters: ParameterPassing, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Error> {
     let mut required_limits = wgpu::Limits { max_immediate_size: 64, ..wgpu::Limits::default() };
     change(&mut required_limits);
     let required_features = wgpu::Features::IMMEDIATES;
     let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
     let (device, queue) = wgpu::Device::noop(&descriptor);
-    Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))
+    Gpu::from_wgpu(device, queue, Options::default().parameter_passing(parameters).kind(Kind::Gpu))
 }
 
 fn noop() -> Gpu {
-    adopt(Parameters::Auto, |_| ()).expect("WebGPU's default limits will do")
+    adopt(ParameterPassing::Auto, |_| ()).expect("WebGPU's default limits will do")
 }
 
 /// The dispatches that `record` records.
@@ -80,8 +81,8 @@ fn noop_small_devices_are_unsupported() {
         ("64 bytes of immediates, or a uniform buffer", |l| no_uniforms(l, 0, 64)),
     ];
     for (what, change) in lower {
-        match adopt(Parameters::Auto, change) {
-            Err(Error::Unsupported { what: text }) => assert!(text.contains(what), "{text}"),
+        match adopt(ParameterPassing::Auto, change) {
+            Err(Error::Device(DeviceError::Unsupported { what: text })) => assert!(text.contains(what), "{text}"),
             other => panic!("{what}: {other:?}"),
         }
     }
@@ -92,30 +93,32 @@ fn noop_small_devices_are_unsupported() {
 fn noop_parameters_follow_the_device() {
     // No uniform buffer is needed with immediates, unless it is asked for.
     let bare = |l: &mut wgpu::Limits| l.max_uniform_buffers_per_shader_stage = 0;
-    let gpu = adopt(Parameters::Auto, bare).unwrap();
-    gpu.row_norms(&gpu.zeros(&[2, 2], DType::F32).unwrap(), Axis::Whole, Eps::None).unwrap();
-    match adopt(Parameters::Uniform, bare) {
-        Err(Error::Unsupported { what }) => assert!(what.contains("uniform buffers of 64 bytes"), "{what}"),
+    let gpu = adopt(ParameterPassing::Auto, bare).unwrap();
+    gpu.row_norms(WeightNorm::unit(&gpu.zeros(&[2, 2], DType::F32).unwrap()).axis(Axis::Whole).eps(Eps::None)).unwrap();
+    match adopt(ParameterPassing::Uniform, bare) {
+        Err(Error::Device(DeviceError::Unsupported { what })) => {
+            assert!(what.contains("uniform buffers of 64 bytes"), "{what}")
+        }
         other => panic!("{other:?}"),
     }
     assert!(noop().report().immediates);
-    assert!(!adopt(Parameters::Uniform, |_| ()).unwrap().report().immediates);
-    assert!(!adopt(Parameters::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
+    assert!(!adopt(ParameterPassing::Uniform, |_| ()).unwrap().report().immediates);
+    assert!(!adopt(ParameterPassing::Auto, |l| l.max_immediate_size = 60).unwrap().report().immediates);
 }
 
 /// More than a buffer of the device can hold.
 #[test]
 fn noop_too_large() {
-    let gpu = adopt(Parameters::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
+    let gpu = adopt(ParameterPassing::Auto, |l| l.max_buffer_size = 1 << 20).unwrap();
     for bytes in [1 << 21, 1 << 63, u64::MAX] {
-        assert!(matches!(gpu.reserve(bytes), Err(Error::TooLarge { limit: 1_048_576, .. })));
+        assert!(matches!(gpu.reserve(bytes), Err(Error::Limit(LimitError::TooLarge { limit: 1_048_576, .. }))));
     }
     gpu.reserve(1 << 20).unwrap();
     let error = gpu.zeros(&[2, 1 << 18], DType::F32).unwrap_err().to_string();
     let text = "zeros: a tensor of shape [2, 262144] has 2097152 bytes, the limit is 1048576. Make it in parts";
     assert_eq!(error, text);
     let (x, v) = (gpu.zeros(&[1024, 1], DType::F32).unwrap(), gpu.zeros(&[1024, 1], DType::F32).unwrap());
-    let error = gpu.linear(&x, &v, None).unwrap_err().to_string();
+    let error = gpu.linear(Linear::new(&x, &v)).unwrap_err().to_string();
     assert!(error.starts_with("linear: y: a tensor of shape [1024, 1024] has 4194304 bytes"), "{error}");
 }
 
@@ -123,7 +126,7 @@ fn noop_too_large() {
 /// layouts, the bindings or the dispatches.
 #[test]
 fn noop_builds_every_variant() {
-    for parameters in [Parameters::Auto, Parameters::Uniform] {
+    for parameters in [ParameterPassing::Auto, ParameterPassing::Uniform] {
         // Short bindings, so that windows are part of it.
         let gpu = adopt(parameters, |l| l.max_storage_buffer_binding_size = 16 << 10).unwrap();
         let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype).unwrap();
@@ -137,10 +140,10 @@ fn noop_builds_every_variant() {
                     gpu.normalize(weight).unwrap();
                     gpu.normalize(weight.norms(&g)).unwrap();
                     gpu.normalize_in_place(weight).unwrap();
-                    gpu.split(&v, axis, Eps::None).unwrap();
+                    gpu.decompose(Decompose::new(&v).axis(axis).eps(Eps::None)).unwrap();
                     for w_dtype in DTYPES {
                         let w = zeros(shape, w_dtype);
-                        dispatches(&gpu, |ops| ops.normalize_into(weight, &w)).unwrap();
+                        dispatches(&gpu, |ops| ops.normalize(weight, &w)).unwrap();
                     }
                 }
             }
@@ -154,25 +157,25 @@ fn noop_builds_every_variant() {
                 Activation::Silu,
                 Activation::Tanh,
             ];
-            let plain = LinearOptions::default();
             for axis in AXES {
                 let kept = if let Axis::Kept(k) = axis { v.shape()[k] } else { 1 };
                 let g = zeros(&[kept], DType::F32);
                 let norms = zeros(&[kept], DType::F32);
                 let (unit, weight) = (WeightNorm::unit(&v).axis(axis), WeightNorm::new(&v, &g).axis(axis));
-                for options in [plain, plain.split_length(32)] {
+                for split in [None, Some(32)] {
                     for tile in Tile::all_on(&gpu) {
-                        gpu.linear_with(&x, weight, None, &options.tile(tile)).unwrap();
+                        gpu.linear(Linear::new(&x, weight).split_length(split).tile(tile)).unwrap();
                     }
                     for activation in activations {
-                        gpu.linear_with(&x, weight, Some(&bias), &options.activation(activation)).unwrap();
+                        gpu.linear(Linear::new(&x, weight).bias(&bias).split_length(split).activation(activation))
+                            .unwrap();
                     }
-                    gpu.linear_with(&x, unit, Some(&bias), &options.norms(&norms)).unwrap();
-                    gpu.linear_with(&x, unit.norms(&g), Some(&bias), &options).unwrap();
-                    gpu.linear_with(&x, &v, Some(&bias), &options).unwrap();
+                    gpu.linear(Linear::new(&x, unit).bias(&bias).split_length(split).norms(&norms)).unwrap();
+                    gpu.linear(Linear::new(&x, unit.norms(&g)).bias(&bias).split_length(split)).unwrap();
+                    gpu.linear(Linear::new(&x, &v).bias(&bias).split_length(split)).unwrap();
                     for y_dtype in DTYPES {
                         let y = zeros(&[70, 80], y_dtype);
-                        dispatches(&gpu, |ops| ops.linear_into_with(&x, weight, None, &y, &options)).unwrap();
+                        dispatches(&gpu, |ops| ops.linear(Linear::new(&x, weight).split_length(split), &y)).unwrap();
                     }
                 }
             }
@@ -184,25 +187,25 @@ fn noop_builds_every_variant() {
 /// The fewest invocations in a workgroup: the one tile that wants more is refused, all else becomes pipelines.
 #[test]
 fn noop_small_workgroups() {
-    let gpu = adopt(Parameters::Auto, |l| {
+    let gpu = adopt(ParameterPassing::Auto, |l| {
         l.max_compute_invocations_per_workgroup = 128;
         l.max_compute_workgroup_size_x = 128;
     })
     .unwrap();
-    assert!(!Tile::Huge.runs_on(&gpu) && Tile::Huge.runs_on(&noop()));
+    assert!(!Tile::Tile128x128.runs_on(&gpu) && Tile::Tile128x128.runs_on(&noop()));
     let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
     let (x, v, g, dy) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[80]), zeros(&[70, 80]));
     let (dx, dv, u) = (zeros(&[70, 90]), zeros(&[80, 90]), zeros(&[70, 80]));
     let weight = WeightNorm::new(&v, &g);
     let run = |tile| {
-        gpu.linear_with(&x, weight, None, &LinearOptions::default().tile(tile))?;
-        let wanted = Gradients::default().dx(&dx).dv(&dv).tile(tile);
-        dispatches(&gpu, |ops| ops.linear_backward_into(&x, weight, &dy, Some(&u), &wanted))
+        gpu.linear(Linear::new(&x, weight).tile(tile))?;
+        let wanted = Gradients::default().dx(&dx).dv(&dv);
+        dispatches(&gpu, |ops| ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(&u).tile(tile), &wanted))
     };
     for tile in Tile::all_on(&gpu) {
         run(tile).unwrap();
     }
-    assert!(matches!(run(Tile::Huge), Err(Error::Variant { .. })));
+    assert!(matches!(run(Tile::Tile128x128), Err(Error::Argument(ArgumentError::Variant { .. }))));
 }
 
 /// The dispatches that the documentation promises.
@@ -232,39 +235,45 @@ fn noop_dispatch_counts() {
         let copy = u64::from(!v.is_empty());
         let weight = WeightNorm::unit(&v).axis(axis);
         let count = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| dispatches(&gpu, record).unwrap();
-        assert_eq!(count(&|o| o.row_norms_into(&v, axis, eps, &norms)), norm_count, "{shape:?} {axis:?}");
+        assert_eq!(
+            count(&|o| o.row_norms(WeightNorm::unit(&v).axis(axis).eps(eps), &norms)),
+            norm_count,
+            "{shape:?} {axis:?}"
+        );
         // One in all where a workgroup holds the rows: here whole 16 bytes.
         let held = *shape == [64, 512] && axis == Axis::Kept(0);
         let both = if held { 1 } else { norm_count + copy };
-        assert_eq!(count(&|o| o.normalize_into(weight, &w)), both, "{shape:?} {axis:?}");
+        assert_eq!(count(&|o| o.normalize(weight, &w)), both, "{shape:?} {axis:?}");
         assert_eq!(count(&|o| o.normalize_in_place(weight)), both, "{shape:?} {axis:?}");
-        assert_eq!(count(&|o| o.split_into(&v, axis, eps, &w, &norms)), norm_count + copy, "{shape:?} {axis:?}");
-        let known_count = count(&|o| o.normalize_into(weight.norms(&known), &w));
+        assert_eq!(
+            count(&|o| o.decompose(Decompose::new(&v).axis(axis).eps(eps), &w, &norms)),
+            norm_count + copy,
+            "{shape:?} {axis:?}"
+        );
+        let known_count = count(&|o| o.normalize(weight.norms(&known), &w));
         assert_eq!(known_count, u64::from(kept > 0) + copy, "{shape:?} {axis:?}, known");
     }
 
     // The second makes few workgroups, which a GPU fills with pieces of sums.
     for (batch, outs, ins, finish) in [(1, 512, 512, 0), (65, 130, 6_000, 1), (4096, 33, 7, 0), (2, 3, 100_000, 1)] {
         let (x, v, y) = (zeros(&[batch, ins]), zeros(&[outs, ins]), zeros(&[batch, outs]));
-        let plain = LinearOptions::default();
         for (axis, kept) in [(Axis::Kept(0), outs), (Axis::Kept(1), ins), (Axis::Whole, 1)] {
             let (g, norms) = (f32s(&[kept]), f32s(&[kept]));
             let weight = WeightNorm::new(&v, &g).axis(axis);
             let norm_count = if axis == Axis::Kept(0) {
                 0
             } else {
-                dispatches(&gpu, |o| o.row_norms_into(&v, axis, eps, &norms)).unwrap()
+                dispatches(&gpu, |o| o.row_norms(WeightNorm::unit(&v).axis(axis).eps(eps), &norms)).unwrap()
             };
             let known_count = u64::from(axis != Axis::Kept(0));
             for (weight, norm_count) in [(weight, norm_count), (weight.norms(&g), known_count)] {
-                let count = dispatches(&gpu, |o| o.linear_into(&x, weight, None, &y)).unwrap();
+                let count = dispatches(&gpu, |o| o.linear(Linear::new(&x, weight), &y)).unwrap();
                 assert_eq!(count, norm_count + 1 + finish, "{batch} {outs} {ins} {axis:?}");
             }
-            let with_norms =
-                dispatches(&gpu, |o| o.linear_into_with(&x, weight, None, &y, &plain.norms(&norms))).unwrap();
+            let with_norms = dispatches(&gpu, |o| o.linear(Linear::new(&x, weight).norms(&norms), &y)).unwrap();
             assert_eq!(with_norms, norm_count + 1 + finish, "{batch} {outs} {ins} {axis:?}, norms out");
         }
-        assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, &v, None, &y)).unwrap(), 1 + finish);
+        assert_eq!(dispatches(&gpu, |o| o.linear(Linear::new(&x, &v), &y)).unwrap(), 1 + finish);
     }
 }
 
@@ -272,25 +281,25 @@ fn noop_dispatch_counts() {
 #[test]
 fn noop_dispatch_counts_of_windows() {
     // 64 KiB for tensors, and the largest alignment.
-    let gpu = adopt(Parameters::Auto, |l| l.max_storage_buffer_binding_size = (64 << 10) + 256).unwrap();
+    let gpu = adopt(ParameterPassing::Auto, |l| l.max_storage_buffer_binding_size = (64 << 10) + 256).unwrap();
     let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
     let v = zeros(&[256, 256]);
     let norms = zeros(&[256]);
-    assert_eq!(dispatches(&gpu, |o| o.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)).unwrap(), 4);
+    assert_eq!(dispatches(&gpu, |o| o.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)).unwrap(), 4);
     let w = zeros(&[256, 256]);
     // Where a workgroup holds the rows they are read once; on a software driver so many are read twice.
     for (kind, expected) in [(Kind::Gpu, 4), (Kind::Software, 4 + 4)] {
         let gpu = gpu.as_kind(kind).unwrap();
-        let count = dispatches(&gpu, |o| o.normalize_into(WeightNorm::unit(&v), &w)).unwrap();
+        let count = dispatches(&gpu, |o| o.normalize(WeightNorm::unit(&v), &w)).unwrap();
         assert_eq!(count, expected, "{kind:?}");
     }
     // Windows share no words, whatever the storage types.
     let halves = gpu.zeros(&[256, 256], DType::F16).unwrap();
-    assert_eq!(dispatches(&gpu, |o| o.normalize_into(WeightNorm::unit(&v), &halves)).unwrap(), 4 + 4);
+    assert_eq!(dispatches(&gpu, |o| o.normalize(WeightNorm::unit(&v), &halves)).unwrap(), 4 + 4);
     let (x, y) = (zeros(&[4, 256]), zeros(&[4, 256]));
-    assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
+    assert_eq!(dispatches(&gpu, |o| o.linear(Linear::new(&x, WeightNorm::unit(&v)), &y)).unwrap(), 4);
     let (x, v, y) = (zeros(&[1024, 64]), zeros(&[64, 64]), zeros(&[1024, 64]));
-    assert_eq!(dispatches(&gpu, |o| o.linear_into(&x, WeightNorm::unit(&v), None, &y)).unwrap(), 4);
+    assert_eq!(dispatches(&gpu, |o| o.linear(Linear::new(&x, WeightNorm::unit(&v)), &y)).unwrap(), 4);
 }
 
 /// Work that no binding holds a row of: the gradients of an empty batch, and rows that are projected.
@@ -303,19 +312,19 @@ fn noop_long_rows() {
         let (x, y, g) = (zeros(&x), zeros(&y), zeros(&[5]));
         for axis in AXES {
             let weight = WeightNorm::unit(&v).axis(axis);
-            let (_, saved) = gpu.linear_saved(&x, weight, None).unwrap();
-            match gpu.linear_backward(&x, weight, &y, &saved) {
+            let (_, saved) = gpu.linear_saved(Linear::new(&x, weight)).unwrap();
+            match gpu.linear_backward(LinearBackward::new(&x, weight, &y).saved(&saved)) {
                 Ok(_) => {}
                 // A sum over the batch reads some rows of x at once, which this device cannot bind.
-                Err(Error::TooLarge { .. }) if x.shape()[0] > 0 => {}
+                Err(Error::Limit(LimitError::TooLarge { .. })) if x.shape()[0] > 0 => {}
                 Err(other) => panic!("batch {}, {axis:?}: {other}", x.shape()[0]),
             }
         }
-        gpu.linear(&x, WeightNorm::new(&v, &g), None).unwrap();
+        gpu.linear(Linear::new(&x, WeightNorm::new(&v, &g))).unwrap();
     }
     for kind in [Kind::Gpu, Kind::Software] {
         let gpu = gpu.as_kind(kind).unwrap();
-        let trainable = Trainable::new(&v, &dv).project(Axis::Kept(0), Eps::default());
+        let trainable = Parameter::new(&v, &dv).normalize_direction(Axis::Kept(0), Eps::default());
         let state = gpu.adam_state(&v, None).unwrap();
         gpu.adam_step(trainable, &state, 1, &Adam::new(0.1)).unwrap();
     }
@@ -339,13 +348,13 @@ fn eps() -> impl Strategy<Value = Eps> {
 fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Option<Tensor> {
     match gpu.zeros(shape, dtype) {
         Ok(tensor) => Some(tensor),
-        Err(Error::TensorTooLarge { .. }) => None,
+        Err(Error::Limit(LimitError::TensorTooLarge { .. })) => None,
         Err(other) => panic!("{other:?} for {shape:?}"),
     }
 }
 
 static TINY: LazyLock<Gpu> = LazyLock::new(|| {
-    let tiny = adopt(Parameters::Auto, |l| {
+    let tiny = adopt(ParameterPassing::Auto, |l| {
         l.max_storage_buffer_binding_size = 8 << 10;
         l.max_buffer_size = 4 << 20;
         l.max_compute_workgroups_per_dimension = 3;
@@ -353,7 +362,8 @@ static TINY: LazyLock<Gpu> = LazyLock::new(|| {
     tiny.expect("it can run the kernels")
 });
 
-/// A table of very many members takes no more for each: checks of every tensor against every other one took minutes here.
+/// A table of very many members takes no more for each: checks of every tensor against every other one took minutes
+/// here.
 #[test]
 fn noop_sets_of_very_many_members_are_made_at_once() {
     const MEMBERS: usize = 30_000;
@@ -405,24 +415,21 @@ proptest! {
             return Ok(());
         };
         let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
-        let mut options = LinearOptions::default();
-        options.split_length = split;
-        options.tile = tile;
         let results = [
-            gpu.row_norms(&v, axis, eps).map(drop),
+            gpu.row_norms(WeightNorm::unit(&v).axis(axis).eps(eps)).map(drop),
             gpu.normalize(weight).map(drop),
             gpu.normalize(WeightNorm::unit(&v).axis(axis).norms(&g)).map(drop),
             gpu.normalize_in_place(weight),
-            gpu.split(&v, axis, eps).map(drop),
-            gpu.linear_with(&x, weight, Some(&bias), &options).map(drop),
-            gpu.linear_with(&x, WeightNorm::unit(&v), None, &options.norms(&g)).map(drop),
-            gpu.linear_with(&x, &v, None, &options).map(drop),
+            gpu.decompose(Decompose::new(&v).axis(axis).eps(eps)).map(drop),
+            gpu.linear(Linear::new(&x, weight).bias(&bias).split_length(split).tile(tile)).map(drop),
+            gpu.linear(Linear::new(&x, WeightNorm::unit(&v)).split_length(split).tile(tile).norms(&g)).map(drop),
+            gpu.linear(Linear::new(&x, &v).split_length(split).tile(tile)).map(drop),
             v.reshape(&x_shape).map(drop),
         ];
         for result in results {
             let foreseen = !matches!(
                 result,
-                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+                Err(Error::Device(DeviceError::Wgpu { .. }) | Error::Device(DeviceError::Lost { .. }) | Error::Device(DeviceError::OutOfMemory { .. }) | Error::Argument(ArgumentError::Alias { .. }))
             );
             prop_assert!(foreseen, "{:?}", result);
         }
@@ -465,36 +472,33 @@ proptest! {
             return Ok(());
         };
         let weight = WeightNorm::new(&v, &g).axis(axis).eps(eps);
-        let mut gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).write(Write::Add);
-        gradients.split_length = split;
-        gradients.tile = tile;
-        let mut plain = gradients;
-        plain.dg = None;
+        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).accumulate(true);
+        let plain = gradients.dg(None);
         let (sgd_state, adam_state) = (gpu.sgd_state(&v, Some(&g)), gpu.adam_state(&v, Some(&g)));
         let (Ok(sgd_state), Ok(adam_state)) = (sgd_state, adam_state) else { return Ok(()) };
         let sgd = Sgd { momentum, ..Sgd::new(0.1) };
-        let trainable = Trainable::new(&v, &dv);
-        let saved = gpu.linear_saved(&x, weight, None);
+        let trainable = Parameter::new(&v, &dv);
+        let saved = gpu.linear_saved(Linear::new(&x, weight));
         let gpu = &gpu.as_kind(kind).unwrap();
         let results = [
-            gpu.normalize_backward(&dv, weight).map(drop),
-            gpu.normalize_backward(&dv, weight.norms(&g)).map(drop),
-            saved.as_ref().map_or(Ok(()), |(_, saved)| gpu.linear_backward(&x, weight, &dy, saved).map(drop)),
-            dispatches(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, Some(&u), &gradients)).map(drop),
-            dispatches(gpu, |ops| ops.linear_backward_into(&x, &v, &dy, None, &plain)).map(drop),
-            gpu.data_dependent_init(&x, &v, eps).map(drop),
-            gpu.mean_only_batch_norm(&x, Some(&g), Some(RunningMean { mean: &dg, momentum: 0.1 })).map(drop),
-            gpu.mean_only_batch_norm_eval(&x, &g, None).map(drop),
-            gpu.mean_only_batch_norm_backward(&x).map(drop),
+            gpu.normalize_backward(NormalizeBackward::new(&dv, weight)).map(drop),
+            gpu.normalize_backward(NormalizeBackward::new(&dv, weight.norms(&g))).map(drop),
+            saved.as_ref().map_or(Ok(()), |(_, saved)| gpu.linear_backward(LinearBackward::new(&x, weight, &dy).saved(saved)).map(drop)),
+            dispatches(gpu, |ops| ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(&u).tile(tile).split_length(split), &gradients)).map(drop),
+            dispatches(gpu, |ops| ops.linear_backward(LinearBackward::new(&x, &v, &dy).tile(tile).split_length(split), &plain)).map(drop),
+            gpu.data_dependent_init(DataDependentInit::new(&x, &v).eps(eps)).map(drop),
+            gpu.mean_only_batch_norm(MeanOnlyBatchNorm::new(&x).bias(&g).running_mean(&dg, 0.1)).map(drop),
+            gpu.mean_only_batch_norm(MeanOnlyBatchNorm::new(&x).eval(&g)).map(drop),
+            gpu.mean_only_batch_norm_backward(MeanOnlyBatchNormBackward::new(&x)).map(drop),
             gpu.sgd_step(trainable.gain(&g, &dg), &sgd_state, step, &sgd),
-            gpu.sgd_step(trainable.project(axis, eps), &sgd_state, step, &sgd),
-            gpu.adam_step(trainable.gain(&g, &dg).project(axis, eps), &adam_state, step, &Adam::new(0.1)),
+            gpu.sgd_step(trainable.normalize_direction(axis, eps), &sgd_state, step, &sgd),
+            gpu.adam_step(trainable.gain(&g, &dg).normalize_direction(axis, eps), &adam_state, step, &Adam::new(0.1)),
             gpu.adam_step(trainable, &adam_state, step, &Adam::adamw(0.1, 0.1)),
         ];
         for result in results.into_iter().chain([saved.map(drop)]) {
             let foreseen = !matches!(
                 result,
-                Err(Error::Wgpu { .. } | Error::DeviceLost { .. } | Error::OutOfMemory { .. } | Error::Alias { .. })
+                Err(Error::Device(DeviceError::Wgpu { .. }) | Error::Device(DeviceError::Lost { .. }) | Error::Device(DeviceError::OutOfMemory { .. }) | Error::Argument(ArgumentError::Alias { .. }))
             );
             prop_assert!(foreseen, "{:?}", result);
         }
@@ -506,10 +510,10 @@ proptest! {
         let gpu = noop();
         let [v, dw] = [(); 2].map(|()| gpu.zeros(&[5, 1], DType::F32).unwrap());
         let words = gpu.zeros(&[64], DType::F32).unwrap();
-        let part = |&(first, len): &(u64, usize)| gpu.tensor(words.buffer(), 4 * first, &[len, 1], DType::F32).unwrap();
+        let part = |&(first, len): &(u64, usize)| Tensor::from_buffer(&gpu, words.buffer().unwrap(), 4 * first, &[len, 1], DType::F32).unwrap();
         let outputs: Vec<_> = places.iter().map(part).collect();
-        let weights: Vec<_> = outputs.iter().map(|t| gpu.tensor(v.buffer(), 0, t.shape(), DType::F32).unwrap()).collect();
-        let gradients: Vec<_> = outputs.iter().map(|t| gpu.tensor(dw.buffer(), 0, t.shape(), DType::F32).unwrap()).collect();
+        let weights: Vec<_> = outputs.iter().map(|t| Tensor::from_buffer(&gpu, v.buffer().unwrap(), 0, t.shape(), DType::F32).unwrap()).collect();
+        let gradients: Vec<_> = outputs.iter().map(|t| Tensor::from_buffer(&gpu, dw.buffer().unwrap(), 0, t.shape(), DType::F32).unwrap()).collect();
         let member = |i: usize| {
             let member = SetMember::new(WeightNorm::unit(&weights[i])).dw(&gradients[i]);
             // Two names, to see that it is the first of the two that is named.

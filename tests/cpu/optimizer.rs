@@ -1,6 +1,6 @@
 //! The optimizer steps against PyTorch's, against closed forms and against a loop written another way.
 use serde_json::Value;
-use weightnorm::{Adam, Axis, Eps, Error, Group, Sgd, cpu};
+use weightnorm::{Adam, ArgumentError, Axis, Eps, Error, ParamGroup, Sgd, cpu};
 
 use crate::common::{compare, own_golden_dir};
 use crate::ranges;
@@ -20,7 +20,7 @@ const G: [f64; 3] = [1.0, -0.5, 0.0];
 const V: [f64; 6] = [0.3, -1.2, 0.0, 2.0, -0.1, 0.7];
 
 /// One parameter at a time, with its history of gradients: m of step t is the sum of all of them, with their weights.
-fn sgd_by_history(sgd: &Sgd, group: Group, start: &[f64]) -> Vec<f64> {
+fn sgd_by_history(sgd: &Sgd, group: ParamGroup, start: &[f64]) -> Vec<f64> {
     let mut parameters = start.to_vec();
     let mut history: Vec<Vec<f64>> = Vec::new();
     for t in 0..STEPS {
@@ -34,7 +34,7 @@ fn sgd_by_history(sgd: &Sgd, group: Group, start: &[f64]) -> Vec<f64> {
                 (false, false) => m,
                 (false, true) => history[t][i] + sgd.momentum * m,
             };
-            parameters[i] -= group.rate * direction;
+            parameters[i] -= group.learning_rate * direction;
         }
     }
     parameters
@@ -42,7 +42,8 @@ fn sgd_by_history(sgd: &Sgd, group: Group, start: &[f64]) -> Vec<f64> {
 
 #[test]
 fn sgd_step_equals_the_loop_over_50_steps() {
-    let groups = [Group { rate: 0.05, weight_decay: 0.1 }, Group { rate: 0.02, weight_decay: 0.0 }];
+    let groups =
+        [ParamGroup { learning_rate: 0.05, weight_decay: 0.1 }, ParamGroup { learning_rate: 0.02, weight_decay: 0.0 }];
     for (momentum, dampening, nesterov) in
         [(0.0, 0.0, false), (0.9, 0.0, false), (0.9, 0.0, true), (0.8, 0.3, false), (0.8, 0.3, true), (0.0, 0.3, true)]
     {
@@ -60,14 +61,14 @@ fn sgd_step_equals_the_loop_over_50_steps() {
 }
 
 /// The moments as sums over the history, the corrections as the sums of their weights, 1 − βᵗ = (1 − β)Σβˢ.
-fn adam_by_history(adam: &Adam, group: Group, start: &[f64]) -> Vec<f64> {
+fn adam_by_history(adam: &Adam, group: ParamGroup, start: &[f64]) -> Vec<f64> {
     let mut parameters = start.to_vec();
     let mut history: Vec<Vec<f64>> = Vec::new();
     for t in 0..STEPS {
         let mut d = gradient(t, parameters.len());
         for (d, p) in d.iter_mut().zip(&mut parameters) {
             if adam.decoupled {
-                *p -= group.rate * group.weight_decay * *p;
+                *p -= group.learning_rate * group.weight_decay * *p;
             } else {
                 *d += group.weight_decay * *p;
             }
@@ -79,7 +80,7 @@ fn adam_by_history(adam: &Adam, group: Group, start: &[f64]) -> Vec<f64> {
                 (0..=t).map(|s| beta.powi((t - s) as i32) * value(history[s][i])).sum::<f64>() / weights
             };
             let (m, s) = (mean(adam.beta1, &|d| d), mean(adam.beta2, &|d| d * d));
-            parameters[i] -= group.rate * m / (s.sqrt() + adam.eps);
+            parameters[i] -= group.learning_rate * m / (s.sqrt() + adam.eps);
         }
     }
     parameters
@@ -87,7 +88,8 @@ fn adam_by_history(adam: &Adam, group: Group, start: &[f64]) -> Vec<f64> {
 
 #[test]
 fn adam_step_equals_the_loop_over_50_steps() {
-    let groups = [Group { rate: 0.05, weight_decay: 0.1 }, Group { rate: 0.02, weight_decay: 0.01 }];
+    let groups =
+        [ParamGroup { learning_rate: 0.05, weight_decay: 0.1 }, ParamGroup { learning_rate: 0.02, weight_decay: 0.01 }];
     for decoupled in [false, true] {
         for (beta1, beta2, eps) in [(0.9, 0.999, 1e-8), (0.5, 0.9, 1e-3), (0.0, 0.99, 1e-8)] {
             let adam = Adam { g: groups[0], v: groups[1], beta1, beta2, eps, decoupled };
@@ -114,7 +116,7 @@ fn follow_pytorch(file: &Value, case: &Value) -> Result<(), String> {
     let number = |name: &str| case[name].as_f64().unwrap();
     let group = |name: &str| {
         let of = |what: &str| case[name][what].as_f64().unwrap();
-        Group { rate: of("rate"), weight_decay: of("weight_decay") }
+        ParamGroup { learning_rate: of("rate"), weight_decay: of("weight_decay") }
     };
     let [mut g, mut v] = pair(&file["start"]);
     let mut sgd_state = cpu::SgdState::new(g.len(), v.len());
@@ -269,7 +271,7 @@ fn sgd_step_grows_v_by_pythagoras() {
 #[test]
 fn optimizer_step_rejects_what_does_not_fit() {
     let (mut g, mut v) = ([1.0], [2.0, 3.0]);
-    let length = |got, expected| Error::Length { got, expected, shape: vec![expected] };
+    let length = |got, expected| Error::Argument(ArgumentError::Length { got, expected, shape: vec![expected] });
     let (sgd, adam) = (Sgd::new(0.1), Adam::new(0.1));
     for (dg, dv, state_g, state_v, error) in
         [(2, 2, 1, 2, length(2, 1)), (1, 1, 1, 2, length(1, 2)), (1, 2, 0, 2, length(0, 1)), (1, 2, 1, 3, length(3, 2))]
@@ -314,7 +316,7 @@ fn optimizer_step_rejects_numbers_out_of_range() {
     }
     assert_eq!((g, v), ([1.0], [2.0, 3.0]));
 
-    let none = Group { rate: 0.0, weight_decay: 0.0 };
+    let none = ParamGroup { learning_rate: 0.0, weight_decay: 0.0 };
     let sgd = Sgd { g: none, v: none, momentum: 1.5, dampening: -2.0, nesterov: false };
     let adam = Adam { g: none, v: none, beta1: 0.0, beta2: 1.0 - f64::EPSILON, eps: 0.0, decoupled: true };
     let (mut sgd_state, mut adam_state) = (cpu::SgdState::new(1, 2), cpu::AdamState::new(1, 2));

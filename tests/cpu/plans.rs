@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use weightnorm::wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
 use weightnorm::{
-    Axis, DType, Eps, Error, Facts, Gradients, Launch, LinearOptions, Planned, PlannedBinding, Recorder,
-    SCRATCH_BUFFERS, Tensor, WeightNorm, Write,
+    ArgumentError, Axis, DType, DeviceError, Eps, Error, Facts, Gradients, Launch, LimitError, Linear, LinearBackward,
+    NormalizeBackward, Planned, PlannedBinding, Recorder, SCRATCH_BUFFERS, Tensor, WeightNorm,
 };
 
 /// What was planned: names, workgroups and bindings.
@@ -165,9 +165,9 @@ fn plans_of_weights_keep_every_limit() -> Result<(), Error> {
             let (bytes, per_norm) = (v.len() as u64 * if dtype == DType::F32 { 4 } else { 2 }, 4 * kept as u64);
             for device in devices() {
                 let record = |ops: &mut Recorder<'_, '_>| {
-                    ops.row_norms_into(&v, axis, Eps::None, &norms)?;
-                    ops.normalize_into(weight, &w)?;
-                    ops.normalize_backward_into(&dw, weight, Some(&dv), Some(&dg), Write::Replace)
+                    ops.row_norms(WeightNorm::unit(&v).axis(axis).eps(Eps::None), &norms)?;
+                    ops.normalize(weight, &w)?;
+                    ops.normalize_backward(NormalizeBackward::new(&dw, weight), &Gradients::default().dv(&dv).dg(&dg))
                 };
                 let listed = buffers.list(&device, record)?;
                 assert_eq!(listed, buffers.list(&device, record)?);
@@ -199,16 +199,16 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
                 (f32s(&[kept])?, f32s(&[kept])?, f32s(&[kept])?, f32s(&[outs])?, f32s(&[outs])?);
             let weight = WeightNorm::new(&v, &g).axis(axis);
             let saves_u = axis != Axis::Kept(1);
-            let options = if saves_u { LinearOptions::default().u(&u) } else { LinearOptions::default() };
+            let u = saves_u.then_some(&u);
             let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
             for device in devices() {
                 let record = |ops: &mut Recorder<'_, '_>| {
-                    ops.linear_into_with(&x, weight, Some(&bias), &y, &options.norms(&norms))?;
-                    ops.linear_backward_into(&x, weight.norms(&norms), &dy, saves_u.then_some(&u), &gradients)
+                    ops.linear(Linear::new(&x, weight).bias(&bias).norms(&norms).u(u), &y)?;
+                    ops.linear_backward(LinearBackward::new(&x, weight.norms(&norms), &dy).u(u), &gradients)
                 };
                 let listed = match buffers.list(&device, record) {
                     // Of x, dy and v 16 rows have to fit a binding.
-                    Err(Error::TooLarge { what: "16 rows of a matrix in bytes", size, limit }) => {
+                    Err(Error::Limit(LimitError::TooLarge { what: "16 rows of a matrix in bytes", size, limit })) => {
                         assert!(size == 64 * ins.max(outs) as u64 && size > limit, "{size} of {limit}");
                         continue;
                     }
@@ -233,25 +233,30 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
     Ok(())
 }
 
-/// A device's tensors and a launcher's do not mix; what has no device cannot be read.
+/// A device's tensors and a launcher's do not mix; what has no device cannot be read, and has no buffer.
 #[test]
 fn plans_take_tensors_of_launchers_alone() -> Result<(), Error> {
     let mut buffers = Buffers::default();
     let v = buffers.tensor(&[4, 4], DType::F32)?;
-    assert!(matches!(v.read::<f32>(), Err(Error::Unsupported { .. })));
+    assert!(matches!(v.read::<f32>(), Err(Error::Device(DeviceError::Unsupported { .. }))));
+    assert!(matches!(v.buffer(), Err(Error::Device(DeviceError::Unsupported { .. }))));
     let norms = buffers.tensor(&[4], DType::F32)?;
     let device = &devices()[0];
-    let error = buffers.list(device, |ops| ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms.reshape(&[4, 1])?));
+    let error =
+        buffers.list(device, |ops| ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms.reshape(&[4, 1])?));
     assert_eq!(error?.len(), 1);
     let odd = Tensor::of_launcher(0, 2, &[4], DType::F32);
-    assert!(matches!(odd, Err(Error::Offset { offset: 2 })));
+    assert!(matches!(odd, Err(Error::Argument(ArgumentError::Offset { offset: 2 }))));
     let few = Limits { max_storage_buffers_per_shader_stage: 4, ..Limits::default() };
-    assert!(matches!(Facts::new(&device.0, &few, Features::empty()), Err(Error::Unsupported { .. })));
+    assert!(matches!(
+        Facts::new(&device.0, &few, Features::empty()),
+        Err(Error::Device(DeviceError::Unsupported { .. }))
+    ));
     Ok(())
 }
 
-/// An output beside the inputs in one buffer: their bindings are written as `read_write`; overlapping ranges are refused,
-/// and in browsers those that would be bound together.
+/// An output beside the inputs in one buffer: their bindings are written as `read_write`; overlapping ranges are
+/// refused, and in browsers those that would be bound together.
 #[test]
 fn plans_of_arenas() -> Result<(), Error> {
     let device = &devices()[0];
@@ -270,7 +275,7 @@ fn plans_of_arenas() -> Result<(), Error> {
     let planned = |(info, limits): &(AdapterInfo, Limits), norms: &Tensor| {
         let facts = Facts::new(info, limits, Features::empty())?;
         let mut text = Text(String::new());
-        Recorder::launching(facts, &mut text).row_norms_into(&v, Axis::Kept(0), Eps::None, norms)?;
+        Recorder::launching(facts, &mut text).row_norms(WeightNorm::unit(&v).eps(Eps::None), norms)?;
         Ok::<_, Error>(text.0)
     };
     let declared =
@@ -284,10 +289,10 @@ fn plans_of_arenas() -> Result<(), Error> {
     }
     for offset in [0, 20, 36] {
         let error = planned(device, &at(offset)?).unwrap_err();
-        assert_eq!(error, Error::Alias { op: "row_norms", output: "norms", input: "v" });
+        assert_eq!(error, Error::Argument(ArgumentError::Alias { op: "row_norms", output: "norms", input: "v" }));
     }
     let browser = (AdapterInfo::new(DeviceType::Other, Backend::BrowserWebGpu), Limits::default());
-    assert!(matches!(planned(&browser, &at(40)?), Err(Error::Alias { .. })));
+    assert!(matches!(planned(&browser, &at(40)?), Err(Error::Argument(ArgumentError::Alias { .. }))));
     assert!(planned(&browser, &at(256)?).is_ok());
     Ok(())
 }

@@ -142,7 +142,7 @@ fn normalize_of_empty_tensors() {
 fn split_gives_back_a_zero_row_under_any_policy_but_none() {
     let w = [0.0, 0.0, 3.0, 4.0];
     for eps in POLICIES {
-        let (v, g) = cpu::split(&w, &[2, 2], Axis::Kept(0), eps).unwrap();
+        let (v, g) = cpu::decompose(&w, &[2, 2], Axis::Kept(0), eps).unwrap();
         assert_eq!(v, w);
         let again = cpu::normalize(&v, &[2, 2], Some(&g), Axis::Kept(0), eps).unwrap();
         if eps == Eps::None {
@@ -195,7 +195,7 @@ proptest! {
 
     #[test]
     fn normalize_undoes_split(Case { shape, v, axis, eps, .. } in case()) {
-        let (direction, gain) = cpu::split(&v, &shape, axis, eps).unwrap();
+        let (direction, gain) = cpu::decompose(&v, &shape, axis, eps).unwrap();
         assert_close(&cpu::normalize(&direction, &shape, Some(&gain), axis, eps).unwrap(), &v);
     }
 

@@ -1,19 +1,19 @@
 //! Tiles by name, choices as text, and which tile computes what, on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Choices, Clock, DType, Error, Gpu, Gradients, LinearOptions, LinearShape, Options, Recorder, Tensor, Tile,
-    WeightNorm,
+    ArgumentError, DType, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, LinearShape, Options, ParseError,
+    Recorder, Tensor, Tile, Timing, TuningTable, WeightNorm,
 };
 
 fn adopt(choices: &str) -> Result<Gpu, Error> {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-    Gpu::from_wgpu(device, queue, Options::default().kind(Kind::Gpu).choices(choices.parse()?))
+    Gpu::from_wgpu(device, queue, Options::default().kind(Kind::Gpu).tuning_table(choices.parse()?))
 }
 
 /// The first line of the choices of this device.
 fn origin() -> String {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-    Gpu::from_wgpu(device, queue, Options::default()).unwrap().choices().to_string()
+    Gpu::from_wgpu(device, queue, Options::default()).unwrap().tuning_table().to_string()
 }
 
 fn with(lines: &str) -> Result<Gpu, Error> {
@@ -25,13 +25,13 @@ fn tile_names_come_back() {
     for tile in Tile::ALL {
         assert_eq!(tile.to_string().parse(), Ok(tile));
     }
-    assert_eq!(("large".parse(), "lanes16".parse()), (Ok(Tile::Large), Ok(Tile::Lanes16)));
-    assert_eq!(format!("{:>9}|", Tile::Stream8), "  stream8|");
-    for name in ["", "Large", "large ", "lanes128"] {
+    assert_eq!(("tile64x64".parse(), "subgroup16".parse()), (Ok(Tile::Tile64x64), Ok(Tile::Subgroup16)));
+    assert_eq!(format!("{:>9}|", Tile::Gemv8), "    gemv8|");
+    for name in ["", "Tile64x64", "tile64x64 ", "subgroup128"] {
         match name.parse::<Tile>() {
-            Err(Error::UnknownTile { got, expected }) => {
+            Err(Error::Parse(ParseError::Tile { got, expected })) => {
                 assert_eq!(got, name);
-                assert!(expected.starts_with("huge, large, "), "{expected}");
+                assert!(expected.starts_with("tile128x128, tile64x64, "), "{expected}");
             }
             other => panic!("{name:?}: {other:?}"),
         }
@@ -40,23 +40,23 @@ fn tile_names_come_back() {
 
 const TEXT: &str = "\
 weightnorm 9.9.9 | An adapter | driver 1 (a | b) | Vulkan
-forward f32 f32 2 10 3 large
-forward f32 f32 16 10 3 lanes32
-forward f16 f32 2 10 3 stream8 split 16
-input_gradient bf16 bf16 2 10 3 tall
-weight_gradient f16 bf16 512 512 16384 medium split 1024
+forward f32 f32 2 10 3 tile64x64
+forward f32 f32 16 10 3 subgroup32
+forward f16 f32 2 10 3 gemv8 split 16
+input_gradient bf16 bf16 2 10 3 tile128x8
+weight_gradient f16 bf16 512 512 16384 tile32x32 split 1024
 ";
 
 #[test]
 fn choices_come_back_in_order() {
-    let choices: Choices = TEXT.parse().unwrap();
+    let choices: TuningTable = TEXT.parse().unwrap();
     assert_eq!((choices.len(), choices.to_string().as_str()), (5, TEXT));
     let mut lines: Vec<&str> = TEXT.lines().collect();
     lines[1..].reverse();
-    let reversed: Choices = format!("\n{}\r\n\n", lines.join(" \r\n ")).parse().unwrap();
+    let reversed: TuningTable = format!("\n{}\r\n\n", lines.join(" \r\n ")).parse().unwrap();
     assert_eq!(reversed, choices);
     assert_eq!(reversed.to_string(), TEXT);
-    assert!(Choices::default().is_empty() && !choices.is_empty());
+    assert!(TuningTable::default().is_empty() && !choices.is_empty());
 }
 
 /// Each wrong line by its number.
@@ -64,38 +64,41 @@ fn choices_come_back_in_order() {
 fn choices_of_another_form_are_refused() {
     let wrong = [
         ("forward f32 f32 2 10 3", "a product, two types, three sizes and a tile"),
-        ("forward f32 f32 2 10 3 large split", "forward, "),
-        ("forward f32 f32 2 10 3 large split 16 16", "forward, "),
-        ("forward f32 f32 2 10 3 large pieces 16", "forward, "),
-        ("forward f32 f32 2 10 3 large split -1", "forward, "),
-        ("forward f32 f32 2 10 3 large split 4294967296", "forward, "),
+        ("forward f32 f32 2 10 3 tile64x64 split", "forward, "),
+        ("forward f32 f32 2 10 3 tile64x64 split 16 16", "forward, "),
+        ("forward f32 f32 2 10 3 tile64x64 pieces 16", "forward, "),
+        ("forward f32 f32 2 10 3 tile64x64 split -1", "forward, "),
+        ("forward f32 f32 2 10 3 tile64x64 split 4294967296", "forward, "),
         ("forward f32 f32 2 10 -3 large", "forward, "),
-        ("forward f32 f64 2 10 3 large", "forward, "),
+        ("forward f32 f64 2 10 3 tile64x64", "forward, "),
         ("backward f32 f32 2 10 3 large", "forward, "),
         ("forward f32 f32 2 10 3 giant", "a tile of this version (no tile is called \"giant\""),
-        ("forward  f32 f32 2 10 7 large", "one line for each product"),
+        ("forward  f32 f32 2 10 7 tile64x64", "one line for each product"),
     ];
     for (line, beginning) in wrong {
         let text =
-            format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 stream8\n\n{line}\nforward f32 f32 2 10 8 stream8");
-        match text.parse::<Choices>() {
-            Err(Error::Choices { line: 4, got, expected }) if got == line => {
+            format!("weightnorm 0.1.0 | ..\nforward f32 f32 2 10 7 gemv8\n\n{line}\nforward f32 f32 2 10 8 gemv8");
+        match text.parse::<TuningTable>() {
+            Err(Error::Parse(ParseError::TuningTable { line: 4, got, expected })) if got == line => {
                 assert!(expected.starts_with(beginning), "{line}: {expected}");
             }
             other => panic!("{line}: {other:?}"),
         }
     }
-    for text in ["", "\n", "forward f32 f32 2 10 3 large", "weightnormal | .."] {
-        assert!(matches!(text.parse::<Choices>(), Err(Error::Choices { line: 1, .. })), "{text:?}");
+    for text in ["", "\n", "forward f32 f32 2 10 3 tile64x64", "weightnormal | .."] {
+        assert!(
+            matches!(text.parse::<TuningTable>(), Err(Error::Parse(ParseError::TuningTable { line: 1, .. }))),
+            "{text:?}"
+        );
     }
 }
 
 /// Of another version, adapter or driver: none of them, and no error. Of this one: all, if the device can run them.
 #[test]
 fn choices_belong_to_an_adapter() {
-    let line = "forward f32 f32 2 10 3 large\n";
-    assert!(with("").unwrap().choices().is_empty());
-    assert_eq!(with(line).unwrap().choices().to_string(), origin() + line);
+    let line = "forward f32 f32 2 10 3 tile64x64\n";
+    assert!(with("").unwrap().tuning_table().is_empty());
+    assert_eq!(with(line).unwrap().tuning_table().to_string(), origin() + line);
     let foreign = [
         origin().replace("noop", "other"),
         origin().replace(env!("CARGO_PKG_VERSION"), "0.0.0"),
@@ -103,14 +106,20 @@ fn choices_belong_to_an_adapter() {
     ];
     for origin in foreign {
         // Even what this device could not run.
-        let gpu = adopt(&format!("{origin}{line}forward f32 f32 9 9 9 lanes32\n")).unwrap();
-        assert_eq!(gpu.choices().to_string(), self::origin());
+        let gpu = adopt(&format!("{origin}{line}forward f32 f32 9 9 9 subgroup32\n")).unwrap();
+        assert_eq!(gpu.tuning_table().to_string(), self::origin());
     }
-    let no_lanes = with("forward f32 f32 2 10 3 lanes32\n").map(drop);
-    assert!(matches!(&no_lanes, Err(Error::Variant { op: "choices", got, .. }) if got == "Lanes32"), "{no_lanes:?}");
+    let no_lanes = with("forward f32 f32 2 10 3 subgroup32\n").map(drop);
+    assert!(
+        matches!(&no_lanes, Err(Error::Argument(ArgumentError::Variant { op: "tuning_table", got, .. })) if got == "Subgroup32"),
+        "{no_lanes:?}"
+    );
     for length in [0, u32::MAX] {
-        let refused = with(&format!("forward f32 f32 2 10 3 stream8 split {length}\n")).map(drop);
-        assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
+        let refused = with(&format!("forward f32 f32 2 10 3 gemv8 split {length}\n")).map(drop);
+        assert!(
+            matches!(refused, Err(Error::Argument(ArgumentError::Variant { op: "tuning_table", .. }))),
+            "{refused:?}"
+        );
     }
 }
 
@@ -151,16 +160,13 @@ impl Layer {
     fn labels(&self, product: usize, tile: Option<Tile>, split_length: Option<u32>) -> Vec<String> {
         let [x, v, g, y, dx, dv, u, norms] = &self.tensors;
         let weight = WeightNorm::new(v, g);
-        let mut options = LinearOptions::default();
-        let mut gradients = Gradients::default();
-        (options.tile, options.split_length) = (tile, split_length);
-        (gradients.tile, gradients.split_length) = (tile, split_length);
+        let backward = |u| LinearBackward::new(x, weight.norms(norms), y).u(u).tile(tile).split_length(split_length);
         let record = |ops: &mut Recorder<'_, '_>| match product {
-            0 => ops.linear_into_with(x, weight, None, y, &options),
-            1 => ops.linear_backward_into(x, weight.norms(norms), y, None, &gradients.dx(dx)),
-            _ => ops.linear_backward_into(x, weight.norms(norms), y, Some(u), &gradients.dv(dv)),
+            0 => ops.linear(Linear::new(x, weight).tile(tile).split_length(split_length), y),
+            1 => ops.linear_backward(backward(None), &Gradients::default().dx(dx)),
+            _ => ops.linear_backward(backward(Some(u)), &Gradients::default().dv(dv)),
         };
-        let profile = self.gpu.profile_with(Clock::Wall, record).unwrap();
+        let profile = self.gpu.profile_by(Timing::Wall, record).unwrap();
         profile.operators.into_iter().flat_map(|o| o.dispatches).map(|d| d.label).collect()
     }
 }
@@ -169,7 +175,7 @@ impl Layer {
 #[test]
 fn choices_choose() {
     let table = Layer::new(with("").unwrap());
-    let tiles = [Tile::Large, Tile::Medium, Tile::Stream8, Tile::Tall];
+    let tiles = [Tile::Tile64x64, Tile::Tile32x32, Tile::Gemv8, Tile::Tile128x8];
     let variants: Vec<_> = tiles.into_iter().flat_map(|tile| [(tile, None), (tile, Some(32))]).collect();
     for first in 0..variants.len() {
         let of = |product: usize| variants[(first + 3 * product) % variants.len()];
@@ -182,7 +188,7 @@ fn choices_choose() {
             let (tile, split_length) = of(product);
             let expected = table.labels(product, Some(tile), split_length);
             assert_eq!(layer.labels(product, None, None), expected, "{}", line(product));
-            for forced in [(Some(Tile::Medium), None), (Some(Tile::Stream8), Some(16)), (None, Some(16))] {
+            for forced in [(Some(Tile::Tile32x32), None), (Some(Tile::Gemv8), Some(16)), (None, Some(16))] {
                 let expected = table.labels(product, forced.0, forced.1);
                 assert_eq!(layer.labels(product, forced.0, forced.1), expected, "{} and {forced:?}", line(product));
             }
@@ -190,20 +196,20 @@ fn choices_choose() {
     }
     // Nearly these products: those of the table, from which the labels tell another one.
     let near = |name: &&str| [name.replacen("f16", "f32", 1), format!("{name}0"), name.replace("70", "71")];
-    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} stream8 split 32\n")).collect();
+    let lines: Vec<_> = PRODUCTS.iter().flat_map(near).map(|name| format!("{name} gemv8 split 32\n")).collect();
     let layer = Layer::new(with(&lines.concat()).unwrap());
     for product in 0..3 {
         let by_table = table.labels(product, None, None);
         assert_eq!(layer.labels(product, None, None), by_table);
-        assert!(table.labels(product, Some(Tile::Stream8), None) != by_table);
-        assert_eq!(table.labels(product, Some(Tile::Stream8), Some(32)).len(), by_table.len() + 1);
+        assert!(table.labels(product, Some(Tile::Gemv8), None) != by_table);
+        assert_eq!(table.labels(product, Some(Tile::Gemv8), Some(32)).len(), by_table.len() + 1);
     }
 }
 
 /// One line for each product, in use at once; those in use before stay.
 #[test]
 fn tune_names_each_product() {
-    let before = "forward f32 f32 1 2 3 stream8 split 16\nforward f16 f16 70 90 100 tall\n";
+    let before = "forward f32 f32 1 2 3 gemv8 split 16\nforward f16 f16 70 90 100 tile128x8\n";
     let gpu = with(before).unwrap();
     let shape = LinearShape::new(BATCH, INS, OUTS).dtype(DType::F16);
     let empty = LinearShape::new(0, INS, OUTS);
@@ -215,30 +221,30 @@ fn tune_names_each_product() {
         for name in &PRODUCTS[..count - 1] {
             assert!(text.contains(&format!("{name} ")), "{name} is not among\n{text}");
         }
-        assert!(text.contains("forward f32 f32 1 2 3 stream8 split 16\n"), "{text}");
-        assert_eq!(adopt(&text).unwrap().choices(), &choices);
+        assert!(text.contains("forward f32 f32 1 2 3 gemv8 split 16\n"), "{text}");
+        assert_eq!(adopt(&text).unwrap().tuning_table(), &choices);
     }
     assert_eq!(gpu.pipeline_count(), 0);
-    assert!(gpu.tune(&[]).unwrap() == *gpu.choices());
+    assert!(gpu.tune(&[]).unwrap() == *gpu.tuning_table());
     let huge = LinearShape::new(1 << 20, 1 << 20, 1);
-    assert!(matches!(gpu.tune(&[huge]), Err(Error::TensorTooLarge { .. })));
+    assert!(matches!(gpu.tune(&[huge]), Err(Error::Limit(LimitError::TensorTooLarge { .. }))));
 }
 
-/// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an H200 had
-/// it fastest, or within a tenth of that (`benches/results/2026-11-28-h200-tiles.csv`).
+/// What the table takes on a GPU of forward, dx and dv of a layer: the tile, and whether the sums are in pieces. As an
+/// H200 had it fastest, or within a tenth of that (`benches/results/2026-11-28-h200-tiles.csv`).
 #[test]
 fn table_keeps_a_gpu_busy() {
-    use Tile::{Large, Medium, Stream1, Stream4};
+    use Tile::{Gemv1, Gemv4, Tile32x32, Tile64x64};
     let layers = [
-        ([1, 4096, 4096], [(Stream1, false), (Stream1, true), (Medium, false)]),
-        ([8, 1024, 1024], [(Stream4, false), (Stream4, false), (Medium, false)]),
-        ([16, 4096, 4096], [(Stream4, false), (Stream4, false), (Medium, false)]),
-        ([64, 1024, 1024], [(Medium, true), (Medium, true), (Medium, false)]),
-        ([256, 784, 512], [(Medium, true), (Medium, false), (Medium, false)]),
-        ([1024, 1024, 1024], [(Large, false), (Large, false), (Large, false)]),
-        ([2048, 128, 128], [(Medium, false), (Medium, false), (Medium, true)]),
-        ([16_384, 512, 512], [(Large, false), (Large, false), (Large, true)]),
-        ([16_384, 512, 259], [(Large, false), (Large, false), (Medium, true)]),
+        ([1, 4096, 4096], [(Gemv1, false), (Gemv1, true), (Tile32x32, false)]),
+        ([8, 1024, 1024], [(Gemv4, false), (Gemv4, false), (Tile32x32, false)]),
+        ([16, 4096, 4096], [(Gemv4, false), (Gemv4, false), (Tile32x32, false)]),
+        ([64, 1024, 1024], [(Tile32x32, true), (Tile32x32, true), (Tile32x32, false)]),
+        ([256, 784, 512], [(Tile32x32, true), (Tile32x32, false), (Tile32x32, false)]),
+        ([1024, 1024, 1024], [(Tile64x64, false), (Tile64x64, false), (Tile64x64, false)]),
+        ([2048, 128, 128], [(Tile32x32, false), (Tile32x32, false), (Tile32x32, true)]),
+        ([16_384, 512, 512], [(Tile64x64, false), (Tile64x64, false), (Tile64x64, true)]),
+        ([16_384, 512, 259], [(Tile64x64, false), (Tile64x64, false), (Tile32x32, true)]),
     ];
     for (size, expected) in layers {
         let layer = Layer::of(with("").unwrap(), size, DType::F32);

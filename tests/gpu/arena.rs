@@ -1,8 +1,9 @@
-//! All tensors of an operator in one buffer, one right after the other: the same results as in buffers of their own, and
-//! nothing else of the buffer changes.
+//! All tensors of an operator in one buffer, one right after the other: the same results as in buffers of their own,
+//! and nothing else of the buffer changes.
 use weightnorm::{
-    Adam, AdamState, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Recorder, RunningMean, SetMember,
-    Sgd, SgdState, Tensor, Trainable, WeightNorm, Write,
+    Adam, AdamState, ArgumentError, Axis, DType, Decompose, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, NormalizeBackward, Parameter, Recorder, SetMember, Sgd,
+    SgdState, Tensor, WeightNorm,
 };
 
 use crate::data::{random, to_bytes};
@@ -46,11 +47,11 @@ fn check(
     let mut together = vec![];
     let mut alone = vec![];
     for (&(shape, dtype, _), &place) in wanted.iter().zip(&places) {
-        together.push(gpu.tensor(arena.buffer(), place, shape, dtype)?);
+        together.push(Tensor::from_buffer(gpu, arena.buffer()?, place, shape, dtype)?);
         let len = shape.iter().product::<usize>() * dtype.size() as usize;
         let own = &bytes[place as usize..][..len.next_multiple_of(4)];
         let own = gpu.upload(&bytemuck::pod_collect_to_vec::<u8, f32>(own), &[own.len() / 4])?;
-        alone.push(gpu.tensor(own.buffer(), 0, shape, dtype)?);
+        alone.push(Tensor::from_buffer(gpu, own.buffer()?, 0, shape, dtype)?);
     }
     for tensors in [&together, &alone] {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -104,12 +105,10 @@ fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
                 let [x, y, v, g, bias, norms, u, dy, dx, dv, dg, dbias, plain] = tensors else { unreachable!() };
                 let weight = WeightNorm::new(v, g).axis(axis);
                 let u = Some(u).filter(|_| axis != Axis::Kept(1));
-                let options = LinearOptions::default().norms(norms);
-                let options = if let Some(u) = u { options.u(u) } else { options };
-                ops.linear_into_with(x, weight, Some(bias), y, &options)?;
+                ops.linear(Linear::new(x, weight).bias(bias).norms(norms).u(u), y)?;
                 let gradients = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-                ops.linear_backward_into(x, weight.norms(norms), dy, u, &gradients)?;
-                ops.linear_into(x, v, None, plain)
+                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u), &gradients)?;
+                ops.linear(Linear::new(x, v), plain)
             })?;
         }
     }
@@ -139,11 +138,14 @@ fn weights(gpu: &Gpu, extent: Extent) -> Outcome {
             check(gpu, &wanted, |ops, tensors| {
                 let [v, w, g, norms, dw, dv, dg, in_place, decomposed] = tensors else { unreachable!() };
                 let weight = WeightNorm::new(v, g).axis(axis);
-                ops.row_norms_into(v, axis, Eps::None, norms)?;
-                ops.normalize_into(weight, w)?;
-                ops.normalize_backward_into(dw, weight, Some(dv), Some(dg), Write::Add)?;
+                ops.row_norms(WeightNorm::unit(v).axis(axis).eps(Eps::None), norms)?;
+                ops.normalize(weight, w)?;
+                ops.normalize_backward(
+                    NormalizeBackward::new(dw, weight),
+                    &Gradients::default().dv(dv).dg(dg).accumulate(true),
+                )?;
                 ops.normalize_in_place(WeightNorm::new(in_place, g).axis(axis))?;
-                ops.split_into(v, axis, Eps::None, dv, decomposed)
+                ops.decompose(Decompose::new(v).axis(axis).eps(Eps::None), dv, decomposed)
             })?;
         }
     }
@@ -172,7 +174,7 @@ fn sets(gpu: &Gpu) -> Outcome {
         let set = v_gpu(ops).weight_set(&[first, second])?;
         ops.row_norms_set(&set)?;
         ops.normalize_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Replace)
+        ops.normalize_backward_set(&set, false)
     })
 }
 
@@ -191,9 +193,8 @@ fn batches(gpu: &Gpu) -> Outcome {
     ];
     check(gpu, &wanted, |ops, tensors| {
         let [t, y, bias, running, dt, dbias] = tensors else { unreachable!() };
-        let running = Some(RunningMean { mean: running, momentum: 0.1 });
-        ops.mean_only_batch_norm_into(t, Some(bias), running, y)?;
-        ops.mean_only_batch_norm_backward_into(t, dt, Some(dbias), Write::Replace)
+        ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(t).bias(bias).running_mean(running, 0.1), y)?;
+        ops.mean_only_batch_norm_backward(MeanOnlyBatchNormBackward::new(t), &Gradients::default().dx(dt).dbias(dbias))
     })
 }
 
@@ -212,11 +213,11 @@ fn optimizers(gpu: &Gpu) -> Outcome {
             let [v, dv, g, dg, first, second, momentum] = tensors else { unreachable!() };
             let moments = Moments { first: first.clone(), second: second.clone() };
             let state = SgdState { v: Some(momentum.clone()), g: None };
-            ops.sgd_step(Trainable::new(g, dg), &SgdState { v: None, g: None }, 1, &Sgd::new(0.1))?;
-            ops.sgd_step(Trainable::new(v, dv), &state, 1, &Sgd { momentum: 0.9, ..Sgd::new(0.1) })?;
+            ops.sgd_step(Parameter::new(g, dg), &SgdState { v: None, g: None }, 1, &Sgd::new(0.1))?;
+            ops.sgd_step(Parameter::new(v, dv), &state, 1, &Sgd { momentum: 0.9, ..Sgd::new(0.1) })?;
             // Half of the second moments are below zero here, and give NaN either way.
             let state = AdamState { v: moments, g: None };
-            ops.adam_step(Trainable::new(v, dv), &state, 1, &Adam::new(0.1))
+            ops.adam_step(Parameter::new(v, dv), &state, 1, &Adam::new(0.1))
         })?;
     }
     Ok(())
@@ -225,21 +226,21 @@ fn optimizers(gpu: &Gpu) -> Outcome {
 /// What overlaps is refused, and nothing is recorded: within a word, too.
 fn overlaps(gpu: &Gpu) -> Outcome {
     let arena = gpu.zeros(&[256], F32)?;
-    let part = |offset: u64, shape: &[usize], dtype| gpu.tensor(arena.buffer(), offset, shape, dtype);
+    let part = |offset: u64, shape: &[usize], dtype| Tensor::from_buffer(gpu, arena.buffer()?, offset, shape, dtype);
     let v = part(0, &[3, 3], DType::F16)?;
     let refused = |w: &Tensor| -> Result<Error, crate::Failed> {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut ops = gpu.record(&mut encoder);
-        let error = ops.normalize_into(WeightNorm::unit(&v), w).err().ok_or("it was taken")?;
+        let error = ops.normalize(WeightNorm::unit(&v), w).err().ok_or("it was taken")?;
         assert_eq!(ops.dispatch_count(), 0);
         Ok(error)
     };
     for offset in [0, 4, 16] {
         let error = refused(&part(offset, &[3, 3], DType::F16)?)?;
-        assert!(matches!(error, Error::Alias { output: "w", input: "v", .. }), "{error:?}");
+        assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "w", input: "v", .. })), "{error:?}");
     }
     let error = gpu.normalize_in_place(WeightNorm::new(&v, &part(16, &[3], F32)?)).unwrap_err();
-    assert!(matches!(error, Error::Alias { .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { .. })), "{error:?}");
     gpu.normalize_in_place(WeightNorm::new(&v, &part(20, &[3], F32)?))?;
     Ok(())
 }

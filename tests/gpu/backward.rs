@@ -1,7 +1,8 @@
 //! The backward pass: linear_saved, linear_backward, normalize_backward.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, Tensor, Tile, Weight, WeightNorm, Write, cpu,
+    ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, NormalizeBackward,
+    Recorder, Tensor, Tile, Weight, WeightNorm, cpu,
 };
 
 use crate::common::{compare, dg_bound, dot_bound, dv_bound, dx_bound, norm_bound, sum_bound};
@@ -118,7 +119,7 @@ impl Outputs {
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&before);
         let whole = gpu.upload(&words, &[words.len()])?;
         let tensor = |(&place, (shape, dtype)): (&usize, &(Vec<usize>, DType))| {
-            gpu.tensor(whole.buffer(), place as u64, shape, *dtype)
+            Tensor::from_buffer(gpu, whole.buffer()?, place as u64, shape, *dtype)
         };
         let tensors = places.iter().zip(parts).map(tensor).collect::<Result<_, _>>()?;
         Ok(Outputs { whole, tensors, before, poisoned: held.is_none() })
@@ -169,7 +170,7 @@ struct Case {
     /// The norms of the forward pass are handed over.
     known: bool,
     wanted: [bool; 4],
-    write: Write,
+    accumulate: bool,
     tile: Option<Tile>,
     split_length: Option<u32>,
     /// Tensors start at multiples of so many bytes.
@@ -195,10 +196,11 @@ struct Got {
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Case { size, axis, eps, dtypes, gradient_dtypes, gain, known, wanted, write, tile, split_length, .. } =
-            self;
+        let Case {
+            size, axis, eps, dtypes, gradient_dtypes, gain, known, wanted, accumulate, tile, split_length, ..
+        } = self;
         write!(f, "{size:?} {axis:?} {eps:?} {dtypes:?} to {gradient_dtypes:?}, gain {gain}, known {known}, ")?;
-        write!(f, "wanted {wanted:?}, {write:?} {tile:?} {split_length:?}")
+        write!(f, "wanted {wanted:?}, {accumulate:?} {tile:?} {split_length:?}")
     }
 }
 
@@ -220,8 +222,8 @@ impl Case {
             gain: true,
             known: true,
             wanted: ALL,
-            write: Write::Replace,
-            tile: Some(Tile::Medium),
+            accumulate: false,
+            tile: Some(Tile::Tile32x32),
             split_length: None,
             alignment: 4,
             x: None,
@@ -265,7 +267,7 @@ impl Case {
         wanted.then(|| self.g.clone().unwrap_or_else(|| gains(24, self.norm_count())))
     }
 
-    /// What the outputs hold before, with [`Write::Add`].
+    /// What the outputs hold before, with `accumulate`.
     fn held(&self) -> [Vec<f64>; 4] {
         let [batch, outs, ins] = self.size;
         let [dx, dv] = self.gradient_dtypes;
@@ -377,17 +379,16 @@ impl Case {
             (vec![outs], DType::F32),
         ];
         let held = self.held();
-        let held = (self.write == Write::Add).then_some(&held[..]);
+        let held = (self.accumulate).then_some(&held[..]);
         let outputs = Outputs::aligned(gpu, &parts, held, seed, self.alignment)?;
         let mut wanted = self.wanted;
         wanted[2] &= self.axis.is_some();
-        let mut gradients = Gradients::default().write(self.write);
         let of = |i: usize| wanted[i].then_some(&outputs.tensors[i]);
-        (gradients.dx, gradients.dv, gradients.dg, gradients.dbias) = (of(0), of(1), of(2), of(3));
-        (gradients.tile, gradients.split_length) = (self.tile, self.split_length);
+        let gradients = Gradients::default().dx(of(0)).dv(of(1)).dg(of(2)).dbias(of(3)).accumulate(self.accumulate);
+        let backward = LinearBackward::new(&x, weight, &dy).u(u.as_ref());
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.linear_backward_into(&x, weight, &dy, u.as_ref(), &gradients)?;
+        ops.linear_backward(backward.tile(self.tile).split_length(self.split_length), &gradients)?;
         let dispatches = ops.dispatch_count();
         drop(ops);
         if submit {
@@ -412,7 +413,7 @@ impl Case {
         for (which, dtype) in [dx, dv, DType::F32, DType::F32].into_iter().enumerate() {
             let Some(gradient) = &got.gradients[which] else { continue };
             // dx is replaced.
-            let held = |i: usize| if self.write == Write::Add && which != 0 { held[which][i] } else { 0.0 };
+            let held = |i: usize| if self.accumulate && which != 0 { held[which][i] } else { 0.0 };
             let expected: Vec<f64> = reference.values[which].iter().enumerate().map(|(i, &e)| e + held(i)).collect();
             compare(gradient, &expected, Some(dtype), |i| self.bound(reference, which, i, held(i)))
                 .map_err(|e| format!("{}: {e}", NAMES[which]))?;
@@ -438,7 +439,7 @@ fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
         cases.retain(|&(size, axis, split)| size == sizes[0] || (axis == OUT && split.is_none()));
         cases.retain(|&(size, ..)| size != [2, 0, 5]);
     }
-    let tile = extent.choose(None, Some(Tile::Medium));
+    let tile = extent.choose(None, Some(Tile::Tile32x32));
     all(cases, |case| {
         let (size @ [batch, outs, ins], axis, split_length) = *case;
         let axis = axis.ok_or("normalized")?;
@@ -454,13 +455,9 @@ fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
         let norms = Guarded::poisoned(gpu, &[g64.len()], DType::F32, 4)?;
         let y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
         let plain_y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 4)?;
-        let mut options = LinearOptions::default();
-        (options.split_length, options.tile) = (split_length, tile);
-        let record = |y: &Guarded, options| {
-            recorded(gpu, |ops| ops.linear_into_with(&x, weight, Some(&bias), &y.tensor, &options))
-        };
-        let plain = record(&plain_y, options)?;
-        let all = record(&y, options.u(&u.tensor).norms(&norms.tensor))?;
+        let linear = Linear::new(&x, weight).bias(&bias).tile(tile).split_length(split_length);
+        let plain = recorded(gpu, |ops| ops.linear(linear, &plain_y.tensor))?;
+        let all = recorded(gpu, |ops| ops.linear(linear.u(&u.tensor).norms(&norms.tensor), &y.tensor))?;
         // Without a product there is nothing for the norms to come out of.
         if all != plain && batch * outs * ins != 0 {
             return Err(format!("{all} dispatches, {plain} of the plain product").into());
@@ -484,7 +481,7 @@ fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
         })?;
         // And as a user calls it.
         if tile.is_none() && size == [9, 33, 39] && split_length.is_none() {
-            let (eager_y, saved) = gpu.linear_saved(&x, weight, Some(&bias))?;
+            let (eager_y, saved) = gpu.linear_saved(Linear::new(&x, weight).bias(&bias))?;
             is_same("eager y", &crate::golden::read(&eager_y)?, &y.read()?)?;
             is_same("eager u", &crate::golden::read(&saved.u.ok_or("no u")?)?, &u.read()?)?;
         }
@@ -494,9 +491,9 @@ fn saved(gpu: &Gpu, extent: Extent) -> Outcome {
         return Ok(());
     }
     let (x, v) = (gpu.zeros(&[2, 3], DType::F32)?, gpu.zeros(&[4, 3], DType::F32)?);
-    let (_, of_columns) = gpu.linear_saved(&x, WeightNorm::unit(&v).axis(Axis::Kept(1)), None)?;
+    let (_, of_columns) = gpu.linear_saved(Linear::new(&x, WeightNorm::unit(&v).axis(Axis::Kept(1))))?;
     assert!(of_columns.u.is_none() && of_columns.norms.is_some_and(|n| n.shape() == [1, 3]));
-    let (_, plain) = gpu.linear_saved(&x, &v, None)?;
+    let (_, plain) = gpu.linear_saved(Linear::new(&x, &v))?;
     assert!(plain.u.is_none() && plain.norms.is_none());
     Ok(())
 }
@@ -541,7 +538,7 @@ fn wanted(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// As many as the documentation of `linear_backward_into` says.
+/// As many as the documentation of `LinearBackward` says.
 fn dispatches(gpu: &Gpu) -> Outcome {
     // Recorded, and not run.
     let count = |case: Case| -> Result<u64, Failed> { Ok(case.launch(gpu, false)?.2) };
@@ -611,7 +608,7 @@ fn packed_rows_share_words(gpu: &Gpu, extent: Extent) -> Outcome {
         if few && size[0] == 64 {
             continue;
         }
-        cases.push(Case { write: Write::Add, ..case.clone() });
+        cases.push(Case { accumulate: true, ..case.clone() });
         if !few {
             cases.push(case);
         }
@@ -633,13 +630,13 @@ fn packed_rows_share_words(gpu: &Gpu, extent: Extent) -> Outcome {
 fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let size = [67, 71, 75];
     let mut cases = vec![];
-    let few = [Tile::Stream8, Tile::Medium].into_iter().collect();
+    let few = [Tile::Gemv8, Tile::Tile32x32].into_iter().collect();
     let tiles: Vec<Tile> = extent.choose(Tile::all_on(gpu).collect(), few);
     cases.extend(tiles.into_iter().map(|tile| Case { tile: Some(tile), ..Case::new(size) }));
     // More than one of the largest tile, along each of its sides.
-    if Tile::Huge.runs_on(gpu) && extent == Extent::All {
-        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 35, 130]) });
-        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([35, 131, 130]) });
+    if Tile::Tile128x128.runs_on(gpu) && extent == Extent::All {
+        cases.push(Case { tile: Some(Tile::Tile128x128), ..Case::new([131, 35, 130]) });
+        cases.push(Case { tile: Some(Tile::Tile128x128), ..Case::new([35, 131, 130]) });
     }
     if extent == Extent::All {
         cases.push(Case { split_length: Some(32), ..Case::new(size).stored(DType::F16) });
@@ -647,7 +644,7 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     for axis in extent.of(AXES, 4) {
         cases.push(Case { split_length: Some(16), ..Case::of(axis, size) });
     }
-    cases.push(Case { split_length: Some(16), write: Write::Add, ..Case::new(size) });
+    cases.push(Case { split_length: Some(16), accumulate: true, ..Case::new(size) });
     all(cases, |case| case.check(gpu))
 }
 
@@ -655,14 +652,22 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
 fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let mut cases = vec![];
-    let tiles = [Tile::Large, Tile::Tall, Tile::Stream8, Tile::Lanes64, Tile::Lanes16, Tile::Lanes4, Tile::Lanes1];
+    let tiles = [
+        Tile::Tile64x64,
+        Tile::Tile128x8,
+        Tile::Gemv8,
+        Tile::Subgroup64,
+        Tile::Subgroup16,
+        Tile::Subgroup4,
+        Tile::Subgroup1,
+    ];
     for tile in extent.of(tiles, 4) {
         cases.push(case(tile, [20, 36, 44]));
     }
-    for tile in [Tile::Medium, Tile::Lanes8] {
+    for tile in [Tile::Tile32x32, Tile::Subgroup8] {
         cases.push(case(tile, [72, 40, 68]));
         if extent == Extent::All {
-            cases.push(Case { write: Write::Add, ..case(tile, [3, 36, 44]) });
+            cases.push(Case { accumulate: true, ..case(tile, [3, 36, 44]) });
             cases.push(case(tile, [72, 40, 68]).stored(DType::F16));
         }
     }
@@ -682,7 +687,7 @@ pub fn in_halves(gpu: &Gpu, tile: Tile) -> Outcome {
     for size in [[67, 71, 75], [40, 36, 32], [1, 1, 1], [3, 33, 70]] {
         for (axis, wanted) in [(None, ALL), (IN, ALL), (OUT, no_dx), (WHOLE, no_dx)] {
             let case = Case { tile: Some(tile), wanted, ..Case::of(axis, size).stored(DType::F16) };
-            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { accumulate: true, ..case.clone() });
             cases.push(Case { split_length: Some(16), ..case.clone() });
             cases.push(case);
         }
@@ -719,11 +724,11 @@ fn empty(gpu: &Gpu) -> Outcome {
             cases.push(Case { known: false, ..Case::of(axis, size) });
         }
     }
-    cases.push(Case { write: Write::Add, ..Case::new([0, 3, 5]) });
+    cases.push(Case { accumulate: true, ..Case::new([0, 3, 5]) });
     cases.push(Case::new([0, 3, 5]).stored(DType::F16));
     all(cases, |case| {
         let got = case.check_against(gpu, &case.reference()?)?;
-        let of_nothing = case.size[0] == 0 && case.write == Write::Replace;
+        let of_nothing = case.size[0] == 0 && !case.accumulate;
         if of_nothing && !got.gradients.iter().flatten().flatten().all(|&x| x == 0.0) {
             return Err("a gradient of no rows is not zero".into());
         }
@@ -736,13 +741,13 @@ fn accumulation(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     let axes = extent.of(AXES, 4);
     for &axis in &axes {
-        let case = Case { write: Write::Add, ..Case::of(axis, [7, 33, 39]) };
+        let case = Case { accumulate: true, ..Case::of(axis, [7, 33, 39]) };
         cases.push(Case { wanted: [true, true, false, false], ..case.clone() });
         cases.push(Case { wanted: [false, false, true, true], ..case.clone() });
         cases.push(case);
     }
     for axis in extent.of([OUT, IN], 2) {
-        let case = Case { write: Write::Add, ..Case::of(axis, [129, 33, 39]) };
+        let case = Case { accumulate: true, ..Case::of(axis, [129, 33, 39]) };
         cases.push(Case { gradient_dtypes: [DType::F32, DType::F16], ..case });
     }
     all(cases, |case| case.check(gpu))?;
@@ -764,10 +769,11 @@ fn accumulation(gpu: &Gpu, extent: Extent) -> Outcome {
                 upload(gpu, &values[part * 10 * width..(part + 1) * 10 * width], &[10, width], DType::F32, part)
             };
             let (x, dy) = (rows(whole.x(), ins)?, rows(whole.dy(), outs)?);
-            let (_, saved) = gpu.linear_saved(&x, weight, None)?;
-            let mut gradients = Gradients::default().dv(&dv).dbias(&dbias).write(Write::Add);
-            gradients.dg = dg.as_ref();
-            recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, saved.u.as_ref(), &gradients))?;
+            let (_, saved) = gpu.linear_saved(Linear::new(&x, weight))?;
+            let gradients = Gradients::default().dv(&dv).dg(dg.as_ref()).dbias(&dbias).accumulate(true);
+            recorded(gpu, |ops| {
+                ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(saved.u.as_ref()), &gradients)
+            })?;
         }
         let gradients = vec![
             None,
@@ -779,8 +785,8 @@ fn accumulation(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// N = K = 512, batch 64, half-precision weights on a device whose largest buffer is hardly more than v: dw, a matrix of f32
-/// sums, is twice that. Where the driver's allocator tells, nothing of the size of v was allocated either.
+/// N = K = 512, batch 64, half-precision weights on a device whose largest buffer is hardly more than v: dw, a matrix
+/// of f32 sums, is twice that. Where the driver's allocator tells, nothing of the size of v was allocated either.
 fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
     let (batch, outs, ins) = (64, 512, 512);
     let v_bytes = (outs * ins * 2) as u64;
@@ -790,7 +796,7 @@ fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
         limits.max_storage_buffer_binding_size = v_bytes + 4096;
     })?;
     match device.zeros(&[outs, ins], DType::F32) {
-        Err(Error::TensorTooLarge { .. }) => {}
+        Err(Error::Limit(LimitError::TensorTooLarge { .. })) => {}
         other => return Err(format!("there is room for dw: {:?}", other.map(|t| t.len())).into()),
     }
     let allocated = || {
@@ -823,10 +829,12 @@ fn no_buffer_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
         let norms = device.zeros(&[norm_count(&[outs, ins], axis)], DType::F32)?;
         let u = device.zeros(&[batch, outs], DType::F32)?;
         let u = (axis != Axis::Kept(1)).then_some(&u);
-        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias).tile(Tile::Medium);
+        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
         let before = allocated();
-        let dispatches =
-            recorded(&device, |ops| ops.linear_backward_into(&x, weight.norms(&norms), &dy, u, &gradients))?;
+        let dispatches = recorded(&device, |ops| {
+            let backward = LinearBackward::new(&x, weight.norms(&norms), &dy).u(u);
+            ops.linear_backward(backward.tile(Tile::Tile32x32), &gradients)
+        })?;
         assert_eq!(dispatches, count, "{axis:?}");
         if let Some(largest) = largest_since(before) {
             assert!(largest < v_bytes, "{axis:?}: {largest} bytes were allocated");
@@ -848,11 +856,11 @@ fn fused_is_normalize_backward_of_dw(gpu: &Gpu, extent: Extent) -> Outcome {
         let g = case.g().ok_or("no g")?;
         let g = upload(gpu, &g, &[g.len()], DType::F32, 0)?;
         let weight = WeightNorm::new(&v, &g).axis(axis.ok_or("normalized")?);
-        let (_, nothing) = gpu.linear_saved(&x, &v, None)?;
-        let dw = gpu.linear_backward(&x, &v, &dy, &nothing)?.dv;
-        let (dv, dg) = gpu.normalize_backward(&dw, weight)?;
-        let (_, saved) = gpu.linear_saved(&x, weight, None)?;
-        let fused = gpu.linear_backward(&x, weight, &dy, &saved)?;
+        let (_, nothing) = gpu.linear_saved(Linear::new(&x, &v))?;
+        let dw = gpu.linear_backward(LinearBackward::new(&x, &v, &dy).saved(&nothing))?.dv;
+        let (dv, dg) = gpu.normalize_backward(NormalizeBackward::new(&dw, weight))?;
+        let (_, saved) = gpu.linear_saved(Linear::new(&x, weight))?;
+        let fused = gpu.linear_backward(LinearBackward::new(&x, weight, &dy).saved(&saved))?;
         let pairs = [(1, &dv, &fused.dv), (2, &dg, fused.dg.as_ref().ok_or("no dg")?)];
         for (which, explicit, fused) in pairs {
             let (explicit, fused) = (crate::golden::read(explicit)?, crate::golden::read(fused)?);
@@ -886,7 +894,7 @@ fn scaled_rows(gpu: &Gpu, extent: Extent) -> Outcome {
         let v = Some(scaled(40, count * 39, DType::F32, |i| SCALES[i / 39]));
         let case = Case { eps, v, g: ones(count, 41), ..Case::new([7, count, 39]) };
         cases.push(Case { known: false, ..case.clone() });
-        cases.push(Case { write: Write::Add, ..case.clone() });
+        cases.push(Case { accumulate: true, ..case.clone() });
         cases.push(Case { split_length: Some(16), ..case.clone() });
         cases.push(case);
         let v = Some(scaled(42, 33 * count, DType::F32, |i| SCALES[i % count]));
@@ -914,7 +922,7 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
     let g = Some(scaled(50, outs, DType::F32, |k| pairs[k].0));
     let v = Some(scaled(51, 5 * outs, DType::F32, |i| pairs[i % outs].1));
     let columns = Case { g, v, eps: Eps::None, ..Case::of(IN, [7, 5, outs]) };
-    all([case.clone(), Case { write: Write::Add, ..case }, columns], |case| case.check(gpu))
+    all([case.clone(), Case { accumulate: true, ..case }, columns], |case| case.check(gpu))
 }
 
 /// dv within the range of f32 where dyᵀx is not: small gains with large dw, large gains with small dw. dg, which f32
@@ -934,15 +942,15 @@ fn dw_out_of_range(gpu: &Gpu) -> Outcome {
     let mut cases = vec![];
     for (x, dy, g) in [(1e30, 1e15, 1e-20), (1e-25, 1e-20, 1e20), (1e25, 1e25, 1e-30), (1e-30, 1e-30, 1e30)] {
         let case = case(x, dy, g);
-        cases.push(Case { write: Write::Add, ..case.clone() });
+        cases.push(Case { accumulate: true, ..case.clone() });
         cases.push(Case { split_length: Some(16), ..case.clone() });
         cases.push(case);
     }
     all(cases, |case| case.check(gpu))
 }
 
-/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way round,
-/// every third norm an ordinary one. Features of x that are zero leave the correction alone.
+/// dv within the range of f32 where dg is not, and with it no dyᵀx: large sums with small gains and the other way
+/// round, every third norm an ordinary one. Features of x that are zero leave the correction alone.
 fn dg_out_of_range(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     let sizes = [
@@ -979,7 +987,7 @@ fn dg_out_of_range(gpu: &Gpu, extent: Extent) -> Outcome {
             if extent == Extent::Few && (size != [7, 9, 39] || axis != OUT) || axis == WHOLE {
                 continue;
             }
-            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { accumulate: true, ..case.clone() });
             cases.push(Case { split_length: Some(16), ..case.clone() });
             if extent == Extent::Few {
                 continue;
@@ -1010,7 +1018,7 @@ fn zero_sums(gpu: &Gpu, extent: Extent) -> Outcome {
             ..base.clone()
         };
         if extent == Extent::All || axis == OUT {
-            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { accumulate: true, ..case.clone() });
         }
         cases.push(case);
     }
@@ -1143,7 +1151,7 @@ fn sparse(gpu: &Gpu, extent: Extent) -> Outcome {
         let case = Case { x: rare(60, batch * ins), dy: rare(62, batch * outs), ..Case::of(axis, [batch, outs, ins]) };
         cases.push(Case { v: rare(64, outs * ins), ..case.clone() });
         if extent == Extent::All || axis == OUT {
-            cases.push(Case { write: Write::Add, ..case.clone() });
+            cases.push(Case { accumulate: true, ..case.clone() });
         }
         cases.push(case);
     }
@@ -1164,7 +1172,7 @@ fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     }
     cases.push(Case { eps: Eps::After(1e-3), gain: false, known: false, ..new(OUT, [3, 1100, 36]) });
     // What is added to, one product alone, one row more.
-    cases.push(Case { write: Write::Add, ..new(OUT, [3, 13, 36]) });
+    cases.push(Case { accumulate: true, ..new(OUT, [3, 13, 36]) });
     cases.push(Case { wanted: [true, false, true, true], ..new(OUT, [3, 13, 36]) });
     if extent == Extent::All {
         cases.push(few(Case::new([9, 13, 36])));
@@ -1312,7 +1320,7 @@ fn windows(gpu: &Gpu, extent: Extent) -> Outcome {
     let device = tiny(gpu)?;
     let mut cases = vec![];
     let (axis, batch) = (extent.choose(OUT, IN), extent.choose(131, 35));
-    cases.push(Case { write: Write::Add, known: false, ..Case::of(axis, [batch, 35, 41]).stored(DType::F16) });
+    cases.push(Case { accumulate: true, known: false, ..Case::of(axis, [batch, 35, 41]).stored(DType::F16) });
     cases.extend([OUT, WHOLE].map(|axis| Case::of(axis, [67, 71, 75])));
     all(extent.of(cases, 3), |case| case.check(&device))
 }
@@ -1322,13 +1330,16 @@ fn errors(gpu: &Gpu) -> Outcome {
     let (x, v, dy, u) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[2, 4])?, f32s(&[2, 4])?);
     let (dx, dv, dg, dbias) = (f32s(&[2, 3])?, f32s(&[4, 3])?, f32s(&[4])?, f32s(&[4])?);
     let weight = WeightNorm::unit(&v);
-    let none = Gradients::default().tile(Tile::Medium);
+    let none = Gradients::default();
+    let tile = Tile::Tile32x32;
     let shape = |arg: &'static str, error: Error| match error {
-        Error::Shape { op: "linear_backward", arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::Shape { op: "linear_backward", arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     let backward = |x: &Tensor, weight: Weight<'_>, dy: &Tensor, u: Option<&Tensor>, gradients: &Gradients<'_>| {
-        refused(gpu, |ops: &mut Recorder<'_, '_>| ops.linear_backward_into(x, weight, dy, u, gradients))
+        refused(gpu, |ops: &mut Recorder<'_, '_>| {
+            ops.linear_backward(LinearBackward::new(x, weight, dy).u(u).tile(tile), gradients)
+        })
     };
     // u is missing where dg is a sum of it.
     for axis in [Axis::Kept(0), Axis::Whole] {
@@ -1336,13 +1347,20 @@ fn errors(gpu: &Gpu) -> Outcome {
         let dg = f32s(&[norm_count(&[4, 3], axis)])?;
         for wanted in [none.dv(&dv), none.dg(&dg)] {
             let error = backward(&x, weight, &dy, None, &wanted)?;
-            assert!(matches!(error, Error::Missing { op: "linear_backward", arg: "u" }), "{error:?}");
+            assert!(
+                matches!(error, Error::Argument(ArgumentError::Missing { op: "linear_backward", arg: "u" })),
+                "{error:?}"
+            );
         }
     }
     // Not needed for dx and dbias, for kept axis in, for a plain weight.
-    counted(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, None, &none.dx(&dx).dbias(&dbias)))?;
-    counted(gpu, |ops| ops.linear_backward_into(&x, weight.axis(Axis::Kept(1)), &dy, None, &none.dv(&dv)))?;
-    counted(gpu, |ops| ops.linear_backward_into(&x, &v, &dy, None, &none.dv(&dv)))?;
+    counted(gpu, |ops| {
+        ops.linear_backward(LinearBackward::new(&x, weight, &dy).tile(tile), &none.dx(&dx).dbias(&dbias))
+    })?;
+    counted(gpu, |ops| {
+        ops.linear_backward(LinearBackward::new(&x, weight.axis(Axis::Kept(1)), &dy).tile(tile), &none.dv(&dv))
+    })?;
+    counted(gpu, |ops| ops.linear_backward(LinearBackward::new(&x, &v, &dy).tile(tile), &none.dv(&dv)))?;
 
     let normal = Weight::from(weight);
     let wrong = f32s(&[3, 4])?;
@@ -1355,29 +1373,30 @@ fn errors(gpu: &Gpu) -> Outcome {
     shape("dbias", backward(&x, normal, &dy, None, &none.dbias(&f32s(&[3])?))?)?;
     shape("dg", backward(&x, (&v).into(), &dy, None, &none.dg(&dg))?)?;
     let error = backward(&f32s(&[2, 5])?, normal, &dy, None, &none.dx(&dx))?;
-    assert!(matches!(error, Error::Shape { arg: "x", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Shape { arg: "x", .. })), "{error:?}");
     let dtype = |arg: &'static str, error: Error| match error {
-        Error::DType { arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::DType { arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     dtype("u", backward(&x, normal, &dy, Some(&halves), &none.dv(&dv))?)?;
 
     let error = backward(&x, normal, &dy, None, &none.dx(&x))?;
-    assert!(matches!(error, Error::Alias { output: "dx", input: "x", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dx", input: "x", .. })), "{error:?}");
     let error = backward(&x, normal, &dy, Some(&u), &none.dv(&v))?;
-    assert!(matches!(error, Error::Alias { output: "dv", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dv", .. })), "{error:?}");
     let in_u = u.reshape(&[8])?;
-    let in_u = gpu.tensor(in_u.buffer(), 0, &[4], DType::F32)?;
+    let in_u = Tensor::from_buffer(gpu, in_u.buffer()?, 0, &[4], DType::F32)?;
     let error = backward(&x, normal, &dy, Some(&u), &none.dg(&in_u))?;
-    assert!(matches!(error, Error::Alias { output: "dg", input: "u", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "dg", input: "u", .. })), "{error:?}");
     let error = backward(&x, normal, &dy, Some(&u), &none.dg(&dg).dbias(&dg))?;
-    assert!(matches!(error, Error::Overlap { first: "dg", second: "dbias", .. }), "{error:?}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Overlap { first: "dg", second: "dbias", .. })), "{error:?}");
     let axis = weight.axis(Axis::Kept(2)).into();
-    assert!(matches!(backward(&x, axis, &dy, None, &none.dx(&dx))?, Error::Axis { .. }));
+    assert!(matches!(backward(&x, axis, &dy, None, &none.dx(&dx))?, Error::Argument(ArgumentError::Axis { .. })));
     let eps = weight.eps(Eps::Clamp(0.0)).into();
-    assert!(matches!(backward(&x, eps, &dy, None, &none.dx(&dx))?, Error::Eps { .. }));
-    let zero = none.dx(&dx).split_length(0);
-    assert!(matches!(backward(&x, normal, &dy, None, &zero)?, Error::Variant { .. }));
+    assert!(matches!(backward(&x, eps, &dy, None, &none.dx(&dx))?, Error::Argument(ArgumentError::Eps { .. })));
+    let zero = LinearBackward::new(&x, normal, &dy).split_length(0);
+    let error = refused(gpu, |ops| ops.linear_backward(zero, &none.dx(&dx)))?;
+    assert!(matches!(error, Error::Argument(ArgumentError::Variant { .. })), "{error:?}");
     Ok(())
 }
 
@@ -1418,7 +1437,7 @@ struct Rescale {
     dtypes: [DType; 3],
     gain: bool,
     known: bool,
-    write: Write,
+    accumulate: bool,
     /// dv, dg.
     wanted: [bool; 2],
     /// dv starts at a multiple of so many bytes; dw and v too, if these are more than 4.
@@ -1430,8 +1449,8 @@ struct Rescale {
 
 impl std::fmt::Debug for Rescale {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Rescale { shape, axis, eps, dtypes, gain, known, write, wanted, .. } = self;
-        write!(f, "{shape:?} {axis:?} {eps:?} {dtypes:?} gain {gain}, known {known}, {write:?} {wanted:?}")
+        let Rescale { shape, axis, eps, dtypes, gain, known, accumulate, wanted, .. } = self;
+        write!(f, "{shape:?} {axis:?} {eps:?} {dtypes:?} gain {gain}, known {known}, {accumulate:?} {wanted:?}")
     }
 }
 
@@ -1444,7 +1463,7 @@ impl Rescale {
             dtypes: [DType::F32; 3],
             gain: true,
             known: false,
-            write: Write::Replace,
+            accumulate: false,
             wanted: [true; 2],
             alignment: 4,
             dw: None,
@@ -1485,15 +1504,20 @@ impl Rescale {
         }
         let parts = [(self.shape.clone(), self.dtypes[2]), (vec![count], DType::F32)];
         let held = self.held();
-        let held = (self.write == Write::Add).then_some(&held[..]);
+        let held = (self.accumulate).then_some(&held[..]);
         let outputs = Outputs::aligned(gpu, &parts, held, seed, self.alignment)?;
         let of = |i: usize| self.wanted[i].then_some(&outputs.tensors[i]);
-        let dispatches = recorded(gpu, |ops| ops.normalize_backward_into(&dw, weight, of(0), of(1), self.write))?;
+        let dispatches = recorded(gpu, |ops| {
+            ops.normalize_backward(
+                NormalizeBackward::new(&dw, weight),
+                &Gradients::default().dv(of(0)).dg(of(1)).accumulate(self.accumulate),
+            )
+        })?;
         Ok((outputs.read(&self.wanted)?, dispatches))
     }
 
     fn held(&self) -> [Vec<f64>; 2] {
-        if self.write == Write::Replace {
+        if !self.accumulate {
             return [vec![], vec![]];
         }
         let count = norm_count(&self.shape, self.axis);
@@ -1514,7 +1538,7 @@ impl Rescale {
         let norms = cpu::row_norms(&v, &self.shape, self.axis, self.eps).map_err(failed)?;
         let of = norm_of(&self.shape, self.axis);
         let held = self.held();
-        let held = |which: usize, i: usize| if self.write == Write::Add { held[which][i] } else { 0.0 };
+        let held = |which: usize, i: usize| if self.accumulate { held[which][i] } else { 0.0 };
         let chain = norm_chain(norm_length(&self.shape, self.axis));
         if let Some(got) = &got[1] {
             let expected: Vec<f64> = dg.iter().enumerate().map(|(j, dg)| dg + held(1, j)).collect();
@@ -1546,7 +1570,7 @@ fn normalize_axes_and_policies(gpu: &Gpu) -> Outcome {
             }
             cases.push(Rescale { gain: false, ..Rescale::new(shape, axis) });
             for eps in POLICIES {
-                cases.push(Rescale { eps, known: true, write: Write::Add, ..Rescale::new(shape, axis) });
+                cases.push(Rescale { eps, known: true, accumulate: true, ..Rescale::new(shape, axis) });
             }
         }
     }
@@ -1561,8 +1585,8 @@ fn normalize_dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for dtypes in mixes {
         for (shape, axis) in [(&[13, 7][..], Axis::Kept(0)), (&[5, 3, 3], Axis::Kept(1)), (&[15, 5], Axis::Kept(1))] {
-            for write in [Write::Replace, Write::Add] {
-                cases.push(Rescale { dtypes, write, ..Rescale::new(shape, axis) });
+            for accumulate in [false, true] {
+                cases.push(Rescale { dtypes, accumulate, ..Rescale::new(shape, axis) });
             }
         }
     }
@@ -1594,7 +1618,7 @@ fn normalize_long_rows(gpu: &Gpu, extent: Extent) -> Outcome {
         Rescale::new(&[8, 1 << 20], Axis::Kept(0)),
         Rescale { dtypes: bf16, ..Rescale::new(&[1, 4_000_000], Axis::Kept(0)) },
         Rescale::new(&[262_144, 8], Axis::Kept(0)),
-        Rescale { write: Write::Add, ..Rescale::new(&[262_144, 8], Axis::Kept(1)) },
+        Rescale { accumulate: true, ..Rescale::new(&[262_144, 8], Axis::Kept(1)) },
         Rescale::new(&[1, 262_144], Axis::Kept(0)),
     ];
     // The last two alone, where few are wanted.
@@ -1615,7 +1639,7 @@ fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
         cases.push(Rescale::new(shape, axis));
     }
     cases.push(Rescale { dtypes: [DType::F32, DType::F16, DType::F16], ..Rescale::new(&[601, 1_001], Axis::Kept(0)) });
-    cases.push(Rescale { write: Write::Add, known: true, ..Rescale::new(&[100_001, 3], Axis::Kept(0)) });
+    cases.push(Rescale { accumulate: true, known: true, ..Rescale::new(&[100_001, 3], Axis::Kept(0)) });
     let device = small(gpu)?;
     all(extent.of(cases, 3), |case| {
         case.check(&device)?;
@@ -1650,15 +1674,15 @@ fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
         (&[9, 2, 1_024], Axis::Kept(1)),
         (&[3, 4_000], Axis::Kept(1)),
     ] {
-        for (dtype, write) in [(DType::F32, Write::Replace), (DType::Bf16, Write::Add)] {
-            cases.push(Rescale { dtypes: [dtype; 3], alignment: 32, write, ..Rescale::new(shape, axis) });
+        for (dtype, accumulate) in [(DType::F32, false), (DType::Bf16, true)] {
+            cases.push(Rescale { dtypes: [dtype; 3], alignment: 32, accumulate, ..Rescale::new(shape, axis) });
         }
     }
     either(&device, |device| all(extent.of(&cases, 5), |case| case.check(device)))
 }
 
-/// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again what it
-/// summed up itself, wherever words of packed types begin.
+/// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again
+/// what it summed up itself, wherever words of packed types begin.
 fn normalize_uneven_lanes(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     let mixes = [[DType::F32, DType::Bf16, DType::F32], [DType::Bf16; 3], [DType::F32; 3], [DType::F16; 3]];
@@ -1772,8 +1796,8 @@ fn normalize_not_finite(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where sums
-/// leave the range of f32, zero rows and NaN.
+/// What is read four words at once, as on either kind of device: rows, columns and the middle, with sizes from where
+/// sums leave the range of f32, zero rows and NaN.
 fn normalize_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (shape, axis) in [
@@ -1790,12 +1814,10 @@ fn normalize_quads(gpu: &Gpu, extent: Extent) -> Outcome {
         (&[131, 6, 8], Axis::Kept(1)),
     ] {
         for dtype in DTYPES {
-            for (eps, write, alignment) in [
-                (Eps::default(), Write::Replace, 32),
-                (Eps::default(), Write::Replace, 16),
-                (Eps::After(1e-3), Write::Add, 32),
-            ] {
-                let case = Rescale { eps, write, dtypes: [dtype; 3], alignment, ..Rescale::new(shape, axis) };
+            for (eps, accumulate, alignment) in
+                [(Eps::default(), false, 32), (Eps::default(), false, 16), (Eps::After(1e-3), true, 32)]
+            {
+                let case = Rescale { eps, accumulate, dtypes: [dtype; 3], alignment, ..Rescale::new(shape, axis) };
                 if dtype != DType::F16 {
                     let row = crate::data::norm_of(shape, axis);
                     let sizes = [1.0, 1e25, 1e-25, 0.0, 1e10];
@@ -1837,10 +1859,12 @@ fn normalize_errors(gpu: &Gpu) -> Outcome {
     let wrong = f32s(&[3, 4])?;
     let weight = WeightNorm::unit(&v);
     let call = |dw: &Tensor, weight: WeightNorm<'_>, dv: Option<&Tensor>, dg: Option<&Tensor>| {
-        refused(gpu, |ops| ops.normalize_backward_into(dw, weight, dv, dg, Write::Replace))
+        refused(gpu, |ops| {
+            ops.normalize_backward(NormalizeBackward::new(dw, weight), &Gradients::default().dv(dv).dg(dg))
+        })
     };
     let shape = |arg: &'static str, error: Error| match error {
-        Error::Shape { op: "normalize_backward", arg: got, .. } if got == arg => Ok(()),
+        Error::Argument(ArgumentError::Shape { op: "normalize_backward", arg: got, .. }) if got == arg => Ok(()),
         other => Err(format!("{arg}: {other:?}")),
     };
     shape("dw", call(&wrong, weight, Some(&dv), None)?)?;
@@ -1849,11 +1873,29 @@ fn normalize_errors(gpu: &Gpu) -> Outcome {
     shape("g", call(&dw, WeightNorm::new(&v, &wrong), Some(&dv), None)?)?;
     shape("norms", call(&dw, weight.norms(&wrong), Some(&dv), None)?)?;
     let halves = gpu.zeros(&[4], DType::F16)?;
-    assert!(matches!(call(&dw, weight.norms(&halves), Some(&dv), None)?, Error::DType { arg: "norms", .. }));
-    assert!(matches!(call(&dw, weight, Some(&dw), None)?, Error::Alias { output: "dv", input: "dw", .. }));
-    assert!(matches!(call(&dw, weight, Some(&v), None)?, Error::Alias { output: "dv", input: "v", .. }));
-    assert!(matches!(call(&dw, WeightNorm::new(&v, &dg), None, Some(&dg))?, Error::Alias { output: "dg", .. }));
-    assert!(matches!(call(&dw, weight.axis(Axis::Kept(2)), Some(&dv), None)?, Error::Axis { .. }));
-    assert!(matches!(call(&dw, weight.eps(Eps::After(-1.0)), Some(&dv), None)?, Error::Eps { .. }));
+    assert!(matches!(
+        call(&dw, weight.norms(&halves), Some(&dv), None)?,
+        Error::Argument(ArgumentError::DType { arg: "norms", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight, Some(&dw), None)?,
+        Error::Argument(ArgumentError::Alias { output: "dv", input: "dw", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight, Some(&v), None)?,
+        Error::Argument(ArgumentError::Alias { output: "dv", input: "v", .. })
+    ));
+    assert!(matches!(
+        call(&dw, WeightNorm::new(&v, &dg), None, Some(&dg))?,
+        Error::Argument(ArgumentError::Alias { output: "dg", .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight.axis(Axis::Kept(2)), Some(&dv), None)?,
+        Error::Argument(ArgumentError::Axis { .. })
+    ));
+    assert!(matches!(
+        call(&dw, weight.eps(Eps::After(-1.0)), Some(&dv), None)?,
+        Error::Argument(ArgumentError::Eps { .. })
+    ));
     Ok(())
 }

@@ -154,7 +154,7 @@ fn found(
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &pipeline.get_bind_group_layout(0),
-        entries: &[wgpu::BindGroupEntry { binding: 0, resource: tensor.buffer().as_entire_binding() }],
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: tensor.buffer()?.as_entire_binding() }],
     });
     let mut encoder = device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());

@@ -1,6 +1,9 @@
 //! What looks at a whole batch: its sums, data-dependent initialization, mean-only batch normalization.
 use weightnorm::internals::column_dot_sums;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, RunningMean, Tensor, WeightNorm, Write, cpu};
+use weightnorm::{
+    ArgumentError, Axis, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear, MeanOnlyBatchNorm,
+    MeanOnlyBatchNormBackward, Tensor, WeightNorm, cpu,
+};
 
 use crate::common::{compare, dot_bound, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, either, must_fail, norm_chain as chain, random, upload};
@@ -46,7 +49,7 @@ struct Sums {
     dtype: DType,
     dbias: bool,
     dg: bool,
-    write: Write,
+    accumulate: bool,
     offset: u64,
 }
 
@@ -55,9 +58,17 @@ fn sums_cases() -> Vec<Sums> {
     let mut cases = vec![];
     for (i, (rows, columns)) in sizes.into_iter().enumerate() {
         for (k, dtype) in DTYPES.into_iter().enumerate() {
-            let write = if (i + k) % 2 == 0 { Write::Replace } else { Write::Add };
+            let accumulate = (i + k) % 2 != 0;
             let offset = OFFSETS[(i + k) % OFFSETS.len()];
-            cases.push(Sums { rows, columns, dtype, dbias: (i + k) % 3 != 1, dg: (i + k) % 3 != 2, write, offset });
+            cases.push(Sums {
+                rows,
+                columns,
+                dtype,
+                dbias: (i + k) % 3 != 1,
+                dg: (i + k) % 3 != 2,
+                accumulate,
+                offset,
+            });
         }
     }
     cases
@@ -66,26 +77,26 @@ fn sums_cases() -> Vec<Sums> {
 impl Sums {
     /// The dispatches it took.
     fn run(&self, gpu: &Gpu) -> Result<u64, crate::Failed> {
-        let &Sums { rows, columns, dtype, write, offset, .. } = self;
+        let &Sums { rows, columns, dtype, accumulate, offset, .. } = self;
         let (dy, u) = (random(1, rows * columns, dtype), random(2, rows * columns, DType::F32));
         let products: Vec<f64> = dy.iter().zip(&u).map(|(dy, u)| dy * u).collect();
         let old = random(3, columns, DType::F32);
-        let output = |wanted: bool| match (wanted, write) {
+        let output = |wanted: bool| match (wanted, accumulate) {
             (false, _) => Ok(None),
-            (true, Write::Replace) => Guarded::poisoned(gpu, &[columns], DType::F32, offset).map(Some),
-            (true, Write::Add) => Guarded::holding(gpu, &old, &[columns], DType::F32, offset).map(Some),
+            (true, false) => Guarded::poisoned(gpu, &[columns], DType::F32, offset).map(Some),
+            (true, true) => Guarded::holding(gpu, &old, &[columns], DType::F32, offset).map(Some),
         };
         let (dbias, dg) = (output(self.dbias)?, output(self.dg)?);
         let dy_tensor = upload(gpu, &dy, &[rows, columns], dtype, offset as usize / 4)?;
         let u_tensor = upload(gpu, &u, &[rows, columns], DType::F32, usize::from(offset != 0))?;
         let (dbias_tensor, dg_tensor) = (dbias.as_ref().map(|d| &d.tensor), dg.as_ref().map(|d| &d.tensor));
         let count = recorded(gpu, |ops| {
-            column_dot_sums(ops, &dy_tensor, self.dg.then_some(&u_tensor), dbias_tensor, dg_tensor, write)
+            column_dot_sums(ops, &dy_tensor, self.dg.then_some(&u_tensor), dbias_tensor, dg_tensor, accumulate)
         })?;
         for (got, terms) in [(dbias, &dy), (dg, &products)] {
             let Some(got) = got else { continue };
             let (mut expected, magnitudes) = (column_sums(terms, columns), column_sums(&abs(terms), columns));
-            if write == Write::Add {
+            if accumulate {
                 expected.iter_mut().zip(&old).for_each(|(sum, old)| *sum += old);
             }
             let bound = |j: usize| {
@@ -100,7 +111,7 @@ impl Sums {
 fn column_dot_sums_windows(gpu: &Gpu) -> Outcome {
     let (small, tiny) = (small(gpu)?, tiny(gpu)?);
     for dtype in [DType::F32, DType::F16] {
-        let case = Sums { rows: 0, columns: 0, dtype, dbias: true, dg: true, write: Write::Add, offset: 12 };
+        let case = Sums { rows: 0, columns: 0, dtype, dbias: true, dg: true, accumulate: true, offset: 12 };
         for (device, rows, columns) in [
             (&small, 1_501, 401),
             (&small, 3, 150_001),
@@ -126,8 +137,8 @@ fn column_dot_sums_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     for (i, (rows, columns)) in sizes.into_iter().enumerate() {
         for dtype in DTYPES {
             for dg in [false, true] {
-                let write = if (i % 2 == 0) == dg { Write::Replace } else { Write::Add };
-                cases.push(Sums { rows, columns, dtype, dbias: true, dg, write, offset: 0 });
+                let accumulate = (i % 2 == 0) != dg;
+                cases.push(Sums { rows, columns, dtype, dbias: true, dg, accumulate, offset: 0 });
             }
         }
     }
@@ -137,7 +148,7 @@ fn column_dot_sums_quads(gpu: &Gpu, extent: Extent) -> Outcome {
 fn column_dot_sums_dispatches(gpu: &Gpu) -> Outcome {
     for (rows, columns, expected) in [(1, 7, 1), (128, 4_000, 1), (129, 40, 2), (1_000, 360, 2), (0, 4, 1), (4, 0, 0)] {
         let dtype = DType::F32;
-        let case = Sums { rows, columns, dtype, dbias: true, dg: true, write: Write::Replace, offset: 0 };
+        let case = Sums { rows, columns, dtype, dbias: true, dg: true, accumulate: false, offset: 0 };
         assert_eq!(case.run(gpu)?, expected, "{case:?}");
     }
     Ok(())
@@ -149,7 +160,7 @@ fn column_dot_sums_repeat(gpu: &Gpu) -> Outcome {
     let u = upload(gpu, &random(2, rows * columns, DType::F32), &[rows, columns], DType::F32, 0)?;
     let run = || -> Result<Vec<u32>, crate::Failed> {
         let (dbias, dg) = (gpu.zeros(&[columns], DType::F32)?, gpu.zeros(&[columns], DType::F32)?);
-        recorded(gpu, |ops| column_dot_sums(ops, &dy, Some(&u), Some(&dbias), Some(&dg), Write::Replace))?;
+        recorded(gpu, |ops| column_dot_sums(ops, &dy, Some(&u), Some(&dbias), Some(&dg), false))?;
         Ok([dbias.read::<f32>()?, dg.read()?].concat().iter().map(|x| x.to_bits()).collect())
     };
     let first = run()?;
@@ -167,7 +178,7 @@ fn column_dot_sums_leave_columns_apart(gpu: &Gpu) -> Outcome {
     values[7 * columns + 5] = f64::INFINITY;
     let dy = upload(gpu, &values, &[rows, columns], DType::Bf16, 1)?;
     let dbias = gpu.zeros(&[columns], DType::F32)?;
-    recorded(gpu, |ops| column_dot_sums(ops, &dy, None, Some(&dbias), None, Write::Replace))?;
+    recorded(gpu, |ops| column_dot_sums(ops, &dy, None, Some(&dbias), None, false))?;
     let expected = column_sums(&values, columns);
     let bound = |_: usize| gamma(rows as f64) * rows as f64;
     compare(&read(&dbias)?, &expected, Some(DType::F32), bound)?;
@@ -213,7 +224,9 @@ fn check_init(gpu: &Gpu, x: &[f64], v: &[f64], sizes: [usize; 3], dtype: DType) 
     let (x, v) = (upload(gpu, x, &[rows, ins], dtype, 1)?, upload(gpu, v, &[outs, ins], dtype, 2)?);
     let output = || Guarded::poisoned(gpu, &[outs], DType::F32, 4);
     let (got_g, got_bias) = (output()?, output()?);
-    let count = recorded(gpu, |ops| ops.data_dependent_init_into(&x, &v, eps, &got_g.tensor, &got_bias.tensor))?;
+    let count = recorded(gpu, |ops| {
+        ops.data_dependent_init(DataDependentInit::new(&x, &v).eps(eps), &got_g.tensor, &got_bias.tensor)
+    })?;
     let (mut got_g, mut got_bias) = (got_g.read()?, got_bias.read()?);
     compare(&got_g, &g, Some(DType::F32), |j| bounds[j][0]).map_err(|e| format!("g: {e}"))?;
     compare(&got_bias, &bias, Some(DType::F32), |j| bounds[j][1]).map_err(|e| format!("bias: {e}"))?;
@@ -247,8 +260,8 @@ fn data_dependent_init_normalizes(gpu: &Gpu) -> Outcome {
     let shift: Vec<f64> = random(7, rows * ins, DType::F32).iter().map(|x| x + 0.5).collect();
     let x = upload(gpu, &shift, &[rows, ins], DType::F32, 0)?;
     let v = upload(gpu, &random(8, outs * ins, DType::F32), &[outs, ins], DType::F32, 0)?;
-    let (g, bias) = gpu.data_dependent_init(&x, &v, Eps::default())?;
-    let y = read(&gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?)?;
+    let (g, bias) = gpu.data_dependent_init(DataDependentInit::new(&x, &v))?;
+    let y = read(&gpu.linear(Linear::new(&x, WeightNorm::new(&v, &g)).bias(&bias))?)?;
     let squares: Vec<f64> = y.iter().map(|y| y * y).collect();
     for (what, terms, expected) in [("mean", &y, 0.0), ("variance", &squares, 1.0)] {
         let means: Vec<f64> = column_sums(terms, outs).iter().map(|sum| sum / rows as f64).collect();
@@ -267,7 +280,8 @@ fn data_dependent_init_of_constant_features(gpu: &Gpu) -> Outcome {
         let x = row.repeat(rows);
         let (t, errors) = products(&x, &v, [rows, ins, outs], Eps::default())?;
         let x = upload(gpu, &x, &[rows, ins], DType::F32, 0)?;
-        let (g, bias) = gpu.data_dependent_init(&x, &upload(gpu, &v, &[outs, ins], DType::F32, 0)?, Eps::default())?;
+        let (g, bias) =
+            gpu.data_dependent_init(DataDependentInit::new(&x, &upload(gpu, &v, &[outs, ins], DType::F32, 0)?))?;
         assert_eq!(g.read::<f32>()?, [1.0; 9], "{rows} equal rows");
         let expected: Vec<f64> = t[..outs].iter().map(|t| -t).collect();
         compare(&read(&bias)?, &expected, Some(DType::F32), |j| errors[j])?;
@@ -290,7 +304,8 @@ fn data_dependent_init_far_from_zero(gpu: &Gpu) -> Outcome {
     let square = mean_of(&mut x.iter().map(|&x| (x as f32).powi(2)));
     let naive = f64::from(square - mean_of(&mut x.iter().map(|&x| x as f32)).powi(2)).max(0.0).sqrt();
     let x = upload(gpu, &x, &[rows, 1], DType::F32, 0)?;
-    let (g, bias) = gpu.data_dependent_init(&x, &upload(gpu, &[1.0; 9], &[9, 1], DType::F32, 0)?, Eps::default())?;
+    let (g, bias) =
+        gpu.data_dependent_init(DataDependentInit::new(&x, &upload(gpu, &[1.0; 9], &[9, 1], DType::F32, 0)?))?;
     let (g, bias) = (read(&g)?, read(&bias)?);
     let is_one = |deviation: f64| compare(&[deviation], &[1.0], None, |_| 0.05).map(drop);
     for (g, bias) in g.into_iter().zip(bias) {
@@ -339,9 +354,11 @@ fn check_batch_norm_at(
     let bias_tensor = upload(gpu, &bias, &[columns], DType::F32, places[1])?;
     let y = Guarded::poisoned(gpu, shape, y_dtype, places[3] as u64)?;
     let running = Guarded::holding(gpu, &old, &[columns], DType::F32, 4)?;
-    let running_mean = RunningMean { mean: &running.tensor, momentum: 0.25 };
     let forward = recorded(gpu, |ops| {
-        ops.mean_only_batch_norm_into(&t_tensor, Some(&bias_tensor), Some(running_mean), &y.tensor)
+        ops.mean_only_batch_norm(
+            MeanOnlyBatchNorm::new(&t_tensor).bias(&bias_tensor).running_mean(&running.tensor, 0.25),
+            &y.tensor,
+        )
     })?;
     let (expected, mean) = cpu::mean_only_batch_norm(&t, shape, Some(&bias))?;
     let is_y = |y: &[f64]| compare(y, &expected, Some(y_dtype), |i| y_bound(expected[i], mean_error(i % columns)));
@@ -356,15 +373,19 @@ fn check_batch_norm_at(
 
     let running = upload(gpu, &old, &[columns], DType::F32, places[2])?;
     let y = Guarded::poisoned(gpu, shape, y_dtype, places[4] as u64)?;
-    let eval =
-        recorded(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t_tensor, &running, Some(&bias_tensor), &y.tensor))?;
-    let expected = cpu::mean_only_batch_norm_eval(&t, shape, &old, Some(&bias))?;
+    let eval = recorded(gpu, |ops| {
+        ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t_tensor).bias(&bias_tensor).eval(&running), &y.tensor)
+    })?;
+    let expected = cpu::subtract_running_mean(&t, shape, &old, Some(&bias))?;
     compare(&y.read()?, &expected, Some(y_dtype), |i| y_bound(expected[i], 0.0))?;
 
     let dt = Guarded::poisoned(gpu, shape, y_dtype, 0)?;
     let dbias = Guarded::holding(gpu, &old, &[columns], DType::F32, 12)?;
     let backward = recorded(gpu, |ops| {
-        ops.mean_only_batch_norm_backward_into(&t_tensor, &dt.tensor, Some(&dbias.tensor), Write::Add)
+        ops.mean_only_batch_norm_backward(
+            MeanOnlyBatchNormBackward::new(&t_tensor),
+            &Gradients::default().dx(&dt.tensor).dbias(&dbias.tensor).accumulate(true),
+        )
     })?;
     let (expected, mut sums) = cpu::mean_only_batch_norm_backward(&t, shape)?;
     compare(&dt.read()?, &expected, Some(y_dtype), |i| y_bound(expected[i], mean_error(i % columns)))?;
@@ -437,17 +458,20 @@ fn mean_only_batch_norm_windows(gpu: &Gpu, extent: Extent) -> Outcome {
 /// Without bias and running mean, and a running mean of momentum 1, which is the batch's.
 fn mean_only_batch_norm_running(gpu: &Gpu) -> Outcome {
     let t = upload(gpu, &[1.0, 10.0, 3.0, 30.0], &[2, 2], DType::F32, 0)?;
-    assert_eq!(gpu.mean_only_batch_norm(&t, None, None)?.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
+    assert_eq!(gpu.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t))?.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
     let mean = gpu.zeros(&[2], DType::F32)?;
-    gpu.mean_only_batch_norm(&t, None, Some(RunningMean { mean: &mean, momentum: 1.0 }))?;
+    gpu.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t).running_mean(&mean, 1.0))?;
     assert_eq!(mean.read::<f32>()?, [2.0, 20.0]);
-    assert_eq!(gpu.mean_only_batch_norm_eval(&t, &mean, None)?.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
-    let (dt, dbias) = gpu.mean_only_batch_norm_backward(&t)?;
+    assert_eq!(
+        gpu.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t).eval(&mean))?.read::<f32>()?,
+        [-1.0, -10.0, 1.0, 10.0]
+    );
+    let (dt, dbias) = gpu.mean_only_batch_norm_backward(MeanOnlyBatchNormBackward::new(&t))?;
     assert_eq!(dt.read::<f32>()?, [-1.0, -10.0, 1.0, 10.0]);
     assert_eq!(dbias.read::<f32>()?, [4.0, 40.0]);
     // An empty batch has no mean, but sums.
     let empty = gpu.zeros(&[0, 2], DType::F32)?;
-    let (_, dbias) = gpu.mean_only_batch_norm_backward(&empty)?;
+    let (_, dbias) = gpu.mean_only_batch_norm_backward(MeanOnlyBatchNormBackward::new(&empty))?;
     assert_eq!(dbias.read::<f32>()?, [0.0, 0.0]);
     Ok(())
 }
@@ -457,39 +481,51 @@ fn errors(gpu: &Gpu) -> Outcome {
     let f32s = |shape: &[usize]| zeros(shape, DType::F32);
     let (x, v, g, bias) = (f32s(&[4, 3])?, f32s(&[2, 3])?, f32s(&[2])?, f32s(&[2])?);
     let init = |x: &Tensor, v: &Tensor, g: &Tensor, bias: &Tensor| {
-        refused(gpu, |ops| ops.data_dependent_init_into(x, v, Eps::default(), g, bias))
+        refused(gpu, |ops| ops.data_dependent_init(DataDependentInit::new(x, v), g, bias))
     };
-    assert!(matches!(init(&f32s(&[0, 3])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&f32s(&[4, 2])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&f32s(&[])?, &v, &g, &bias)?, Error::Shape { arg: "x", .. }));
-    assert!(matches!(init(&x, &f32s(&[6])?, &g, &bias)?, Error::Shape { arg: "v", .. }));
-    assert!(matches!(init(&x, &v, &f32s(&[3])?, &bias)?, Error::Shape { arg: "g", .. }));
-    assert!(matches!(init(&x, &v, &g, &g)?, Error::Overlap { .. }));
-    assert!(matches!(init(&x, &v, &g, &v.reshape(&[6])?)?, Error::Shape { arg: "bias", .. }));
-    let bad_eps = refused(gpu, |ops| ops.data_dependent_init_into(&x, &v, Eps::Clamp(0.0), &g, &bias))?;
-    assert!(matches!(bad_eps, Error::Eps { .. }));
+    assert!(matches!(init(&f32s(&[0, 3])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&f32s(&[4, 2])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&f32s(&[])?, &v, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "x", .. })));
+    assert!(matches!(init(&x, &f32s(&[6])?, &g, &bias)?, Error::Argument(ArgumentError::Shape { arg: "v", .. })));
+    assert!(matches!(init(&x, &v, &f32s(&[3])?, &bias)?, Error::Argument(ArgumentError::Shape { arg: "g", .. })));
+    assert!(matches!(init(&x, &v, &g, &g)?, Error::Argument(ArgumentError::Overlap { .. })));
+    assert!(matches!(init(&x, &v, &g, &v.reshape(&[6])?)?, Error::Argument(ArgumentError::Shape { arg: "bias", .. })));
+    let bad_eps =
+        refused(gpu, |ops| ops.data_dependent_init(DataDependentInit::new(&x, &v).eps(Eps::Clamp(0.0)), &g, &bias))?;
+    assert!(matches!(bad_eps, Error::Argument(ArgumentError::Eps { .. })));
 
     let (t, y) = (f32s(&[4, 2])?, f32s(&[4, 2])?);
     let norm = |t: &Tensor, bias: &Tensor, running: &Tensor, y: &Tensor| {
-        let running = Some(RunningMean { mean: running, momentum: 0.1 });
-        refused(gpu, |ops| ops.mean_only_batch_norm_into(t, Some(bias), running, y))
+        refused(gpu, |ops| ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(t).bias(bias).running_mean(running, 0.1), y))
     };
-    assert!(matches!(norm(&f32s(&[0, 2])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
-    assert!(matches!(norm(&f32s(&[])?, &bias, &g, &y)?, Error::Shape { arg: "t", .. }));
-    assert!(matches!(norm(&t, &f32s(&[4])?, &g, &y)?, Error::Shape { arg: "bias", .. }));
-    assert!(matches!(norm(&t, &bias, &f32s(&[2, 1])?, &y)?, Error::Shape { arg: "running", .. }));
-    assert!(matches!(norm(&t, &bias, &g, &f32s(&[8])?)?, Error::Shape { arg: "y", .. }));
-    assert!(matches!(norm(&t, &bias, &g, &t)?, Error::Alias { output: "y", .. }));
-    assert!(matches!(norm(&t, &bias, &bias, &y)?, Error::Alias { output: "running", .. }));
-    let eval = refused(gpu, |ops| ops.mean_only_batch_norm_eval_into(&t, &zeros(&[2], DType::Bf16)?, None, &y))?;
-    assert!(matches!(eval, Error::DType { arg: "running", .. }));
+    assert!(matches!(norm(&f32s(&[0, 2])?, &bias, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "t", .. })));
+    assert!(matches!(norm(&f32s(&[])?, &bias, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "t", .. })));
+    assert!(matches!(norm(&t, &f32s(&[4])?, &g, &y)?, Error::Argument(ArgumentError::Shape { arg: "bias", .. })));
+    assert!(matches!(
+        norm(&t, &bias, &f32s(&[2, 1])?, &y)?,
+        Error::Argument(ArgumentError::Shape { arg: "running", .. })
+    ));
+    assert!(matches!(norm(&t, &bias, &g, &f32s(&[8])?)?, Error::Argument(ArgumentError::Shape { arg: "y", .. })));
+    assert!(matches!(norm(&t, &bias, &g, &t)?, Error::Argument(ArgumentError::Alias { output: "y", .. })));
+    assert!(matches!(norm(&t, &bias, &bias, &y)?, Error::Argument(ArgumentError::Alias { output: "running", .. })));
+    let eval =
+        refused(gpu, |ops| ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t).eval(&zeros(&[2], DType::Bf16)?), &y))?;
+    assert!(matches!(eval, Error::Argument(ArgumentError::DType { arg: "running", .. })));
     let backward = |dt: &Tensor, dbias: &Tensor| {
-        refused(gpu, |ops| ops.mean_only_batch_norm_backward_into(&t, dt, Some(dbias), Write::Add))
+        refused(gpu, |ops| {
+            ops.mean_only_batch_norm_backward(
+                MeanOnlyBatchNormBackward::new(&t),
+                &Gradients::default().dx(dt).dbias(dbias).accumulate(true),
+            )
+        })
     };
-    assert!(matches!(backward(&f32s(&[2, 4])?, &g)?, Error::Shape { arg: "dt", .. }));
-    assert!(matches!(backward(&y, &f32s(&[3])?)?, Error::Shape { arg: "dbias", .. }));
-    assert!(matches!(backward(&t, &g)?, Error::Alias { output: "dt", .. }));
+    assert!(matches!(backward(&f32s(&[2, 4])?, &g)?, Error::Argument(ArgumentError::Shape { arg: "dt", .. })));
+    assert!(matches!(backward(&y, &f32s(&[3])?)?, Error::Argument(ArgumentError::Shape { arg: "dbias", .. })));
+    assert!(matches!(backward(&t, &g)?, Error::Argument(ArgumentError::Alias { output: "dt", .. })));
     let other = limited(gpu, |_| ())?;
-    assert!(matches!(backward(&y, &other.zeros(&[2], DType::F32)?)?, Error::OtherGpu { arg: "dbias", .. }));
+    assert!(matches!(
+        backward(&y, &other.zeros(&[2], DType::F32)?)?,
+        Error::Argument(ArgumentError::OtherGpu { arg: "dbias", .. })
+    ));
     Ok(())
 }

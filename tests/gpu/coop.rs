@@ -1,7 +1,7 @@
-//! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and is
-//! ignored where there is none.
+//! Cooperative matrices: products of f16 on a device that was asked for them. Each test runs every size there is, and
+//! is ignored where there is none.
 use libtest_mimic::{Completion, Failed};
-use weightnorm::{Activation, DType, Eps, Error, Gpu, LinearOptions, Options, Tile, WeightNorm, cpu};
+use weightnorm::{Activation, ArgumentError, DType, Eps, Error, Gpu, Linear, Options, Tile, WeightNorm, cpu};
 
 use crate::backward;
 use crate::common::{compare, dot_bound};
@@ -16,7 +16,7 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu, Tile) -> Outcome| {
         suite.test_if_able(&format!("coop::{name}"), move |gpu| {
             let gpu = cooperative(gpu)?;
-            let tiles = [Tile::Coop8, Tile::Coop16].into_iter().filter(|tile| tile.runs_on(&gpu));
+            let tiles = [Tile::Cooperative8, Tile::Cooperative16].into_iter().filter(|tile| tile.runs_on(&gpu));
             let mut completion = Completion::ignored_with("no cooperative matrices of f16 with sums in f32");
             for tile in tiles {
                 test(&gpu, tile).map_err(|e| format!("{tile:?}: {}", e.message().unwrap_or_default()))?;
@@ -96,7 +96,8 @@ fn splits_and_longest_loops(gpu: &Gpu, tile: Tile) -> Outcome {
     for axis in [OUT, WHOLE, PLAIN] {
         cases.extend([1, 48, 500].map(|length| Case { axis, split_length: Some(length), ..case(tile, [67, 70, 259]) }));
     }
-    let (ins, side) = (tile.max_length(gpu) as usize, if tile == Tile::Coop8 { 32 } else { 64 });
+    let (ins, side) =
+        (weightnorm::internals::longest_sum(tile, gpu) as usize, if tile == Tile::Cooperative8 { 32 } else { 64 });
     for (ins, eps) in [(ins, Eps::None), (ins + 5, Eps::None), (ins, Eps::After(2f32.powi(100)))] {
         let (x, v) = (Some(simple(side * ins)), Some(simple(side * ins)));
         let dtypes = [DType::F16, DType::F16, DType::F32];
@@ -169,7 +170,7 @@ fn u(gpu: &Gpu, tile: Tile) -> Outcome {
         let x = upload(gpu, &x64, &[batch, ins], DType::F16, 1)?;
         let v = upload(gpu, &v64, &[outs, ins], DType::F16, 2)?;
         let u = Guarded::poisoned(gpu, &[batch, outs], DType::F32, 12)?;
-        gpu.linear_with(&x, WeightNorm::unit(&v), None, &LinearOptions::default().u(&u.tensor).tile(tile))?;
+        gpu.linear(Linear::new(&x, WeightNorm::unit(&v)).u(&u.tensor).tile(tile))?;
         let reference = |x: &[f64], v: &[f64]| -> Result<Vec<f64>, Failed> {
             let saved =
                 cpu::linear_saved(x, &[batch, ins], v, &[outs, ins], weightnorm::Axis::Kept(0), Eps::default())?;
@@ -214,9 +215,8 @@ fn must_be_refused(gpu: &Gpu, case: &Case) -> Outcome {
     let x = gpu.zeros(&[batch, ins], case.dtypes[0])?;
     let v = gpu.zeros(&[outs, ins], case.dtypes[1])?;
     let weight = WeightNorm::unit(&v).axis(case.axis.ok_or("normalized")?);
-    let options = case.tile.map_or(LinearOptions::default(), |tile| LinearOptions::default().tile(tile));
-    match gpu.linear_with(&x, weight, None, &options) {
-        Err(Error::Variant { .. }) => Ok(()),
+    match gpu.linear(Linear::new(&x, weight).tile(case.tile)) {
+        Err(Error::Argument(ArgumentError::Variant { .. })) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -238,12 +238,12 @@ fn several_parts(gpu: &Gpu, tile: Tile) -> Outcome {
 /// Chosen for products of which they cannot do each: then the choice counts for nothing.
 fn choices(gpu: &Gpu, tile: Tile) -> Outcome {
     let size @ [batch, outs, ins] = [33, 36, 40];
-    let origin = gpu.choices().to_string().lines().next().ok_or("no origin")?.to_owned();
+    let origin = gpu.tuning_table().to_string().lines().next().ok_or("no origin")?.to_owned();
     let all = format!(
         "{origin}\nforward f16 f16 {batch} {outs} {ins} {tile}\ninput_gradient f16 f16 {batch} {ins} {outs} {tile}\n\
          weight_gradient f16 f16 {outs} {ins} {batch} {tile}\n"
     );
-    let gpu = pollster::block_on(Gpu::new_async(options(gpu, vec![]).choices(all.parse()?)))?;
+    let gpu = pollster::block_on(Gpu::new_async(options(gpu, vec![]).tuning_table(all.parse()?)))?;
     Case { tile: None, ..case(tile, size) }.check(&gpu)?;
     Case { tile: None, axis: IN, ..case(tile, size) }.check(&gpu)?;
     backward::chosen(&gpu, size)

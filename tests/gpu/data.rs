@@ -110,7 +110,7 @@ impl Guarded {
         }
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&buffer);
         let whole = gpu.upload(&words, &[words.len()])?;
-        Ok(Guarded { tensor: gpu.tensor(whole.buffer(), offset, shape, dtype)?, whole })
+        Ok(Guarded { tensor: Tensor::from_buffer(gpu, whole.buffer()?, offset, shape, dtype)?, whole })
     }
 
     /// The bytes of the elements, once it is sure that all of them were written and nothing beside them.

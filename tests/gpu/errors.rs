@@ -2,7 +2,7 @@
 use std::task::{Context, Poll, Waker};
 
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, WeightNorm};
+use weightnorm::{Axis, DType, Decompose, DeviceError, Eps, Error, Gpu, Linear, WeightNorm};
 
 use crate::problem::{Op, Problem, adapter_of, adopted, device, encoder, options};
 use crate::{Failed, Needs, Outcome, Suite};
@@ -35,13 +35,13 @@ fn out_of_memory(gpu: &Gpu) -> Result<Completion, Failed> {
         let Err(error) = gpu.reserve(largest) else {
             return Ok(Completion::ignored_with("this driver names no memory budget"));
         };
-        let is_memory = |e: &Error| matches!(e, Error::OutOfMemory { .. });
+        let is_memory = |e: &Error| matches!(e, Error::Device(DeviceError::OutOfMemory { .. }));
         assert!(is_memory(&error), "reserve: {error:?}");
         let elements = (largest / 4).min(u64::from(u32::MAX)) as usize;
         let zeros = gpu.zeros(&[elements], DType::F32).map(drop);
         assert!(zeros.as_ref().is_err_and(is_memory), "zeros: {zeros:?}");
         // The device works on.
-        gpu.row_norms(&v, Axis::Whole, Eps::None)?;
+        gpu.row_norms(WeightNorm::unit(&v).axis(Axis::Whole).eps(Eps::None))?;
         return Ok(Completion::Completed);
     }
     Ok(Completion::ignored_with("no device fits any part of this driver's memory budget"))
@@ -60,13 +60,13 @@ fn every_call(gpu: &Gpu) -> Result<Vec<Call<'_>>, Error> {
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
         let all = [
-            ops.row_norms_into(&v6, Axis::Kept(0), eps, &g2),
-            ops.normalize_into(WeightNorm::unit(&v6), &w),
+            ops.row_norms(WeightNorm::unit(&v6).eps(eps), &g2),
+            ops.normalize(WeightNorm::unit(&v6), &w),
             ops.normalize_in_place(WeightNorm::unit(&w)),
-            ops.split_into(&v6, Axis::Kept(0), eps, &w, &g2),
-            ops.linear_into(&x, WeightNorm::unit(&v6), None, &y),
-            ops.linear_into(&x, WeightNorm::unit(&v6).axis(Axis::Kept(1)), None, &y),
-            ops.linear_into(&x, &v6, None, &y),
+            ops.decompose(Decompose::new(&v6).eps(eps), &w, &g2),
+            ops.linear(Linear::new(&x, WeightNorm::unit(&v6)), &y),
+            ops.linear(Linear::new(&x, WeightNorm::unit(&v6).axis(Axis::Kept(1))), &y),
+            ops.linear(Linear::new(&x, &v6), &y),
         ];
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
@@ -77,11 +77,11 @@ fn every_call(gpu: &Gpu) -> Result<Vec<Call<'_>>, Error> {
         ("upload", Box::new(move || gpu.upload(&[1f32], &[1]).map(drop))),
         ("zeros", Box::new(move || gpu.zeros(&[1], DType::F16).map(drop))),
         ("reserve", Box::new(move || gpu.reserve(1 << 20))),
-        ("row_norms", Box::new(move || gpu.row_norms(&v, Axis::Kept(0), eps).map(drop))),
+        ("row_norms", Box::new(move || gpu.row_norms(WeightNorm::unit(&v).eps(eps)).map(drop))),
         ("normalize", Box::new(move || gpu.normalize(WeightNorm::new(&v2, &g)).map(drop))),
         ("normalize_in_place", Box::new(move || gpu.normalize_in_place(WeightNorm::unit(&v3)))),
-        ("split", Box::new(move || gpu.split(&v4, Axis::Whole, eps).map(drop))),
-        ("linear", Box::new(move || gpu.linear(&x, WeightNorm::unit(&v5), None).map(drop))),
+        ("decompose", Box::new(move || gpu.decompose(Decompose::new(&v4).axis(Axis::Whole).eps(eps)).map(drop))),
+        ("linear", Box::new(move || gpu.linear(Linear::new(&x, WeightNorm::unit(&v5))).map(drop))),
         ("recorded", Box::new(recorded)),
         (
             "read",
@@ -104,11 +104,11 @@ fn lost_own(_: &Gpu) -> Outcome {
         for i in 0..calls.len() {
             let (name, call) = &calls[(first + i) % calls.len()];
             match call() {
-                Err(Error::DeviceLost { .. }) => {}
+                Err(Error::Device(DeviceError::Lost { .. })) => {}
                 other => return Err(format!("{name}, call {i} on a lost device: {other:?}").into()),
             }
         }
-        assert!(matches!(gpu.check(), Err(Error::DeviceLost { .. })));
+        assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     }
     Ok(())
 }
@@ -120,7 +120,7 @@ fn lost_adopted(shared: &Gpu) -> Outcome {
     gpu.device().destroy();
     for (name, call) in &calls {
         match call() {
-            Err(Error::DeviceLost { .. }) => {}
+            Err(Error::Device(DeviceError::Lost { .. })) => {}
             Ok(()) if !name.starts_with("read") => {}
             other => return Err(format!("{name} on a lost device: {other:?}").into()),
         }
@@ -128,7 +128,7 @@ fn lost_adopted(shared: &Gpu) -> Outcome {
     gpu.mark_lost("the owner said so");
     for (name, call) in &calls {
         match call() {
-            Err(Error::DeviceLost { reason }) if reason == "the owner said so" => {}
+            Err(Error::Device(DeviceError::Lost { reason })) if reason == "the owner said so" => {}
             other => return Err(format!("{name} on a device marked as lost: {other:?}").into()),
         }
     }
@@ -153,7 +153,7 @@ fn lost_while_reading(shared: &Gpu) -> Outcome {
         };
         match result {
             Ok(data) => assert!(data.iter().all(|&a| a == 1.0), "wrong data from a lost device"),
-            Err(Error::DeviceLost { .. }) => {}
+            Err(Error::Device(DeviceError::Lost { .. })) => {}
             Err(other) => return Err(other.into()),
         }
     }
@@ -167,13 +167,13 @@ fn uncaptured(_: &Gpu) -> Outcome {
     let descriptor = wgpu::BufferDescriptor { label: Some("wrong"), size: 4, usage, mapped_at_creation: false };
     drop(gpu.device().create_buffer(&descriptor));
     match gpu.zeros(&[1], DType::F32) {
-        Err(Error::Wgpu { message }) if message.contains("wrong") => {}
+        Err(Error::Device(DeviceError::Wgpu { message })) if message.contains("wrong") => {}
         other => return Err(format!("{other:?}").into()),
     }
     gpu.zeros(&[1], DType::F32)?;
     // From another thread, and an error of a submission.
     std::thread::scope(|scope| scope.spawn(|| drop(gpu.device().create_buffer(&descriptor))).join().expect("no panic"));
-    assert!(matches!(gpu.check(), Err(Error::Wgpu { .. })));
+    assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Wgpu { .. }))));
     gpu.check()?;
     Ok(())
 }

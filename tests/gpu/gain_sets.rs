@@ -1,5 +1,5 @@
 //! Sets of weights whose gains are in f16 and bf16, against the CPU reference.
-use weightnorm::{Axis, DType, Eps, Gpu, SetMember, WeightNorm, Write, cpu};
+use weightnorm::{Axis, DType, Eps, Gpu, SetMember, Tensor, WeightNorm, cpu};
 
 use crate::common::{dg_bound, dv_bound, normalize_terms, weight_bound};
 use crate::data::{Guarded, norm_count, norm_length, random, to_bytes, upload};
@@ -42,7 +42,7 @@ pub fn set(gpu: &Gpu, members: &[Member]) -> Outcome {
     let words: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
     let shared = gpu.upload(&words, &[words.len()])?;
     let gain = |(place, g): &(u64, Option<(Vec<f64>, DType)>)| match g {
-        Some((g, dtype)) => gpu.tensor(shared.buffer(), *place, &[g.len()], *dtype).map(Some),
+        Some((g, dtype)) => Tensor::from_buffer(gpu, shared.buffer()?, *place, &[g.len()], *dtype).map(Some),
         None => Ok(None),
     };
     let g_tensors = places.iter().map(gain).collect::<Result<Vec<_>, _>>()?;
@@ -65,7 +65,7 @@ pub fn set(gpu: &Gpu, members: &[Member]) -> Outcome {
     let set = gpu.weight_set(&(0..members.len()).map(member).collect::<Vec<_>>())?;
     recorded(gpu, |ops| {
         ops.normalize_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Replace)?;
+        ops.normalize_backward_set(&set, false)?;
         ops.normalize_set_in_place(&set)
     })?;
     for (i, &(shape, axis, _)) in members.iter().enumerate() {

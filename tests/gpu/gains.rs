@@ -1,7 +1,8 @@
-//! Gains, biases and their gradients in f16 and bf16: every operator that reads or writes them, against the CPU reference or
-//! against its own result in f32.
+//! Gains, biases and their gradients in f16 and bf16: every operator that reads or writes them, against the CPU
+//! reference or against its own result in f32.
 use weightnorm::{
-    Activation, Axis, DType, Eps, Gpu, Gradients, LinearOptions, RunningMean, Tensor, WeightNorm, Write, cpu,
+    Activation, Axis, DType, DataDependentInit, Decompose, Eps, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, WeightNorm, cpu,
 };
 
 use crate::common::{
@@ -136,7 +137,7 @@ impl Weight {
         let weight = WeightNorm::new(&v_tensor, &g_tensor).axis(*axis).eps(eps);
         for (what, weight) in [("w", weight), ("w, known norms", weight.norms(&norms))] {
             let w = Guarded::poisoned(gpu, shape, *dtype, offset(*seed))?;
-            recorded(gpu, |ops| ops.normalize_into(weight, &w.tensor))?;
+            recorded(gpu, |ops| ops.normalize(weight, &w.tensor))?;
             expect(what, &w, &expected, bound)?;
         }
         let in_place = Guarded::holding(gpu, &v, shape, *dtype, offset(seed + 3))?;
@@ -157,25 +158,23 @@ impl Weight {
         let dw_tensor = upload(gpu, &dw, shape, DType::F32, seed + 2)?;
         let weight = WeightNorm::new(&v_tensor, &g_tensor).axis(*axis).eps(eps);
         let (chain, length) = (self.chain(), norm_length(shape, *axis));
-        for (stored, write) in [
-            (DType::F32, Write::Replace),
-            (self.gain, Write::Replace),
-            (self.gain, Write::Add),
-            (DType::F32, Write::Add),
-        ] {
-            let old = if write == Write::Add { random(6, g.len(), stored) } else { vec![0.0; g.len()] };
-            let dg_out = match write {
-                Write::Add => Guarded::holding(gpu, &old, &[g.len()], stored, offset(seed + 3))?,
-                Write::Replace => Guarded::poisoned(gpu, &[g.len()], stored, offset(seed + 3))?,
+        for (stored, accumulate) in [(DType::F32, false), (self.gain, false), (self.gain, true), (DType::F32, true)] {
+            let old = if accumulate { random(6, g.len(), stored) } else { vec![0.0; g.len()] };
+            let dg_out = match accumulate {
+                true => Guarded::holding(gpu, &old, &[g.len()], stored, offset(seed + 3))?,
+                false => Guarded::poisoned(gpu, &[g.len()], stored, offset(seed + 3))?,
             };
-            let dv_out = match write {
-                Write::Add => Guarded::holding(gpu, &vec![0.0; v.len()], shape, DType::F32, offset(seed + 4))?,
-                Write::Replace => Guarded::poisoned(gpu, shape, DType::F32, offset(seed + 4))?,
+            let dv_out = match accumulate {
+                true => Guarded::holding(gpu, &vec![0.0; v.len()], shape, DType::F32, offset(seed + 4))?,
+                false => Guarded::poisoned(gpu, shape, DType::F32, offset(seed + 4))?,
             };
             recorded(gpu, |ops| {
-                ops.normalize_backward_into(&dw_tensor, weight, Some(&dv_out.tensor), Some(&dg_out.tensor), write)
+                ops.normalize_backward(
+                    NormalizeBackward::new(&dw_tensor, weight),
+                    &Gradients::default().dv(&dv_out.tensor).dg(&dg_out.tensor).accumulate(accumulate),
+                )
             })?;
-            let what = format!("{stored:?}, {write:?}");
+            let what = format!("{stored:?}, {accumulate:?}");
             expect(&format!("dv, {what}"), &dv_out, &dv, |i| dv_bound(chain, length, dv_terms[i], dv[i], DType::F32))?;
             let sums: Vec<f64> = dg.iter().zip(&old).map(|(dg, old)| dg + old).collect();
             let bound = |j: usize| {
@@ -189,11 +188,13 @@ impl Weight {
     fn split(&self, gpu: &Gpu) -> Outcome {
         let Weight { shape, axis, dtype, seed, gain } = self;
         let (w, eps) = (self.v(), self.eps());
-        let (v, g) = cpu::split(&w, shape, *axis, eps)?;
+        let (v, g) = cpu::decompose(&w, shape, *axis, eps)?;
         let w_tensor = upload(gpu, &w, shape, *dtype, *seed)?;
         let v_out = Guarded::poisoned(gpu, shape, *dtype, offset(seed + 1))?;
         let g_out = Guarded::poisoned(gpu, &[g.len()], *gain, offset(seed + 2))?;
-        recorded(gpu, |ops| ops.split_into(&w_tensor, *axis, eps, &v_out.tensor, &g_out.tensor))?;
+        recorded(gpu, |ops| {
+            ops.decompose(Decompose::new(&w_tensor).axis(*axis).eps(eps), &v_out.tensor, &g_out.tensor)
+        })?;
         expect_same("v", &v_out, &v)?;
         expect("g", &g_out, &g, |j| norm_bound(self.chain(), g[j]))
     }
@@ -283,21 +284,22 @@ impl Layer {
         let weight = WeightNorm::new(&v_tensor, &g_tensor).axis(axis);
         let w = cpu::normalize(&v, &shape, Some(&g), axis, Eps::default())?;
         let abs = |a: &[f64]| a.iter().map(|a| a.abs()).collect::<Vec<_>>();
-        let check = |what: &str, w: &[f64], weight: weightnorm::Weight<'_>, options: &LinearOptions<'_>| -> Outcome {
+        let check = |what: &str, w: &[f64], weight: weightnorm::Weight<'_>, split: Option<u32>| -> Outcome {
             let expected = cpu::linear(&x, &x_shape, w, &shape, Some(&bias), Activation::None)?;
             let sums = cpu::linear(&abs(&x), &x_shape, &abs(w), &shape, None, Activation::None)?;
             let y = Guarded::poisoned(gpu, &[batch, outs], DType::F32, offset(seed + 1))?;
-            recorded(gpu, |ops| ops.linear_into_with(&x_tensor, weight, Some(&bias_tensor), &y.tensor, options))?;
+            recorded(gpu, |ops| {
+                ops.linear(Linear::new(&x_tensor, weight).bias(&bias_tensor).split_length(split), &y.tensor)
+            })?;
             expect(what, &y, &expected, |i| dot_bound(ins, sums[i], expected[i], DType::F32))
         };
-        let plain = LinearOptions::default();
-        check("y", &w, weight.into(), &plain)?;
+        check("y", &w, weight.into(), None)?;
         if extent == Extent::Few && axis != Axis::Kept(0) {
             return Ok(());
         }
-        check("y, known norms", &w, weight.norms(&norms).into(), &plain)?;
-        check("y, split", &w, weight.into(), &plain.split_length(48))?;
-        check("y, an ordinary weight", &v, (&v_tensor).into(), &plain)
+        check("y, known norms", &w, weight.norms(&norms).into(), None)?;
+        check("y, split", &w, weight.into(), Some(48))?;
+        check("y, an ordinary weight", &v, (&v_tensor).into(), None)
     }
 
     /// dg and dbias in 16 bits, replaced and added to. Few: one of the two.
@@ -308,20 +310,20 @@ impl Layer {
         let dy = random(5, batch * outs, DType::F32);
         let dy_tensor = upload(gpu, &dy, &[batch, outs], DType::F32, seed)?;
         let weight = WeightNorm::new(&v_tensor, &g_tensor).axis(axis);
-        let (_, saved) = gpu.linear_saved(&x_tensor, weight, Some(&bias_tensor))?;
+        let (_, saved) = gpu.linear_saved(Linear::new(&x_tensor, weight).bias(&bias_tensor))?;
         let norms = saved.norms.as_ref().ok_or("no norms")?;
         let of = cpu::Weight::Normalized { v: &v, g: Some(&g), axis, eps: Eps::default() };
         let expected = cpu::linear_backward(&x, &x_shape, of, &shape, &dy)?;
         let terms = linear_terms(&x, of, &shape, &dy);
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));
-        let few = if axis == Axis::Kept(0) { Write::Add } else { Write::Replace };
-        for write in extent.choose(vec![Write::Replace, Write::Add], vec![few]) {
-            let output = |old: &[f64], shape: &[usize], dtype, place| match write {
-                Write::Replace => Guarded::poisoned(gpu, shape, dtype, offset(place)),
-                Write::Add => Guarded::holding(gpu, old, shape, dtype, offset(place)),
+        let few = axis == Axis::Kept(0);
+        for accumulate in extent.choose(vec![false, true], vec![few]) {
+            let output = |old: &[f64], shape: &[usize], dtype, place| match accumulate {
+                false => Guarded::poisoned(gpu, shape, dtype, offset(place)),
+                true => Guarded::holding(gpu, old, shape, dtype, offset(place)),
             };
-            let none = |old: Vec<f64>| if write == Write::Add { old } else { vec![0.0; old.len()] };
+            let none = |old: Vec<f64>| if accumulate { old } else { vec![0.0; old.len()] };
             let old_dg = none(random(6, g.len(), gain));
             let old_dbias = none(random(7, outs, stored));
             let dx = Guarded::poisoned(gpu, &x_shape, DType::F32, offset(seed))?;
@@ -331,7 +333,10 @@ impl Layer {
             let gradients = Gradients::default().dx(&dx.tensor).dv(&dv.tensor).dg(&dg_out.tensor).dbias(&dbias.tensor);
             recorded(gpu, |ops| {
                 let u = saved.u.as_ref();
-                ops.linear_backward_into(&x_tensor, weight.norms(norms), &dy_tensor, u, &gradients.write(write))
+                ops.linear_backward(
+                    LinearBackward::new(&x_tensor, weight.norms(norms), &dy_tensor).u(u),
+                    &gradients.accumulate(accumulate),
+                )
             })?;
             expect("dx", &dx, &expected.dx, |i| dx_bound(length, outs, terms.dx[i], expected.dx[i], DType::F32))?;
             expect("dv", &dv, &expected.dv, |i| dv_bound(length, both, terms.dv[i], expected.dv[i], DType::F32))?;
@@ -370,8 +375,8 @@ fn batch(gpu: &Gpu, dtype: DType) -> Outcome {
         let [g, bias, g_f32, bias_f32] = [dtype, dtype, DType::F32, DType::F32].map(vector);
         let (g, bias, g_f32, bias_f32) = (g?, bias?, g_f32?, bias_f32?);
         recorded(gpu, |ops| {
-            ops.data_dependent_init_into(&x, &v, Eps::default(), &g.tensor, &bias.tensor)?;
-            ops.data_dependent_init_into(&x, &v, Eps::default(), &g_f32.tensor, &bias_f32.tensor)
+            ops.data_dependent_init(DataDependentInit::new(&x, &v), &g.tensor, &bias.tensor)?;
+            ops.data_dependent_init(DataDependentInit::new(&x, &v), &g_f32.tensor, &bias_f32.tensor)
         })?;
         let as_stored = |of: &Guarded| -> Result<Vec<f64>, Failed> {
             Ok(of.read()?.into_iter().map(|a| rounded(a, dtype)).collect())
@@ -388,23 +393,31 @@ fn batch(gpu: &Gpu, dtype: DType) -> Outcome {
             let (y, evaluated) = (matrix()?, matrix()?);
             let mean = Guarded::holding(gpu, &random(5, columns, DType::F32), &[columns], DType::F32, offset(rows))?;
             recorded(gpu, |ops| {
-                ops.mean_only_batch_norm_eval_into(&t, &mean.tensor, Some(bias), &evaluated.tensor)?;
-                let running = Some(RunningMean { mean: &mean.tensor, momentum: 0.1 });
-                ops.mean_only_batch_norm_into(&t, Some(bias), running, &y.tensor)
+                ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&t).bias(bias).eval(&mean.tensor), &evaluated.tensor)?;
+                ops.mean_only_batch_norm(
+                    MeanOnlyBatchNorm::new(&t).bias(bias).running_mean(&mean.tensor, 0.1),
+                    &y.tensor,
+                )
             })?;
             results.push([y.read()?, evaluated.read()?, mean.read()?]);
         }
         if results[0] != results[1] {
             return Err(format!("{rows}x{columns}: mean-only batch norm with a bias of {dtype:?} differs").into());
         }
-        for write in [Write::Replace, Write::Add] {
+        for accumulate in [false, true] {
             let old = random(6, columns, dtype);
             let output = |dtype| Guarded::holding(gpu, &old, &[columns], dtype, offset(rows + 2));
             let (dbias, in_f32) = (output(dtype)?, output(DType::F32)?);
             let dt = gpu.zeros(&[rows, columns], DType::F32)?;
             recorded(gpu, |ops| {
-                ops.mean_only_batch_norm_backward_into(&t, &dt, Some(&dbias.tensor), write)?;
-                ops.mean_only_batch_norm_backward_into(&t, &dt, Some(&in_f32.tensor), write)
+                ops.mean_only_batch_norm_backward(
+                    MeanOnlyBatchNormBackward::new(&t),
+                    &Gradients::default().dx(&dt).dbias(&dbias.tensor).accumulate(accumulate),
+                )?;
+                ops.mean_only_batch_norm_backward(
+                    MeanOnlyBatchNormBackward::new(&t),
+                    &Gradients::default().dx(&dt).dbias(&in_f32.tensor).accumulate(accumulate),
+                )
             })?;
             expect_same("dbias", &dbias, &as_stored(&in_f32)?)?;
         }

@@ -1,6 +1,8 @@
 //! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
 //! same name without a GPU.
-use weightnorm::{Activation, Axis, DType, Gpu, Gradients, LinearOptions, Tensor, Tile, WeightNorm, cpu};
+use weightnorm::{
+    Activation, Axis, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Tensor, Tile, WeightNorm, cpu,
+};
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
 use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
@@ -82,7 +84,7 @@ fn named(name: &str, result: Result<f64, String>) -> Result<(), String> {
 fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     let (v, g) = (upload(gpu, case.tensor("v")?)?, upload(gpu, case.tensor("g")?)?);
     let chain = v.len() / g.len().max(1);
-    let norms = read(&gpu.row_norms(&v, case.axis, case.eps)?)?;
+    let norms = read(&gpu.row_norms(WeightNorm::unit(&v).axis(case.axis).eps(case.eps))?)?;
     let expected = &case.tensor("norm")?.data;
     let bound = |i: usize| norm_bound(chain, expected[i]) + case.eps_slack(expected[i]);
     named("norm", compare(&norms, expected, Some(DType::F32), bound))?;
@@ -90,7 +92,7 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
     let dw = case.tensor("dw")?;
     let (v64, g64) = (case.tensor("v")?, case.tensor("g")?);
     let terms = normalize_terms(&dw.data, &v64.data, &v64.shape, Some(&g64.data), case.axis, case.eps);
-    let (dv, dg) = gpu.normalize_backward(&upload(gpu, dw)?, weight)?;
+    let (dv, dg) = gpu.normalize_backward(NormalizeBackward::new(&upload(gpu, dw)?, weight))?;
     let expected = &case.tensor("dg")?.data;
     let bound = |i: usize| dg_bound(chain, chain, terms.1[i], expected[i]);
     named("dg", compare(&read(&dg)?, expected, Some(DType::F32), bound))?;
@@ -108,7 +110,7 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
 }
 
 fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
-    let tile = extent.choose(None, Some(Tile::Medium));
+    let tile = extent.choose(None, Some(Tile::Tile32x32));
     let (x, v) = (case.tensor("x")?, case.tensor("v")?);
     let g = case.tensor("g")?;
     let bias = case.optional("b").map(|b| upload(gpu, b)).transpose()?;
@@ -123,11 +125,9 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     let has_u = case.axis != Axis::Kept(1);
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
-    let mut options = LinearOptions::default();
-    options.tile = tile;
     let (norms, u) = (gpu.zeros(g.shape(), DType::F32)?, gpu.zeros(case.tensor("y")?.shape.as_slice(), DType::F32)?);
-    let saving = if has_u { options.norms(&norms).u(&u) } else { options.norms(&norms) };
-    let y = gpu.linear_with(&x, weight, bias.as_ref(), &saving)?;
+    let u = has_u.then_some(&u);
+    let y = gpu.linear(Linear::new(&x, weight).bias(bias.as_ref()).norms(&norms).u(u).tile(tile))?;
     named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     let expected_norms = &case.tensor("norm")?.data;
     let norm_slack =
@@ -135,18 +135,17 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     named("norm", compare(&read(&norms)?, expected_norms, Some(DType::F32), norm_slack))?;
     // The same with the norms known, of few cases for the axis alone whose scale is a factor of the sums.
     if extent == Extent::All || (bias.is_some() && case.dtype == DType::F32 && case.axis == Axis::Kept(0)) {
-        let y = gpu.linear_with(&x, weight.norms(&norms), bias.as_ref(), &options)?;
+        let y = gpu.linear(Linear::new(&x, weight.norms(&norms)).bias(bias.as_ref()).tile(tile))?;
         named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     }
 
     let dy = upload(gpu, case.tensor("dy")?)?;
     let zeros = |of: &Tensor| gpu.zeros(of.shape(), of.dtype());
     let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[v.shape()[0]], DType::F32)?);
-    let mut wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-    wanted.tile = tile;
+    let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    let u = has_u.then_some(&u);
-    gpu.record(&mut encoder).linear_backward_into(&x, weight.norms(&norms), &dy, u, &wanted)?;
+    let backward = LinearBackward::new(&x, weight.norms(&norms), &dy).u(u).tile(tile);
+    gpu.record(&mut encoder).linear_backward(backward, &wanted)?;
     gpu.queue().submit([encoder.finish()]);
     gradients_agree(case, [&dx, &dv, &dg, &dbias])
 }

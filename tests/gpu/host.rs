@@ -1,7 +1,7 @@
 //! The device handle and tensors: choice of an adapter, adopted devices, threads, offsets, readback.
 use std::process::Command;
 
-use weightnorm::{Axis, DType, Gpu, Options, Parameters, Tensor};
+use weightnorm::{Axis, DType, Gpu, Options, ParameterPassing, Tensor, WeightNorm};
 
 use crate::limits::every_operator;
 use crate::misuse;
@@ -79,17 +79,22 @@ fn adopts_devices(gpu: &Gpu) -> Outcome {
         | wgpu::Features::PIPELINE_CACHE;
     assert_eq!(wanted.features, adapter.features() & used);
     assert_eq!(wanted.limits, adapter.limits());
-    for (with, parameters, immediates) in
-        [(true, Parameters::Auto, has), (true, Parameters::Uniform, false), (false, Parameters::Auto, false)]
-    {
+    for (with, parameters, immediates) in [
+        (true, ParameterPassing::Auto, has),
+        (true, ParameterPassing::Uniform, false),
+        (false, ParameterPassing::Auto, false),
+    ] {
         let (device, queue) = device(&adapter, |features, limits| {
             if !with {
                 *features = wgpu::Features::empty();
                 limits.max_immediate_size = 0;
             }
         })?;
-        let gpu =
-            Gpu::from_wgpu(device.clone(), queue, Options::default().parameters(parameters).kind(gpu.traits().kind))?;
+        let gpu = Gpu::from_wgpu(
+            device.clone(),
+            queue,
+            Options::default().parameter_passing(parameters).kind(gpu.traits().kind),
+        )?;
         assert_eq!(gpu.report().immediates, immediates);
         assert_eq!(gpu.device(), &device);
         every_operator(&gpu, DType::F32, Extent::Few)?;
@@ -185,7 +190,7 @@ fn offsets(gpu: &Gpu) -> Outcome {
 /// `read_async` on a thread that nobody helps: the future polls the device itself.
 fn reads_without_a_poller(gpu: &Gpu) -> Outcome {
     let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
-    let norm = gpu.row_norms(&v, Axis::Kept(0), weightnorm::Eps::None)?;
+    let norm = gpu.row_norms(WeightNorm::unit(&v).eps(weightnorm::Eps::None))?;
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(pollster::block_on(norm.read_async::<f32>())));
     assert_eq!(receiver.recv_timeout(std::time::Duration::from_secs(20))??, [5.0]);

@@ -1,10 +1,10 @@
-//! A launcher of plans that is not the crate's own: numbered buffers, and pipelines made of `Planned::plain_wgsl` alone, with
-//! wgpu's checks. What it computes is what the crate computes.
+//! A launcher of plans that is not the crate's own: numbered buffers, and pipelines made of `Planned::plain_wgsl`
+//! alone, with wgpu's checks. What it computes is what the crate computes.
 use std::collections::HashMap;
 
 use weightnorm::{
-    Axis, DType, Eps, Error, Facts, Gpu, Gradients, Launch, LinearOptions, Planned, Recorder, SCRATCH_BUFFERS, Tensor,
-    WeightNorm, Write,
+    DType, Eps, Error, Facts, Gpu, Gradients, Launch, Linear, LinearBackward, NormalizeBackward, Planned, Recorder,
+    SCRATCH_BUFFERS, Tensor, WeightNorm,
 };
 
 use crate::data::{random, to_bytes};
@@ -124,12 +124,12 @@ fn layer(gpu: &Gpu) -> Outcome {
     let record = |ops: &mut Recorder<'_, '_>, tensors: &[Tensor]| {
         let [x, v, g, bias, y, w, norms, u, dy, dx, dv, dg, dbias, dw, dv_of_w] = tensors else { unreachable!() };
         let weight = WeightNorm::new(v, g);
-        ops.row_norms_into(v, Axis::Kept(0), Eps::None, norms)?;
-        ops.normalize_into(weight, w)?;
-        ops.linear_into_with(x, weight, Some(bias), y, &LinearOptions::default().u(u))?;
+        ops.row_norms(WeightNorm::unit(v).eps(Eps::None), norms)?;
+        ops.normalize(weight, w)?;
+        ops.linear(Linear::new(x, weight).bias(bias).u(u), y)?;
         let gradients = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-        ops.linear_backward_into(x, weight.norms(norms), dy, Some(u), &gradients)?;
-        ops.normalize_backward_into(dw, weight, Some(dv_of_w), None, Write::Replace)
+        ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u), &gradients)?;
+        ops.normalize_backward(NormalizeBackward::new(dw, weight), &Gradients::default().dv(dv_of_w))
     };
     let (mut bytes, mut places) = (vec![], vec![]);
     for (i, &(shape, dtype)) in shapes.iter().enumerate() {
@@ -141,8 +141,11 @@ fn layer(gpu: &Gpu) -> Outcome {
 
     let words = bytemuck::pod_collect_to_vec::<u8, f32>(&bytes);
     let own = gpu.upload(&words, &[words.len()])?;
-    let own_parts: Result<Vec<_>, Error> =
-        shapes.iter().zip(&places).map(|(&(shape, dtype), &at)| gpu.tensor(own.buffer(), at, shape, dtype)).collect();
+    let own_parts: Result<Vec<_>, Error> = shapes
+        .iter()
+        .zip(&places)
+        .map(|(&(shape, dtype), &at)| Tensor::from_buffer(gpu, own.buffer()?, at, shape, dtype))
+        .collect();
     let own_parts = own_parts?;
     let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut ops = gpu.record(&mut encoder);
@@ -169,7 +172,7 @@ fn layer(gpu: &Gpu) -> Outcome {
     gpu.queue().submit([launcher.encoder.finish()]);
 
     for (i, (&(shape, dtype), &at)) in shapes.iter().zip(&places).enumerate() {
-        let [ours, theirs] = [read(&own_parts[i])?, read(&gpu.tensor(&arena, at, shape, dtype)?)?];
+        let [ours, theirs] = [read(&own_parts[i])?, read(&Tensor::from_buffer(gpu, &arena, at, shape, dtype)?)?];
         let largest = ours.iter().fold(0.0, |m: f64, r| m.max(r.abs()));
         for (a, b) in ours.iter().zip(&theirs) {
             assert!((a - b).abs() <= 1e-6 * largest, "tensor {i}: {b}, the crate has {a}");

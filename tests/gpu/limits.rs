@@ -1,5 +1,5 @@
 //! Work past a limit is split into windows that the caller does not see.
-use weightnorm::{Axis, DType, Gpu, WeightNorm};
+use weightnorm::{Axis, DType, Gpu, Linear, WeightNorm};
 
 use crate::common::{compare, dot_bound, weight_bound};
 use crate::data::either;
@@ -202,7 +202,7 @@ fn weight_over_128_mebibytes(gpu: &Gpu) -> Outcome {
 
     let x = halves(6, 2 * ins);
     let x_on_gpu = gpu.upload(&x.iter().map(|&a| a as f32).collect::<Vec<_>>(), &[2, ins])?;
-    let y = gpu.linear(&x_on_gpu, WeightNorm::new(&v, &gain), None)?;
+    let y = gpu.linear(Linear::new(&x_on_gpu, WeightNorm::new(&v, &gain)))?;
     // The dot product is exact, here and there.
     let expected_at = |i: usize| {
         let (x, j) = (&x[i / outs * ins..], i % outs);

@@ -1,6 +1,6 @@
 //! linear: every axis, size, storage type, activation and forced variant.
 use weightnorm::internals::Kind;
-use weightnorm::{Activation, Axis, DType, Eps, Gpu, LinearOptions, Tensor, Tile, Weight, WeightNorm, cpu};
+use weightnorm::{Activation, Axis, DType, Eps, Gpu, Linear, Tensor, Tile, Weight, WeightNorm, cpu};
 
 use crate::common::{activated_bound, compare, dot_bound, norm_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random};
@@ -17,8 +17,8 @@ pub fn register(suite: &mut Suite) {
     // Few: by one tile, since each takes pipelines of its own.
     suite.sampled("linear_batches", |gpu, extent| {
         all([1, 2, 7, 8, 9, 33, 64, 65, 1000], |&batch| {
-            Case { tile: extent.choose(None, Some(Tile::Medium)), ..Case::new([batch, 129, 39]) }.check(gpu)?;
-            let tile = extent.choose(None, Some(Tile::Stream4));
+            Case { tile: extent.choose(None, Some(Tile::Tile32x32)), ..Case::new([batch, 129, 39]) }.check(gpu)?;
+            let tile = extent.choose(None, Some(Tile::Gemv4));
             Case { axis: PLAIN, tile, ..Case::new([batch, 3, 13]) }.check(gpu)
         })
     });
@@ -27,12 +27,12 @@ pub fn register(suite: &mut Suite) {
         let [whole, many] = extent.choose([512, 5120], [511, 5121]);
         all([1, 3, 4, 5, 13, 39, 259, whole, 1023, many], |&ins| {
             Case::new([3, 5, ins]).check(gpu)?;
-            Case { tile: extent.choose(None, Some(Tile::Medium)), ..Case::new([65, 66, ins]) }.check(gpu)?;
+            Case { tile: extent.choose(None, Some(Tile::Tile32x32)), ..Case::new([65, 66, ins]) }.check(gpu)?;
             Case { axis: IN, ..Case::new([3, 5, ins]) }.check(gpu)
         })
     });
     suite.sampled("linear_out_features", |gpu, extent| {
-        let tile = extent.choose(None, Some(Tile::Stream4));
+        let tile = extent.choose(None, Some(Tile::Gemv4));
         all([1, 3, 4, 129, 257, extent.choose(131_072, 70_000)], |&outs| {
             Case { tile, ..Case::new([2, outs, 5]) }.check(gpu)?;
             Case { axis: IN, tile, ..Case::new([2, outs, 5]) }.check(gpu)?;
@@ -189,9 +189,6 @@ impl Case {
             None => None,
         };
 
-        let mut options = LinearOptions::default().activation(self.activation);
-        (options.tile, options.split_length) = (self.tile, self.split_length);
-        options.norms = norms.as_ref().map(|n| &n.tensor);
         let weight: Weight<'_> = match self.axis {
             None => (&v).into(),
             Some(axis) => {
@@ -205,7 +202,9 @@ impl Case {
         };
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.linear_into_with(&x, weight, biases.as_ref(), &y.tensor, &options)?;
+        let linear = Linear::new(&x, weight).bias(biases.as_ref()).activation(self.activation);
+        let linear = linear.norms(norms.as_ref().map(|n| &n.tensor)).tile(self.tile).split_length(self.split_length);
+        ops.linear(linear, &y.tensor)?;
         let dispatches = ops.dispatch_count();
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
@@ -285,7 +284,7 @@ fn axes_and_ends(gpu: &Gpu, extent: Extent) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-/// What the documentation of `linear_into` promises.
+/// What the documentation of `Linear` promises.
 fn dispatch_count(gpu: &Gpu) -> Outcome {
     let base = Case::new([5, 33, 39]);
     let split = Some(16);
@@ -306,7 +305,7 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         (Case { known: true, write_norms: false, split_length: split, ..base.clone() }, 2),
         (Case { axis: IN, split_length: split, ..base.clone() }, 4),
         (Case { axis: WHOLE, split_length: split, ..base.clone() }, 3),
-        (Case { tile: Some(Tile::Medium), ..Case::new([2, 3, 40_000]) }, 2),
+        (Case { tile: Some(Tile::Tile32x32), ..Case::new([2, 3, 40_000]) }, 2),
         // Nothing to multiply: the norms alone, or nothing at all.
         (Case::new([0, 3, 5]), 1),
         (Case { write_norms: false, ..Case::new([0, 3, 5]) }, 0),
@@ -324,7 +323,7 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
 /// Odd rows of packed x, v and y: neighbours share words. Many rows, so that neighbours run at once.
 fn packed_rows_share_words(gpu: &Gpu, extent: Extent) -> Outcome {
     // Few: one tile for each type, one of them that all rows of y have to themselves, one that they share.
-    let [bf16, f16] = [Tile::Medium, Tile::Stream4].map(|tile| extent.choose(None, Some(tile)));
+    let [bf16, f16] = [Tile::Tile32x32, Tile::Gemv4].map(|tile| extent.choose(None, Some(tile)));
     all([[1000, 1, 3], [1001, 3, 1], [33, 129, 5], [7, 257, 13], [45, 67, 1], [2, 1, 1]], |&size| {
         Case { dtypes: [DType::Bf16; 3], tile: bf16, ..Case::new(size) }.check(gpu)
     })?;
@@ -337,11 +336,11 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for (i, tile) in Tile::all_on(gpu).enumerate() {
         // The others in `tiles_in_quads`, and below.
-        let few = i % 2 == 0 && ![Tile::Huge, Tile::Stream8].contains(&tile);
+        let few = i % 2 == 0 && ![Tile::Tile128x128, Tile::Gemv8].contains(&tile);
         for size in [[1, 1, 1], [63, 65, 17], [130, 67, 50]].into_iter().filter(|_| extent == Extent::All || few) {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
-        if extent == Extent::Few && ![Tile::Medium, Tile::Stream8, Tile::Lanes8].contains(&tile) {
+        if extent == Extent::Few && ![Tile::Tile32x32, Tile::Gemv8, Tile::Subgroup8].contains(&tile) {
             continue;
         }
         for split_length in [1, 48, 500] {
@@ -349,26 +348,26 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
         }
     }
     // More than one of the largest tile, along each of its sides.
-    if Tile::Huge.runs_on(gpu) {
-        cases.push(Case { tile: Some(Tile::Huge), ..Case::new([131, 130, 50]) });
+    if Tile::Tile128x128.runs_on(gpu) {
+        cases.push(Case { tile: Some(Tile::Tile128x128), ..Case::new([131, 130, 50]) });
     }
     // `dispatch_count` has some too.
     for axis in extent.choose(&[IN, WHOLE, PLAIN][..], &[]).iter().copied() {
         for split_length in [16, 48] {
-            let tile = Some(Tile::Stream8);
+            let tile = Some(Tile::Gemv8);
             cases.push(Case { tile, axis, split_length: Some(split_length), ..Case::new([33, 34, 131]) });
         }
     }
     all(cases, |case| case.check(gpu))
 }
 
-/// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths that are
-/// multiples of eight and that are not.
+/// Every tile where operands and result are read and written in quads, at edges that are none of the tile's; depths
+/// that are multiples of eight and that are not.
 fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let tiles = Tile::all_on(gpu).skip(extent.choose(0, 1));
     let mut cases: Vec<_> = extent.of(tiles, 2).into_iter().map(|tile| case(tile, [67, 68, 80])).collect();
-    for tile in extent.of([Tile::Large, Tile::Stream4, Tile::Lanes32, Tile::Lanes4], 2) {
+    for tile in extent.of([Tile::Tile64x64, Tile::Gemv4, Tile::Subgroup32, Tile::Subgroup4], 2) {
         cases.push(case(tile, [3, 36, 44]));
         // Of each of these one, where few are wanted.
         let others = [
@@ -385,9 +384,7 @@ fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
 /// Few rows by the tiles for them, at the edges of their quads and teams, in every kind of reading and writing.
 fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
-    for (rows, tile) in
-        [(1, Tile::Stream1), (2, Tile::Stream2), (3, Tile::Stream4), (5, Tile::Stream8), (8, Tile::Stream8)]
-    {
+    for (rows, tile) in [(1, Tile::Gemv1), (2, Tile::Gemv2), (3, Tile::Gemv4), (5, Tile::Gemv8), (8, Tile::Gemv8)] {
         // Few: without those whose result is written in quads, which `tiles_in_quads` has.
         let in_quads = |[_, outs, _]: &[usize; 3]| outs.is_multiple_of(4);
         let sizes = [[rows, 1, 1], [rows, 7, 3], [rows, 132, 4], [rows, 130, 257], [rows, 12, 1156]];
@@ -395,7 +392,7 @@ fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
             cases.push(Case { tile: Some(tile), ..Case::new(size) });
         }
     }
-    let of = |size, dtypes| Case { tile: Some(Tile::Stream4), dtypes, ..Case::new(size) };
+    let of = |size, dtypes| Case { tile: Some(Tile::Gemv4), dtypes, ..Case::new(size) };
     // Few: `mixes` has the storage types by the same tile.
     for size in extent.choose(&[[3, 7, 257], [4, 12, 1156]][..], &[]).iter().copied() {
         cases.extend([DType::F16, DType::Bf16].map(|dtype| of(size, [dtype; 3])));
@@ -418,8 +415,8 @@ fn few_outputs_of_one_sign(gpu: &Gpu) -> Outcome {
             let x = gpu.upload(&vec![0.3f32; rows * ins], &[rows, ins])?;
             let v = gpu.upload(&vec![0.7f32; outs * ins], &[outs, ins])?;
             for (what, y, expected) in [
-                ("normalized", gpu.linear(&x, WeightNorm::unit(&v), None)?, f64::from(0.3f32) * 64.0),
-                ("plain", gpu.linear(&x, &v, None)?, f64::from(0.3f32) * f64::from(0.7f32) * 4096.0),
+                ("normalized", gpu.linear(Linear::new(&x, WeightNorm::unit(&v)))?, f64::from(0.3f32) * 64.0),
+                ("plain", gpu.linear(Linear::new(&x, &v))?, f64::from(0.3f32) * f64::from(0.7f32) * 4096.0),
             ] {
                 for y in y.read::<f32>()? {
                     let off = (f64::from(y) / expected - 1.0).abs();
@@ -436,16 +433,21 @@ fn few_outputs_of_one_sign(gpu: &Gpu) -> Outcome {
 /// iterations and says nothing.
 fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut sizes = vec![
-        (Tile::Medium, 32, 32),
-        (Tile::Large, 64, 64),
-        (Tile::Tall, 128, 8),
-        (Tile::Stream8, 8, 8),
-        (Tile::Huge, 128, 8),
+        (Tile::Tile32x32, 32, 32),
+        (Tile::Tile64x64, 64, 64),
+        (Tile::Tile128x8, 128, 8),
+        (Tile::Gemv8, 8, 8),
+        (Tile::Tile128x128, 128, 8),
     ];
-    sizes.extend([(Tile::Lanes64, 64, 32), (Tile::Lanes32, 32, 32), (Tile::Lanes8, 8, 32), (Tile::Lanes1, 1, 32)]);
+    sizes.extend([
+        (Tile::Subgroup64, 64, 32),
+        (Tile::Subgroup32, 32, 32),
+        (Tile::Subgroup8, 8, 32),
+        (Tile::Subgroup1, 1, 32),
+    ]);
     sizes.retain(|(tile, _, _)| tile.runs_on(gpu));
     all(extent.of(sizes, 5), |&(tile, batch, outs)| {
-        let ins = tile.max_length(gpu) as usize;
+        let ins = weightnorm::internals::longest_sum(tile, gpu) as usize;
         let base = Case {
             tile: Some(tile),
             exact_sums: true,
@@ -465,7 +467,7 @@ fn longest_loops(gpu: &Gpu, extent: Extent) -> Outcome {
             Case { v: Some(v), eps: Eps::None, ..base.clone() }.check(gpu).map_err(|e| format!("{exponent}: {e:?}"))?;
         }
         // The scales on the contraction are the longest loop while staging, most where the columns are many.
-        if outs < 64 && tile != Tile::Stream8 {
+        if outs < 64 && tile != Tile::Gemv8 {
             return Ok(());
         }
         Case { axis: IN, eps: Eps::None, v: Some(vec![1.0; outs * ins]), ..base }.check(gpu)
@@ -539,7 +541,7 @@ fn same_bits(gpu: &Gpu) -> Outcome {
     let half = [DType::Bf16; 3];
     let cases = [
         Case::new([65, 129, 259]),
-        Case { split_length: Some(48), tile: Some(Tile::Stream8), ..Case::new([33, 34, 259]) },
+        Case { split_length: Some(48), tile: Some(Tile::Gemv8), ..Case::new([33, 34, 259]) },
         Case { axis: IN, ..Case::new([7, 33, 1023]) },
         Case { axis: WHOLE, ..Case::new([2, 2000, 257]) },
         Case { dtypes: half, ..Case::new([1001, 3, 5]) },

@@ -1,5 +1,5 @@
 //! normalize, in place and out of place, and split.
-use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
+use weightnorm::{Axis, DType, Decompose, Eps, Gpu, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound, weight_bound};
 use crate::data::{
@@ -75,9 +75,9 @@ impl Case<'_> {
 
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.normalize_into(weight(&tensor), &outputs[0].tensor)?;
+        ops.normalize(weight(&tensor), &outputs[0].tensor)?;
         if fits {
-            ops.normalize_into(weight(&tensor).norms(&known), &outputs[1].tensor)?;
+            ops.normalize(weight(&tensor).norms(&known), &outputs[1].tensor)?;
         }
         ops.normalize_in_place(weight(&in_place.tensor))?;
         drop(ops);
@@ -141,14 +141,14 @@ fn split_sweep(gpu: &Gpu, shape: &[usize]) -> Outcome {
         let back = Guarded::poisoned(gpu, shape, dtype, 0)?;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.split_into(&input.tensor, axis, eps, &v.tensor, &g.tensor)?;
-        ops.normalize_into(WeightNorm::new(&v.tensor, &g.tensor).axis(axis).eps(eps), &back.tensor)?;
+        ops.decompose(Decompose::new(&input.tensor).axis(axis).eps(eps), &v.tensor, &g.tensor)?;
+        ops.normalize(WeightNorm::new(&v.tensor, &g.tensor).axis(axis).eps(eps), &back.tensor)?;
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
         if v.bytes()? != input.bytes()? {
             return Err("v is not w".into());
         }
-        let (_, expected) = cpu::split(&w, shape, axis, eps)?;
+        let (_, expected) = cpu::decompose(&w, shape, axis, eps)?;
         let chain = norm_chain(norm_length(shape, axis));
         compare(&g.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
         compare(&back.read()?, &w, Some(dtype), |i| weight_bound(2 * chain, w[i], dtype))?;
@@ -165,13 +165,13 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
         let mut counts = vec![];
-        ops.normalize_into(weight, &w)?;
+        ops.normalize(weight, &w)?;
         counts.push(ops.dispatch_count());
-        ops.normalize_into(weight.norms(&norms), &w)?;
+        ops.normalize(weight.norms(&norms), &w)?;
         counts.push(ops.dispatch_count());
         ops.normalize_in_place(weight)?;
         counts.push(ops.dispatch_count());
-        ops.split_into(&v, axis, Eps::default(), &w, &norms)?;
+        ops.decompose(Decompose::new(&v).axis(axis), &w, &norms)?;
         counts.push(ops.dispatch_count());
         let both = if held { 1 } else { expected };
         let all = [both, both + 2, 2 * both + 2, 2 * both + 2 + expected];
@@ -190,7 +190,7 @@ fn comparison_can_fail(gpu: &Gpu) -> Outcome {
         let tensor = upload(gpu, &v, case.shape, dtype, 0)?;
         let w = Guarded::poisoned(gpu, case.shape, dtype, 4)?;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        gpu.record(&mut encoder).normalize_into(WeightNorm::unit(&tensor).axis(case.axis), &w.tensor)?;
+        gpu.record(&mut encoder).normalize(WeightNorm::unit(&tensor).axis(case.axis), &w.tensor)?;
         gpu.queue().submit([encoder.finish()]);
         let w = w.read()?;
         case.compare(&w, dtype)?;

@@ -1,5 +1,5 @@
 //! row_norms: every axis, policy and storage type, awkward and long sizes.
-use weightnorm::{Axis, DType, Eps, Gpu, cpu};
+use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound};
 use crate::data::{
@@ -62,7 +62,8 @@ pub const SHAPES: &[&[usize]] = &[
     &[2, 1, 4, 1, 37],
 ];
 
-/// Shapes that are read in quads, whole or not in pieces of any width, or some rows at once; and long rows that are not.
+/// Shapes that are read in quads, whole or not in pieces of any width, or some rows at once; and long rows that are
+/// not.
 pub const QUADS: &[&[usize]] = &[
     &[8],
     &[1024],
@@ -113,7 +114,7 @@ pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, ep
         let tensor = Guarded::holding(gpu, v, shape, dtype, offset)?.tensor;
         let norms = Guarded::poisoned(gpu, &[count], DType::F32, OFFSETS[chain % OFFSETS.len()])?;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        gpu.record(&mut encoder).row_norms_into(&tensor, axis, eps, &norms.tensor)?;
+        gpu.record(&mut encoder).row_norms(WeightNorm::unit(&tensor).axis(axis).eps(eps), &norms.tensor)?;
         gpu.queue().submit([encoder.finish()]);
         compare(&norms.read()?, &expected, Some(DType::F32), |j| norm_bound(chain, expected[j]))?;
         Ok(())
@@ -177,7 +178,7 @@ fn dispatch_count(gpu: &Gpu) -> Outcome {
         let (v, norms) = (gpu.zeros(shape, DType::F32)?, gpu.zeros(&[norm_count(shape, axis)], DType::F32)?);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
-        ops.row_norms_into(&v, axis, Eps::default(), &norms)?;
+        ops.row_norms(WeightNorm::unit(&v).axis(axis), &norms)?;
         if ops.dispatch_count() != expected {
             return Err(format!("{shape:?}, {axis:?}: {} dispatches, not {expected}", ops.dispatch_count()).into());
         }
@@ -193,7 +194,7 @@ fn comparison_can_fail(gpu: &Gpu) -> Outcome {
         compare(norms, &expected, Some(DType::F32), bound).map(drop)
     };
     let tensor = upload(gpu, &v, &[65, 257], DType::F32, 0)?;
-    let mut norms = cpu::widen(&gpu.row_norms(&tensor, Axis::Kept(0), Eps::None)?.read::<f32>()?);
+    let mut norms = cpu::widen(&gpu.row_norms(WeightNorm::unit(&tensor).eps(Eps::None))?.read::<f32>()?);
     check(&norms)?;
     norms[64] *= 1.0 + 1e-4;
     must_fail("a norm off by 1e-4", check(&norms))?;
@@ -209,7 +210,7 @@ fn comparison_can_fail(gpu: &Gpu) -> Outcome {
         for at in [8, 12 + (5 * dtype.size()).next_multiple_of(4)] {
             let damaged = Guarded::holding(gpu, &[1.0; 5], &[5], dtype, 12)?;
             let mut encoder = encoder();
-            encoder.clear_buffer(damaged.tensor.buffer(), at, Some(4));
+            encoder.clear_buffer(damaged.tensor.buffer()?, at, Some(4));
             gpu.queue().submit([encoder.finish()]);
             must_fail("a guard that was overwritten", damaged.read().map(drop))?;
         }

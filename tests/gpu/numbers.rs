@@ -1,9 +1,9 @@
 //! The whole range of numbers: scaled rows, zero rows, subnormals, NaN and infinity, f16 and bf16 codes.
 use half::{bf16, f16};
-use weightnorm::{Axis, DType, Element, Eps, Gpu, Tensor, Tile, WeightNorm, cpu};
+use weightnorm::{Axis, DType, Decompose, Element, Eps, Gpu, Linear, Tensor, Tile, WeightNorm, cpu};
 
 use crate::data::{DTYPES, POLICIES, Rng, all, either, gains, norm_count, norm_length, rounded};
-use crate::linear::{Case as Linear, IN, PLAIN, WHOLE};
+use crate::linear::{Case as LinearCase, IN, PLAIN, WHOLE};
 use crate::normalize::Case as Normalize;
 use crate::norms::check as check_norms;
 use crate::{Extent, Needs, Outcome, Suite};
@@ -114,8 +114,9 @@ fn scaled_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so many
-/// and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of device.
+/// The same for what is read four words at once: rows, columns and the middle; rows that end within a quad; rows so
+/// many and short that an invocation has several; NaN, infinities and rows of zeros among them; as on either kind of
+/// device.
 ///
 /// Few: each shape in one storage type, with one policy.
 fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {
@@ -156,8 +157,8 @@ fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 /// Biases of 0, which hide no small y; by the pipelines of other tests.
-fn without_bias(size: [usize; 3]) -> Linear {
-    Linear { biases: Some(vec![0.0; size[1]]), ..Linear::new(size) }
+fn without_bias(size: [usize; 3]) -> LinearCase {
+    LinearCase { biases: Some(vec![0.0; size[1]]), ..LinearCase::new(size) }
 }
 
 /// Rows of x of every scale times rows of v of every scale: each y is right.
@@ -171,18 +172,18 @@ fn scaled_linear(gpu: &Gpu, extent: Extent) -> Outcome {
         let x = Some(scaled(6, size[0] * 39, dtypes[0], |i| x_scales[i / 39]));
         let v = Some(scaled(7, size[1] * 39, dtypes[1], |i| v_scales[i / 39]));
         let g = Some(scaled(8, size[1], DType::F32, |_| 1.0));
-        let base = Linear { dtypes, x, v, g, ..without_bias(size) };
-        cases.extend(policies().into_iter().map(|eps| Linear { eps, ..base.clone() }));
-        cases.push(Linear { biases: None, ..base.clone() });
+        let base = LinearCase { dtypes, x, v, g, ..without_bias(size) };
+        cases.extend(policies().into_iter().map(|eps| LinearCase { eps, ..base.clone() }));
+        cases.push(LinearCase { biases: None, ..base.clone() });
         if extent == Extent::All || dtypes[0] == DType::F32 {
-            cases.push(Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base.clone() });
+            cases.push(LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..base.clone() });
         }
         if dtypes[0] == DType::F32 {
-            let few = [Tile::Medium, Tile::Lanes8].into_iter().filter(|tile| tile.runs_on(gpu)).collect();
+            let few = [Tile::Tile32x32, Tile::Subgroup8].into_iter().filter(|tile| tile.runs_on(gpu)).collect();
             let tiles: Vec<Tile> = extent.choose(Tile::all_on(gpu).collect(), few);
-            cases.extend(tiles.into_iter().map(|tile| Linear { tile: Some(tile), ..base.clone() }));
+            cases.extend(tiles.into_iter().map(|tile| LinearCase { tile: Some(tile), ..base.clone() }));
             // Norms that are known, where an f32 holds them.
-            let mut known = Linear { known: true, write_norms: false, ..base };
+            let mut known = LinearCase { known: true, write_norms: false, ..base };
             known.v = known
                 .v
                 .map(|v| v.iter().enumerate().map(|(i, &v)| if v_scales[i / 39] > 1e38 { 1.0 } else { v }).collect());
@@ -197,9 +198,9 @@ fn scaled_whole(gpu: &Gpu) -> Outcome {
         let x_scales = [1.0, 0.0, 1e30, 1e-30, 8e-28, 1e-10, 3e37];
         let x = Some(scaled(6, 7 * 13, DType::F32, |i| x_scales[i / 13]));
         let v = Some(scaled(7, 5 * 13, DType::F32, |_| scale));
-        let case = Linear { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13]) };
+        let case = LinearCase { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13]) };
         case.check(gpu)?;
-        Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case }.check(gpu)
+        LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case }.check(gpu)
     })
 }
 
@@ -210,11 +211,11 @@ fn scaled_columns(gpu: &Gpu) -> Outcome {
     let x_scales = [1.0, 0.0, 1e30, 1e-30, 1e-10, 1e10];
     let x = Some(scaled(6, 6 * ins, DType::F32, |i| x_scales[i / ins]));
     let v = Some(scaled(7, 5 * ins, DType::F32, |i| scales[i % ins]));
-    let case = Linear { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins]) };
+    let case = LinearCase { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins]) };
     case.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
+    LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
     let v = Some(scaled(8, 5 * ins, DType::F32, |i| [1.0, 1e-10, 1e7, 1e-5, 1e3][i / ins]));
-    Linear { axis: PLAIN, v, ..case }.check(gpu)
+    LinearCase { axis: PLAIN, v, ..case }.check(gpu)
 }
 
 /// g from 1e-30 to 1e30, with rows as extreme the other way.
@@ -229,11 +230,11 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
     weight.check(gpu, DType::F32)?;
     let x_scales = [1.0, 1e-30, 1e30, 1e7];
     let x = Some(scaled(6, 4 * 13, DType::F32, |i| x_scales[i / 13]));
-    let base = Linear { x, v: Some(v), g: Some(g), eps: Eps::None, ..without_bias([4, outs, 13]) };
+    let base = LinearCase { x, v: Some(v), g: Some(g), eps: Eps::None, ..without_bias([4, outs, 13]) };
     base.check(gpu)?;
     // The policies that divide by e itself.
-    Linear { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
-    Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..base }.check(gpu)
+    LinearCase { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
+    LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..base }.check(gpu)
 }
 
 /// Under the policy `none` a zero row is NaN and column j of y with it; under the others w = 0 and y = bias.
@@ -249,12 +250,12 @@ fn zero_rows(gpu: &Gpu, extent: Extent) -> Outcome {
             return Ok(());
         }
         let x = scaled(2, 3 * 5, dtype, |i| if i / 5 == 1 { 0.0 } else { 1.0 });
-        let case = Linear { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..Linear::new([3, 7, 5]) };
+        let case = LinearCase { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..LinearCase::new([3, 7, 5]) };
         case.check(gpu)?;
         if dtype == DType::F32 {
             for axis in [IN, WHOLE] {
                 let v = scaled(3, 7 * 5, dtype, |i| if axis == WHOLE || i % 5 == 2 { 0.0 } else { 1.0 });
-                Linear { axis, v: Some(v), ..case.clone() }.check(gpu)?;
+                LinearCase { axis, v: Some(v), ..case.clone() }.check(gpu)?;
             }
         }
         Ok(())
@@ -287,7 +288,7 @@ fn subnormal_rows(gpu: &Gpu) -> Outcome {
         }
         let x = gpu.upload(&[1f32, -1.0, 1e30, 1e-30, 1e-39, 0.0, 0.0, 0.0, 0.0, 0.0], &[2, 5])?;
         for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
-            let y = gpu.linear(&x, WeightNorm::unit(&v).axis(axis).eps(eps), None)?.read::<f32>()?;
+            let y = gpu.linear(Linear::new(&x, WeightNorm::unit(&v).axis(axis).eps(eps)))?.read::<f32>()?;
             if y.iter().any(|y| !y.is_finite()) || y[4..].iter().any(|&y| y != 0.0) {
                 return Err(format!("{eps:?}, {axis:?}: y is {y:?}").into());
             }
@@ -330,17 +331,18 @@ fn not_finite_v(gpu: &Gpu, extent: Extent) -> Outcome {
         for place in [0, 3 * 13 + 12, 4 * 13, 7 * 13 + 5] {
             let mut v = scaled(1, 9 * 13, dtype, |_| 1.0);
             v[place] = value;
-            let case = Linear { dtypes: [dtype; 3], v: Some(v), ..Linear::new([7, 9, 13]) };
+            let case = LinearCase { dtypes: [dtype; 3], v: Some(v), ..LinearCase::new([7, 9, 13]) };
             if extent == Extent::All || dtype != DType::F16 {
                 case.check(gpu)?;
             }
             if dtype == DType::F32 {
-                Linear { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
-                Linear { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
-                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
+                LinearCase { eps: Eps::Clamp(2f32.powi(126)), ..case.clone() }.check(gpu)?;
+                LinearCase { known: true, write_norms: false, ..case.clone() }.check(gpu)?;
+                LinearCase { tile: Some(extent.choose(Tile::Tile64x64, Tile::Tile32x32)), ..case.clone() }
+                    .check(gpu)?;
+                LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
                 for axis in [IN, WHOLE, PLAIN] {
-                    Linear { axis, ..case.clone() }.check(gpu)?;
+                    LinearCase { axis, ..case.clone() }.check(gpu)?;
                 }
             }
         }
@@ -353,16 +355,18 @@ fn not_finite_x(gpu: &Gpu, extent: Extent) -> Outcome {
         for place in [0, 2 * 13 + 12, 4 * 13, 7 * 13 - 1] {
             let mut x = scaled(1, 7 * 13, dtype, |i| if i / 13 == 5 { 0.0 } else { 1.0 });
             x[place] = value;
-            let case = Linear { dtypes: [dtype; 3], x: Some(x), g: Some(vec![-2.0; 9]), ..Linear::new([7, 9, 13]) };
+            let case =
+                LinearCase { dtypes: [dtype; 3], x: Some(x), g: Some(vec![-2.0; 9]), ..LinearCase::new([7, 9, 13]) };
             if extent == Extent::All || dtype != DType::F16 {
                 case.check(gpu)?;
             }
             if dtype == DType::F32 {
-                Linear { tile: Some(extent.choose(Tile::Large, Tile::Medium)), ..case.clone() }.check(gpu)?;
-                Linear { split_length: Some(16), tile: Some(Tile::Stream8), ..case.clone() }.check(gpu)?;
-                Linear { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
-                Linear { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;
-                Linear { axis: PLAIN, ..case.clone() }.check(gpu)?;
+                LinearCase { tile: Some(extent.choose(Tile::Tile64x64, Tile::Tile32x32)), ..case.clone() }
+                    .check(gpu)?;
+                LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
+                LinearCase { axis: IN, g: Some(vec![-2.0; 13]), ..case.clone() }.check(gpu)?;
+                LinearCase { axis: WHOLE, g: Some(vec![-2.0]), ..case.clone() }.check(gpu)?;
+                LinearCase { axis: PLAIN, ..case.clone() }.check(gpu)?;
             }
         }
         Ok(())
@@ -373,10 +377,10 @@ fn not_finite_ends(gpu: &Gpu) -> Outcome {
     all(NOT_FINITE, |&value| {
         let mut biases = vec![1.0; 9];
         biases[4] = value;
-        Linear { biases: Some(biases), ..Linear::new([7, 9, 13]) }.check(gpu)?;
+        LinearCase { biases: Some(biases), ..LinearCase::new([7, 9, 13]) }.check(gpu)?;
         let mut g = vec![1.0; 9];
         g[4] = f64::NAN;
-        Linear { g: Some(g.clone()), ..Linear::new([7, 9, 13]) }.check(gpu)?;
+        LinearCase { g: Some(g.clone()), ..LinearCase::new([7, 9, 13]) }.check(gpu)?;
         g[4] = value;
         let v = scaled(1, 9 * 13, DType::F32, |_| 1.0);
         let (shape, eps) = ([9, 13], Eps::default());
@@ -390,7 +394,7 @@ fn convert(gpu: &Gpu, v: &Tensor, to: DType) -> Result<Tensor, libtest_mimic::Fa
     let w = gpu.zeros(v.shape(), to)?;
     let norms = gpu.upload(&[1f32], &[1])?;
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    gpu.record(&mut encoder).normalize_into(WeightNorm::unit(v).axis(Axis::Whole).norms(&norms), &w)?;
+    gpu.record(&mut encoder).normalize(WeightNorm::unit(v).axis(Axis::Whole).norms(&norms), &w)?;
     gpu.queue().submit([encoder.finish()]);
     Ok(w)
 }
@@ -400,7 +404,7 @@ fn times_one(gpu: &Gpu, x: &Tensor, v: &Tensor, to: DType) -> Result<Tensor, lib
     let y = gpu.zeros(&[x.len(), v.len()], to)?;
     let (x, v) = (x.reshape(&[x.len(), 1])?, v.reshape(&[v.len(), 1])?);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    gpu.record(&mut encoder).linear_into(&x, &v, None, &y)?;
+    gpu.record(&mut encoder).linear(Linear::new(&x, &v), &y)?;
     gpu.queue().submit([encoder.finish()]);
     Ok(y)
 }
@@ -443,7 +447,7 @@ fn read_codes<T: Element + Into<f32>>(gpu: &Gpu, codes: &[T]) -> Outcome {
     expect_same("normalize", &convert(gpu, &v, DType::F32)?.read::<f32>()?, &expected, true)?;
     expect_same("v of linear", &times_one(gpu, &one, &v, DType::F32)?.read::<f32>()?, &expected, false)?;
     expect_same("x of linear", &times_one(gpu, &v, &one, DType::F32)?.read::<f32>()?, &expected, false)?;
-    let (copy, _) = gpu.split(&v, Axis::Whole, Eps::default())?;
+    let (copy, _) = gpu.decompose(Decompose::new(&v).axis(Axis::Whole))?;
     let copied: Vec<f32> = copy.read::<T>()?.into_iter().map(Into::into).collect();
     expect_same("split", &copied, &expected, true)
 }

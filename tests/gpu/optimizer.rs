@@ -1,7 +1,9 @@
 //! Optimizer steps: each of 50 from the GPU's own state against the CPU reference, and all 50 in a row.
 use weightnorm::cpu::{self, Moments};
 use weightnorm::internals::Kind;
-use weightnorm::{Adam, AdamState, Axis, DType, Eps, Error, Gpu, Group, Sgd, SgdState, Trainable, WeightNorm};
+use weightnorm::{
+    Adam, AdamState, ArgumentError, Axis, DType, Eps, Error, Gpu, ParamGroup, Parameter, Sgd, SgdState, WeightNorm,
+};
 
 use crate::common::{compare, gamma, storage_bound};
 use crate::data::{DTYPES, Guarded, OFFSETS, POLICIES, all, must_fail, norm_chain, random, rounded, upload};
@@ -34,8 +36,8 @@ enum Method {
 
 /// Every kernel: plain, momentum with dampening, Nesterov's, Adam, AdamW; g and v with rates and decays of their own.
 fn methods() -> [Method; 5] {
-    let g = Group { rate: 0.05, weight_decay: 0.1 };
-    let v = Group { rate: 0.02, weight_decay: 0.03 };
+    let g = ParamGroup { learning_rate: 0.05, weight_decay: 0.1 };
+    let v = ParamGroup { learning_rate: 0.02, weight_decay: 0.03 };
     let sgd = Sgd { g, v, momentum: 0.0, dampening: 0.0, nesterov: false };
     let adam = Adam { g, v, ..Adam::new(0.0) };
     [
@@ -146,13 +148,13 @@ impl Case {
         let place = if self.offset == 0 { 0 } else { step as usize };
         let dv = upload(gpu, &dv, &self.shape, self.dv_dtype, place)?;
         let dg = upload(gpu, &dg, &[self.gains], self.dg_dtype, 1)?;
-        let mut weight = Trainable::new(&tensors.v.tensor, &dv);
+        let mut weight = Parameter::new(&tensors.v.tensor, &dv);
         let gained = self.gains > 0;
         if gained {
             weight = weight.gain(&tensors.g.tensor, &dg);
         }
         if let Some((axis, eps)) = self.project {
-            weight = weight.project(axis, eps);
+            weight = weight.normalize_direction(axis, eps);
         }
         let state = |i: usize| tensors.state[i].tensor.clone();
         recorded(gpu, |ops| match &self.method {
@@ -229,12 +231,12 @@ impl Case {
         let few = gamma(8.0);
         match self.method {
             Method::Sgd(sgd) => {
-                let Group { rate, weight_decay } = group(sgd.g, sgd.v);
+                let ParamGroup { learning_rate, weight_decay } = group(sgd.g, sgd.v);
                 let all = d.abs() + weight_decay * theta.abs() + sgd.momentum * m.abs();
-                [few * (theta.abs() + 2.0 * rate * all), few * all, 0.0]
+                [few * (theta.abs() + 2.0 * learning_rate * all), few * all, 0.0]
             }
             Method::Adam(adam) => {
-                let Group { rate, weight_decay } = group(adam.g, adam.v);
+                let ParamGroup { learning_rate, weight_decay } = group(adam.g, adam.v);
                 let size = d.abs() + if adam.decoupled { 0.0 } else { weight_decay * theta.abs() };
                 let largest_m = adam.beta1 * m.abs() + (1.0 - adam.beta1) * size;
                 let largest_s = adam.beta2 * s + (1.0 - adam.beta2) * size * size;
@@ -248,7 +250,7 @@ impl Case {
                 let below = s.sqrt() / root + adam.eps;
                 let relative = root_error / root / below + gamma(24.0);
                 let relative = relative / (1.0 - relative.min(0.5));
-                let moved = rate / correction / below * (few * largest_m + largest_m * relative);
+                let moved = learning_rate / correction / below * (few * largest_m + largest_m * relative);
                 [few * theta.abs() + moved, few * largest_m, e]
             }
         }
@@ -329,7 +331,8 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Projections, and whether the step's one dispatch does them. Every storage type with AdamW, one with each of the others.
+/// Projections, and whether the step's one dispatch does them. Every storage type with AdamW, one with each of the
+/// others.
 fn projections() -> Vec<(Case, bool)> {
     let mut cases = vec![];
     for (i, method) in methods().into_iter().enumerate() {
@@ -469,7 +472,7 @@ fn range(gpu: &Gpu) -> Outcome {
             let shape = [scales.len(), columns];
             let v = Guarded::holding(gpu, &values, &shape, dtype, 0)?;
             let dv = gpu.zeros(&shape, dtype)?;
-            let weight = Trainable::new(&v.tensor, &dv).project(Axis::Kept(0), Eps::Clamp(1e-30));
+            let weight = Parameter::new(&v.tensor, &dv).normalize_direction(Axis::Kept(0), Eps::Clamp(1e-30));
             let count = recorded(gpu, |ops| ops.sgd_step(weight, &SgdState::default(), 1, &still))?;
             assert_eq!(count, 1);
             let expected = cpu::normalize(&values, &shape, None, Axis::Kept(0), Eps::Clamp(1e-30))?;
@@ -481,7 +484,7 @@ fn range(gpu: &Gpu) -> Outcome {
     let start = [1.0, -2.0, 3.0, 4.0, 0.0];
     let v = upload(gpu, &start, &[5], DType::F32, 0)?;
     let dv = upload(gpu, &[0.0, 1e-25, 1e25, -1e25, 0.0], &[5], DType::F32, 0)?;
-    gpu.adam_step(Trainable::new(&v, &dv), &gpu.adam_state(&v, None)?, 1, &Adam::new(0.1))?;
+    gpu.adam_step(Parameter::new(&v, &dv), &gpu.adam_state(&v, None)?, 1, &Adam::new(0.1))?;
     compare(&crate::golden::read(&v)?, &start, Some(DType::F32), |_| 1e-6)?;
     Ok(())
 }
@@ -496,9 +499,9 @@ fn non_finite(gpu: &Gpu) -> Outcome {
             let mut gradient = random(2, 18, DType::F32);
             gradient[8] = f64::NAN;
             let dv = upload(gpu, &gradient, &[3, 6], DType::F32, 0)?;
-            let mut weight = Trainable::new(&v, &dv);
+            let mut weight = Parameter::new(&v, &dv);
             if let Some((axis, eps)) = project {
-                weight = weight.project(axis, eps);
+                weight = weight.normalize_direction(axis, eps);
             }
             match &case.method {
                 Method::Sgd(sgd) => gpu.sgd_step(weight, &gpu.sgd_state(&v, None)?, 1, sgd)?,
@@ -516,38 +519,80 @@ fn errors(gpu: &Gpu) -> Outcome {
     let f32s = |shape: &[usize]| gpu.zeros(shape, DType::F32);
     let (v, dv, g, dg) = (f32s(&[4, 3])?, f32s(&[4, 3])?, f32s(&[4, 1])?, f32s(&[4])?);
     let state = gpu.adam_state(&v, Some(&g))?;
-    let adam = |weight: Trainable<'_>, state: &AdamState, step| {
+    let adam = |weight: Parameter<'_>, state: &AdamState, step| {
         refused(gpu, |ops| ops.adam_step(weight, state, step, &Adam::new(0.1)))
     };
-    let weight = Trainable::new(&v, &dv).gain(&g, &dg);
-    assert!(matches!(adam(weight, &state, 0)?, Error::Step { op: "adam_step" }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&v, None)?, 1)?, Error::Missing { arg: "the state of g", .. }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&g, Some(&g))?, 1)?, Error::Shape { arg: "m of v", .. }));
-    assert!(matches!(adam(weight, &gpu.adam_state(&v, Some(&v))?, 1)?, Error::Shape { arg: "m of g", .. }));
+    let weight = Parameter::new(&v, &dv).gain(&g, &dg);
+    assert!(matches!(adam(weight, &state, 0)?, Error::Argument(ArgumentError::Step { op: "adam_step" })));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&v, None)?, 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of g", .. })
+    ));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&g, Some(&g))?, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "m of v", .. })
+    ));
+    assert!(matches!(
+        adam(weight, &gpu.adam_state(&v, Some(&v))?, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "m of g", .. })
+    ));
     let halves = gpu.zeros(&[4, 3], DType::F16)?;
-    assert!(matches!(adam(Trainable::new(&v, &halves), &state, 1)?, Error::DType { arg: "dv", .. }));
-    assert!(matches!(adam(Trainable::new(&v, &f32s(&[12])?), &state, 1)?, Error::Shape { arg: "dv", .. }));
-    assert!(matches!(adam(weight.gain(&g, &f32s(&[5])?), &state, 1)?, Error::Shape { arg: "dg", .. }));
+    assert!(matches!(
+        adam(Parameter::new(&v, &halves), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dv", .. })
+    ));
+    assert!(matches!(
+        adam(Parameter::new(&v, &f32s(&[12])?), &state, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "dv", .. })
+    ));
+    assert!(matches!(
+        adam(weight.gain(&g, &f32s(&[5])?), &state, 1)?,
+        Error::Argument(ArgumentError::Shape { arg: "dg", .. })
+    ));
     // dg is f32 or as g.
     let (half_gain, half_gradient) = (gpu.zeros(&[4], DType::Bf16)?, gpu.zeros(&[4], DType::F16)?);
-    assert!(matches!(adam(weight.gain(&half_gain, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
-    assert!(matches!(adam(weight.gain(&g, &half_gradient), &state, 1)?, Error::DType { arg: "dg", .. }));
+    assert!(matches!(
+        adam(weight.gain(&half_gain, &half_gradient), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dg", .. })
+    ));
+    assert!(matches!(
+        adam(weight.gain(&g, &half_gradient), &state, 1)?,
+        Error::Argument(ArgumentError::DType { arg: "dg", .. })
+    ));
     let m = weightnorm::Moments { first: half_gain.clone(), second: dg.clone() };
     let half_state = AdamState { g: Some(m), ..state.clone() };
-    assert!(matches!(adam(weight, &half_state, 1)?, Error::DType { arg: "m of g", .. }));
-    assert!(matches!(adam(Trainable::new(&v, &v), &state, 1)?, Error::Alias { output: "v", input: "dv", .. }));
+    assert!(matches!(adam(weight, &half_state, 1)?, Error::Argument(ArgumentError::DType { arg: "m of g", .. })));
+    assert!(matches!(
+        adam(Parameter::new(&v, &v), &state, 1)?,
+        Error::Argument(ArgumentError::Alias { output: "v", input: "dv", .. })
+    ));
     let twice = AdamState { v: weightnorm::Moments { second: state.v.first.clone(), ..state.v.clone() }, g: None };
-    assert!(matches!(adam(Trainable::new(&v, &dv), &twice, 1)?, Error::Overlap { .. }));
-    assert!(matches!(adam(weight.project(Axis::Kept(2), Eps::None), &state, 1)?, Error::Axis { .. }));
-    assert!(matches!(adam(weight.project(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?, Error::Eps { .. }));
+    assert!(matches!(adam(Parameter::new(&v, &dv), &twice, 1)?, Error::Argument(ArgumentError::Overlap { .. })));
+    assert!(matches!(
+        adam(weight.normalize_direction(Axis::Kept(2), Eps::None), &state, 1)?,
+        Error::Argument(ArgumentError::Axis { .. })
+    ));
+    assert!(matches!(
+        adam(weight.normalize_direction(Axis::Kept(0), Eps::Clamp(-1.0)), &state, 1)?,
+        Error::Argument(ArgumentError::Eps { .. })
+    ));
 
-    let sgd = |weight: Trainable<'_>, state: &SgdState, step| {
+    let sgd = |weight: Parameter<'_>, state: &SgdState, step| {
         refused(gpu, |ops| ops.sgd_step(weight, state, step, &Sgd { momentum: 0.9, ..Sgd::new(0.1) }))
     };
-    assert!(matches!(sgd(weight, &SgdState::default(), 1)?, Error::Missing { arg: "the state of v", .. }));
-    assert!(matches!(sgd(weight, &gpu.sgd_state(&v, None)?, 1)?, Error::Missing { arg: "the state of g", .. }));
-    assert!(matches!(sgd(weight, &gpu.sgd_state(&v, Some(&g))?, 0)?, Error::Step { op: "sgd_step" }));
+    assert!(matches!(
+        sgd(weight, &SgdState::default(), 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of v", .. })
+    ));
+    assert!(matches!(
+        sgd(weight, &gpu.sgd_state(&v, None)?, 1)?,
+        Error::Argument(ArgumentError::Missing { arg: "the state of g", .. })
+    ));
+    assert!(matches!(
+        sgd(weight, &gpu.sgd_state(&v, Some(&g))?, 0)?,
+        Error::Argument(ArgumentError::Step { op: "sgd_step" })
+    ));
     let of_halves = SgdState { v: Some(halves), g: Some(dg.clone()) };
-    assert!(matches!(sgd(weight, &of_halves, 1)?, Error::DType { arg: "m of v", .. }));
+    assert!(matches!(sgd(weight, &of_halves, 1)?, Error::Argument(ArgumentError::DType { arg: "m of v", .. })));
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! Whose a buffer, a queue or a pipeline cache is: things of another device are typed errors, and nothing of anybody's changes.
+//! Whose a buffer, a queue or a pipeline cache is: things of another device are typed errors, and nothing of anybody's
+//! changes.
 use libtest_mimic::Completion;
-use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor, WeightNorm};
+use weightnorm::{ArgumentError, DType, DeviceError, Eps, Error, Gpu, Tensor, WeightNorm};
 
 use crate::problem::{adapter_of, adopted, device, options};
 use crate::{Failed, Needs, Outcome, Suite};
@@ -16,7 +17,7 @@ pub fn register(suite: &mut Suite) {
 
 fn is_foreign<T: std::fmt::Debug>(result: Result<T, Error>, arg: &str) -> Outcome {
     match result {
-        Err(Error::OtherGpu { arg: named, .. }) if named == arg => Ok(()),
+        Err(Error::Argument(ArgumentError::OtherGpu { arg: named, .. })) if named == arg => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -26,7 +27,7 @@ const NUMBERS: [f32; 4] = [30.0, 40.0, 60.0, 80.0];
 /// A tensor in a buffer of another device, in the place of which in `gpu` there may be anything.
 fn refuses(gpu: &Gpu, buffer: &wgpu::Buffer) -> Outcome {
     let mine = gpu.upload(&NUMBERS, &[2, 2])?;
-    is_foreign(gpu.tensor(buffer, 0, &[2, 2], DType::F32), "the buffer")?;
+    is_foreign(Tensor::from_buffer(gpu, buffer, 0, &[2, 2], DType::F32), "the buffer")?;
     assert_eq!(mine.read::<f32>()?, NUMBERS);
     gpu.check()?;
     Ok(())
@@ -36,9 +37,9 @@ fn two_handles_of_the_crate(_: &Gpu) -> Outcome {
     let (a, b) = (Gpu::new()?, Gpu::new()?);
     let of_a = a.upload(&[1f32, 2.0, 2.0, 4.0], &[2, 2])?;
     let of_b = b.upload(&NUMBERS, &[2, 2])?;
-    is_foreign(b.tensor(of_a.buffer(), 0, &[2, 2], DType::F32), "the buffer")?;
+    is_foreign(Tensor::from_buffer(&b, of_a.buffer()?, 0, &[2, 2], DType::F32), "the buffer")?;
     is_foreign(b.normalize_in_place(WeightNorm::unit(&of_a)), "v")?;
-    is_foreign(b.row_norms(&of_a, Axis::Kept(0), Eps::None), "v")?;
+    is_foreign(b.row_norms(WeightNorm::unit(&of_a).eps(Eps::None)), "v")?;
     assert_eq!((of_a.read::<f32>()?, of_b.read::<f32>()?), (vec![1.0, 2.0, 2.0, 4.0], NUMBERS.to_vec()));
     // Neither hears of it as an error of its own.
     a.check()?;
@@ -53,7 +54,7 @@ fn foreign_buffers(shared: &Gpu) -> Outcome {
     for (i, gpu) in all.iter().enumerate() {
         for (j, other) in all.iter().enumerate().filter(|&(j, _)| j != i) {
             let foreign = other.upload(&NUMBERS, &[2, 2])?;
-            refuses(gpu, foreign.buffer()).map_err(|e| format!("{j} to {i}: {:?}", e.message()))?;
+            refuses(gpu, foreign.buffer()?).map_err(|e| format!("{j} to {i}: {:?}", e.message()))?;
             assert_eq!(foreign.read::<f32>()?, NUMBERS);
         }
     }
@@ -75,16 +76,16 @@ fn one_device(shared: &Gpu) -> Outcome {
     for gpu in [shared, &own] {
         let again = Gpu::from_wgpu(gpu.device().clone(), gpu.queue().clone(), options(shared))?;
         let v = gpu.upload(&NUMBERS, &[2, 2])?;
-        assert_eq!(again.row_norms(&v, Axis::Kept(0), Eps::None)?.read::<f32>()?, [50.0, 100.0]);
+        assert_eq!(again.row_norms(WeightNorm::unit(&v).eps(Eps::None))?.read::<f32>()?, [50.0, 100.0]);
         let norms = again.zeros(&[2], DType::F32)?;
-        crate::device::recorded(gpu, |ops| ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms))?;
+        crate::device::recorded(gpu, |ops| ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms))?;
         assert_eq!(norms.read::<f32>()?, [50.0, 100.0]);
-        again.tensor(v.buffer(), 0, &[2, 2], DType::F32)?;
+        Tensor::from_buffer(&again, v.buffer()?, 0, &[2, 2], DType::F32)?;
     }
     // Marked as lost, it is lost for every handle.
     let again = Gpu::from_wgpu(own.device().clone(), own.queue().clone(), options(shared))?;
     own.mark_lost("the owner said so");
-    assert!(matches!(again.check(), Err(Error::DeviceLost { .. })));
+    assert!(matches!(again.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     let other = adopted(shared, |_| ())?;
     other.check()?;
     Ok(())
@@ -98,7 +99,7 @@ fn own_buffers(shared: &Gpu) -> Outcome {
             let descriptor = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation };
             gpu.device().create_buffer(&descriptor)
         };
-        let adopt = |buffer: &wgpu::Buffer| gpu.tensor(buffer, 0, &[2, 2], DType::F32);
+        let adopt = |buffer: &wgpu::Buffer| Tensor::from_buffer(gpu, buffer, 0, &[2, 2], DType::F32);
         assert_eq!(adopt(&make(false))?.read::<f32>()?, [0.0; 4]);
         let mapped = make(true);
         let tensor: Tensor = {
@@ -115,7 +116,10 @@ fn own_buffers(shared: &Gpu) -> Outcome {
         let gone = make(false);
         gone.destroy();
         let tensor = adopt(&gone)?;
-        assert!(matches!(gpu.row_norms(&tensor, Axis::Kept(0), Eps::None), Err(Error::Wgpu { .. })));
+        assert!(matches!(
+            gpu.row_norms(WeightNorm::unit(&tensor).eps(Eps::None)),
+            Err(Error::Device(DeviceError::Wgpu { .. }))
+        ));
         gpu.check()?;
     }
     Ok(())
@@ -135,7 +139,7 @@ fn foreign_queue(shared: &Gpu) -> Outcome {
     is_foreign(adopt(adopted(shared, |_| ())?.queue()), "the queue")?;
     let gpu = adopt(&own)?;
     let v = gpu.upload(&NUMBERS, &[2, 2])?;
-    assert_eq!(gpu.row_norms(&v, Axis::Kept(0), Eps::None)?.read::<f32>()?, [50.0, 100.0]);
+    assert_eq!(gpu.row_norms(WeightNorm::unit(&v).eps(Eps::None))?.read::<f32>()?, [50.0, 100.0]);
     Ok(())
 }
 
@@ -158,6 +162,6 @@ fn foreign_cache(shared: &Gpu) -> Result<Completion, Failed> {
     is_foreign(adopt(new_cache(&second)), "the pipeline cache")?;
     let gpu = adopt(new_cache(&first))?;
     let v = gpu.upload(&NUMBERS, &[2, 2])?;
-    assert_eq!(gpu.row_norms(&v, Axis::Kept(0), Eps::None)?.read::<f32>()?, [50.0, 100.0]);
+    assert_eq!(gpu.row_norms(WeightNorm::unit(&v).eps(Eps::None))?.read::<f32>()?, [50.0, 100.0]);
     Ok(Completion::Completed)
 }

@@ -1,7 +1,8 @@
 //! One operator on tensors of some size: made from numbers whose sums f32 holds exactly, recorded with poisoned outputs
 //! between guards, compared with the CPU reference.
 use weightnorm::{
-    Activation, Axis, DType, Eps, Error, Gpu, LinearOptions, Options, Parameters, Recorder, Tensor, WeightNorm, cpu,
+    Activation, Axis, DType, Decompose, Eps, Error, Gpu, Linear, Options, ParameterPassing, Recorder, Tensor,
+    WeightNorm, cpu,
 };
 
 use crate::common::{compare, dot_bound, norm_bound, weight_bound};
@@ -113,7 +114,7 @@ impl Placed {
         }
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&all);
         let words = gpu.upload(&words, &[words.len()])?;
-        Ok(Placed { tensor: gpu.tensor(words.buffer(), offset, shape, dtype)?, words })
+        Ok(Placed { tensor: Tensor::from_buffer(gpu, words.buffer()?, offset, shape, dtype)?, words })
     }
 
     /// Every byte outside of the tensor (and within it, if nothing may have been written) is still 0xff.
@@ -194,8 +195,8 @@ impl Problem {
                 (product, sums)
             };
             let y: Vec<f64> = product.iter().enumerate().map(|(i, y)| y + bias[i % outs]).collect();
-            // Nothing is scaled before it is summed up, but by norms of kept axis 1. The tests' x is 20,000 wide at most
-            // in a stretch of one invocation.
+            // Nothing is scaled before it is summed up, but by norms of kept axis 1. The tests' x is 20,000 wide at
+            // most in a stretch of one invocation.
             let chain = if axis == Axis::Kept(1) && op != Op::Plain { ins.min(20_000) } else { 0 };
             let bounds = (0..y.len()).map(|i| dot_bound(chain, sums[i], y[i], dtype)).collect();
             outputs.push(output("y", y, bounds, &[batch, outs], dtype)?);
@@ -248,19 +249,17 @@ impl Prepared {
         let bias = Some(&self.bias);
         let out = |i: usize| &self.outputs[i].placed.tensor;
         match self.problem.op {
-            Op::RowNorms => ops.row_norms_into(&self.v, axis, Eps::default(), out(0)),
-            Op::Normalize => ops.normalize_into(weight, out(0)),
-            Op::NormalizeKnown => ops.normalize_into(weight.norms(&self.known), out(0)),
+            Op::RowNorms => ops.row_norms(WeightNorm::unit(&self.v).axis(axis), out(0)),
+            Op::Normalize => ops.normalize(weight, out(0)),
+            Op::NormalizeKnown => ops.normalize(weight.norms(&self.known), out(0)),
             Op::NormalizeInPlace => ops.normalize_in_place(WeightNorm::unit(&self.v).axis(axis)),
-            Op::Split => ops.split_into(&self.v, axis, Eps::default(), out(0), out(1)),
-            Op::Plain => ops.linear_into(&self.x, &self.v, bias, out(0)),
-            Op::Linear => ops.linear_into(&self.x, weight, bias, out(0)),
-            Op::LinearKnown => ops.linear_into(&self.x, weight.norms(&self.known), bias, out(0)),
+            Op::Split => ops.decompose(Decompose::new(&self.v).axis(axis), out(0), out(1)),
+            Op::Plain => ops.linear(Linear::new(&self.x, &self.v).bias(bias), out(0)),
+            Op::Linear => ops.linear(Linear::new(&self.x, weight).bias(bias), out(0)),
+            Op::LinearKnown => ops.linear(Linear::new(&self.x, weight.norms(&self.known)).bias(bias), out(0)),
             Op::LinearNorms | Op::LinearSplit => {
-                let options = LinearOptions::default().norms(out(1));
-                let split = self.problem.op == Op::LinearSplit;
-                let options = if split { options.split_length(48) } else { options };
-                ops.linear_into_with(&self.x, weight, bias, out(0), &options)
+                let split = (self.problem.op == Op::LinearSplit).then_some(48);
+                ops.linear(Linear::new(&self.x, weight).bias(bias).norms(out(1)).split_length(split), out(0))
             }
         }
     }
@@ -285,14 +284,14 @@ impl Prepared {
         for output in &self.outputs {
             let (tensor, words) = (&output.placed.tensor, &output.placed.words);
             let whole = words.read::<f32>()?;
-            let restore = || gpu.queue().write_buffer(words.buffer(), 0, bytemuck::cast_slice(&whole));
+            let restore = || gpu.queue().write_buffer(words.buffer().unwrap(), 0, bytemuck::cast_slice(&whole));
             // The first word of the output holds its first element, or its first two.
             let first = tensor.offset() as usize / 4;
             let wrong = whole[first].to_bits() ^ 0x4000_4000;
-            gpu.queue().write_buffer(words.buffer(), tensor.offset(), &wrong.to_le_bytes());
+            gpu.queue().write_buffer(words.buffer()?, tensor.offset(), &wrong.to_le_bytes());
             must_fail("a wrong element")?;
             restore();
-            gpu.queue().write_buffer(words.buffer(), words.len() as u64 * 4 - 4, &[0; 4]);
+            gpu.queue().write_buffer(words.buffer()?, words.len() as u64 * 4 - 4, &[0; 4]);
             must_fail("a write behind an output")?;
             restore();
         }
@@ -342,8 +341,8 @@ pub fn device(
 
 /// The options under which the shared device runs.
 pub fn options(gpu: &Gpu) -> Options {
-    let parameters = if gpu.report().immediates { Parameters::Auto } else { Parameters::Uniform };
-    Options::default().parameters(parameters).kind(gpu.traits().kind)
+    let parameters = if gpu.report().immediates { ParameterPassing::Auto } else { ParameterPassing::Uniform };
+    Options::default().parameter_passing(parameters).kind(gpu.traits().kind)
 }
 
 /// [`device`], adopted.

@@ -1,19 +1,20 @@
-//! Profiles: every dispatch is timed, the results are those of an ordinary recording, the roof is one. And a pipeline cache
-//! of the caller's.
+//! Profiles: every dispatch is timed, the results are those of an ordinary recording, the roof is one. And a pipeline
+//! cache of the caller's.
 use libtest_mimic::Completion;
 use weightnorm::{
-    Axis, Clock, DType, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, Tensor, WeightNorm, Work,
+    ArgumentError, Axis, Cost, DType, DeviceError, Eps, Error, Gpu, Gradients, Linear, LinearBackward, Options,
+    Recorder, Tensor, Timing, WeightNorm,
 };
 
 use crate::problem::{adapter_of, device, halves, options};
 use crate::{Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    suite.test_if_able("profile::timestamps", |gpu| match gpu.clock() {
-        Clock::Timestamps => clocked(gpu, Clock::Timestamps).map(|()| Completion::Completed),
-        Clock::Wall => Ok(Completion::ignored_with("this adapter has no timestamps")),
+    suite.test_if_able("profile::timestamps", |gpu| match gpu.timing() {
+        Timing::Timestamps => clocked(gpu, Timing::Timestamps).map(|()| Completion::Completed),
+        Timing::Wall => Ok(Completion::ignored_with("this adapter has no timestamps")),
     });
-    suite.test("profile::wall_clock", Needs::Nothing, |gpu| clocked(gpu, Clock::Wall));
+    suite.test("profile::wall_clock", Needs::Nothing, |gpu| clocked(gpu, Timing::Wall));
     suite.test("profile::many_dispatches", Needs::Nothing, many_dispatches);
     suite.test("profile::own_dispatches", Needs::Nothing, own_dispatches);
     suite.test("profile::lacking_timestamps", Needs::Nothing, lacking_timestamps);
@@ -46,10 +47,10 @@ impl Step {
     fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
         let [y, norms, u, dx, dv, dg, dbias, columns] = &self.outputs[..] else { unreachable!("eight of them") };
         let weight = WeightNorm::new(&self.v, &self.g);
-        ops.linear_into_with(&self.x, weight, Some(&self.g), y, &LinearOptions::default().norms(norms).u(u))?;
+        ops.linear(Linear::new(&self.x, weight).bias(&self.g).norms(norms).u(u), y)?;
         let wanted = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-        ops.linear_backward_into(&self.x, weight.norms(norms), y, Some(u), &wanted)?;
-        ops.row_norms_into(&self.v, Axis::Kept(1), Eps::default(), columns)
+        ops.linear_backward(LinearBackward::new(&self.x, weight.norms(norms), y).u(u), &wanted)?;
+        ops.row_norms(WeightNorm::unit(&self.v).axis(Axis::Kept(1)), columns)
     }
 
     fn bits(&self) -> Result<Vec<u32>, Failed> {
@@ -61,7 +62,7 @@ impl Step {
     }
 }
 
-fn clocked(gpu: &Gpu, clock: Clock) -> Outcome {
+fn clocked(gpu: &Gpu, clock: Timing) -> Outcome {
     let (plain, profiled) = (Step::new(gpu)?, Step::new(gpu)?);
     let mut encoder = crate::problem::encoder(gpu);
     let mut ops = gpu.record(&mut encoder);
@@ -71,18 +72,18 @@ fn clocked(gpu: &Gpu, clock: Clock) -> Outcome {
     gpu.queue().submit([encoder.finish()]);
     let expected = plain.bits()?;
     assert!(expected.iter().any(|&bits| bits != 0));
-    gpu.roof()?;
+    gpu.roofline()?;
 
     let start = std::time::Instant::now();
     let mut counted = 0;
-    let profile = gpu.profile_with(clock, |ops| {
+    let profile = gpu.profile_by(clock, |ops| {
         profiled.record(ops)?;
         counted = ops.dispatch_count();
         Ok(())
     })?;
     let elapsed = start.elapsed().as_secs_f64();
     assert!(profiled.bits()? == expected, "profiling changes the results");
-    assert_eq!((profile.clock, profile.dispatch_count() as u64, counted), (clock, count, count));
+    assert_eq!((profile.timing, profile.dispatch_count() as u64, counted), (clock, count, count));
     let names: Vec<&str> = profile.operators.iter().map(|o| o.name.as_str()).collect();
     assert_eq!(names, ["linear", "linear_backward", "row_norms"]);
     for dispatch in profile.operators.iter().flat_map(|o| &o.dispatches) {
@@ -103,7 +104,7 @@ fn many_dispatches(gpu: &Gpu) -> Outcome {
     let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
     let norms = gpu.zeros(&[1], DType::F32)?;
     let profile =
-        gpu.profile(|ops| (0..2050).try_for_each(|_| ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)))?;
+        gpu.profile(|ops| (0..2050).try_for_each(|_| ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)))?;
     assert_eq!(profile.dispatch_count(), 2050);
     assert!(profile.operators.iter().all(|o| o.seconds() > 0.0));
     assert_eq!(norms.read::<f32>()?, [5.0]);
@@ -114,16 +115,16 @@ fn many_dispatches(gpu: &Gpu) -> Outcome {
 fn own_dispatches(gpu: &Gpu) -> Outcome {
     let own = crate::recording::Increment::new(gpu)?;
     let norm = gpu.zeros(&[1], DType::F32)?;
-    let work = Work { read: 4, written: 4, operations: 1 };
+    let work = Cost { read: 4, written: 4, operations: 1 };
     let record = |ops: &mut Recorder<'_, '_>| {
         ops.custom("increment", work, |pass| own.record(pass))?;
-        ops.row_norms_into(&own.counter, Axis::Whole, Eps::None, &norm)?;
+        ops.row_norms(WeightNorm::unit(&own.counter).axis(Axis::Whole).eps(Eps::None), &norm)?;
         assert_eq!(ops.dispatch_count(), 2);
         Ok(())
     };
     let profile = gpu.profile(record)?;
-    let operators: Vec<(&str, Work)> = profile.operators.iter().map(|o| (o.name.as_str(), o.work)).collect();
-    assert_eq!(operators, [("increment", work), ("row_norms", Work { read: 4, written: 4, operations: 2 })]);
+    let operators: Vec<(&str, Cost)> = profile.operators.iter().map(|o| (o.name.as_str(), o.cost)).collect();
+    assert_eq!(operators, [("increment", work), ("row_norms", Cost { read: 4, written: 4, operations: 2 })]);
     assert_eq!(norm.read::<f32>()?, [2.0]);
     let mut encoder = crate::problem::encoder(gpu);
     record(&mut gpu.record(&mut encoder))?;
@@ -136,32 +137,35 @@ fn lacking_timestamps(gpu: &Gpu) -> Outcome {
     let (_instance, adapter) = adapter_of(gpu, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |features, _| features.remove(wgpu::Features::TIMESTAMP_QUERY))?;
     let gpu = Gpu::from_wgpu(device, queue, options(gpu))?;
-    assert_eq!(gpu.clock(), Clock::Wall);
-    let refused = gpu.profile_with(Clock::Timestamps, |_| Ok(()));
-    assert!(matches!(&refused, Err(Error::Unsupported { what }) if what == "timestamps"), "{refused:?}");
+    assert_eq!(gpu.timing(), Timing::Wall);
+    let refused = gpu.profile_by(Timing::Timestamps, |_| Ok(()));
+    assert!(
+        matches!(&refused, Err(Error::Device(DeviceError::Unsupported { what })) if what == "timestamps"),
+        "{refused:?}"
+    );
     let (v, norms) = (gpu.upload(&[3f32, 4.0], &[1, 2])?, gpu.zeros(&[1], DType::F32)?);
     let profile = gpu.profile(|ops| {
-        ops.row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
-        ops.row_norms_into(&v, Axis::Whole, Eps::None, &norms)
+        ops.row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
+        ops.row_norms(WeightNorm::unit(&v).axis(Axis::Whole).eps(Eps::None), &norms)
     })?;
-    assert_eq!(profile.clock, Clock::Wall);
+    assert_eq!(profile.timing, Timing::Wall);
     assert!(profile.dispatch_count() == 2 && profile.operators.iter().all(|o| o.seconds() > 0.0));
     Ok(())
 }
 
 /// Measured once, and not beyond what any machine of this time can do.
 fn roof(gpu: &Gpu) -> Outcome {
-    let roof = gpu.roof()?;
-    assert_eq!(gpu.roof()?, roof);
+    let roof = gpu.roofline()?;
+    assert_eq!(gpu.roofline()?, roof);
     for (what, rate, most) in
         [("copy", roof.copy, 1e13), ("read", roof.read, 1e13), ("multiply_add", roof.multiply_add, 1e15)]
     {
         assert!(rate > 1e7 && rate < most, "{what}: {rate}");
     }
-    let moved = Work { read: 3_000_000, written: 1_000_000, operations: 0 };
+    let moved = Cost { read: 3_000_000, written: 1_000_000, operations: 0 };
     let expected = 2e6 / roof.copy + 2e6 / roof.read;
     assert!((roof.seconds(&moved) - expected).abs() <= 1e-9 * expected);
-    let done = Work { read: 4, written: 4, operations: 1_000_000_000_000 };
+    let done = Cost { read: 4, written: 4, operations: 1_000_000_000_000 };
     assert!((roof.seconds(&done) * roof.multiply_add - 1e12).abs() <= 1.0);
     Ok(())
 }
@@ -169,17 +173,18 @@ fn roof(gpu: &Gpu) -> Outcome {
 /// Without blocking, and without another poller.
 fn awaited(gpu: &Gpu) -> Outcome {
     let step = Step::new(gpu)?;
-    let profile = pollster::block_on(gpu.profile_async(gpu.clock(), |ops| step.record(ops)))?;
+    let profile = pollster::block_on(gpu.profile_async(gpu.timing(), |ops| step.record(ops)))?;
     assert_eq!(profile.operators.len(), 3);
     assert!(profile.operators.iter().all(|o| o.seconds() > 0.0));
     // An error of the recording comes back, and nothing is run.
-    let failed = gpu.profile(|ops| ops.linear_into(&step.x, &step.g, None, &step.outputs[0]));
-    assert!(matches!(failed, Err(Error::Shape { .. })), "{failed:?}");
+    let failed = gpu.profile(|ops| ops.linear(Linear::new(&step.x, &step.g), &step.outputs[0]));
+    assert!(matches!(failed, Err(Error::Argument(ArgumentError::Shape { .. }))), "{failed:?}");
     Ok(())
 }
 
-/// A cache that is filled, and one made of its data: the same results. That it reaches the driver shows where it belongs to
-/// another device: then no pipeline is built. (lavapipe keeps nothing in a cache, so its data prove nothing.)
+/// A cache that is filled, and one made of its data: the same results. That it reaches the driver shows where it
+/// belongs to another device: then no pipeline is built. (lavapipe keeps nothing in a cache, so its data prove
+/// nothing.)
 #[expect(unsafe_code, reason = "wgpu's constructor is unsafe for the sake of data from elsewhere; here there are none")]
 fn pipeline_cache(shared: &Gpu) -> Result<Completion, Failed> {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
@@ -220,8 +225,11 @@ fn pipeline_cache_is_refused(shared: &Gpu) -> Outcome {
     let (device, queue) = device(&adapter, |features, _| features.remove(wgpu::Features::PIPELINE_CACHE))?;
     let options = Options::default().pipeline_cache(cache);
     let adopted = Gpu::from_wgpu(device, queue, options.clone()).map(|_| ());
-    assert!(matches!(&adopted, Err(Error::Unsupported { what }) if what == "pipeline caches"), "{adopted:?}");
+    assert!(
+        matches!(&adopted, Err(Error::Device(DeviceError::Unsupported { what })) if what == "pipeline caches"),
+        "{adopted:?}"
+    );
     let made = pollster::block_on(Gpu::new_async(options)).map(|_| ());
-    assert!(matches!(made, Err(Error::Unsupported { .. })), "{made:?}");
+    assert!(matches!(made, Err(Error::Device(DeviceError::Unsupported { .. }))), "{made:?}");
     Ok(())
 }

@@ -87,8 +87,8 @@ fn linear_case(extent: Extent) -> impl Strategy<Value = (Case, u64)> {
         let axis = if dtypes[0] != DType::F32 || size[0] > 8 { OUT } else { axis };
         let any_tile =
             (axis == OUT && dtypes[0] == DType::F32 && seed % 3 == 0).then(|| Tile::ALL[seed as usize / 3 % 5]);
-        let usual = if size[0] > 8 { Tile::Medium } else { Tile::Stream4 };
-        let tile = split_length.map(|_| Tile::Stream8).or(extent.choose(any_tile, Some(usual)));
+        let usual = if size[0] > 8 { Tile::Tile32x32 } else { Tile::Gemv4 };
+        let tile = split_length.map(|_| Tile::Gemv8).or(extent.choose(any_tile, Some(usual)));
         let case = Case { axis, eps, dtypes, tile, split_length, ..Case::new(size) };
         (case.clone(), seed)
     })
@@ -107,7 +107,7 @@ fn filled(case: Case, seed: u64) -> Case {
 
 fn linear_equals_cpu(gpu: &Gpu, extent: Extent) -> Outcome {
     check(extent.choose(200, 100), linear_case(extent), |(case, seed)| {
-        let usual = extent.choose(None, Some(Tile::Stream4));
+        let usual = extent.choose(None, Some(Tile::Gemv4));
         let activation = if case.axis == OUT && case.tile == usual && case.size[0] < 9 && case.dtypes[2] == DType::F32 {
             ACTIVATIONS[seed as usize % 2 * 3]
         } else {

@@ -2,7 +2,7 @@
 //! memory is shared safely, and nothing is allocated.
 use libtest_mimic::Completion;
 use weightnorm::internals::Kind;
-use weightnorm::{Axis, DType, Eps, Gpu, Options, Parameters, WeightNorm};
+use weightnorm::{Axis, DType, Decompose, Eps, Gpu, Linear, Options, ParameterPassing, Tensor, WeightNorm};
 
 use crate::golden::read;
 use crate::problem::{Op, Prepared, Problem, adapter_of, device, encoder, halves, options};
@@ -87,7 +87,7 @@ impl Increment {
             cache: None,
         });
         let counter = gpu.upload(&[1f32], &[1])?;
-        let resource = counter.buffer().as_entire_binding();
+        let resource = counter.buffer()?.as_entire_binding();
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &pipeline.get_bind_group_layout(0),
@@ -115,12 +115,12 @@ fn record_in_turn(
     let second = gpu.zeros(&[1], DType::F32)?;
     let mut pass = encoder.begin_compute_pass(descriptor);
     own.record(&mut pass);
-    gpu.record_pass(&mut pass).row_norms_into(&own.counter, Axis::Whole, Eps::None, &first)?;
+    gpu.record_pass(&mut pass).row_norms(WeightNorm::unit(&own.counter).axis(Axis::Whole).eps(Eps::None), &first)?;
     for problem in &problems {
         own.record(&mut pass);
         problem.record(&mut gpu.record_pass(&mut pass))?;
     }
-    gpu.record_pass(&mut pass).row_norms_into(&own.counter, Axis::Whole, Eps::None, &second)?;
+    gpu.record_pass(&mut pass).row_norms(WeightNorm::unit(&own.counter).axis(Axis::Whole).eps(Eps::None), &second)?;
     drop(pass);
     problems.iter().try_for_each(Prepared::check_untouched)?;
     gpu.queue().submit([std::mem::replace(encoder, crate::problem::encoder(gpu)).finish()]);
@@ -158,7 +158,7 @@ fn timestamps_of_the_caller(gpu: &Gpu) -> Result<Completion, Failed> {
     let mut encoder = encoder(&gpu);
     encoder.resolve_query_set(&query_set, 0..2, &resolved, 0);
     gpu.queue().submit([encoder.finish()]);
-    let words = gpu.tensor(&resolved, 0, &[4], DType::F32)?.read::<f32>()?;
+    let words = Tensor::from_buffer(&gpu, &resolved, 0, &[4], DType::F32)?.read::<f32>()?;
     let times: &[u64] = bytemuck::cast_slice(&words);
     assert!(times[0] > 0 && times[1] > times[0], "{times:?}");
     Ok(Completion::Completed)
@@ -172,10 +172,10 @@ fn parameters_stay(gpu: &Gpu) -> Outcome {
     let mut encoder = encoder(gpu);
     let mut results = vec![];
     for i in 0..n {
-        let v = gpu.tensor(all.buffer(), 256 * i as u64, &[i % 63 + 1], DType::F32)?;
+        let v = Tensor::from_buffer(gpu, all.buffer()?, 256 * i as u64, &[i % 63 + 1], DType::F32)?;
         let norm = gpu.zeros(&[1], DType::F32)?;
         let eps = Eps::After((i + 1) as f32);
-        gpu.record(&mut encoder).row_norms_into(&v, Axis::Whole, eps, &norm)?;
+        gpu.record(&mut encoder).row_norms(WeightNorm::unit(&v).axis(Axis::Whole).eps(eps), &norm)?;
         results.push(norm);
     }
     gpu.queue().submit([encoder.finish()]);
@@ -188,8 +188,8 @@ fn parameters_stay(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Operators that leave partial sums and scales in scratch memory: two encoders recorded in turn, submitted one after the
-/// other, with scratch memory that grows in between; on a device whose scratch is still empty.
+/// Operators that leave partial sums and scales in scratch memory: two encoders recorded in turn, submitted one after
+/// the other, with scratch memory that grows in between; on a device whose scratch is still empty.
 fn scratch_is_shared(gpu: &Gpu) -> Outcome {
     let gpu = crate::problem::adopted(gpu, |_| ())?;
     let (mut first, mut second) = (encoder(&gpu), encoder(&gpu));
@@ -211,8 +211,8 @@ fn scratch_is_shared(gpu: &Gpu) -> Outcome {
     problems.iter().try_for_each(Prepared::check)
 }
 
-/// After `reserve` recording makes no buffer that lasts. (wgpu counts handles: one that lives as long as its bind group,
-/// for the parameters of a dispatch without immediates, is not seen.)
+/// After `reserve` recording makes no buffer that lasts. (wgpu counts handles: one that lives as long as its bind
+/// group, for the parameters of a dispatch without immediates, is not seen.)
 fn allocates_nothing(shared: &Gpu) -> Outcome {
     let (instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
@@ -237,15 +237,15 @@ fn allocates_nothing(shared: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Recording and submitting the forward pass of seven layers makes no buffer of the device but at the first time, as wgpu's
-/// own counters say while everything that was recorded is still alive. Without immediates it is one for each dispatch, and
-/// those are seen.
+/// Recording and submitting the forward pass of seven layers makes no buffer of the device but at the first time, as
+/// wgpu's own counters say while everything that was recorded is still alive. Without immediates it is one for each
+/// dispatch, and those are seen.
 fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
     const LAYERS: usize = 7;
-    for parameters in [Parameters::Auto, Parameters::Uniform] {
+    for parameters in [ParameterPassing::Auto, ParameterPassing::Uniform] {
         let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
         let (device, queue) = device(&adapter, |_, _| ())?;
-        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameters(parameters).kind(Kind::Gpu))?;
+        let gpu = Gpu::from_wgpu(device, queue, Options::default().parameter_passing(parameters).kind(Kind::Gpu))?;
         let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32);
         let layers: Vec<_> =
             (0..LAYERS).map(|_| Ok((zeros(&[32, 32])?, zeros(&[32])?))).collect::<Result<_, Failed>>()?;
@@ -257,7 +257,7 @@ fn networks_allocate_nothing(shared: &Gpu) -> Outcome {
             let mut encoder = encoder(&gpu);
             let mut ops = gpu.record(&mut encoder);
             for ((v, g), io) in layers.iter().zip(between.windows(2)) {
-                ops.linear_into(&io[0], WeightNorm::new(v, g), None, &io[1])?;
+                ops.linear(Linear::new(&io[0], WeightNorm::new(v, g)), &io[1])?;
             }
             assert_eq!(ops.dispatch_count(), LAYERS as u64);
             drop(ops);
@@ -310,9 +310,9 @@ fn in_order(gpu: &Gpu) -> Outcome {
     let back = gpu.zeros(&[outs, ins], DType::F32)?;
     let mut encoder = encoder(gpu);
     let mut ops = gpu.record(&mut encoder);
-    ops.split_into(&tensor, Axis::Kept(0), Eps::None, &v, &g)?;
+    ops.decompose(Decompose::new(&tensor).eps(Eps::None), &v, &g)?;
     ops.normalize_in_place(WeightNorm::unit(&v))?;
-    ops.normalize_into(WeightNorm::new(&v, &g), &back)?;
+    ops.normalize(WeightNorm::new(&v, &g), &back)?;
     drop(ops);
     gpu.queue().submit([encoder.finish()]);
     let w: Vec<f64> = w.into_iter().map(f64::from).collect();
@@ -320,8 +320,8 @@ fn in_order(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// On GL the crate's own submissions hold wgpu's context lock for about a second at most: another thread that waits for it
-/// longer than six seconds panics. So no dispatch may take longer.
+/// On GL the crate's own submissions hold wgpu's context lock for about a second at most: another thread that waits for
+/// it longer than six seconds panics. So no dispatch may take longer.
 fn gl_submissions_are_short(gpu: &Gpu, extent: Extent) -> Result<Completion, Failed> {
     if gpu.report().info.backend != wgpu::Backend::Gl {
         return Ok(Completion::ignored_with("not GL"));
@@ -333,7 +333,7 @@ fn gl_submissions_are_short(gpu: &Gpu, extent: Extent) -> Result<Completion, Fai
         let y = gpu.zeros(&[batch, outs], DType::F32)?;
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
-        ops.linear_into(&x, &v, None, &y)?;
+        ops.linear(Linear::new(&x, &v), &y)?;
         let count = ops.dispatch_count();
         drop(ops);
         drop(encoder);
@@ -341,7 +341,7 @@ fn gl_submissions_are_short(gpu: &Gpu, extent: Extent) -> Result<Completion, Fai
         let mut each = std::time::Duration::MAX;
         for _ in 0..2 {
             let start = std::time::Instant::now();
-            gpu.linear(&x, &v, None)?.read::<f32>()?;
+            gpu.linear(Linear::new(&x, &v))?.read::<f32>()?;
             each = each.min(start.elapsed() / count as u32);
         }
         println!("gl: {batch} x {outs} x {ins}: {count} dispatches, {each:?} each");

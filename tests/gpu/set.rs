@@ -1,5 +1,8 @@
 //! Operators on sets of weights of different shapes, kept axes, storage types and policies.
-use weightnorm::{Axis, DType, Eps, Error, Gpu, SetMember, SetOperator, Tensor, WeightNorm, WeightSet, Write, cpu};
+use weightnorm::{
+    ArgumentError, Axis, DType, Eps, Error, Gpu, LimitError, NormalizeBackward, SetMember, SetOperator, Tensor,
+    WeightNorm, WeightSet, cpu,
+};
 
 use crate::common::{compare, dg_bound, dv_bound, norm_bound, normalize_terms, weight_bound};
 use crate::data::{
@@ -135,7 +138,7 @@ impl Shared {
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
         let whole = gpu.upload(&words, &[words.len()])?;
         let tensor = |(&place, &(_, shape, dtype)): (&usize, &(_, &[usize], DType))| {
-            gpu.tensor(whole.buffer(), place as u64, shape, dtype)
+            Tensor::from_buffer(gpu, whole.buffer()?, place as u64, shape, dtype)
         };
         let tensors = places.iter().zip(parts).map(tensor).collect::<Result<_, _>>()?;
         Ok(Shared { whole, tensors })
@@ -188,12 +191,12 @@ struct Tensors {
 
 impl Tensors {
     /// Every operator that writes into tensors of its own.
-    fn run_all(&self, gpu: &Gpu, layers: &[Layer], write: Write) -> Outcome {
+    fn run_all(&self, gpu: &Gpu, layers: &[Layer], accumulate: bool) -> Outcome {
         let set = self.set(gpu, layers)?;
         recorded(gpu, |ops| {
             ops.row_norms_set(&set)?;
             ops.normalize_set(&set)?;
-            ops.normalize_backward_set(&set, write)
+            ops.normalize_backward_set(&set, accumulate)
         })?;
         Ok(())
     }
@@ -230,14 +233,14 @@ impl Layers {
         Shared::new(gpu, &self.layers.iter().map(part).collect::<Vec<_>>(), self.align, self.guards)
     }
 
-    fn tensors(&self, gpu: &Gpu, write: Write) -> Result<Tensors, Failed> {
+    fn tensors(&self, gpu: &Gpu, accumulate: bool) -> Result<Tensors, Failed> {
         let counts: Vec<[usize; 1]> = self.layers.iter().map(|l| [l.count()]).collect();
         let per_norm = |values: &dyn Fn(&Layer) -> Option<Vec<f64>>| {
             let parts: Vec<_> =
                 self.layers.iter().zip(&counts).map(|(l, count)| (values(l), &count[..], DType::F32)).collect();
             Shared::new(gpu, &parts, self.align, self.guards)
         };
-        let held = |which: usize| move |l: &Layer| (write == Write::Add).then(|| l.held()[which].clone());
+        let held = |which: usize| move |l: &Layer| (accumulate).then(|| l.held()[which].clone());
         Ok(Tensors {
             v: self.shared(gpu, |l| (Some(l.v()), &l.shape, l.dtypes[0]))?,
             in_place: self.shared(gpu, |l| (Some(l.v()), &l.shape, l.dtypes[0]))?,
@@ -252,28 +255,28 @@ impl Layers {
 
     fn check(&self, gpu: &Gpu) -> Outcome {
         self.check_forward(gpu)?;
-        self.check_backward(gpu, Write::Replace)?;
-        self.check_backward(gpu, Write::Add)
+        self.check_backward(gpu, false)?;
+        self.check_backward(gpu, true)
     }
 
     /// Few: gradients that are added alone.
     fn check_some(&self, gpu: &Gpu, extent: Extent) -> Outcome {
         self.check_forward(gpu)?;
         if extent == Extent::All {
-            self.check_backward(gpu, Write::Replace)?;
+            self.check_backward(gpu, false)?;
         }
-        self.check_backward(gpu, Write::Add)
+        self.check_backward(gpu, true)
     }
 
     fn check_forward(&self, gpu: &Gpu) -> Outcome {
-        let tensors = self.tensors(gpu, Write::Replace)?;
+        let tensors = self.tensors(gpu, false)?;
         let set = tensors.set(gpu, &self.layers)?;
         let own: Vec<_> = tensors.members(&self.layers, &tensors.in_place).collect();
         let own = gpu.weight_set(&own)?;
         for project in [false, true] {
             recorded(gpu, |ops| {
                 if project {
-                    return ops.project_set(&own);
+                    return ops.normalize_direction_set(&own);
                 }
                 ops.row_norms_set(&set)?;
                 ops.normalize_set(&set)?;
@@ -316,23 +319,24 @@ impl Layers {
         Ok(())
     }
 
-    fn check_backward(&self, gpu: &Gpu, write: Write) -> Outcome {
-        let tensors = self.tensors(gpu, write)?;
+    fn check_backward(&self, gpu: &Gpu, accumulate: bool) -> Outcome {
+        let tensors = self.tensors(gpu, accumulate)?;
         let set = tensors.set(gpu, &self.layers)?;
-        recorded(gpu, |ops| ops.normalize_backward_set(&set, write))?;
+        recorded(gpu, |ops| ops.normalize_backward_set(&set, accumulate))?;
         let (dv, dg) = (tensors.dv.read()?, tensors.dg.read()?);
         for (i, layer) in self.layers.iter().enumerate() {
-            compare_gradients(layer, write, &dv[i], &dg[i]).map_err(|e| format!("{i}, {layer:?}, {write:?}: {e}"))?;
+            compare_gradients(layer, accumulate, &dv[i], &dg[i])
+                .map_err(|e| format!("{i}, {layer:?}, {accumulate:?}: {e}"))?;
         }
         Ok(())
     }
 }
 
-fn compare_gradients(layer: &Layer, write: Write, got_dv: &[f64], got_dg: &[f64]) -> Result<(), String> {
+fn compare_gradients(layer: &Layer, accumulate: bool, got_dv: &[f64], got_dg: &[f64]) -> Result<(), String> {
     let failed = |e: Error| e.to_string();
     let Layer { shape, axis, eps, dtypes, .. } = layer;
     let (dw, v, g, held) = (layer.dw(), layer.v(), layer.g(), layer.held());
-    let held = |which: usize, i: usize| if write == Write::Add { held[which][i] } else { 0.0 };
+    let held = |which: usize, i: usize| if accumulate { held[which][i] } else { 0.0 };
     let (dv, dg) = cpu::normalize_backward(&dw, &v, shape, g.as_deref(), *axis, *eps).map_err(failed)?;
     let (dv_terms, dg_terms) = normalize_terms(&dw, &v, shape, g.as_deref(), *axis, *eps);
     let norms = cpu::row_norms(&v, shape, *axis, *eps).map_err(failed)?;
@@ -464,11 +468,11 @@ fn not_finite(gpu: &Gpu) -> Outcome {
         let dirty: Vec<Layer> = clean.iter().map(|l| Layer { scales: scales.clone(), ..l.clone() }).collect();
         if bad.is_nan() {
             Layers::new(dirty.clone()).check_forward(gpu)?;
-            Layers::new(dirty.clone()).check_backward(gpu, Write::Replace)?;
+            Layers::new(dirty.clone()).check_backward(gpu, false)?;
         }
         let layers = Layers::new(dirty);
-        let tensors = layers.tensors(gpu, Write::Replace)?;
-        tensors.run_all(gpu, &layers.layers, Write::Replace)?;
+        let tensors = layers.tensors(gpu, false)?;
+        tensors.run_all(gpu, &layers.layers, false)?;
         let [norms, w, dv, dg] = tensors.outputs().map(Shared::read);
         let (norms, w, dv, dg) = (norms?, w?, dv?, dg?);
         for (i, layer) in layers.layers.iter().enumerate() {
@@ -520,9 +524,9 @@ fn tiny_bindings(gpu: &Gpu, extent: Extent) -> Outcome {
     }
     // A whole binding of norms that repeat from row to row.
     let layers = Layers::new(vec![Layer::new(&[3, 1_031], Axis::Kept(1))]);
-    let tensors = layers.tensors(&tiny, Write::Replace)?;
+    let tensors = layers.tensors(&tiny, false)?;
     match tensors.set(&tiny, &layers.layers) {
-        Err(Error::TooLarge { .. }) => Ok(()),
+        Err(Error::Limit(LimitError::TooLarge { .. })) => Ok(()),
         other => Err(format!("{other:?}").into()),
     }
 }
@@ -531,7 +535,7 @@ fn tiny_bindings(gpu: &Gpu, extent: Extent) -> Outcome {
 fn dispatches(gpu: &Gpu) -> Outcome {
     let rows = |count: usize| (0..count).map(|i| Layer::new(&[8 + i, 16 + 8 * i], Axis::Kept(0))).collect::<Vec<_>>();
     let counts = |gpu: &Gpu, layers: &Layers| -> Result<[u64; 4], Failed> {
-        let tensors = layers.tensors(gpu, Write::Replace)?;
+        let tensors = layers.tensors(gpu, false)?;
         let set = tensors.set(gpu, &layers.layers)?;
         use SetOperator::{Backward, InPlace, Normalize, RowNorms};
         let [norms, normalize, in_place, backward] =
@@ -540,8 +544,8 @@ fn dispatches(gpu: &Gpu) -> Outcome {
         let record = [
             counted(gpu, |ops| ops.row_norms_set(&set))?,
             counted(gpu, |ops| ops.normalize_set(&set))?,
-            counted(gpu, |ops| ops.project_set(&set))?,
-            counted(gpu, |ops| ops.normalize_backward_set(&set, Write::Replace))?,
+            counted(gpu, |ops| ops.normalize_direction_set(&set))?,
+            counted(gpu, |ops| ops.normalize_backward_set(&set, false))?,
         ];
         assert_eq!(counts, record);
         Ok(counts)
@@ -564,7 +568,7 @@ fn dispatches(gpu: &Gpu) -> Outcome {
     let members: Vec<_> = v.iter().zip(&w).map(|(v, w)| SetMember::new(WeightNorm::unit(v)).w(w)).collect();
     assert_eq!(gpu.weight_set(&members)?.dispatch_count(SetOperator::Normalize)?, 3);
     let v = gpu.tensors(&[(&[5, 16], DType::F32), (&[5, 3], DType::F16), (&[7], DType::Bf16)])?;
-    assert!(v.iter().all(|one| one.buffer() == v[0].buffer() && one.offset() % 16 == 0));
+    assert!(v.iter().all(|one| one.buffer().unwrap() == v[0].buffer().unwrap() && one.offset() % 16 == 0));
     Ok(())
 }
 
@@ -573,8 +577,8 @@ fn of_nothing(gpu: &Gpu) -> Outcome {
     let count = recorded(gpu, |ops| {
         ops.row_norms_set(&set)?;
         ops.normalize_set(&set)?;
-        ops.project_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Add)
+        ops.normalize_direction_set(&set)?;
+        ops.normalize_backward_set(&set, true)
     })?;
     assert_eq!(count, 0);
     assert!(gpu.tensors(&[])?.is_empty());
@@ -584,7 +588,7 @@ fn of_nothing(gpu: &Gpu) -> Outcome {
 /// The forms that allocate.
 fn allocating(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(mixed().into_iter().step_by(7).collect());
-    let tensors = layers.tensors(gpu, Write::Replace)?;
+    let tensors = layers.tensors(gpu, false)?;
     let weights: Vec<WeightNorm<'_>> = (layers.layers.iter().enumerate())
         .map(|(i, l)| {
             let v = &tensors.v.tensors[i];
@@ -592,15 +596,15 @@ fn allocating(gpu: &Gpu) -> Outcome {
             weight.axis(l.axis).eps(l.eps)
         })
         .collect();
-    let with_dw: Vec<_> = tensors.dw.tensors.iter().zip(weights.iter().copied()).collect();
+    let with_dw = tensors.dw.tensors.iter().zip(&weights).map(|(dw, &weight)| NormalizeBackward::new(dw, weight));
     let (norms, w) = (gpu.row_norms_set(&weights)?, gpu.normalize_set(&weights)?);
-    let gradients = gpu.normalize_backward_set(&with_dw)?;
+    let gradients = gpu.normalize_backward_set(&with_dw.collect::<Vec<_>>())?;
     for (i, layer) in layers.layers.iter().enumerate() {
         let own = Layer { dtypes: [layer.dtypes[0], layer.dtypes[0], layer.dtypes[2]], ..layer.clone() };
         let [norms, w, dv, dg] = [&norms[i], &w[i], &gradients[i].0, &gradients[i].1].map(crate::golden::read);
         let w = w?;
         layers.compare(&own, &norms?, &w, &w)?;
-        compare_gradients(&own, Write::Replace, &dv?, &dg?)?;
+        compare_gradients(&own, false, &dv?, &dg?)?;
     }
     Ok(())
 }
@@ -608,8 +612,8 @@ fn allocating(gpu: &Gpu) -> Outcome {
 fn same_bits(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(mixed().into_iter().step_by(5).collect());
     let run = || -> Result<Vec<Vec<u32>>, Failed> {
-        let tensors = layers.tensors(gpu, Write::Add)?;
-        tensors.run_all(gpu, &layers.layers, Write::Add)?;
+        let tensors = layers.tensors(gpu, true)?;
+        tensors.run_all(gpu, &layers.layers, true)?;
         let all = tensors.outputs().map(|s| s.whole.read::<f32>());
         let bits = |words: Result<Vec<f32>, Error>| Ok(words?.iter().map(|w| w.to_bits()).collect());
         all.into_iter().map(bits).collect()
@@ -624,15 +628,15 @@ fn same_bits(gpu: &Gpu) -> Outcome {
 /// Beside the operators on single weights: one encoder, one result for the other's bound.
 fn as_one_by_one(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(mixed().into_iter().filter(|l| l.len() > 0).step_by(3).collect());
-    let tensors = layers.tensors(gpu, Write::Replace)?;
+    let tensors = layers.tensors(gpu, false)?;
     let set = tensors.set(gpu, &layers.layers)?;
-    let singles = layers.tensors(gpu, Write::Replace)?;
+    let singles = layers.tensors(gpu, false)?;
     let taken = recorded(gpu, |ops| {
         ops.normalize_set(&set)?;
         for (i, l) in layers.layers.iter().enumerate() {
             let v = &singles.v.tensors[i];
             let weight = if l.gain { WeightNorm::new(v, &singles.g.tensors[i]) } else { WeightNorm::unit(v) };
-            ops.normalize_into(weight.axis(l.axis).eps(l.eps), &singles.w.tensors[i])?;
+            ops.normalize(weight.axis(l.axis).eps(l.eps), &singles.w.tensors[i])?;
         }
         Ok(())
     })?;
@@ -658,7 +662,7 @@ fn errors(gpu: &Gpu) -> Outcome {
     let foreign = other.zeros(&[4, 5], DType::F32)?;
     let half = gpu.zeros(&[4], DType::F16)?;
     let two = gpu.tensors(&[(&[4, 5], DType::F32), (&[4, 5], DType::F32)])?;
-    let overlapping = gpu.tensor(two[0].buffer(), 16, &[4, 5], DType::F32)?;
+    let overlapping = Tensor::from_buffer(gpu, two[0].buffer()?, 16, &[4, 5], DType::F32)?;
     let unit = |v| SetMember::new(WeightNorm::unit(v));
     let unit_two = [unit(&v), unit(&v)];
     for (got, expected) in [
@@ -696,37 +700,37 @@ fn errors(gpu: &Gpu) -> Outcome {
         Err("member 0 of the set: row_norms_set: norms is missing".to_owned())
     );
     refused(gpu, |ops| ops.row_norms_set(&set))?;
-    refused(gpu, |ops| ops.normalize_backward_set(&set, Write::Replace))?;
+    refused(gpu, |ops| ops.normalize_backward_set(&set, false))?;
     assert_eq!(
         refused(&other, |ops| ops.normalize_set(&set))?,
-        Error::OtherGpu { op: "normalize_set", arg: "the set" }
+        Error::Argument(ArgumentError::OtherGpu { op: "normalize_set", arg: "the set" })
     );
     let words = gpu.zeros(&[64], DType::F32)?;
-    let part = |offset, shape: &[usize]| gpu.tensor(words.buffer(), offset, shape, DType::F32);
+    let part = |offset, shape: &[usize]| Tensor::from_buffer(gpu, words.buffer()?, offset, shape, DType::F32);
     let (v, g) = (part(0, &[4, 5])?, part(76, &[4])?);
     let set = gpu.weight_set(&[SetMember::new(WeightNorm::new(&v, &g)).w(&w)])?;
     recorded(gpu, |ops| ops.normalize_set(&set))?;
     let error = refused(gpu, |ops| ops.normalize_set_in_place(&set))?;
-    assert!(matches!(error, Error::Alias { output: "v", input: "g", .. }), "{error}");
+    assert!(matches!(error, Error::Argument(ArgumentError::Alias { output: "v", input: "g", .. })), "{error}");
     Ok(())
 }
 
 fn comparison_can_fail(gpu: &Gpu) -> Outcome {
     let layers = Layers::new(vec![Layer::new(&[33, 65], Axis::Kept(1)), Layer::new(&[7, 40], Axis::Kept(0))]);
-    let tensors = layers.tensors(gpu, Write::Replace)?;
-    tensors.run_all(gpu, &layers.layers, Write::Replace)?;
+    let tensors = layers.tensors(gpu, false)?;
+    tensors.run_all(gpu, &layers.layers, false)?;
     let [norms, w, dv, dg] = tensors.outputs().map(Shared::read);
     let (norms, mut w, mut dv, dg) = (norms?, w?, dv?, dg?);
     let layer = &layers.layers[0];
     layers.compare(layer, &norms[0], &w[0], &w[0])?;
-    compare_gradients(layer, Write::Replace, &dv[0], &dg[0])?;
+    compare_gradients(layer, false, &dv[0], &dg[0])?;
     w[0][1000] *= 1.0 + 1e-4;
     dv[0].swap(64, 65);
     must_fail("an element off by little", layers.compare(layer, &norms[0], &w[0], &w[0]))?;
-    must_fail("two elements exchanged", compare_gradients(layer, Write::Replace, &dv[0], &dg[0]))?;
+    must_fail("two elements exchanged", compare_gradients(layer, false, &dv[0], &dg[0]))?;
     // A guard between two tensors.
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    encoder.clear_buffer(tensors.w.whole.buffer(), tensors.w.tensors[1].offset() - 16, Some(4));
+    encoder.clear_buffer(tensors.w.whole.buffer()?, tensors.w.tensors[1].offset() - 16, Some(4));
     gpu.queue().submit([encoder.finish()]);
     must_fail("a guard that was overwritten", tensors.w.read().map(drop))
 }

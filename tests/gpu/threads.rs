@@ -1,11 +1,12 @@
-//! Many threads on one device: recording, submitting, reading back, dropping what is still in flight; each result with the
-//! bits that it has on one thread. And the device destroyed beneath them.
+//! Many threads on one device: recording, submitting, reading back, dropping what is still in flight; each result with
+//! the bits that it has on one thread. And the device destroyed beneath them.
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use weightnorm::{
-    Adam, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, SetMember, Tensor, Trainable, WeightNorm, Write,
+    Adam, Axis, DType, DataDependentInit, DeviceError, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, NormalizeBackward, Parameter, SetMember, Tensor, WeightNorm,
 };
 
 use crate::problem::{adopted, encoder, halves, options};
@@ -50,8 +51,8 @@ type Words = Vec<Vec<u32>>;
 struct Submitted(Vec<Tensor>);
 
 impl Case {
-    /// Forward and backward pass, the gradients of the weight alone, a set, both initializations, batch normalization, and a step of
-    /// Adam with the projection of v.
+    /// Forward and backward pass, the gradients of the weight alone, a set, both initializations, batch normalization,
+    /// and a step of Adam with the projection of v.
     fn submit(&self, gpu: &Gpu) -> Result<Submitted, Error> {
         let Case { sizes: [batch, ins, outs], axis, eps, dtype } = *self;
         let upload = |seed: u64, shape: &[usize], dtype: DType| {
@@ -86,19 +87,16 @@ impl Case {
 
         let mut encoder = encoder(gpu);
         let mut ops = gpu.record(&mut encoder);
-        let mut linear = LinearOptions::default().norms(&norms);
-        if axis != Axis::Kept(1) {
-            linear = linear.u(&u);
-        }
-        ops.linear_into_with(&x, weight, Some(&bias), &y, &linear)?;
+        let saved_u = (axis != Axis::Kept(1)).then_some(&u);
+        ops.linear(Linear::new(&x, weight).bias(&bias).norms(&norms).u(saved_u), &y)?;
         let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-        ops.linear_backward_into(&x, weight, &dy, Some(&u), &gradients)?;
-        ops.normalize_backward_into(&dw, weight, Some(&dv_of_dw), Some(&dg_of_dw), Write::Replace)?;
+        ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(&u), &gradients)?;
+        ops.normalize_backward(NormalizeBackward::new(&dw, weight), &Gradients::default().dv(&dv_of_dw).dg(&dg_of_dw))?;
         ops.normalize_set(&set)?;
-        ops.normalize_backward_set(&set, Write::Replace)?;
-        ops.data_dependent_init_into(&x, &v, eps, &first_g, &first_bias)?;
-        ops.mean_only_batch_norm_into(&y, Some(&bias), None, &centered)?;
-        ops.adam_step(Trainable::new(&stepped, &dv).project(axis, eps), &moments, 1, &Adam::new(0.01))?;
+        ops.normalize_backward_set(&set, false)?;
+        ops.data_dependent_init(DataDependentInit::new(&x, &v).eps(eps), &first_g, &first_bias)?;
+        ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&y).bias(&bias), &centered)?;
+        ops.adam_step(Parameter::new(&stepped, &dv).normalize_direction(axis, eps), &moments, 1, &Adam::new(0.01))?;
         drop(ops);
         gpu.queue().submit([encoder.finish()]);
         let outputs = vec![
@@ -128,7 +126,7 @@ impl Submitted {
     fn read(&self, gpu: &Gpu) -> Result<Words, Error> {
         let words = |tensor: &Tensor| {
             let count = (tensor.len() * tensor.dtype().size() as usize).div_ceil(4);
-            let floats: Vec<f32> = gpu.tensor(tensor.buffer(), 0, &[count], DType::F32)?.read()?;
+            let floats: Vec<f32> = Tensor::from_buffer(gpu, tensor.buffer()?, 0, &[count], DType::F32)?.read()?;
             Ok(floats.into_iter().map(f32::to_bits).collect())
         };
         self.0.iter().map(words).collect()
@@ -157,8 +155,8 @@ fn together<T: Send + 'static>(
     (0..count).map(ended).collect()
 }
 
-/// Every thread goes through all cases again and again: half of them with one `Gpu`, the other half with clones of it, and
-/// the last with another `Gpu` on the same device.
+/// Every thread goes through all cases again and again: half of them with one `Gpu`, the other half with clones of it,
+/// and the last with another `Gpu` on the same device.
 fn agree(shared: &Gpu, cases: &'static [Case], time: Duration) -> Outcome {
     // Neither pipelines nor scratch memory are there.
     let gpu = Arc::new(adopted(shared, |_| ())?);
@@ -203,8 +201,8 @@ fn agree(shared: &Gpu, cases: &'static [Case], time: Duration) -> Outcome {
     Ok(())
 }
 
-/// Eight threads work until `gpu` is destroyed. None panics or hangs, what was read is right, and each comes back with the
-/// error that ended it.
+/// Eight threads work until `gpu` is destroyed. None panics or hangs, what was read is right, and each comes back with
+/// the error that ended it.
 fn destroyed(
     gpu: &Gpu,
     after: Duration,
@@ -241,20 +239,20 @@ fn own_device_destroyed(shared: &Gpu) -> Outcome {
                 // The caller's own submission.
                 let norms = gpu.zeros(&[1], DType::F32)?;
                 let mut encoder = encoder(gpu);
-                gpu.record(&mut encoder).row_norms_into(&v, Axis::Kept(0), Eps::None, &norms)?;
+                gpu.record(&mut encoder).row_norms(WeightNorm::unit(&v).eps(Eps::None), &norms)?;
                 gpu.queue().submit([encoder.finish()]);
                 assert_eq!(norms.read::<f32>()?, [5.0], "wrong norm from a device on its way out");
             } else {
-                let y = gpu.linear(&v, &v, None)?;
+                let y = gpu.linear(Linear::new(&v, &v))?;
                 assert_eq!(y.read::<f32>()?, [25.0], "wrong product from a device on its way out");
             }
             Ok(())
         };
         let gpu = pollster::block_on(Gpu::new_async(options(shared)))?;
         for error in destroyed(&gpu, Duration::from_millis(milliseconds), work)? {
-            assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
+            assert!(matches!(error, Error::Device(DeviceError::Lost { .. })), "{error:?}");
         }
-        assert!(matches!(gpu.check(), Err(Error::DeviceLost { .. })));
+        assert!(matches!(gpu.check(), Err(Error::Device(DeviceError::Lost { .. }))));
     }
     Ok(())
 }
@@ -264,13 +262,13 @@ fn adopted_device_destroyed(shared: &Gpu) -> Outcome {
     for milliseconds in [1, 5, 20, 50, 90] {
         let work = |gpu: &Gpu, _: usize| {
             let v = gpu.upload(&[3f32, 4.0], &[1, 2])?;
-            let norms = gpu.row_norms(&v, Axis::Kept(0), Eps::None)?;
+            let norms = gpu.row_norms(WeightNorm::unit(&v).eps(Eps::None))?;
             assert_eq!(norms.read::<f32>()?, [5.0], "wrong norm from a device on its way out");
             Ok(())
         };
         let gpu = adopted(shared, |_| ())?;
         for error in destroyed(&gpu, Duration::from_millis(milliseconds), work)? {
-            assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
+            assert!(matches!(error, Error::Device(DeviceError::Lost { .. })), "{error:?}");
         }
     }
     Ok(())

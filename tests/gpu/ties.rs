@@ -1,6 +1,9 @@
-//! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so that dv has no
-//! correction. All numbers here are powers of two and small integers: results are exact.
-use weightnorm::{Axis, DType, Eps, Gpu, Gradients, SetMember, Tensor, Tile, WeightNorm, Write, cpu};
+//! Norms that are exactly e under `Eps::Clamp(e)`: the clamp counts as active in every kernel and in the reference, so
+//! that dv has no correction. All numbers here are powers of two and small integers: results are exact.
+use weightnorm::{
+    Axis, DType, Eps, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, SetMember, Tensor, Tile, WeightNorm,
+    cpu,
+};
 
 use crate::device::recorded;
 use crate::{Extent, Needs, Outcome, Suite};
@@ -48,14 +51,14 @@ fn normalize_backward(gpu: &Gpu) -> Outcome {
             let upload = |values: &[f32]| gpu.upload(values, &shape);
             let (v, dw_there) = (upload(&v)?, upload(&dw)?);
             let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
-            let norms = gpu.row_norms(&v, axis, EPS)?;
+            let norms = gpu.row_norms(WeightNorm::unit(&v).axis(axis).eps(EPS))?;
             for (what, weight) in [("own norms", weight), ("known norms", weight.norms(&norms))] {
-                let (dv, _) = gpu.normalize_backward(&dw_there, weight)?;
+                let (dv, _) = gpu.normalize_backward(NormalizeBackward::new(&dw_there, weight))?;
                 assert_eq!(dv.read::<f32>()?, expected(&dw), "{what}, {axis:?} {shape:?}");
             }
             let dv = gpu.zeros(&shape, DType::F32)?;
             let set = gpu.weight_set(&[SetMember::new(weight).dw(&dw_there).dv(&dv)])?;
-            recorded(gpu, |ops| ops.normalize_backward_set(&set, Write::Replace))?;
+            recorded(gpu, |ops| ops.normalize_backward_set(&set, false))?;
             assert_eq!(dv.read::<f32>()?, expected(&dw), "a set, {axis:?} {shape:?}");
         }
     }
@@ -79,14 +82,19 @@ fn linear_backward(gpu: &Gpu, extent: Extent) -> Outcome {
                 let u = known.u.map(|u| gpu.upload(&narrow(&u), &[1, shape[0]])).transpose()?;
                 let ones = gpu.upload(&vec![1f32; known.norms.len()], &[known.norms.len()])?;
                 let weight = WeightNorm::new(&v, &ones).axis(axis).eps(EPS).norms(&norms);
-                let gradients = Gradients::default().dv(&dv).tile(Tile::Medium);
-                recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, u.as_ref(), &gradients))?;
+                let gradients = Gradients::default().dv(&dv);
+                recorded(gpu, |ops| {
+                    let backward = LinearBackward::new(&x, weight, &dy).u(u.as_ref());
+                    ops.linear_backward(backward.tile(Tile::Tile32x32), &gradients)
+                })?;
             } else {
                 let weight = WeightNorm::unit(&v).axis(axis).eps(EPS);
-                let (_, saved) = gpu.linear_saved(&x, weight, None)?;
+                let (_, saved) = gpu.linear_saved(Linear::new(&x, weight))?;
                 let weight = weight.norms(saved.norms.as_ref().ok_or("no norms")?);
                 let gradients = Gradients::default().dv(&dv);
-                recorded(gpu, |ops| ops.linear_backward_into(&x, weight, &dy, saved.u.as_ref(), &gradients))?;
+                recorded(gpu, |ops| {
+                    ops.linear_backward(LinearBackward::new(&x, weight, &dy).u(saved.u.as_ref()), &gradients)
+                })?;
             }
             assert_eq!(dv.read::<f32>()?, expected(&dw), "{axis:?} {shape:?}");
         }

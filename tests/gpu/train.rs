@@ -76,9 +76,9 @@ fn a_step_agrees_with_f64(gpu: &Gpu, variant: Variant) -> Outcome {
         return Err(format!("the loss is {loss}, expected {}", exact.loss).into());
     }
 
-    // The step again, with every result of the forward and backward pass moved to an end of the bound for that operator,
-    // up or down at random. What comes of it bounds what rounding does; twice that, since two ends were tried in each
-    // place of the many.
+    // The step again, with every result of the forward and backward pass moved to an end of the bound for that
+    // operator, up or down at random. What comes of it bounds what rounding does; twice that, since two ends were tried
+    // in each place of the many.
     let mut random = Random::new(3);
     let moved = (0..3).map(|_| reference.step(Some(&mut random))).collect::<Result<Vec<_>, _>>()?;
     let gradients = read(&network.gradients)?;

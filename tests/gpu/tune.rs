@@ -1,5 +1,5 @@
 //! Tuning: choices that run, right results with them, nothing left behind.
-use weightnorm::{Choices, Error, Gpu, LinearShape, Tile};
+use weightnorm::{ArgumentError, Error, Gpu, LinearShape, Tile, TuningTable};
 
 use crate::linear::Case;
 use crate::problem::{adapter_of, device, options};
@@ -38,8 +38,8 @@ fn chooses_what_runs(shared: &Gpu, extent: Extent) -> Outcome {
     }
     assert_eq!(choices.len(), products.len());
 
-    let tuned = Gpu::from_wgpu(device, queue, options(shared).choices(text.parse()?))?;
-    assert_eq!(tuned.choices(), &choices);
+    let tuned = Gpu::from_wgpu(device, queue, options(shared).tuning_table(text.parse()?))?;
+    assert_eq!(tuned.tuning_table(), &choices);
     Case::new(SIZE).check(&tuned)?;
     if extent == Extent::Few {
         return Ok(());
@@ -54,14 +54,14 @@ fn chooses_what_runs(shared: &Gpu, extent: Extent) -> Outcome {
 fn any_choice(shared: &Gpu, extent: Extent) -> Outcome {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |_, _| ())?;
-    let origin = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared))?.choices().to_string();
-    let tiles = [Tile::Stream8, Tile::Medium, Tile::Lanes4].into_iter().filter(|tile| tile.runs_on(shared));
+    let origin = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared))?.tuning_table().to_string();
+    let tiles = [Tile::Gemv8, Tile::Tile32x32, Tile::Subgroup4].into_iter().filter(|tile| tile.runs_on(shared));
     for tile in extent.of(tiles, 3) {
-        let split = if tile == Tile::Stream8 { " split 160" } else { "" };
+        let split = if tile == Tile::Gemv8 { " split 160" } else { "" };
         let text = format!("{origin}forward f32 f32 2 3 600 {tile}{split}\nweight_gradient f32 f32 3 600 2 {tile}\n");
-        let choices: Choices = text.parse()?;
-        let gpu = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared).choices(choices))?;
-        assert_eq!(gpu.choices().len(), 2, "{text}");
+        let choices: TuningTable = text.parse()?;
+        let gpu = Gpu::from_wgpu(device.clone(), queue.clone(), options(shared).tuning_table(choices))?;
+        assert_eq!(gpu.tuning_table().len(), 2, "{text}");
         let got = Case::new(SIZE).run(&gpu)?;
         Case::new(SIZE).judge(&got).map_err(|e| format!("{tile}: {e}"))?;
         assert_eq!(got.dispatches, if split.is_empty() { 1 } else { 2 }, "{tile}");
@@ -74,8 +74,8 @@ fn any_choice(shared: &Gpu, extent: Extent) -> Outcome {
 fn cannot_run(shared: &Gpu) -> Outcome {
     let (_instance, adapter) = adapter_of(shared, wgpu::MemoryBudgetThresholds::default())?;
     let (device, queue) = device(&adapter, |features, _| features.remove(wgpu::Features::SUBGROUP))?;
-    let text = format!("{}forward f32 f32 2 3 600 lanes32\n", shared.choices());
-    let refused = Gpu::from_wgpu(device, queue, options(shared).choices(text.parse()?)).map(drop);
-    assert!(matches!(refused, Err(Error::Variant { op: "choices", .. })), "{refused:?}");
+    let text = format!("{}forward f32 f32 2 3 600 subgroup32\n", shared.tuning_table());
+    let refused = Gpu::from_wgpu(device, queue, options(shared).tuning_table(text.parse()?)).map(drop);
+    assert!(matches!(refused, Err(Error::Argument(ArgumentError::Variant { op: "tuning_table", .. }))), "{refused:?}");
     Ok(())
 }

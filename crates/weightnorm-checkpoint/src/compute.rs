@@ -265,8 +265,9 @@ impl Engine<'_> {
             norms[job.g..].iter_mut().zip(&job.norms).for_each(|(to, &norm)| *to = norm as f32);
         }
         let norms = if batch.jobs.iter().any(|job| !job.whole_rows) { Some(upload(&norms)?) } else { None };
-        let part =
-            |of: &Tensor, word: usize, shape: &[usize], dtype| gpu.tensor(of.buffer(), 4 * word as u64, shape, dtype);
+        let part = |of: &Tensor, word: usize, shape: &[usize], dtype| {
+            Tensor::from_buffer(gpu, of.buffer()?, 4 * word as u64, shape, dtype)
+        };
         let (axis, eps) = (Axis::Kept(1), self.rules.eps);
         let mut parts = vec![];
         for job in &batch.jobs {
@@ -294,7 +295,7 @@ impl Engine<'_> {
         gpu.run(|ops| {
             for (v, g, w, known) in &parts {
                 if let Some(norms) = known {
-                    ops.normalize_into(WeightNorm::new(v, g).axis(axis).norms(norms), w)?;
+                    ops.normalize(WeightNorm::new(v, g).axis(axis).norms(norms), w)?;
                 }
             }
             match &set {

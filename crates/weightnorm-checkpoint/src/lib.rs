@@ -24,8 +24,8 @@
 //!
 //! ```no_run
 //! use std::path::Path;
+//! use weightnorm::{Gpu, Linear, WeightNorm};
 //! use weightnorm_checkpoint::Checkpoint;
-//! use weightnorm::{Gpu, WeightNorm};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let (gpu, model) = (Gpu::new()?, Checkpoint::open(Path::new("model/"))?);
@@ -33,7 +33,7 @@
 //!     let g = gpu.upload(&model.read_f32("proj.weight_g")?, &[v.shape()[0]])?; // f32, whatever it is stored as
 //!     let bias = gpu.upload(&model.read_f32("proj.bias")?, &[v.shape()[0]])?;
 //!     let x = gpu.upload(&vec![1f32; v.shape()[1]], &[1, v.shape()[1]])?;
-//!     let y = gpu.linear(&x, WeightNorm::new(&v, &g), Some(&bias))?;
+//!     let y = gpu.linear(Linear::new(&x, WeightNorm::new(&v, &g)).bias(&bias))?;
 //!     println!("{:?}", y.read::<f32>()?);
 //!     Ok(())
 //! }

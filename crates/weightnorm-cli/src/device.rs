@@ -54,7 +54,9 @@ impl BackendArgument {
     /// What is wrong where there are none.
     fn no_adapter(&self) -> Result<weightnorm::Error, Failure> {
         let tried = names(self.backends()? & wgpu::Instance::enabled_backend_features(), ", ");
-        Ok(weightnorm::Error::NoAdapter { tried: if tried.is_empty() { "noop".to_owned() } else { tried } })
+        Ok(weightnorm::Error::Device(weightnorm::DeviceError::NoAdapter {
+            tried: if tried.is_empty() { "noop".to_owned() } else { tried },
+        }))
     }
 }
 
@@ -246,9 +248,9 @@ impl Listed {
             let tiles: Vec<Tile> = Tile::all_on(&gpu).collect();
             Uses {
                 immediates: gpu.report().immediates,
-                lanes: info.device_type == wgpu::DeviceType::Cpu && tiles.contains(&Tile::Lanes1),
+                lanes: info.device_type == wgpu::DeviceType::Cpu && tiles.contains(&Tile::Subgroup1),
                 tiles: tiles.iter().map(Tile::to_string).collect(),
-                timestamps: gpu.clock() == weightnorm::Clock::Timestamps,
+                timestamps: gpu.timing() == weightnorm::Timing::Timestamps,
             }
         });
         let matrices = adapter.cooperative_matrix_properties();

@@ -60,9 +60,9 @@ impl From<weightnorm::Error> for Failure {
     fn from(error: weightnorm::Error) -> Failure {
         let message = match &error {
             // The library's words are for those who write programs.
-            weightnorm::Error::OutOfMemory { .. }
-            | weightnorm::Error::TooLarge { .. }
-            | weightnorm::Error::TensorTooLarge { .. } => {
+            weightnorm::Error::Device(weightnorm::DeviceError::OutOfMemory { .. })
+            | weightnorm::Error::Limit(weightnorm::LimitError::TooLarge { .. })
+            | weightnorm::Error::Limit(weightnorm::LimitError::TensorTooLarge { .. }) => {
                 format!("{error}. Another --device may hold more: see `weightnorm devices`")
             }
             _ => error.to_string(),

@@ -6,7 +6,7 @@ mod report;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use weightnorm::{Axis, DType, Gpu, Recorder, Write};
+use weightnorm::{Axis, DType, Gpu, Recorder};
 use weightnorm_checkpoint::{Checkpoint, FoundWeight, Rules};
 
 use crate::device::DeviceArguments;
@@ -88,7 +88,7 @@ impl Profile {
             }
             progress.step();
         }
-        let roof = gpu.roof()?; // known from the profiles
+        let roof = gpu.roofline()?; // known from the profiles
         Ok(report(&gpu, &weights, self.runs, roof, &results))
     }
 
@@ -147,7 +147,7 @@ impl Profile {
             return self.time(gpu, case, weights, |ops| match operator {
                 Operator::RowNormsSet => ops.row_norms_set(&set),
                 Operator::NormalizeSet => ops.normalize_set(&set),
-                _ => ops.normalize_backward_set(&set, Write::Replace),
+                _ => ops.normalize_backward_set(&set, false),
             });
         }
         let call = Call::new(gpu, operator, &weights[0], case.batch.unwrap_or(0))?;
@@ -171,7 +171,7 @@ impl Profile {
         };
         Ok(Measured {
             case,
-            work: median.work,
+            work: median.cost,
             // A clock that is too coarse shows no time at all.
             seconds: median.seconds().max(1e-9),
             least: first.seconds().max(1e-9),

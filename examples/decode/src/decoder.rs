@@ -2,7 +2,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use weightnorm::{Activation, DType, Eps, Gpu, LinearOptions, Report, Tensor, Weight, WeightNorm, wgpu};
+use weightnorm::{Activation, DType, DeviceReport, Eps, Gpu, Linear, Tensor, Weight, WeightNorm, wgpu};
 
 use crate::model::Model;
 use crate::reference::activation;
@@ -57,7 +57,7 @@ impl Decoder {
         Ok(Decoder { gpu: gpu.clone(), layers, hidden: [hidden()?, hidden()?], batch })
     }
 
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> DeviceReport {
         self.gpu.report()
     }
 
@@ -71,13 +71,13 @@ impl Decoder {
         let mut turns = self.hidden.iter().cycle();
         let mut next = |width| {
             let hidden = turns.next().expect("a cycle has no end");
-            gpu.tensor(hidden.buffer(), 0, &[points, width], DType::F32)
+            Tensor::from_buffer(gpu, hidden.buffer()?, 0, &[points, width], DType::F32)
         };
         let mut h = x.clone();
         for layer in &self.layers {
             if let Some(concat) = &layer.concat {
                 let joined = next(concat.width)?;
-                concat.record(gpu, &mut pass, [&h, x, &joined], points);
+                concat.record(gpu, &mut pass, [&h, x, &joined], points)?;
                 h = joined;
                 dispatch_count += 1;
             }
@@ -86,9 +86,8 @@ impl Decoder {
                 None => Weight::Plain(&layer.v),
             };
             let y = next(layer.v.shape()[0])?;
-            let options = LinearOptions::default().activation(layer.activation);
             let mut ops = gpu.record_pass(&mut pass);
-            ops.linear_into_with(&h, weight, Some(&layer.bias), &y, &options)?;
+            ops.linear(Linear::new(&h, weight).bias(&layer.bias).activation(layer.activation), &y)?;
             dispatch_count += ops.dispatch_count();
             h = y;
         }
@@ -168,18 +167,21 @@ impl Concat {
         Concat { pipeline, h_width, width: h_width + x_width }
     }
 
-    fn record(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>, tensors: [&Tensor; 3], points: usize) {
+    fn record(
+        &self,
+        gpu: &Gpu,
+        pass: &mut wgpu::ComputePass<'_>,
+        tensors: [&Tensor; 3],
+        points: usize,
+    ) -> Result<(), weightnorm::Error> {
         let entries: Vec<_> = (0..)
             .zip(tensors)
-            .map(|(binding, tensor)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: tensor.buffer(),
-                    offset: tensor.offset(),
-                    size: wgpu::BufferSize::new(4 * tensor.len() as u64),
-                }),
+            .map(|(binding, tensor)| {
+                let size = wgpu::BufferSize::new(4 * tensor.len() as u64);
+                let part = wgpu::BufferBinding { buffer: tensor.buffer()?, offset: tensor.offset(), size };
+                Ok(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(part) })
             })
-            .collect();
+            .collect::<Result<_, weightnorm::Error>>()?;
         let bind_group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("decode.concat"),
             layout: &self.pipeline.get_bind_group_layout(0),
@@ -188,5 +190,6 @@ impl Concat {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &bind_group, &[]);
         pass.dispatch_workgroups(self.width.div_ceil(16) as u32, points.div_ceil(16) as u32, 1);
+        Ok(())
     }
 }

@@ -103,7 +103,9 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let inputs = model.inputs(0, &model.points.data);
     let decoder = match Gpu::new() {
         Ok(gpu) => Ok(Decoder::new(&gpu, &model)?),
-        Err(none @ weightnorm::Error::NoAdapter { .. }) => Err(none.to_string().replace('\n', " ")),
+        Err(none @ weightnorm::Error::Device(weightnorm::DeviceError::NoAdapter { .. })) => {
+            Err(none.to_string().replace('\n', " "))
+        }
         Err(error) => return Err(error.into()),
     };
     let rounding = if decoder.is_ok() { reference::F32 } else { reference::F64_TWICE };

@@ -1,6 +1,6 @@
 //! The example's own kernels, kernels.wgsl: each call is set up once and recorded in every step, into the same pass as
 //! what the crate records.
-use weightnorm::{Gpu, Tensor};
+use weightnorm::{Error, Gpu, Tensor};
 
 /// The compiled kernels, for batches of one size.
 pub struct Kernels {
@@ -42,43 +42,40 @@ impl Kernels {
     }
 
     /// joined = [h, x], point by point.
-    pub fn join(&self, h: &Tensor, x: &Tensor, joined: &Tensor) -> Call {
+    pub fn join(&self, h: &Tensor, x: &Tensor, joined: &Tensor) -> Result<Call, Error> {
         self.call(&self.join, &[h, x, joined], joined.len())
     }
 
     /// h = max(h, 0)
-    pub fn relu(&self, h: &Tensor) -> Call {
+    pub fn relu(&self, h: &Tensor) -> Result<Call, Error> {
         self.call(&self.relu, &[h], h.len())
     }
 
     /// dy = dx where h > 0, else 0. dx may be wider than h.
-    pub fn relu_backward(&self, h: &Tensor, dx: &Tensor, dy: &Tensor) -> Call {
+    pub fn relu_backward(&self, h: &Tensor, dx: &Tensor, dy: &Tensor) -> Result<Call, Error> {
         self.call(&self.relu_backward, &[h, dx, dy], dy.len())
     }
 
     /// The loss of the output f for the points x, and its gradient df.
-    pub fn loss(&self, x: &Tensor, f: &Tensor, df: &Tensor, loss: &Tensor) -> Call {
+    pub fn loss(&self, x: &Tensor, f: &Tensor, df: &Tensor, loss: &Tensor) -> Result<Call, Error> {
         self.call(&self.loss, &[x, f, df, loss], 1)
     }
 
-    fn call(&self, pipeline: &wgpu::ComputePipeline, tensors: &[&Tensor], invocations: usize) -> Call {
+    fn call(&self, pipeline: &wgpu::ComputePipeline, tensors: &[&Tensor], invocations: usize) -> Result<Call, Error> {
         let entries: Vec<_> = (0..)
             .zip(tensors)
-            .map(|(binding, tensor)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: tensor.buffer(),
-                    offset: tensor.offset(),
-                    size: wgpu::BufferSize::new(4 * tensor.len() as u64),
-                }),
+            .map(|(binding, tensor)| {
+                let size = wgpu::BufferSize::new(4 * tensor.len() as u64);
+                let part = wgpu::BufferBinding { buffer: tensor.buffer()?, offset: tensor.offset(), size };
+                Ok(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(part) })
             })
-            .collect();
+            .collect::<Result<_, Error>>()?;
         let bind_group = self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("train"),
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Call { pipeline: pipeline.clone(), bind_group, groups: invocations.div_ceil(64) as u32 }
+        Ok(Call { pipeline: pipeline.clone(), bind_group, groups: invocations.div_ceil(64) as u32 })
     }
 }
 

@@ -3,8 +3,9 @@
 //! All buffers are made once. The directions v of all layers are parts of one buffer, the gains and biases parts of
 //! another, and so are their gradients and what the optimizer remembers: one dispatch steps the whole network.
 use weightnorm::{
-    Activation, Adam, AdamState, Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Moments, Recorder,
-    RunningMean, Sgd, SgdState, Tensor, Trainable, Weight, WeightNorm, Write,
+    Activation, Adam, AdamState, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, Parameter, Recorder, Sgd, SgdState, Tensor, Weight,
+    WeightNorm,
 };
 
 use super::kernels::{Call, Kernels};
@@ -143,7 +144,7 @@ impl Network {
             let joined = match before.filter(|_| skip) {
                 Some(before) => {
                     let joined = zeros(ins)?;
-                    let call = kernels.join(&before.h, &x, &joined);
+                    let call = kernels.join(&before.h, &x, &joined)?;
                     Some((joined, call))
                 }
                 None => None,
@@ -151,7 +152,7 @@ impl Network {
             let dx = match before {
                 Some(before) => {
                     let dx = zeros(ins)?;
-                    let call = kernels.relu_backward(&before.h, &dx, &before.dy);
+                    let call = kernels.relu_backward(&before.h, &dx, &before.dy)?;
                     Some((dx, call))
                 }
                 None => None,
@@ -161,7 +162,7 @@ impl Network {
                     t: zeros(outs)?,
                     dt: zeros(outs)?,
                     running: gpu.zeros(&[outs], DType::F32)?,
-                    relu: kernels.relu(&h),
+                    relu: kernels.relu(&h)?,
                 }),
                 false => None,
             };
@@ -183,7 +184,7 @@ impl Network {
         }
         let loss = gpu.zeros(&[1], DType::F32)?;
         let last = layers.last().expect("there are seven");
-        let loss_call = kernels.loss(&x, &last.h, &last.dy, &loss);
+        let loss_call = kernels.loss(&x, &last.h, &last.dy, &loss)?;
         // What the operators need between their dispatches, so that no step allocates it.
         gpu.reserve(4 * (points * width) as u64)?;
         Ok(Network {
@@ -208,7 +209,7 @@ impl Network {
             let &[outs, ins] = layer.v.shape() else { unreachable!("made above") };
             let (v, bias) = shape::linear(&mut random, outs, ins);
             for (tensor, data) in [(&layer.v, &v), (&layer.bias, &bias)] {
-                self.gpu.queue().write_buffer(tensor.buffer(), tensor.offset(), bytemuck::cast_slice(data));
+                self.gpu.queue().write_buffer(tensor.buffer()?, tensor.offset(), bytemuck::cast_slice(data));
             }
         }
         self.submit(|encoder| {
@@ -216,23 +217,23 @@ impl Network {
             let running = self.layers.iter().filter_map(|layer| layer.centring.as_ref());
             let state = moments.into_iter().flatten().flat_map(|m| [&m.first, &m.second]);
             for tensor in state.chain(running.map(|centring| &centring.running)) {
-                encoder.clear_buffer(tensor.buffer(), 0, None);
+                encoder.clear_buffer(tensor.buffer()?, 0, None);
             }
-            self.load(encoder, first);
+            self.load(encoder, first)?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             let last = self.layers.len() - 1;
             let mut input = &self.x;
             for (i, layer) in self.layers.iter().enumerate() {
                 let Some(g) = &layer.g else { continue };
                 let mut ops = self.gpu.record_pass(&mut pass);
-                ops.row_norms_into(&layer.v, Axis::Kept(0), EPS, g)?;
+                ops.row_norms(WeightNorm::unit(&layer.v).eps(EPS), g)?;
                 drop(ops);
                 // The output starts as it does in the other variants: the distances do not have a variance of 1.
                 if self.variant == Variant::DataDependent && i < last {
                     layer.join(&mut pass);
                     input = layer.joined.as_ref().map_or(input, |(joined, _)| joined);
                     let mut ops = self.gpu.record_pass(&mut pass);
-                    ops.data_dependent_init_into(input, &layer.v, EPS, g, &layer.bias)?;
+                    ops.data_dependent_init(DataDependentInit::new(input, &layer.v).eps(EPS), g, &layer.bias)?;
                     drop(ops);
                     layer.forward(&self.gpu, &mut pass, input, Mode::Training, Activation::Relu)?;
                     input = &layer.h;
@@ -252,14 +253,14 @@ impl Network {
         rate: f64,
     ) -> Result<(), Error> {
         self.submit(|encoder| {
-            self.load(encoder, (points, batch));
+            self.load(encoder, (points, batch))?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             self.forward(&mut pass, Mode::Training)?;
             self.loss_call.record(&mut pass);
             self.backward(&mut pass)?;
             self.update(&mut self.gpu.record_pass(&mut pass), number, rate)?;
             drop(pass);
-            encoder.copy_buffer_to_buffer(self.loss.buffer(), 0, losses.buffer(), 4 * at as u64, 4);
+            encoder.copy_buffer_to_buffer(self.loss.buffer()?, 0, losses.buffer()?, 4 * at as u64, 4);
             Ok(())
         })
     }
@@ -267,12 +268,12 @@ impl Network {
     /// Puts the mean loss of a batch into `losses[at]`, with the running means in the place of the batch's.
     pub fn evaluate(&self, points: (&Tensor, usize), (losses, at): (&Tensor, usize)) -> Result<(), Error> {
         self.submit(|encoder| {
-            self.load(encoder, points);
+            self.load(encoder, points)?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             self.forward(&mut pass, Mode::Evaluation)?;
             self.loss_call.record(&mut pass);
             drop(pass);
-            encoder.copy_buffer_to_buffer(self.loss.buffer(), 0, losses.buffer(), 4 * at as u64, 4);
+            encoder.copy_buffer_to_buffer(self.loss.buffer()?, 0, losses.buffer()?, 4 * at as u64, 4);
             Ok(())
         })
     }
@@ -284,9 +285,10 @@ impl Network {
         Ok(())
     }
 
-    fn load(&self, encoder: &mut wgpu::CommandEncoder, (points, batch): (&Tensor, usize)) {
+    fn load(&self, encoder: &mut wgpu::CommandEncoder, (points, batch): (&Tensor, usize)) -> Result<(), Error> {
         let bytes = 4 * self.x.len() as u64;
-        encoder.copy_buffer_to_buffer(points.buffer(), bytes * batch as u64, self.x.buffer(), 0, bytes);
+        encoder.copy_buffer_to_buffer(points.buffer()?, bytes * batch as u64, self.x.buffer()?, 0, bytes);
+        Ok(())
     }
 
     fn forward(&self, pass: &mut wgpu::ComputePass<'_>, mode: Mode) -> Result<(), Error> {
@@ -317,7 +319,7 @@ impl Network {
 
     fn update(&self, ops: &mut Recorder<'_, '_>, number: u64, rate: f64) -> Result<(), Error> {
         let ([v, g], [dv, dg]) = (&self.parameters, &self.gradients);
-        let all = Trainable::new(v, dv).gain(g, dg);
+        let all = Parameter::new(v, dv).gain(g, dg);
         match self.optimizer {
             Optimizer::Adam => ops.adam_step(all, &self.moments, number, &Adam::new(rate)),
             Optimizer::Sgd => {
@@ -358,22 +360,25 @@ impl Layer {
         mode: Mode,
         activation: Activation,
     ) -> Result<(), Error> {
-        let mut options = LinearOptions::default();
+        let mut linear = Linear::new(input, self.weight());
         if let Some((norms, u)) = self.saved.as_ref().filter(|_| mode == Mode::Training) {
-            options = options.norms(norms).u(u);
+            linear = linear.norms(norms).u(u);
         }
         let mut ops = gpu.record_pass(pass);
         let Some(Centring { t, running, relu, .. }) = &self.centring else {
-            let options = options.activation(activation);
-            return ops.linear_into_with(input, self.weight(), Some(&self.bias), &self.h, &options);
+            return ops.linear(linear.bias(&self.bias).activation(activation), &self.h);
         };
-        ops.linear_into_with(input, self.weight(), None, t, &options)?;
+        ops.linear(linear, t)?;
         match mode {
             Mode::Training => {
-                let running = RunningMean { mean: running, momentum: MOMENTUM };
-                ops.mean_only_batch_norm_into(t, Some(&self.bias), Some(running), &self.h)?;
+                ops.mean_only_batch_norm(
+                    MeanOnlyBatchNorm::new(t).bias(&self.bias).running_mean(running, MOMENTUM),
+                    &self.h,
+                )?;
             }
-            Mode::Evaluation => ops.mean_only_batch_norm_eval_into(t, running, Some(&self.bias), &self.h)?,
+            Mode::Evaluation => {
+                ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(t).bias(&self.bias).eval(running), &self.h)?
+            }
         }
         drop(ops);
         relu.record(pass);
@@ -382,13 +387,15 @@ impl Layer {
 
     /// The gradients, of dy.
     fn backward(&self, ops: &mut Recorder<'_, '_>, input: &Tensor) -> Result<(), Error> {
-        let mut gradients = Gradients::default().dv(&self.dv);
-        gradients.dg = self.dg.as_ref();
-        gradients.dx = self.dx.as_ref().map(|(dx, _)| dx);
+        let dx = self.dx.as_ref().map(|(dx, _)| dx);
+        let mut gradients = Gradients::default().dx(dx).dv(&self.dv).dg(self.dg.as_ref());
         let mut dy = &self.dy;
         match &self.centring {
             Some(Centring { dt, .. }) => {
-                ops.mean_only_batch_norm_backward_into(dy, dt, Some(&self.dbias), Write::Replace)?;
+                ops.mean_only_batch_norm_backward(
+                    MeanOnlyBatchNormBackward::new(dy),
+                    &Gradients::default().dx(dt).dbias(&self.dbias),
+                )?;
                 dy = dt;
             }
             None => gradients = gradients.dbias(&self.dbias),
@@ -397,12 +404,12 @@ impl Layer {
             (Weight::Normalized(weight), Some((norms, _))) => Weight::Normalized(weight.norms(norms)),
             (weight, _) => weight,
         };
-        ops.linear_backward_into(input, weight, dy, self.saved.as_ref().map(|(_, u)| u), &gradients)
+        ops.linear_backward(LinearBackward::new(input, weight, dy).u(self.saved.as_ref().map(|(_, u)| u)), &gradients)
     }
 }
 
-/// Tensors of these shapes in one buffer, and all of it as one tensor. Each starts where every device can bind, since no
-/// two outputs of a kernel may overlap; the gaps stay 0.
+/// Tensors of these shapes in one buffer, and all of it as one tensor. Each starts where every device can bind, since
+/// no two outputs of a kernel may overlap; the gaps stay 0.
 fn parts(gpu: &Gpu, shapes: &[Vec<usize>]) -> Result<(Tensor, Vec<Tensor>), Error> {
     let mut starts = vec![];
     let mut end = 0;
@@ -411,7 +418,7 @@ fn parts(gpu: &Gpu, shapes: &[Vec<usize>]) -> Result<(Tensor, Vec<Tensor>), Erro
         end = (end + shape.iter().product::<usize>()).next_multiple_of(64);
     }
     let whole = gpu.zeros(&[end], DType::F32)?;
-    let part = |(shape, start): (&Vec<usize>, u64)| gpu.tensor(whole.buffer(), start, shape, DType::F32);
+    let part = |(shape, start): (&Vec<usize>, u64)| Tensor::from_buffer(gpu, whole.buffer()?, start, shape, DType::F32);
     let parts = shapes.iter().zip(starts).map(part).collect::<Result<_, _>>()?;
     Ok((whole, parts))
 }

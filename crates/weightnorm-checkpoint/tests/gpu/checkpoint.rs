@@ -519,7 +519,7 @@ fn device_destroyed(_: &Gpu) -> Outcome {
         }
     });
     match folded {
-        Err(Error::Gpu { source: weightnorm::Error::DeviceLost { .. }, .. }) => {}
+        Err(Error::Gpu { source: weightnorm::Error::Device(weightnorm::DeviceError::Lost { .. }), .. }) => {}
         other => return Err(format!("{other:?}").into()),
     }
     assert!(windows >= 2);

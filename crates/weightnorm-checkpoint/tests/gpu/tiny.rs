@@ -1,6 +1,6 @@
 //! Checkpoints on the device: rows with numbers that it may take for zero, and tensors put there by name.
 use safetensors::Dtype;
-use weightnorm::{Activation, Axis, DType, Eps, Gpu, WeightNorm, cpu, half};
+use weightnorm::{Activation, Axis, DType, Eps, Gpu, Linear, WeightNorm, cpu, half};
 use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Problem, Rules, Spelling};
 
 use crate::common::{File, compare, dot_bound, norm_chain, weight_bound};
@@ -102,7 +102,7 @@ fn upload(gpu: &Gpu) -> Outcome {
         let g = model.read_f64("proj.weight_g")?;
         let x: Vec<f32> = (0..2 * 57).map(|i| (i % 11) as f32 - 5.0).collect();
         let uploaded = gpu.upload(&model.read_f32("proj.weight_g")?, &[33])?;
-        let y = gpu.linear(&gpu.upload(&x, &[2, 57])?, WeightNorm::new(&v, &uploaded), None)?;
+        let y = gpu.linear(Linear::new(&gpu.upload(&x, &[2, 57])?, WeightNorm::new(&v, &uploaded)))?;
         let w = cpu::normalize(&numbers, &[33, 57], Some(&g), Axis::Kept(0), Eps::default())?;
         let x = cpu::widen(&x);
         let expected = cpu::linear(&x, &[2, 57], &w, &[33, 57], None, Activation::None)?;

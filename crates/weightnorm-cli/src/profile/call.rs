@@ -3,8 +3,8 @@ use std::iter::repeat_n;
 
 use weightnorm::half::{bf16, f16};
 use weightnorm::{
-    Axis, DType, Eps, Error, Gpu, Gradients, LinearOptions, Recorder, SetMember, Tensor, WeightNorm, WeightSet, Write,
-    norms_shape,
+    Axis, DType, Decompose, Error, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recorder, SetMember,
+    Tensor, WeightNorm, WeightSet, norms_shape,
 };
 
 use super::case::{Operator, Weight};
@@ -90,23 +90,21 @@ impl Call {
         let weight = WeightNorm::new(v, g).axis(*axis);
         let u = |u| (*axis != Axis::Kept(1)).then_some(u);
         match (self.operator, &self.product, &self.dw) {
-            (Operator::RowNorms, ..) => ops.row_norms_into(v, *axis, Eps::default(), dg),
-            (Operator::Normalize, ..) => ops.normalize_into(weight, out),
-            (Operator::Split, ..) => ops.split_into(v, *axis, Eps::default(), out, dg),
+            (Operator::RowNorms, ..) => ops.row_norms(WeightNorm::unit(v).axis(*axis), dg),
+            (Operator::Normalize, ..) => ops.normalize(weight, out),
+            (Operator::Split, ..) => ops.decompose(Decompose::new(v).axis(*axis), out, dg),
             (Operator::NormalizeBackward, _, Some(dw)) => {
-                ops.normalize_backward_into(dw, weight, Some(out), Some(dg), Write::Replace)
+                ops.normalize_backward(NormalizeBackward::new(dw, weight), &Gradients::default().dv(out).dg(dg))
             }
-            (Operator::Linear, Some(Sides { x, y, bias, .. }), _) => ops.linear_into(x, weight, Some(bias), y),
+            (Operator::Linear, Some(Sides { x, y, bias, .. }), _) => ops.linear(Linear::new(x, weight).bias(bias), y),
             (Operator::LinearSaved, Some(sides), _) => {
                 let Sides { x, y, bias, .. } = sides;
-                let mut options = LinearOptions::default().norms(norms);
-                options.u = u(&sides.u);
-                ops.linear_into_with(x, weight, Some(bias), y, &options)
+                ops.linear(Linear::new(x, weight).bias(bias).norms(norms).u(u(&sides.u)), y)
             }
             (Operator::LinearBackward, Some(sides), _) => {
                 let Sides { x, dx, y, dbias, .. } = sides;
                 let gradients = Gradients::default().dx(dx).dv(out).dg(dg).dbias(dbias);
-                ops.linear_backward_into(x, weight.norms(norms), y, u(&sides.u), &gradients)
+                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), y).u(u(&sides.u)), &gradients)
             }
             _ => Ok(()),
         }
@@ -133,7 +131,7 @@ fn fill(gpu: &Gpu, tensor: &Tensor) -> Result<(), Error> {
     let end = (tensor.len() as u64 * tensor.dtype().size()).next_multiple_of(4);
     for start in (0..end).step_by(piece.len().max(1)) {
         let length = (end - start).min(piece.len() as u64) as usize;
-        gpu.queue().write_buffer(tensor.buffer(), tensor.offset() + start, &piece[..length]);
+        gpu.queue().write_buffer(tensor.buffer()?, tensor.offset() + start, &piece[..length]);
         // What is not submitted stays in memory of the host.
         gpu.queue().submit([]);
     }

@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use weightnorm::{Axis, Clock, DType, Gpu, Roof, Work};
+use weightnorm::{Axis, Cost, DType, Gpu, Roofline, Timing};
 
 use super::case::{Case, Weight};
 use crate::device::{device_json, device_text};
@@ -11,7 +11,7 @@ use crate::output::{Report, Table, axis_json, axis_text, count, dtype_name, seco
 /// What was measured.
 pub struct Measured {
     pub case: Case,
-    pub work: Work,
+    pub work: Cost,
     /// Of a whole call, the median of all.
     pub seconds: f64,
     pub least: f64,
@@ -19,9 +19,9 @@ pub struct Measured {
     pub dispatches: Vec<(String, f64)>,
 }
 
-pub fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roof, results: &[Measured]) -> Report {
+pub fn report(gpu: &Gpu, weights: &[Weight], runs: u32, roof: Roofline, results: &[Measured]) -> Report {
     let info = gpu.report().info;
-    let clock = if gpu.clock() == Clock::Timestamps { "timestamps" } else { "wall" };
+    let clock = if gpu.timing() == Timing::Timestamps { "timestamps" } else { "wall" };
     let json = json!({
         "device": device_json(&info),
         "clock": clock,
@@ -81,12 +81,12 @@ pub fn weights_text(weights: &[Weight]) -> String {
 }
 
 impl Measured {
-    fn rates(&self, roof: &Roof) -> [f64; 3] {
+    fn rates(&self, roof: &Roofline) -> [f64; 3] {
         let Measured { work, seconds, .. } = self;
         [work.bytes() as f64 / seconds, work.operations as f64 / seconds, roof.seconds(work) / seconds]
     }
 
-    fn cells(&self, weights: &[Weight], roof: &Roof) -> Vec<String> {
+    fn cells(&self, weights: &[Weight], roof: &Roofline) -> Vec<String> {
         let Case { operator, batch, .. } = self.case;
         let alike = alike(weights);
         let names: Vec<&String> = weights.iter().flat_map(|w| &w.names).collect();
@@ -110,7 +110,7 @@ impl Measured {
         ]
     }
 
-    fn json(&self, weights: &[Weight], roof: &Roof) -> Value {
+    fn json(&self, weights: &[Weight], roof: &Roofline) -> Value {
         let alike = alike(weights);
         let [bytes, operations, part] = self.rates(roof);
         let dispatches = self.dispatches.iter().map(|(label, seconds)| json!({ "label": label, "seconds": seconds }));

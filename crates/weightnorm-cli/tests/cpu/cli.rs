@@ -421,7 +421,7 @@ fn cli_limit_on_the_size_of_files() {
     let folder = Folder::new("limit");
     let (path, output) = (folder.join("in.safetensors"), folder.join("out.safetensors"));
     let mut tensors = vocoder(Spelling::Suffixes, Dtype::F32);
-    tensors.push(made("large", Dtype::F32, &[1 << 20], 1));
+    tensors.push(made("tile64x64", Dtype::F32, &[1 << 20], 1));
     write(&path, &tensors, &[]);
     std::fs::write(&output, "the old file").unwrap();
     let arguments = ["convert", text(&path), text(&output), "--force", "--spelling", "parametrizations"];

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use weightnorm::{Axis, Clock, DType, Eps, Gpu, Tile, cpu};
+use weightnorm::{Axis, DType, Eps, Gpu, Tile, Timing, cpu};
 use weightnorm_checkpoint::Spelling;
 
 use crate::common::{self, File, Golden, compare, flush_bound, norm_bound, row_of, weight_bound};
@@ -53,7 +53,7 @@ fn devices(gpu: &Gpu) -> Outcome {
     let tiles: Vec<String> = Tile::all_on(gpu).map(|tile| tile.to_string()).collect();
     assert_eq!((&device["usable"], &device["reason"]), (&json!(true), &Value::Null));
     assert_eq!(uses["tiles"], json!(tiles));
-    assert_eq!(uses["clock"] == "timestamps", gpu.clock() == Clock::Timestamps);
+    assert_eq!(uses["clock"] == "timestamps", gpu.timing() == Timing::Timestamps);
     if ["WEIGHTNORM_NO_IMMEDIATES", "WEIGHTNORM_REVERSED"].iter().all(|name| std::env::var_os(name).is_none()) {
         assert_eq!(uses["parameters"] == "immediates", report.immediates);
     }
@@ -291,7 +291,7 @@ fn profile(gpu: &Gpu) -> Outcome {
     let arguments = ["profile", "24x16", "6x4x5", text(&path), "--batch", "2", "--runs", "3", "--op", every];
     let document = done(&arguments)?;
     assert_eq!(keys(&document), ["command", "status", "device", "clock", "runs", "roof", "results"]);
-    assert_eq!(document["clock"] == "timestamps", gpu.clock() == Clock::Timestamps);
+    assert_eq!(document["clock"] == "timestamps", gpu.timing() == Timing::Timestamps);
     documented(&document);
     let roof = &document["roof"];
     for key in ["copy_bytes_per_second", "read_bytes_per_second", "operations_per_second"] {

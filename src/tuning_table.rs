@@ -1,38 +1,38 @@
-//! Which tile computes which product: choices as text.
+//! Which tile computes which product, as text.
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::choose::Traits;
 use crate::product::selection::{Problem, Selection};
-use crate::{DType, Error, Tile};
+use crate::{DType, Error, ParseError, Tile};
 
-/// The tile for each of some products, and the length of the pieces where its sums are split: what [`Gpu::tune`](crate::Gpu::tune) measured,
-/// and [`Options::choices`](crate::Options::choices) takes.
+/// The tile for each of some products, and the length of the pieces where its sums are split: what
+/// [`Gpu::tune`](crate::Gpu::tune) measured, and [`Options::tuning_table`](crate::Options::tuning_table) takes.
 ///
 /// As text, to be kept wherever the caller likes:
 ///
 /// ```text
 /// weightnorm 0.1.0 | llvmpipe (LLVM 15.0.6, 256 bits) | llvmpipe Mesa 22.3.6 (LLVM 15.0.6) | Vulkan
-/// forward f32 f32 64 512 1024 lanes32
-/// weight_gradient f32 f32 512 1024 64 lanes32
-/// weight_gradient f16 f16 64 64 16384 large split 1024
+/// forward f32 f32 64 512 1024 subgroup32
+/// weight_gradient f32 f32 512 1024 64 subgroup32
+/// weight_gradient f16 f16 64 64 16384 tile64x64 split 1024
 /// ```
 ///
-/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they count as
-/// none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one product
-/// C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and B, the
-/// rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile that this
-/// version does not know.
+/// The first line says what they were made by and on: version of the crate, adapter, driver, backend. Elsewhere they
+/// count as none: a choice is about speed alone, and what was measured there says nothing here. Each other line is one
+/// product C = A·B: which (`forward` x·vᵀ, `input_gradient` dy·v, `weight_gradient` dyᵀ·x), the storage types of A and
+/// B, the rows and columns of C, the length of its sums, then the choice. No line may be of another form, or of a tile
+/// that this version does not know.
 ///
 /// ```
-/// let text = "weightnorm 0.1.0 | An adapter | its driver 1.0 | Vulkan\nforward f32 f32 64 512 1024 large\n";
-/// let choices: weightnorm::Choices = text.parse()?;
-/// assert_eq!((choices.len(), choices.to_string().as_str()), (1, text));
+/// let text = "weightnorm 0.1.0 | An adapter | its driver 1.0 | Vulkan\nforward f32 f32 64 512 1024 tile64x64\n";
+/// let table: weightnorm::TuningTable = text.parse()?;
+/// assert_eq!((table.len(), table.to_string().as_str()), (1, text));
 /// # Ok::<(), weightnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Choices {
+pub struct TuningTable {
     /// The first line.
     origin: String,
     by_product: HashMap<Problem, Choice>,
@@ -60,7 +60,7 @@ fn name_of<'a, T: PartialEq>(names: &[(&'a str, T)], value: &T) -> &'a str {
     names.iter().find(|(_, v)| v == value).map_or("", |(name, _)| name)
 }
 
-impl Choices {
+impl TuningTable {
     /// How many products they name.
     pub fn len(&self) -> usize {
         self.by_product.len()
@@ -72,16 +72,16 @@ impl Choices {
     }
 
     /// What is left of them on this adapter: all or none.
-    pub(crate) fn on(self, info: &wgpu::AdapterInfo) -> Choices {
+    pub(crate) fn on(self, info: &wgpu::AdapterInfo) -> TuningTable {
         let wgpu::AdapterInfo { name, driver, driver_info, backend, .. } = info;
         let version = env!("CARGO_PKG_VERSION");
         let origin = one_line(&format!("weightnorm {version} | {name} | {driver} {driver_info} | {backend:?}"));
-        if self.origin == origin { self } else { Choices { origin, ..Choices::default() } }
+        if self.origin == origin { self } else { TuningTable { origin, ..TuningTable::default() } }
     }
 
     /// Whether the device can do what they say.
     pub(crate) fn check(&self, traits: Traits) -> Result<(), Error> {
-        self.by_product.values().try_for_each(|choice| choice.selection().check("choices", traits, true))
+        self.by_product.values().try_for_each(|choice| choice.selection().check("tuning_table", traits, true))
     }
 
     /// Chooses for a product, whatever was chosen before.
@@ -106,7 +106,7 @@ impl Choice {
     }
 }
 
-impl fmt::Display for Choices {
+impl fmt::Display for TuningTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.origin)?;
         let mut products: Vec<_> = self.by_product.iter().collect();
@@ -122,21 +122,21 @@ impl fmt::Display for Choices {
     }
 }
 
-impl FromStr for Choices {
+impl FromStr for TuningTable {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::Choices`], with the first line that is not one of them; empty lines do no harm.
-    fn from_str(text: &str) -> Result<Choices, Error> {
+    /// [`ParseError::TuningTable`], with the first line that is not one of them; empty lines do no harm.
+    fn from_str(text: &str) -> Result<TuningTable, Error> {
         let error = |place: usize, got: &str, expected: String| {
-            Err(Error::Choices { line: place + 1, got: got.to_owned(), expected })
+            Err(ParseError::TuningTable { line: place + 1, got: got.to_owned(), expected }.into())
         };
         let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let first = lines.next().unwrap_or((0, ""));
         if !first.1.starts_with("weightnorm ") {
             return error(first.0, first.1, "weightnorm, its version, adapter, driver and backend".to_owned());
         }
-        let mut choices = Choices { origin: one_line(first.1), ..Choices::default() };
+        let mut table = TuningTable { origin: one_line(first.1), ..TuningTable::default() };
         for (place, line) in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             let (&[product, a, b, rows, columns, depth, tile], split) = words.split_at(words.len().min(7)) else {
@@ -160,10 +160,10 @@ impl FromStr for Choices {
                 Ok(tile) => Choice { tile, split_length },
                 Err(unknown) => return error(place, line, format!("a tile of this version ({unknown})")),
             };
-            if choices.by_product.insert(key, choice).is_some() {
+            if table.by_product.insert(key, choice).is_some() {
                 return error(place, line, "one line for each product".to_owned());
             }
         }
-        Ok(choices)
+        Ok(table)
     }
 }

@@ -1,75 +1,67 @@
-//! Recording the backward pass of a linear layer.
-use super::Gradients;
+//! Recording the backward pass of a linear layer. Shader: `product/gradient.wgsl`.
 use super::epilogue::{GradientEpilogue, Grouping, OperandScale};
+use super::{LinearBackward, LinearGradients};
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::batch::statistics::{self, Factors};
 use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
-use crate::linear;
 use crate::linear::epilogue::{LinearEpilogue, NormSource};
+use crate::linear::record::y_shape;
 use crate::memory::Scratch;
 use crate::product::record::{Operand, Product, are_halves, multiply};
+use crate::product::selection::Selection;
 use crate::vectors;
 use crate::weight::backward::{differentiable_norms, effective_norms};
-use crate::{Axis, DType, Error, Recorder, Tensor, Weight, WeightNorm, Write};
-#[cfg(doc)]
-use crate::{Eps, Gpu, LinearOptions};
+use crate::{ArgumentError, Axis, DType, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 
 const OP: &str = "linear_backward";
 
-impl Recorder<'_, '_> {
-    /// Records [`Gpu::linear_backward`] into the wanted ones of `gradients`.
-    ///
-    /// `u` from the forward pass ([`LinearOptions::u`]) is needed for dg and dv with kept axis 0 and the whole tensor.
-    /// Norms that are known ([`WeightNorm::norms`], from [`LinearOptions::norms`]) are not computed again, but under
-    /// [`Eps::After`], whose d is not among them.
-    ///
-    /// For kept axis 0, with known norms: one dispatch for dx, one for dv, one for dg and dbias together (two beyond a batch
-    /// of 128), which also makes the factors of each norm that the other two want; dx alone takes one for them. A product
-    /// whose sums are formed in pieces, as in [`Recorder::linear_into`], takes two, windows past the limit of a binding or a
-    /// dispatch one more each. The whole tensor takes one or two more for dbias, kept axis 1 the product q besides. A dg or
-    /// dbias that is not f32 takes one more, two with [`Write::Add`].
+impl Gpu {
+    /// All gradients of a linear layer: see [`LinearBackward`].
     ///
     /// # Errors
-    /// As [`Gpu::linear_backward`]; [`Error::Shape`] if u is missing; [`Error::Alias`], [`Error::Overlap`],
-    /// [`Error::Variant`].
-    pub fn linear_backward_into<'a>(
-        &mut self,
-        x: &Tensor,
-        weight: impl Into<Weight<'a>>,
-        dy: &Tensor,
-        u: Option<&Tensor>,
-        gradients: &Gradients<'_>,
-    ) -> Result<(), Error> {
-        let weight = weight.into();
-        check_backward(self, x, weight, dy, u, gradients)?;
-        let &Gradients { dg, dbias, write, .. } = gradients;
-        vectors::in_f32(self, (write == Write::Add, true), [dg, dbias], |ops, [dg, dbias]| {
-            record(ops, x, weight, dy, u, &Gradients { dg, dbias, ..*gradients })
+    /// As [`LinearBackward`].
+    pub fn linear_backward(&self, backward: LinearBackward<'_>) -> Result<LinearGradients, Error> {
+        let (x, v) = (backward.x, backward.weight.v());
+        let dx = self.zeros(x.shape(), x.dtype())?;
+        let dv = self.zeros(v.shape(), v.dtype())?;
+        let dg = |w: WeightNorm<'_>| self.zeros(&norms_shape(w.v.shape(), w.axis), DType::F32);
+        let dg = backward.weight.normalized().map(dg).transpose()?;
+        let dbias = self.zeros(&v.shape()[..v.shape().len().min(1)], DType::F32)?;
+        let gradients = Gradients::default().dx(&dx).dv(&dv).dg(dg.as_ref()).dbias(&dbias);
+        self.run(|ops| ops.linear_backward(backward, &gradients))?;
+        Ok(LinearGradients { dx, dv, dg, dbias })
+    }
+}
+
+impl Recorder<'_, '_> {
+    /// Records [`LinearBackward`] into the wanted ones of `gradients`.
+    ///
+    /// # Errors
+    /// As [`LinearBackward`].
+    pub fn linear_backward(&mut self, backward: LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+        check(self, &backward, gradients)?;
+        let &Gradients { dg, dbias, accumulate, .. } = gradients;
+        vectors::in_f32(self, (accumulate, true), [dg, dbias], |ops, [dg, dbias]| {
+            record(ops, &backward, &Gradients { dg, dbias, ..*gradients })
         })
     }
 }
 
 /// The gradients of checked arguments; dg and dbias are f32.
-fn record(
-    ops: &mut Recorder<'_, '_>,
-    x: &Tensor,
-    weight: Weight<'_>,
-    dy: &Tensor,
-    u: Option<&Tensor>,
-    gradients: &Gradients<'_>,
-) -> Result<(), Error> {
+fn record(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+    let &LinearBackward { x, weight, dy, u, selection } = backward;
     let sizes = Sizes::new(x, weight.v());
-    let &Gradients { dx, dv, dg, dbias, write, .. } = gradients;
+    let &Gradients { dx, dv, dg, dbias, accumulate, .. } = gradients;
     let Some(norm) = weight.normalized() else {
-        statistics::column_dot_sums(ops, dy, None, dbias.map(View::of), None, None, write)?;
-        let epilogue = GradientEpilogue::plain(write);
+        statistics::column_dot_sums(ops, dy, None, dbias.map(View::of), None, None, accumulate)?;
+        let epilogue = GradientEpilogue::plain(accumulate);
         if let Some(dv) = dv {
-            weight_product(ops, x, dy, &sizes, gradients, &GradientEpilogue { out: Some(dv), ..epilogue.clone() })?;
+            weight_product(ops, x, dy, &sizes, selection, &GradientEpilogue { out: Some(dv), ..epilogue.clone() })?;
         }
         if let Some(dx) = dx {
-            let epilogue = GradientEpilogue { out: Some(dx), add: false, ..epilogue };
-            input_product(ops, dy, weight.v(), &sizes, gradients, &epilogue)?;
+            let epilogue = GradientEpilogue { out: Some(dx), accumulate: false, ..epilogue };
+            input_product(ops, dy, weight.v(), &sizes, selection, &epilogue)?;
         }
         return Ok(());
     };
@@ -82,25 +74,26 @@ fn record(
     // The products want the factors of each norm, which the reductions over the batch make of dg.
     let wanted = Some(Factors { norms, g, eps, out: View::scratch(factors.clone(), 4) });
     let wanted = wanted.filter(|_| dv.is_some() || (dx.is_some() && norm.axis != Axis::Kept(1)));
-    let epilogue = GradientEpilogue { factors: Some(View::scratch(factors, 16)), ..GradientEpilogue::plain(write) };
+    let epilogue =
+        GradientEpilogue { factors: Some(View::scratch(factors, 16)), ..GradientEpilogue::plain(accumulate) };
     let input_scale = match norm.axis {
         Axis::Kept(0) => {
-            statistics::column_dot_sums(ops, dy, u, dbias, dg, wanted, write)?;
+            statistics::column_dot_sums(ops, dy, u, dbias, dg, wanted, accumulate)?;
             Some(OperandScale::ByK)
         }
         Axis::Whole => {
-            statistics::column_dot_sums(ops, dy, None, dbias, None, None, write)?;
-            statistics::column_dot_sums(ops, &dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, write)?;
+            statistics::column_dot_sums(ops, dy, None, dbias, None, None, accumulate)?;
+            statistics::column_dot_sums(ops, &dy.reshape(&[dy.len(), 1])?, u, None, dg, wanted, accumulate)?;
             Some(OperandScale::Whole)
         }
         Axis::Kept(_) => {
-            statistics::column_dot_sums(ops, dy, None, dbias, None, None, write)?;
+            statistics::column_dot_sums(ops, dy, None, dbias, None, None, accumulate)?;
             let effective = effective_norms(ops, norm, &known)?;
             let quotients = ops.scratch(Scratch::Scales, sizes.batch * sizes.ins * 4)?;
             let quotients = Tensor::in_scratch(ops.gpu(), quotients, 0, x.shape());
-            input_product_of_columns(ops, dy, norm, effective, wants_dg.then_some(&quotients), &sizes, gradients)?;
+            input_product_of_columns(ops, backward, norm, effective, wants_dg.then_some(&quotients), dx)?;
             if wants_dg {
-                statistics::column_dot_sums(ops, x, Some(View::of(&quotients)), None, dg, wanted, write)?;
+                statistics::column_dot_sums(ops, x, Some(View::of(&quotients)), None, dg, wanted, accumulate)?;
             }
             None
         }
@@ -112,25 +105,19 @@ fn record(
             Axis::Whole => Grouping::Whole,
         };
         let epilogue = GradientEpilogue { grouping, v: Some(norm.v), out: Some(dv), ..epilogue.clone() };
-        weight_product(ops, x, dy, &sizes, gradients, &epilogue)?;
+        weight_product(ops, x, dy, &sizes, selection, &epilogue)?;
     }
     if let (Some(dx), Some(scale)) = (dx, input_scale) {
-        let epilogue = GradientEpilogue { scale, out: Some(dx), add: false, ..epilogue };
-        input_product(ops, dy, norm.v, &sizes, gradients, &epilogue)?;
+        let epilogue = GradientEpilogue { scale, out: Some(dx), accumulate: false, ..epilogue };
+        input_product(ops, dy, norm.v, &sizes, selection, &epilogue)?;
     }
     Ok(())
 }
 
-fn check_backward(
-    ops: &mut Recorder<'_, '_>,
-    x: &Tensor,
-    weight: Weight<'_>,
-    dy: &Tensor,
-    u: Option<&Tensor>,
-    gradients: &Gradients<'_>,
-) -> Result<(), Error> {
+fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+    let &LinearBackward { x, weight, dy, u, selection } = backward;
     let v = weight.v();
-    let y_shape = linear::y_shape(x, v)?;
+    let y_shape = y_shape(x, v)?;
     expect_shape(OP, "dy", dy, &y_shape)?;
     let &Gradients { dx, dv, dg, dbias, .. } = gradients;
     let normalized = weight.normalized();
@@ -143,7 +130,7 @@ fn check_backward(
     }
     let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
     if needs_u && u.is_none() {
-        return Err(Error::Missing { op: OP, arg: "u" });
+        return Err(ArgumentError::Missing { op: OP, arg: "u" }.into());
     }
     for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
         if let Some(tensor) = tensor {
@@ -154,7 +141,7 @@ fn check_backward(
         (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
         (Some(dg), None) => {
             let expected = "none: an ordinary weight has no gain".to_owned();
-            return Err(Error::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected });
+            return Err(ArgumentError::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected }.into());
         }
         (None, _) => {}
     }
@@ -164,7 +151,6 @@ fn check_backward(
     let wants_product = dx.is_some() || (of_inputs && wants_dg);
     let reads_v = wants_product || (normalized.is_some() && dv.is_some());
     let reads_norms = normalized.is_some() && (wants_product || wants_dg);
-    let onto = gradients.write == Write::Add;
     let products = u64::from(wants_product) + u64::from(dv.is_some());
     let sums = u64::from(dbias.is_some()) * dy.len() as u64
         + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
@@ -177,14 +163,14 @@ fn check_backward(
         .input("dy", dy)
         .input_if(wants_dg && !of_inputs, "u", u)
         .output("dx", dx)
-        .output_onto(onto, "dv", dv)
-        .output_onto(onto, "dg", dg)
-        .output_onto(onto, "dbias", dbias)
+        .output_onto(gradients.accumulate, "dv", dv)
+        .output_onto(gradients.accumulate, "dg", dg)
+        .output_onto(gradients.accumulate, "dbias", dbias)
         .operations(products * 2 * x.products(v.shape()[0]) + sums + norms)
         .begin(ops)?;
     let cooperative = (dv.is_none() || are_halves([dy, x]))
         && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
-    gradients.selection().check(OP, ops.facts().traits, cooperative)
+    selection.check(OP, ops.facts().traits, cooperative)
 }
 
 /// dyᵀ x with an epilogue.
@@ -193,11 +179,11 @@ fn weight_product(
     x: &Tensor,
     dy: &Tensor,
     sizes: &Sizes,
-    gradients: &Gradients<'_>,
+    selection: Selection,
     epilogue: &GradientEpilogue<'_>,
 ) -> Result<(), Error> {
     let (a, b) = (Operand { tensor: dy, along_k: false }, Operand { tensor: x, along_k: false });
-    gradient_product(ops, [a, b], [sizes.outs, sizes.ins, sizes.batch], gradients, epilogue)
+    gradient_product(ops, [a, b], [sizes.outs, sizes.ins, sizes.batch], selection, epilogue)
 }
 
 /// dy · v with an epilogue.
@@ -206,11 +192,11 @@ fn input_product(
     dy: &Tensor,
     v: &Tensor,
     sizes: &Sizes,
-    gradients: &Gradients<'_>,
+    selection: Selection,
     epilogue: &GradientEpilogue<'_>,
 ) -> Result<(), Error> {
     let (a, b) = (Operand { tensor: dy, along_k: true }, Operand { tensor: v, along_k: false });
-    gradient_product(ops, [a, b], [sizes.batch, sizes.ins, sizes.outs], gradients, epilogue)
+    gradient_product(ops, [a, b], [sizes.batch, sizes.ins, sizes.outs], selection, epilogue)
 }
 
 /// A · B with an epilogue: `rows` by `columns` sums of `depth` terms. Nothing, if there are none.
@@ -218,13 +204,13 @@ fn gradient_product(
     ops: &mut Recorder<'_, '_>,
     [a, b]: [Operand<'_>; 2],
     [rows, columns, depth]: [u64; 3],
-    gradients: &Gradients<'_>,
+    selection: Selection,
     epilogue: &GradientEpilogue<'_>,
 ) -> Result<(), Error> {
     if rows * columns == 0 {
         return Ok(());
     }
-    let (c_bytes, selection) = (epilogue.c_bytes(), gradients.selection());
+    let c_bytes = epilogue.c_bytes();
     let epilogue = &GradientEpilogue { columns, ..epilogue.clone() };
     multiply(ops, &Product { a, b, c_bytes, rows, columns, depth, selection, epilogue })
 }
@@ -232,15 +218,16 @@ fn gradient_product(
 /// Kept axis 1: q = dy·v, dx = g·(q/n̂) and `quotients` = q/n̂, by the epilogue of the forward product.
 fn input_product_of_columns(
     ops: &mut Recorder<'_, '_>,
-    dy: &Tensor,
+    backward: &LinearBackward<'_>,
     norm: WeightNorm<'_>,
     norms: View<'_>,
     quotients: Option<&Tensor>,
-    sizes: &Sizes,
-    gradients: &Gradients<'_>,
+    dx: Option<&Tensor>,
 ) -> Result<(), Error> {
+    let &LinearBackward { x, dy, selection, .. } = backward;
+    let sizes = Sizes::new(x, norm.v);
     // Without dx the quotients are the product's own result.
-    let (y, g, u) = match (gradients.dx, quotients) {
+    let (y, g, u) = match (dx, quotients) {
         (Some(dx), quotients) => (dx, norm.g, quotients),
         (None, Some(quotients)) => (quotients, None, None),
         (None, None) => return Ok(()),
@@ -269,7 +256,7 @@ fn input_product_of_columns(
             rows: sizes.batch,
             columns: sizes.ins,
             depth: sizes.outs,
-            selection: gradients.selection(),
+            selection,
             epilogue: &epilogue,
         },
     )

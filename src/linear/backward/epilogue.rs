@@ -4,7 +4,7 @@ use crate::binding::{Bound, View};
 use crate::kernel::{Constants, Kernel, kernels};
 use crate::product::epilogue::{Epilogue, EpilogueBindings, FINISH_THREADS, ProductParams, ProductWindow, Stage};
 use crate::windows::Capacities;
-use crate::{DType, Tensor, Write};
+use crate::{DType, Tensor};
 
 kernels! {
     GRADIENT = "product/gradient" "gradient", None, ProductParams, [0 Read, 1 Read, 2 Read, 5 Write, 6 Read];
@@ -39,15 +39,15 @@ pub(crate) struct GradientEpilogue<'a> {
     pub factors: Option<View<'a>>,
     pub v: Option<&'a Tensor>,
     pub out: Option<&'a Tensor>,
-    pub add: bool,
+    pub accumulate: bool,
     /// Columns of the whole result.
     pub columns: u64,
 }
 
 impl<'a> GradientEpilogue<'a> {
-    pub fn plain(write: Write) -> Self {
-        let (grouping, scale, add) = (Grouping::Nothing, OperandScale::Nothing, write == Write::Add);
-        GradientEpilogue { grouping, scale, factors: None, v: None, out: None, add, columns: 0 }
+    pub fn plain(accumulate: bool) -> Self {
+        let (grouping, scale) = (Grouping::Nothing, OperandScale::Nothing);
+        GradientEpilogue { grouping, scale, factors: None, v: None, out: None, accumulate, columns: 0 }
     }
 
     pub fn c_bytes(&self) -> u64 {
@@ -104,7 +104,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         if !quads || stage == Stage::Finish {
             constants.push(("V_DTYPE", v_dtype.code()));
         }
-        constants.push(("ADD", self.add.into()));
+        constants.push(("ACCUMULATE", self.accumulate.into()));
         let more_offsets = [0, v.1, factors.1, 0];
         EpilogueBindings { constants, buffers: vec![factors.0, out.0, v.0], offsets: [out.1, 0], more_offsets, quads }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 /// What a [`Gpu`](crate::Gpu) runs on and what it uses of it. `Display` gives it in a few lines.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Report {
+pub struct DeviceReport {
     /// Adapter, driver and backend.
     pub info: wgpu::AdapterInfo,
     /// The device's limits.
@@ -14,14 +14,14 @@ pub struct Report {
     /// The sides of the cooperative matrices that products of f16 may use: 8, 16, both or, without
     /// [`Options::cooperative_matrices`](crate::Options::cooperative_matrices), none.
     pub cooperative_matrices: Vec<u32>,
-    /// What a caller's device was made without though the adapter has it ([`Gpu::wanted`](crate::Gpu::wanted)), and what
-    /// that costs: a line for each feature or limit.
+    /// What a caller's device was made without though the adapter has it ([`Gpu::wanted`](crate::Gpu::wanted)), and
+    /// what that costs: a line for each feature or limit.
     pub lacks: Vec<String>,
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { info, limits, immediates, cooperative_matrices, lacks } = self;
+        let DeviceReport { info, limits, immediates, cooperative_matrices, lacks } = self;
         writeln!(f, "adapter:    {} ({:?}, {:?})", info.name, info.device_type, info.backend)?;
         writeln!(f, "driver:     {} {}", info.driver, info.driver_info)?;
         let binding = limits.max_storage_buffer_binding_size >> 20;

@@ -1,4 +1,4 @@
-//! Work, and what an adapter can do of it in a second.
+//! What operators cost, and what an adapter can do of it in a second.
 /// The least that an operator has to move and to do, as its arguments say: each input read once, each output written
 /// once, multiply-adds counted as two operations. What a kernel needs besides, partial sums say, is no part of it.
 ///
@@ -10,10 +10,10 @@
 /// | the gradient of n elements of v, given that of w | 3·n |
 /// | a step of SGD over n parameters, with momentum, Nesterov's; of Adam, AdamW | 4·n, 6·n, 8·n; 15·n, 14·n |
 ///
-/// Norms that are known cost nothing. What products do with their results (scales, corrections, biases, activations) and
-/// what happens once a row is not counted.
+/// Norms that are known cost nothing. What products do with their results (scales, corrections, biases, activations)
+/// and what happens once a row is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Work {
+pub struct Cost {
     /// Bytes read.
     pub read: u64,
     /// Bytes written.
@@ -22,24 +22,25 @@ pub struct Work {
     pub operations: u64,
 }
 
-impl Work {
+impl Cost {
     /// Bytes read and written.
     pub fn bytes(&self) -> u64 {
         self.read + self.written
     }
 }
 
-impl std::ops::AddAssign for Work {
-    fn add_assign(&mut self, other: Work) {
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
         self.read += other.read;
         self.written += other.written;
         self.operations += other.operations;
     }
 }
 
-/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See [`Gpu::roof`](crate::Gpu::roof).
+/// What an adapter can do at most, as kernels of this crate that do nothing else reach it. See
+/// [`Gpu::roofline`](crate::Gpu::roofline).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Roof {
+pub struct Roofline {
     /// Bytes read and written in a second, half of them each, by a copy.
     pub copy: f64,
     /// Bytes read in a second.
@@ -48,12 +49,12 @@ pub struct Roof {
     pub multiply_add: f64,
 }
 
-impl Roof {
-    /// The time that `work` takes at least: all multiply-adds at once, or all bytes, whatever takes longer. What is
+impl Roofline {
+    /// The time that `cost` takes at least: all multiply-adds at once, or all bytes, whatever takes longer. What is
     /// written, and as much of what is read, goes at the speed of a copy, the rest at the speed of reading.
-    pub fn seconds(&self, work: &Work) -> f64 {
-        let copied = 2 * work.written;
-        let moving = copied as f64 / self.copy + work.bytes().saturating_sub(copied) as f64 / self.read;
-        moving.max(work.operations as f64 / self.multiply_add)
+    pub fn seconds(&self, cost: &Cost) -> f64 {
+        let copied = 2 * cost.written;
+        let moving = copied as f64 / self.copy + cost.bytes().saturating_sub(copied) as f64 / self.read;
+        moving.max(cost.operations as f64 / self.multiply_add)
     }
 }

@@ -1,8 +1,9 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Adam, Axis, Clock, DType, Element, Eps, Error, Gpu, Gradients, LinearOptions, Options, Recorder, RunningMean, Sgd,
-    Tensor, Trainable, WeightNorm, Work, Write,
+    Adam, Axis, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, Recorder, Sgd, Tensor, Timing,
+    WeightNorm,
 };
 
 fn noop() -> Gpu {
@@ -13,7 +14,7 @@ fn noop() -> Gpu {
 /// The work of the one operator that `record` records.
 fn work(gpu: &Gpu, name: &str, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>) -> [u64; 3] {
     let mut dispatch_count = 0;
-    let profile = gpu.profile_with(Clock::Wall, |ops| {
+    let profile = gpu.profile_by(Timing::Wall, |ops| {
         record(ops)?;
         dispatch_count = ops.dispatch_count();
         Ok(())
@@ -22,7 +23,7 @@ fn work(gpu: &Gpu, name: &str, record: impl FnOnce(&mut Recorder<'_, '_>) -> Res
     assert_eq!(profile.dispatch_count() as u64, dispatch_count, "{name}");
     let [operator] = &profile.operators[..] else { panic!("{name}: {:?}", profile.operators) };
     assert_eq!(operator.name, name);
-    let Work { read, written, operations } = operator.work;
+    let Cost { read, written, operations } = operator.cost;
     [read, written, operations]
 }
 
@@ -69,31 +70,32 @@ fn work_of_rows() {
     let run = |name, record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| work(gpu, name, record);
     let (v_bytes, rows) = (2 * N * K, 4 * N);
     assert_eq!(
-        run("row_norms", &|ops| ops.row_norms_into(v, Axis::Kept(0), Eps::None, norms)),
+        run("row_norms", &|ops| ops.row_norms(WeightNorm::unit(v).eps(Eps::None), norms)),
         [v_bytes, rows, 2 * N * K]
     );
-    assert_eq!(run("normalize", &|ops| ops.normalize_into(weight, &w)), [v_bytes + rows, 4 * N * K, 3 * N * K]);
-    assert_eq!(
-        run("normalize", &|ops| ops.normalize_into(weight.norms(norms), &w)),
-        [v_bytes + 2 * rows, 4 * N * K, N * K]
-    );
+    assert_eq!(run("normalize", &|ops| ops.normalize(weight, &w)), [v_bytes + rows, 4 * N * K, 3 * N * K]);
+    assert_eq!(run("normalize", &|ops| ops.normalize(weight.norms(norms), &w)), [v_bytes + 2 * rows, 4 * N * K, N * K]);
     assert_eq!(
         run("normalize_in_place", &|ops| ops.normalize_in_place(WeightNorm::unit(v))),
         [v_bytes, v_bytes, 3 * N * K]
     );
     let copy = gpu.zeros(v.shape(), v.dtype()).unwrap();
     assert_eq!(
-        run("split", &|ops| ops.split_into(v, Axis::Kept(0), Eps::None, &copy, norms)),
+        run("decompose", &|ops| ops.decompose(Decompose::new(v).eps(Eps::None), &copy, norms)),
         [v_bytes, v_bytes + rows, 2 * N * K]
     );
     let (dv, dg) = (gpu.zeros(v.shape(), v.dtype()).unwrap(), gpu.zeros(g.shape(), DType::F32).unwrap());
     assert_eq!(
-        run("normalize_backward", &|ops| ops.normalize_backward_into(&w, weight, Some(&dv), Some(&dg), Write::Replace)),
+        run("normalize_backward", &|ops| ops
+            .normalize_backward(NormalizeBackward::new(&w, weight), &Gradients::default().dv(&dv).dg(&dg))),
         [4 * N * K + v_bytes + rows, v_bytes + rows, 7 * N * K]
     );
     assert_eq!(
         run("normalize_backward", &|ops| {
-            ops.normalize_backward_into(&w, weight.norms(norms), None, Some(&dg), Write::Add)
+            ops.normalize_backward(
+                NormalizeBackward::new(&w, weight.norms(norms)),
+                &Gradients::default().dg(&dg).accumulate(true),
+            )
         }),
         [4 * N * K + v_bytes + 3 * rows, rows, 2 * N * K]
     );
@@ -105,16 +107,19 @@ fn work_of_linear() {
     let weight = WeightNorm::new(v, g);
     let run = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| work(gpu, "linear", record);
     let (inputs, y_bytes, row, product) = (2 * B * K + 2 * N * K, 4 * B * N, 4 * N, 2 * B * N * K);
-    assert_eq!(run(&|ops| ops.linear_into(x, v, None, y)), [inputs, y_bytes, product]);
-    assert_eq!(run(&|ops| ops.linear_into(x, weight, Some(bias), y)), [inputs + 2 * row, y_bytes, product + 2 * N * K]);
-    assert_eq!(run(&|ops| ops.linear_into(x, weight.norms(norms), None, y)), [inputs + 2 * row, y_bytes, product]);
+    assert_eq!(run(&|ops| ops.linear(Linear::new(x, v), y)), [inputs, y_bytes, product]);
     assert_eq!(
-        run(&|ops| ops.linear_into_with(x, weight, None, y, &LinearOptions::default().norms(norms).u(u))),
+        run(&|ops| ops.linear(Linear::new(x, weight).bias(bias), y)),
+        [inputs + 2 * row, y_bytes, product + 2 * N * K]
+    );
+    assert_eq!(run(&|ops| ops.linear(Linear::new(x, weight.norms(norms)), y)), [inputs + 2 * row, y_bytes, product]);
+    assert_eq!(
+        run(&|ops| ops.linear(Linear::new(x, weight).norms(norms).u(u), y)),
         [inputs + row, 2 * y_bytes + row, product + 2 * N * K]
     );
     let (one, whole_y) = (gpu.zeros(&[1], DType::F32).unwrap(), WeightNorm::unit(v).axis(Axis::Whole));
-    assert_eq!(run(&|ops| ops.linear_into(x, whole_y, None, y)), [inputs, y_bytes, product + 2 * N * K]);
-    assert_eq!(run(&|ops| ops.linear_into(x, whole_y.norms(&one), None, y)), [inputs + 4, y_bytes, product]);
+    assert_eq!(run(&|ops| ops.linear(Linear::new(x, whole_y), y)), [inputs, y_bytes, product + 2 * N * K]);
+    assert_eq!(run(&|ops| ops.linear(Linear::new(x, whole_y.norms(&one)), y)), [inputs + 4, y_bytes, product]);
 }
 
 #[test]
@@ -129,32 +134,32 @@ fn work_of_linear_backward() {
 
     let all = none.dx(&dx).dv(&dv).dg(&dg).dbias(dbias);
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &all)),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, known, dy).u(u), &all)),
         [x_bytes + v_bytes + 2 * y_bytes + 2 * row, 4 * (B * K + N * K) + 2 * row, 2 * product + 3 * B * N]
     );
     // Gradients that are added to are read as well; dx never is.
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &all.write(Write::Add))),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, known, dy).u(u), &all.accumulate(true))),
         [x_bytes + v_bytes + 2 * y_bytes + 4 * row + 4 * N * K, 4 * (B * K + N * K) + 2 * row, 2 * product + 3 * B * N]
     );
     let unknown = WeightNorm::new(v, g);
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, unknown, dy, Some(u), &none.dx(&dx))),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, unknown, dy).u(u), &none.dx(&dx))),
         [v_bytes + y_bytes + row, 4 * B * K, product + 2 * N * K]
     );
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, known, dy, Some(u), &none.dg(&dg))),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, known, dy).u(u), &none.dg(&dg))),
         [2 * y_bytes + row, row, 2 * B * N]
     );
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, v, dy, None, &none.dv(&dv).dbias(dbias))),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, v, dy), &none.dv(&dv).dbias(dbias))),
         [x_bytes + y_bytes, 4 * N * K + row, product + B * N]
     );
     // Kept axis 1: dg takes the product of dy and v.
     let (g_in, norms_in, dg_in) = (layer.zeros(&[K]), layer.zeros(&[K]), layer.zeros(&[K]));
     let of_inputs = WeightNorm::new(v, &g_in).axis(Axis::Kept(1)).norms(&norms_in);
     assert_eq!(
-        run(&|ops| ops.linear_backward_into(x, of_inputs, dy, None, &none.dg(&dg_in))),
+        run(&|ops| ops.linear_backward(LinearBackward::new(x, of_inputs, dy), &none.dg(&dg_in))),
         [x_bytes + v_bytes + y_bytes + 8 * K, 4 * K, product + 2 * B * K]
     );
 }
@@ -164,21 +169,24 @@ fn work_of_batches() {
     let Layer { gpu, x, v, g, bias, norms: mean, u: t, y } = &Layer::new();
     let (t_bytes, row) = (4 * B * N, 4 * N);
     assert_eq!(
-        work(gpu, "data_dependent_init", |ops| ops.data_dependent_init_into(x, v, Eps::default(), g, bias)),
+        work(gpu, "data_dependent_init", |ops| ops.data_dependent_init(DataDependentInit::new(x, v), g, bias)),
         [2 * B * K + 2 * N * K, 2 * row, 2 * B * N * K + 2 * N * K + 3 * B * N]
     );
-    let running = RunningMean { mean, momentum: 0.1 };
     assert_eq!(
-        work(gpu, "mean_only_batch_norm", |ops| ops.mean_only_batch_norm_into(t, Some(bias), Some(running), y)),
+        work(gpu, "mean_only_batch_norm", |ops| ops
+            .mean_only_batch_norm(MeanOnlyBatchNorm::new(t).bias(bias).running_mean(mean, 0.1), y)),
         [t_bytes + 2 * row, t_bytes + row, 2 * B * N]
     );
     assert_eq!(
-        work(gpu, "mean_only_batch_norm_eval", |ops| ops.mean_only_batch_norm_eval_into(t, mean, None, y)),
+        work(gpu, "mean_only_batch_norm", |ops| ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(t).eval(mean), y)),
         [t_bytes + row, t_bytes, B * N]
     );
     assert_eq!(
         work(gpu, "mean_only_batch_norm_backward", |ops| {
-            ops.mean_only_batch_norm_backward_into(t, y, Some(bias), Write::Add)
+            ops.mean_only_batch_norm_backward(
+                MeanOnlyBatchNormBackward::new(t),
+                &Gradients::default().dx(y).dbias(bias).accumulate(true),
+            )
         }),
         [t_bytes + row, t_bytes + row, 2 * B * N]
     );
@@ -188,7 +196,7 @@ fn work_of_batches() {
 fn work_of_optimizers() {
     let Layer { gpu, v, g, bias: dg, .. } = &Layer::new();
     let dv = gpu.zeros(v.shape(), v.dtype()).unwrap();
-    let weight = Trainable::new(v, &dv).gain(g, dg);
+    let weight = Parameter::new(v, &dv).gain(g, dg);
     let (adam, sgd) = (gpu.adam_state(v, Some(g)).unwrap(), gpu.sgd_state(v, None).unwrap());
     // m and s are f32.
     let (v_bytes, row, state) = (2 * N * K, 4 * N, 8 * (N * K + N));
@@ -196,7 +204,7 @@ fn work_of_optimizers() {
         work(gpu, "adam_step", |ops| ops.adam_step(weight, &adam, 1, &Adam::new(0.1))),
         [2 * v_bytes + 2 * row + state, v_bytes + row + state, 15 * (N * K + N)]
     );
-    let plain = Trainable::new(v, &dv).project(Axis::Kept(1), Eps::default());
+    let plain = Parameter::new(v, &dv).normalize_direction(Axis::Kept(1), Eps::default());
     assert_eq!(
         work(gpu, "sgd_step", |ops| ops.sgd_step(plain, &sgd, 1, &Sgd::new(0.1))),
         [2 * v_bytes, v_bytes, (4 + 3) * N * K]

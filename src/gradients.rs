@@ -1,0 +1,59 @@
+//! The gradients that a backward pass is asked for.
+use crate::{ArgumentError, Error, Tensor};
+
+/// Which gradients are wanted, where they go, and whether they are added up: the outputs of the recorder's backward
+/// operators. `Gradients::default()` wants none.
+///
+/// ```
+/// # use weightnorm::{Gradients, Tensor};
+/// # fn f(dv: &Tensor, dg: &Tensor, micro_batch: usize) {
+/// let wanted = Gradients::default().dv(dv).dg(dg).accumulate(micro_batch > 0);
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use]
+pub struct Gradients<'a> {
+    pub(crate) dx: Option<&'a Tensor>,
+    pub(crate) dv: Option<&'a Tensor>,
+    pub(crate) dg: Option<&'a Tensor>,
+    pub(crate) dbias: Option<&'a Tensor>,
+    pub(crate) accumulate: bool,
+}
+
+impl<'a> Gradients<'a> {
+    /// Of x, or of t in mean-only batch normalization: shaped as it, any storage type. Never added up.
+    pub fn dx(self, dx: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dx: dx.into(), ..self }
+    }
+
+    /// Of v, or of an ordinary weight: shaped as it, any storage type.
+    pub fn dv(self, dv: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dv: dv.into(), ..self }
+    }
+
+    /// Of g: any storage type, shaped as the norms or flat.
+    pub fn dg(self, dg: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dg: dg.into(), ..self }
+    }
+
+    /// Of the bias: any storage type, `[features]`.
+    pub fn dbias(self, dbias: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dbias: dbias.into(), ..self }
+    }
+
+    /// Adds dv, dg and dbias to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
+    pub fn accumulate(self, accumulate: bool) -> Self {
+        Gradients { accumulate, ..self }
+    }
+
+    /// Refuses gradients of what an operator does not have.
+    pub(crate) fn expect_none(op: &'static str, gradients: &[(&'static str, Option<&Tensor>)]) -> Result<(), Error> {
+        match gradients.iter().find_map(|&(arg, tensor)| Some((arg, tensor?))) {
+            None => Ok(()),
+            Some((arg, tensor)) => {
+                let expected = "none: the operator has no such gradient".to_owned();
+                Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into())
+            }
+        }
+    }
+}
