@@ -50,8 +50,9 @@ override BLOCK: u32 = min(TM, 8u); // rows that are finished together
 const QUADS_MAY_END = A_MAY_END || B_MAY_END;
 const WHOLE = select(4u, 1u, QUADS_MAY_END);
 
-// The first row and column of a tile of C. Tiles go in bands of up to MOST_ABREAST along the shorter side, so that those
-// at work at a time lie in a block about as high as wide: what they share, rows of both operands, is still in the cache.
+// The first row and column of a tile of C. Tiles go in bands of up to MOST_ABREAST along the shorter side, so that
+// those at work at a time lie in a block about as high as wide: what they share, rows of both operands, is still in the
+// cache.
 const MOST_ABREAST = 16u;
 
 fn tile_origin(tile: u32) -> vec2<u32> {
