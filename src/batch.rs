@@ -198,7 +198,7 @@ impl Recorder<'_, '_> {
             },
         )?;
         vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
-            center(ops, t, &means, bias.map(View::of).as_ref(), y)
+            center(ops, t, &means, bias, y)
         })
     }
 
@@ -228,7 +228,7 @@ impl Recorder<'_, '_> {
             .operations(t.len() as u64)
             .begin(self)?;
         vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
-            center(ops, t, &View::of(running), bias.map(View::of).as_ref(), y)
+            center(ops, t, &View::of(running), bias, y)
         })
     }
 

@@ -6,7 +6,9 @@ use crate::binding::View;
 use crate::contract::norms_shape;
 use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::product::selection::Selection;
-use crate::weight::norms::{Form, Job, record_norms, scales};
+use crate::weight::job::Form;
+use crate::weight::norms::{norms_into, scales};
+use crate::weight::place::Region;
 use crate::{Activation, Axis, DType, Error, Gpu, Recorder, Tensor, Tile, WeightNorm};
 use epilogue::{LinearEpilogue, NormSource};
 
@@ -209,7 +211,7 @@ impl Recorder<'_, '_> {
             },
         };
         if let (Some(weight), Some(norms), NormSource::Plain | NormSource::Given) = (normalized, options.norms, norm) {
-            write_norms(self, weight, norms)?;
+            norms_into(self, weight, Form::Norms, Region::of(norms))?;
         }
         if batch * outs == 0 {
             return Ok(());
@@ -296,24 +298,6 @@ fn check_linear(
         .begin(ops)?;
     let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
     options.selection().check(OP, ops.facts().traits, are_halves([x, v]) && !scaled)
-}
-
-/// The norms alone, where no product makes them.
-fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
-    record_norms(
-        ops,
-        &Job {
-            v: weight.v,
-            axis: weight.axis,
-            eps: weight.eps,
-            known: weight.norms,
-            gain: None,
-            form: Form::Norms,
-            out: View::of(norms),
-            norms_too: None,
-            dot: None,
-        },
-    )
 }
 
 impl LinearOptions<'_> {

@@ -1,10 +1,12 @@
 //! w = g·v/n̂ of one weight, and what it comes from.
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::contract::{Layout, norms_shape};
+use crate::memory::Scratch;
 use crate::vectors;
-use crate::weight::norms::{self, Form};
-use crate::weight::rescale::{self, Action, Rescale};
-use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
+use crate::weight::job::{Form, Job};
+use crate::weight::record::record;
+use crate::weight::rescale;
+use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm, Write};
 
 impl Gpu {
     /// The normalized weight.
@@ -70,7 +72,7 @@ impl Recorder<'_, '_> {
             .output("w", w)
             .operations(weight.operations())
             .begin(self)?;
-        normalized(self, weight, Some(weight.v), w)
+        normalized(self, weight, w, false)
     }
 
     /// Records [`Gpu::normalize_in_place`]. The dispatches are those of [`Recorder::normalize_into`].
@@ -86,7 +88,7 @@ impl Recorder<'_, '_> {
             .output_onto(true, "v", weight.v)
             .operations(weight.operations())
             .begin(self)?;
-        normalized(self, weight, None, weight.v)
+        normalized(self, weight, weight.v, true)
     }
 
     /// Records [`Gpu::split`] into `v`, of w's shape and storage type, and `g`, any storage type, in the norms' shape
@@ -111,11 +113,9 @@ impl Recorder<'_, '_> {
     }
 }
 
-/// w of a checked weight. Without v it is w.
-fn normalized(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<(), Error> {
-    if rescale::held_rows(ops, weight, v, w)? {
-        return Ok(());
-    }
-    let scales = norms::scales(ops, weight, Form::Scales, None)?;
-    rescale::rescale(ops, &Rescale { action: Action::Scale(&scales), v, w, axis: weight.axis })
+/// w of a checked weight, in its place or another one.
+fn normalized(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, w: &Tensor, in_place: bool) -> Result<(), Error> {
+    let job = Job { w: Some(w), in_place, ..Job::new(weight)? };
+    let memory = ops.scratch(Scratch::Scales, job.layout.kept * Form::Scales.size())?;
+    record(ops, &job.into_scratch(Form::Scales, &memory), Write::Replace)
 }
