@@ -116,14 +116,41 @@ fn put_row(item: Rows, r: u32, sums: WideSums) {
 
 // The same of sums that f32 holds safely. False where it does not; then the row has to be summed up again.
 fn put_plain_row(item: Rows, r: u32, sums: Sums) -> bool {
-    if !DOT && (item.member.flags & DIRECT) != 0u {
+    let direct = (item.member.flags & DIRECT) != 0u;
+    if !DOT && direct {
         return put_plain_sum(item.member, item.norm + r, sums.squares);
     }
     let plain = lift(sums.squares) == 0;
-    if plain {
-        put_row(item, r, WideSums(Wide(sums.squares, 0), Wide(sums.products, 0)));
+    let all = WideSums(Wide(sums.squares, 0), Wide(sums.products, 0));
+    if plain && DOT {
+        put_row(item, r, all);
+    } else if plain {
+        put_part(item.member.part + r, all);
     }
     return plain;
+}
+
+// An invocation's own stretches, one a turn, without a barrier: drivers on CPUs have none at all then.
+fn rows_of_a_lane(item: Rows, t: u32) {
+    var again = 0u; // bit i: the stretch of turn i was not plain
+    for (var turn = 0u; turn * THREADS + t < item.count; turn += 1u) { // at most 32 iterations
+        let r = turn * THREADS + t;
+        let fine = put_plain_row(item, r, part_of_row(item, item.first + r * item.length, 0u));
+        again |= select(1u << turn, 0u, fine);
+    }
+    // Rarely: the ends of f32's range.
+    for (; again != 0u; again &= again - 1u) { // at most 32 iterations
+        let r = firstTrailingBit(again) * THREADS + t;
+        let first = item.first + r * item.length;
+        let count = min(first + item.length, item.end) - first;
+        let up = lift(squares_again(item.member, first, 1u, count, 1.0));
+        let squares = squares_again(item.member, first, 1u, count, exp2i(up));
+        var products = Wide(0.0, NOTHING);
+        if DOT {
+            products = products_again(item.member, first, 1u, count);
+        }
+        put_row(item, r, WideSums(Wide(squares, -2 * up), products));
+    }
 }
 
 @compute @workgroup_size(THREADS)
@@ -138,11 +165,15 @@ fn row_sums(
         return;
     }
     let item = sum_item(id);
-    let lanes = select(1u << item.lane_bits, 1u, ONE_LANE);
+    if ONE_LANE {
+        rows_of_a_lane(item, t);
+        return;
+    }
+    let lanes = 1u << item.lane_bits;
     let lane = t & (lanes - 1u);
-    var own_again = 0u; // bit r: the row of turn r was not plain
+    var own_again = 0u; // bit i: the row of turn i was not plain
     for (var turn = 0u; turn < item.turns; turn += 1u) { // at most 32 iterations
-        let r = turn * (THREADS / lanes) + t / lanes;
+        let r = turn * (THREADS >> item.lane_bits) + (t >> item.lane_bits);
         let own = part_of_row(item, item.first + min(r, item.count - 1u) * item.length, lane);
         var sums = Sums(sum_of_lanes(own.squares, t, lanes, turn & 1u), 0.0);
         if DOT {
@@ -154,30 +185,30 @@ fn row_sums(
     }
 
     // Rarely, and for all rows of a turn together: the ends of f32's range.
-    var again = 0xffffffffu;
-    if !ONE_LANE {
-        // Without barriers between lanes drivers on CPUs have none at all.
-        again = any_of_lanes(own_again, t);
-    }
+    let again = any_of_lanes(own_again, t);
     for (var turn = 0u; turn < item.turns; turn += 1u) { // at most 32 iterations
         if ((again >> turn) & 1u) == 0u {
             continue;
         }
-        let r = turn * (THREADS / lanes) + t / lanes;
-        let own = ((own_again >> turn) & 1u) == 1u;
-        let first = item.first + min(r, item.count - 1u) * item.length;
-        let end = select(min(first + item.length, item.end), first, ONE_LANE && !own);
-        let count = (max(end, first + lane) - (first + lane) + lanes - 1u) / lanes;
+        let r = turn * (THREADS >> item.lane_bits) + (t >> item.lane_bits);
+        let row = item.first + min(r, item.count - 1u) * item.length;
+        let first = row + lane;
+        let end = max(min(row + item.length, item.end), first);
+        let count = (end - first + lanes - 1u) >> item.lane_bits;
         // Which scale is safe, the squares alone say.
-        let up = lift(sum_of_lanes(squares_again(item.member, first + lane, lanes, count, 1.0), t, lanes, 0u));
-        let own_squares = squares_again(item.member, first + lane, lanes, count, exp2i(up));
-        let squares = Wide(sum_of_lanes(own_squares, t, lanes, 1u), -2 * up);
+        var up = 0;
+        var squares = 0.0;
+        for (var go = 0u; go < 2u; go += 1u) { // 2 iterations
+            up = select(lift(squares), 0, go == 0u);
+            let own_squares = squares_again(item.member, first, lanes, count, exp2i(up));
+            squares = sum_of_lanes(own_squares, t, lanes, go);
+        }
         var products = Wide(0.0, NOTHING);
         if DOT {
-            products = combine_lanes(products_again(item.member, first + lane, lanes, count), t, lanes);
+            products = combine_lanes(products_again(item.member, first, lanes, count), t, lanes);
         }
-        if own {
-            put_row(item, r, WideSums(squares, products));
+        if ((own_again >> turn) & 1u) == 1u {
+            put_row(item, r, WideSums(Wide(squares, -2 * up), products));
         }
     }
 }
