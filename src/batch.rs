@@ -197,9 +197,7 @@ impl Recorder<'_, '_> {
                 ..Statistics::new(View::of(t), t.dtype(), rows, columns, Outcome::Means)
             },
         )?;
-        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
-            center(ops, t, &means, bias, y)
-        })
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| center(ops, t, &means, bias, y))
     }
 
     /// Records [`Gpu::mean_only_batch_norm_eval`] into `y`: t's shape, any storage type.
@@ -227,9 +225,7 @@ impl Recorder<'_, '_> {
             .output("y", y)
             .operations(t.len() as u64)
             .begin(self)?;
-        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| {
-            center(ops, t, &View::of(running), bias, y)
-        })
+        vectors::in_f32(self, (true, false), [bias], |ops, [bias]| center(ops, t, &View::of(running), bias, y))
     }
 
     /// Records [`Gpu::mean_only_batch_norm_backward`] into `dt`, of dy's shape and any storage type, and `dbias`, of any

@@ -136,7 +136,8 @@ impl<'a> Job<'a> {
 
     /// Norm and rescaling of rows that a workgroup holds. (In a set drivers on CPUs had better read them twice.)
     fn held_rows(&self, facts: Facts, share: Option<Share>) -> Option<Vec<Cut>> {
-        let w = self.w.filter(|w| self.action == Action::Scale && self.known.is_none() && w.dtype() == self.v.dtype())?;
+        let w =
+            self.w.filter(|w| self.action == Action::Scale && self.known.is_none() && w.dtype() == self.v.dtype())?;
         let pays = share.is_none() || facts.traits.kind == DeviceKind::Gpu;
         let problem = Problem { unit: unit_of(&[w.dtype()]), ..self.problem(Kind::HeldRows, share) };
         if pays && self.are_in_quads(Kind::HeldRows) { sums::held_rows(facts, &problem, w.dtype()) } else { None }

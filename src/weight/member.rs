@@ -129,9 +129,7 @@ impl SetOperator {
             SetOperator::RowNorms => all.input("v", v).output("norms", norms),
             SetOperator::Normalize => all.input("v", v).input("g", g).output("w", w),
             SetOperator::InPlace => all.input("g", g).output_onto(true, "v", v),
-            SetOperator::Backward => {
-                all.input("dw", dw).input("v", v).input("g", g).output("dv", dv).output("dg", dg)
-            }
+            SetOperator::Backward => all.input("dw", dw).input("v", v).input("g", g).output("dv", dv).output("dg", dg),
         }
     }
 

@@ -41,9 +41,10 @@ pub(super) struct Stage {
 impl Table {
     pub fn new(gpu: &Gpu, operator: SetOperator, members: &[SetMember<'_>]) -> Result<Table, Error> {
         let facts = gpu.facts();
-        let jobs = members.iter().enumerate().map(|(index, member)| {
-            operator.job(member).map_err(|e| Error::Member { index, error: Box::new(e) })
-        });
+        let jobs = members
+            .iter()
+            .enumerate()
+            .map(|(index, member)| operator.job(member).map_err(|e| Error::Member { index, error: Box::new(e) }));
         let mut jobs = jobs.collect::<Result<Vec<_>, _>>()?;
         let none = Arguments::new(operator.name());
         let arguments = members.iter().fold(none, |all, member| operator.arguments(member, all));
