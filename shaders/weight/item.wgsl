@@ -32,7 +32,7 @@ const HAS_BESIDE = 0x400u;
 const WHOLE = 0x800u; // row_sums: stretches of whole units; column_sums: rows of them; rescale: each has one norm
 const KEEPS = 0x1000u; // rescale: all units of an invocation have the same norms
 const OF_GAIN = 13u;
-const OF_KNOWN = 16u; // eight bits: element of `known`
+const OF_KNOWN = 16u; // eight bits: element of `known` or `centers`
 const OF_OUT = 24u; // what is written for a norm: OUT_NORMS ..
 
 // Stretches `count` of `length` elements, one after the other. Sum r goes to norm r or partial sum r.

@@ -45,10 +45,11 @@ fn factors_of(m: Member, j: u32) -> vec4<f32> {
         return vec4<f32>(scales[m.out + 2u * j], scales[m.out + 2u * j + 1u]);
     }
     if ACTION == CENTER {
+        let center = centers[extractBits(m.flags, OF_KNOWN, 8u) + j];
         if (m.flags & HAS_GAIN) == 0u {
-            return vec4<f32>(centers[m.out + j], 0.0, 0.0, 0.0);
+            return vec4<f32>(center, 0.0, 0.0, 0.0);
         }
-        return vec4<f32>(centers[m.out + j], bias[m.g + j], 0.0, 0.0);
+        return vec4<f32>(center, bias[m.g + j], 0.0, 0.0);
     }
     return vec4<f32>(scales[m.out + j], 0.0, 0.0);
 }

@@ -52,7 +52,7 @@ pub(crate) const SUMS: usize = 3;
 pub(crate) const OUT: usize = 4;
 /// Where elements are rescaled w or dv, else what is written beside the norms.
 pub(crate) const LAST: usize = 5;
-/// Not in tables: sets know no norms.
+/// Norms that are known, or centers. Not in tables: sets have none.
 pub(crate) const KNOWN: usize = 6;
 pub(crate) const SLOTS: usize = 7;
 
@@ -97,7 +97,7 @@ of_one_and_of_sets! {
     FinishSums FINISH_SUMS TABLE_FINISH_SUMS "finish_sums"
         [3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
     KnownNorms KNOWN_NORMS TABLE_KNOWN_NORMS "known_norms" [3 Read G, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
-    Rescale RESCALE TABLE_RESCALE "rescale" [1 Read V, 2 Read DW, 3 Read G, 4 Read OUT, 5 Read OUT, 7 Write LAST];
+    Rescale RESCALE TABLE_RESCALE "rescale" [1 Read V, 2 Read DW, 3 Read G, 4 Read KNOWN, 5 Read OUT, 7 Write LAST];
 }
 
 const WORDS: Module = Module::new("weight/all");

@@ -235,10 +235,10 @@ impl<'a> Job<'a> {
                 let (begin, end) = (part.first * unit, (part.first + part.count) * unit);
                 (part.count > 0).then_some(Place { source: Source::Sums, origin: begin, begin, end, unit })
             }
-            OUT => {
-                let unit = if rescales && self.action != Action::Center { 8 } else { 4 };
-                norms_of(self.out.clone()?, self.form.size(), unit, cut, item)
-            }
+            OUT if self.action == Action::Center => None,
+            OUT => norms_of(self.out.clone()?, self.form.size(), if rescales { 8 } else { 4 }, cut, item),
+            KNOWN if self.action == Action::Center => norms_of(self.out.clone()?, 4, 4, cut, item),
+            KNOWN if rescales => None,
             KNOWN => of_norms(self.known),
             _ => None,
         }
