@@ -281,7 +281,7 @@ fn normalize(ops: &mut Recorder<'_, '_>, norm: MeanOnlyBatchNorm<'_>, y: &Tensor
             means
         }
     };
-    vectors::in_f32(ops, (true, false), [bias], |ops, [bias]| center(ops, t, &centers, bias.map(View::of).as_ref(), y))
+    vectors::in_f32(ops, (true, false), [bias], |ops, [bias]| center(ops, t, &centers, bias, y))
 }
 
 fn normalize_backward(

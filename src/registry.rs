@@ -6,7 +6,7 @@ use crate::{batch, linear, optimizer, product, profile, weight};
 /// Every module.
 pub fn modules() -> Vec<Module> {
     let mut all = vec![profile::probe::MODULE];
-    all.extend(weight::cut::MODULES);
+    all.extend(weight::item::MODULES);
     all.extend(batch::statistics::MODULES);
     all.extend(optimizer::step::MODULES);
     all.extend(product::variant::modules());
@@ -16,7 +16,7 @@ pub fn modules() -> Vec<Module> {
 /// Every kernel.
 pub fn kernels() -> Vec<&'static Kernel> {
     [
-        weight::cut::KERNELS,
+        weight::item::KERNELS,
         linear::epilogue::KERNELS,
         linear::backward::epilogue::KERNELS,
         batch::statistics::KERNELS,

@@ -79,7 +79,7 @@ files! {
     "product/result_beside" "product/result_scalar" "product/result_packed" "product/result_vec4"
     "product/split" "product/activation" "product/linear" "product/gradient"
     "weight/item" "weight/item_one" "weight/item_table" "weight/words" "weight/quads" "weight/elements" "weight/sums"
-    "weight/row_sums" "weight/column_sums" "weight/finish_sums" "weight/rescale" "weight/held_rows" "weight/all"
+    "weight/again" "weight/row_sums" "weight/column_sums" "weight/finish_sums" "weight/rescale" "weight/held_rows" "weight/all"
     "batch/statistics" "batch/words" "batch/quads"
     "optimizer/steps" "optimizer/words" "optimizer/quads"
     "probe"

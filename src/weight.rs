@@ -1,17 +1,20 @@
 //! Weights: their norms, w = g·v/n̂, and the way back, one by one and in sets. Shaders: `shaders/weight`.
 //!
-//! A plan cuts the work into dispatches and items, in numbers ([`plan`], [`cut`]). Of one weight they are derived on
-//! the device from the parameters of a dispatch ([`record`]); those of a set stand in a table ([`table`]).
+//! A [`job`] is what is done to one weight. Its plan cuts it into dispatches and items, in numbers ([`sums`],
+//! [`spread`], [`item`]). Of one weight they are derived on the device from the parameters of a dispatch ([`record`]);
+//! those of a set stand in a table ([`table`]).
 pub(crate) mod backward;
-pub(crate) mod cut;
+pub(crate) mod item;
+pub(crate) mod job;
 pub(crate) mod member;
 pub(crate) mod normalize;
 pub(crate) mod norms;
-mod plan;
+pub(crate) mod place;
 mod record;
 pub(crate) mod rescale;
 pub(crate) mod set;
 mod spread;
+mod sums;
 mod table;
 
 use crate::arguments::{expect_gain, expect_per_norm};

@@ -54,7 +54,8 @@ impl Capacities {
     };
 
     pub fn of(limits: &wgpu::Limits, backend: wgpu::Backend) -> Capacities {
-        let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
+        // Whole quads, since some bindings are of these.
+        let alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(16);
         let size = limits.max_storage_buffer_binding_size.min(1 << 31);
         Capacities {
             binding: size.saturating_sub(alignment) / 4 * 4,

@@ -1,81 +1,38 @@
 // Sums down the columns of a matrix, partial sums of the norms of a kept axis that is not the first.
-// import weight/sums
-// import weight/elements
+// import weight/again
 
-// The sum of a column's stretch once more, whatever the exponents. `squares`: as it came out.
-fn put_column_again(item: Columns, at: u32, first: u32, count: u32, squares: f32) {
-    let up = lift(squares);
-    var sum = 0.0;
-    var products = Wide(0.0, NOTHING);
-    for (var row = 0u; row < count; row += 1u) { // count iterations
-        let e = first + row * item.stride;
-        let a = v_at(item.member, e);
-        sum += (a * exp2i(up)) * (a * exp2i(up));
-        if DOT {
-            products = sum_of(products, product_of(wide(a), wide(dw_at(item.member, e))));
-        }
-    }
-    put_part(at, WideSums(Wide(sum, -2 * up), products));
-}
-
-// Of element e.
-fn term_at(m: Member, e: u32) -> vec2<f32> {
-    let a = v_at(m, e);
-    if DOT {
-        return vec2<f32>(a * a, a * dw_at(m, e));
-    }
-    return vec2<f32>(a * a, 0.0);
-}
-
-// An invocation with one column of `count` rows from element `first` on.
-fn sum_of_column(item: Columns, at: u32, first: u32, count: u32) {
-    let m = item.member;
-    var sum = vec2<f32>();
-    var e = first;
-    var row = 0u;
-    for (; row + 3u < count; row += 4u) { // count / 4 iterations
-        let a = term_at(m, e);
-        let b = term_at(m, e + item.stride);
-        let c = term_at(m, e + 2u * item.stride);
-        let d = term_at(m, e + 3u * item.stride);
-        sum += (a + b) + (c + d);
-        e += 4u * item.stride;
-    }
-    for (; row < count; row += 1u) { // at most 3 iterations
-        sum += term_at(m, e);
-        e += item.stride;
-    }
-    put_part(at, WideSums(Wide(sum.x, 0), Wide(sum.y, 0)));
-    // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
-    for (var i = select(0u, 1u, is_fine(Sums(sum.x, sum.y))); i < 1u; i += 1u) { // at most 1 iteration
-        put_column_again(item, at, first, count, sum.x);
-    }
-}
-
-// Those of a unit, or of its elements' products with dw.
-struct Terms {
+// What the elements of a unit, or of its columns, give. One element alone: in low.x.
+struct UnitTerms {
     low: vec4<f32>,
     high: vec4<f32>,
     low_products: vec4<f32>,
     high_products: vec4<f32>,
 }
 
-fn terms_at(m: Member, u: u32) -> Terms {
-    let x = v_unit(m, u);
-    var terms = Terms(x.low * x.low, vec4<f32>(), vec4<f32>(), vec4<f32>());
-    if UNIT != 4u {
-        terms.high = x.high * x.high;
-    }
-    if DOT {
-        let y = dw_unit(m, u);
-        terms.low_products = x.low * y.low;
-        terms.high_products = x.high * y.high;
-    }
-    return terms;
+fn terms_of(x: Unit, y: Unit) -> UnitTerms {
+    return UnitTerms(x.low * x.low, x.high * x.high, x.low * y.low, x.high * y.high);
 }
 
-fn plus(a: Terms, b: Terms) -> Terms {
-    return Terms(
+// Of unit `at`, or of element `at`.
+fn terms_at(m: Member, at: u32, whole: bool) -> UnitTerms {
+    var x = Unit();
+    var y = Unit();
+    if whole {
+        x = v_unit(m, at);
+        if DOT {
+            y = dw_unit(m, at);
+        }
+    } else {
+        x.low.x = v_at(m, at);
+        if DOT {
+            y.low.x = dw_at(m, at);
+        }
+    }
+    return terms_of(x, y);
+}
+
+fn plus(a: UnitTerms, b: UnitTerms) -> UnitTerms {
+    return UnitTerms(
         a.low + b.low,
         a.high + b.high,
         a.low_products + b.low_products,
@@ -84,45 +41,55 @@ fn plus(a: Terms, b: Terms) -> Terms {
 }
 
 // Of element i of the unit.
-fn sums_in(terms: Terms, i: u32) -> Sums {
-    if UNIT == 4u {
-        return Sums(terms.low[i], terms.low_products[i]);
+fn sums_in(terms: UnitTerms, i: u32) -> Sums {
+    var sums = Sums(terms.low[i % 4u], terms.low_products[i % 4u]);
+    if UNIT != 4u {
+        let odd = i % 2u == 1u;
+        sums.squares = select(terms.low[i / 2u], terms.high[i / 2u], odd);
+        sums.products = select(terms.low_products[i / 2u], terms.high_products[i / 2u], odd);
     }
-    let odd = i % 2u == 1u;
-    return Sums(
-        select(terms.low[i / 2u], terms.high[i / 2u], odd),
-        select(terms.low_products[i / 2u], terms.high_products[i / 2u], odd),
-    );
+    if KNOWN {
+        sums.squares = 1.0;
+    }
+    return sums;
 }
 
-// An invocation with the columns of a unit.
-fn sums_of_unit(item: Columns, at: u32, first: u32, count: u32) {
+// An invocation's stretch of `count` rows from element `first` on, in the columns of a unit or in one.
+fn sum_down(item: Columns, at: u32, first: u32, count: u32, whole: bool) {
     let m = item.member;
-    let step = item.stride / UNIT;
-    var u = first / UNIT;
-    var sums = Terms();
+    let per = select(1u, UNIT, whole);
+    let step = item.stride / per;
+    var u = first / per;
+    var sums = UnitTerms();
     var row = 0u;
     for (; row + 3u < count; row += 4u) { // count / 4 iterations
-        let a = terms_at(m, u);
-        let b = terms_at(m, u + step);
-        let c = terms_at(m, u + 2u * step);
-        let d = terms_at(m, u + 3u * step);
+        let a = terms_at(m, u, whole);
+        let b = terms_at(m, u + step, whole);
+        let c = terms_at(m, u + 2u * step, whole);
+        let d = terms_at(m, u + 3u * step, whole);
         sums = plus(sums, plus(plus(a, b), plus(c, d)));
         u += 4u * step;
     }
     for (; row < count; row += 1u) { // at most 3 iterations
-        sums = plus(sums, terms_at(m, u));
+        sums = plus(sums, terms_at(m, u, whole));
         u += step;
     }
     var again = 0u;
-    for (var i = 0u; i < UNIT; i += 1u) { // UNIT iterations
+    for (var i = 0u; i < per; i += 1u) { // at most UNIT iterations
         let own = sums_in(sums, i);
         put_part(at + i, WideSums(Wide(own.squares, 0), Wide(own.products, 0)));
         again |= select(1u << i, 0u, is_fine(own));
     }
-    for (var i = select(0u, UNIT, again == 0u); i < UNIT; i += 1u) { // UNIT iterations
+    // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
+    for (var i = select(0u, per, again == 0u); i < per; i += 1u) { // at most UNIT iterations
         if ((again >> i) & 1u) == 1u {
-            put_column_again(item, at + i, first + i, count, sums_in(sums, i).squares);
+            let up = lift(sums_in(sums, i).squares);
+            let squares = squares_again(m, first + i, item.stride, count, exp2i(up));
+            var products = Wide(0.0, NOTHING);
+            if DOT {
+                products = products_again(m, first + i, item.stride, count);
+            }
+            put_part(at + i, WideSums(Wide(squares, -2 * up), products));
         }
     }
 }
@@ -149,9 +116,10 @@ fn column_sums(
     let column = t % item.units * select(1u, UNIT, whole);
     let first = item.first + begin * item.stride + column;
     let at = item.member.part + split * item.columns + column;
+    // One of them is all that is left where the setting is the same for all.
     if whole {
-        sums_of_unit(item, at, first, count);
+        sum_down(item, at, first, count, true);
     } else {
-        sum_of_column(item, at, first, count);
+        sum_down(item, at, first, count, false);
     }
 }

@@ -80,15 +80,3 @@ fn w_at(m: Member, e: u32) -> f32 {
     let dtype = type_of(m, OF_W, W_DTYPE);
     return unpack(w_word(m.w, word_holding(e, dtype)), e, dtype);
 }
-
-// What unit u holds of the elements first .. end - 1, and zeros.
-fn masked(x: Unit, u: u32, first: u32, end: u32) -> Unit {
-    // What lies before the first wraps around.
-    let low = vec4<u32>(UNIT * u - first)
-        + select(vec4<u32>(0u, 2u, 4u, 6u), vec4<u32>(0u, 1u, 2u, 3u), UNIT == 4u);
-    let length = vec4<u32>(end - first);
-    return Unit(
-        select(vec4<f32>(), x.low, low < length),
-        select(vec4<f32>(), x.high, low + vec4<u32>(1u) < length),
-    );
-}

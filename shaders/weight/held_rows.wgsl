@@ -39,10 +39,6 @@ fn squares(words: vec4<u32>, scale: f32) -> vec4<f32> {
     return a * a + b * b;
 }
 
-fn total_of(terms: vec4<f32>) -> f32 {
-    return (terms.x + terms.y) + (terms.z + terms.w);
-}
-
 fn scaled_quad(words: vec4<u32>, scale: Scale) -> vec4<u32> {
     var high = vec4<f32>();
     if dtype != F32 {
@@ -57,14 +53,6 @@ fn plainly_scaled_quad(words: vec4<u32>) -> vec4<u32> {
         high = quad_high(words, dtype) * factor;
     }
     return quad_of(quad_low(words, dtype) * factor, high, dtype);
-}
-
-fn squares_again(scale: f32) -> f32 {
-    var again = vec4<f32>();
-    for (var k = 0u; k < count; k += 1u) { // HELD iterations
-        again += squares(quad_at(first + k * run), scale);
-    }
-    return total_of(again);
 }
 
 // Quad k: held, and its squares added up. Those behind the last one repeat the row's first one.
@@ -129,7 +117,8 @@ fn held_rows(
     count = min(each, (max(length, own) - own + run - 1u) >> item.run_bits);
     sum = vec4<f32>();
     load_all(row);
-    let norm = plain_norm(sum_of_lanes(total_of(sum), t, lanes, 0u), policy, member.eps);
+    let plain_sum = sum_of_lanes(total_of(sum), t, lanes, 0u);
+    let norm = plain_norm(plain_sum, policy, member.eps);
     factor = gain_of(member, item.norm + r) / norm;
     let is_plain = norm != 0.0 && is_normal(factor);
     if is_plain && exists {
@@ -139,9 +128,13 @@ fn held_rows(
         return;
     }
     // Rarely, where a row is too near the ends of f32's range; lanes of other rows come along.
-    let up = lift(sum_of_lanes(squares_again(1.0), t, lanes, 1u));
-    let again = sum_of_lanes(squares_again(exp2i(up)), t, lanes, 2u);
-    let wide_norm = effective_norm(Wide(again, -2 * up), policy, member.eps);
+    let up = lift(plain_sum);
+    var again = vec4<f32>();
+    for (var k = 0u; k < count; k += 1u) { // HELD iterations
+        again += squares(quad_at(first + k * run), exp2i(up));
+    }
+    let wide_sum = Wide(sum_of_lanes(total_of(again), t, lanes, 1u), -2 * up);
+    let wide_norm = effective_norm(wide_sum, policy, member.eps);
     let scale = scale_of(quotient(wide(gain_of(member, item.norm + r)), wide_norm));
     for (var k = select(0u, count, is_plain || !exists); k < count; k += 1u) { // HELD iterations
         put_quad(member.w, first + k * run, scaled_quad(quad_at(first + k * run), scale));

@@ -32,7 +32,8 @@ const HAS_BESIDE = 0x400u;
 const WHOLE = 0x800u; // row_sums: stretches of whole units; column_sums: rows of them; rescale: each has one norm
 const KEEPS = 0x1000u; // rescale: all units of an invocation have the same norms
 const OF_GAIN = 13u;
-const OF_KNOWN = 16u; // eight bits: element of `known`
+const OF_KNOWN = 16u; // eight bits: element of `known` or `centers`
+const OF_OUT = 24u; // what is written for a norm: OUT_NORMS ..
 
 // Stretches `count` of `length` elements, one after the other. Sum r goes to norm r or partial sum r.
 struct Rows {
@@ -93,9 +94,7 @@ override V_DTYPE: u32 = F32;
 override DW_DTYPE: u32 = F32;
 override W_DTYPE: u32 = F32;
 override ADD: bool = false; // add to what dg and dv hold
-override ALL_DIRECT: u32 = 1u; // flags of all items
-override ALL_WHOLE: u32 = 1u;
-override ALL_KEEP: u32 = 1u;
+override ALL_WHOLE: u32 = 1u; // row_sums, column_sums: the flag of all items, or MIXED
 
 // Elements that are read and written together, from a multiple of that on: whole quads in every storage type.
 override UNIT: u32 = select(8u, 4u, (V_DTYPE | DW_DTYPE | W_DTYPE) == F32);

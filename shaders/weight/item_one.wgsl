@@ -10,7 +10,8 @@ struct Params {
                       // finish_sums: norms; rescale: elements
     all: u32,         // rescale: element behind the last one
     length: u32,      // row_sums: elements of a stretch; column_sums: rows of one; rescale: elements from an item's
-                      // first one to behind its last one, more than `each` where it goes down columns
+                      // first one to behind its last one, more than `each` where it goes down columns;
+                      // finish_sums: log2 of the lanes of a norm
     stride: u32,      // elements from a row to the next; finish_sums: see Finish, a_stride
     rows: u32,        // column_sums: all of them; finish_sums: see Finish, outer
     step: u32,        // column_sums: rows of an item; rescale: see Rescale
@@ -54,8 +55,8 @@ fn first_element() -> u32 {
     return extractBits(p.more_places, 8u, 8u);
 }
 
-fn turns_of(count: u32) -> u32 {
-    let side_by_side = 64u >> LANE_BITS;
+fn turns_of(count: u32, lane_bits: u32) -> u32 {
+    let side_by_side = 64u >> lane_bits;
     return (count + side_by_side - 1u) / side_by_side;
 }
 
@@ -69,7 +70,7 @@ fn sum_item(id: u32) -> Rows {
         row + x * p.length,
         p.length,
         count,
-        turns_of(count),
+        turns_of(count, LANE_BITS),
         LANE_BITS,
         RUN_BITS,
         row + p.stride,
@@ -88,7 +89,7 @@ fn column_item(id: u32) -> Columns {
         min(p.step, p.rows - row),
         p.length,
         p.all,
-        min(p.each, p.all - x) / select(1u, UNIT, ALL_WHOLE == 1u),
+        min(p.each, p.all - x) / select(1u, UNIT, (p.flags & WHOLE) != 0u),
         0u,
         0u,
     );
@@ -97,7 +98,9 @@ fn column_item(id: u32) -> Columns {
 fn finish_item(id: u32) -> Finish {
     let x = id * p.each;
     let count = min(p.each, p.all - x);
-    return Finish(member_at(x * p.inner), p.rows, p.stride, p.inner, count, turns_of(count), LANE_BITS, x, 0u);
+    let lane_bits = p.length;
+    let turns = turns_of(count, lane_bits);
+    return Finish(member_at(x * p.inner), p.rows, p.stride, p.inner, count, turns, lane_bits, x, 0u);
 }
 
 fn rescale_item(id: u32) -> Rescale {

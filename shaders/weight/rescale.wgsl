@@ -15,40 +15,47 @@
 
 override ACTION: u32 = SCALE;
 override IN_PLACE: bool = false;
+override ALL_KEEP: bool = true; // of no item do the units of an invocation have several norms
 
 const SCALE = 0u;
 const BACKWARD = 1u;
 const COPY = 2u;
 const CENTER = 3u;
 
-// What a norm is to an element: its Scale (t, m), and that of the share of v in dv. CENTER: center and bias.
+// What the norms of four elements are to them: their Scales (t, m), and those of the share of v in dv. CENTER: centers
+// and biases.
 struct Factors {
-    own: vec2<f32>,
-    share: vec2<f32>,
-}
-
-fn factors_of(m: Member, j: u32) -> Factors {
-    if ACTION == COPY {
-        return Factors();
-    }
-    if ACTION == BACKWARD {
-        return Factors(scales[m.out + 2u * j], scales[m.out + 2u * j + 1u]);
-    }
-    if ACTION == CENTER {
-        if (m.flags & HAS_GAIN) == 0u {
-            return Factors(vec2<f32>(centers[m.out + j], 0.0), vec2<f32>());
-        }
-        return Factors(vec2<f32>(centers[m.out + j], bias[m.g + j]), vec2<f32>());
-    }
-    return Factors(scales[m.out + j], vec2<f32>());
+    t: vec4<f32>,
+    m: vec4<f32>,
+    share_t: vec4<f32>,
+    share_m: vec4<f32>,
 }
 
 // Those of the elements of a unit.
 struct UnitFactors {
-    t: Unit,
-    m: Unit,
-    share_t: Unit,
-    share_m: Unit,
+    low: Factors,
+    high: Factors,
+}
+
+fn factors_of(m: Member, j: u32) -> vec4<f32> {
+    if ACTION == COPY {
+        return vec4<f32>();
+    }
+    if ACTION == BACKWARD {
+        return vec4<f32>(scales[m.out + 2u * j], scales[m.out + 2u * j + 1u]);
+    }
+    if ACTION == CENTER {
+        let center = centers[extractBits(m.flags, OF_KNOWN, 8u) + j];
+        if (m.flags & HAS_GAIN) == 0u {
+            return vec4<f32>(center, 0.0, 0.0, 0.0);
+        }
+        return vec4<f32>(center, bias[m.g + j], 0.0, 0.0);
+    }
+    return vec4<f32>(scales[m.out + j], 0.0, 0.0);
+}
+
+fn four_times(f: vec4<f32>) -> Factors {
+    return Factors(vec4<f32>(f.x), vec4<f32>(f.y), vec4<f32>(f.z), vec4<f32>(f.w));
 }
 
 // An element within its norm, and the norm.
@@ -72,40 +79,54 @@ fn moved(item: Rescale, start: Position, by: Position) -> Position {
     );
 }
 
+// Those of a unit from `at` on.
 fn unit_factors(item: Rescale, at: Position) -> UnitFactors {
     let m = item.member;
-    var found: UnitFactors;
-    if has(m, WHOLE, ALL_WHOLE) {
-        let f = factors_of(m, at.j);
-        let t = vec4<f32>(f.own.x);
-        let share_t = vec4<f32>(f.share.x);
-        found.t = Unit(t, t);
-        found.m = Unit(vec4<f32>(f.own.y), vec4<f32>(f.own.y));
-        found.share_t = Unit(share_t, share_t);
-        found.share_m = Unit(vec4<f32>(f.share.y), vec4<f32>(f.share.y));
-        return found;
+    if ALL_KEEP || (m.flags & WHOLE) != 0u {
+        let f = four_times(factors_of(m, at.j));
+        return UnitFactors(f, f);
     }
+    var found: UnitFactors;
     var element = at;
+    let by = Position(1u % item.inner, 1u / item.inner);
     for (var n = 0u; n < 4u; n += 1u) { // 4 iterations
-        var f = factors_of(m, element.j);
-        found.t.low[n] = f.own.x;
-        found.m.low[n] = f.own.y;
-        found.share_t.low[n] = f.share.x;
-        found.share_m.low[n] = f.share.y;
-        element = moved(item, element, Position(1u % item.inner, 1u / item.inner));
+        let f = factors_of(m, element.j);
+        found.low.t[n] = f.x;
+        found.low.m[n] = f.y;
+        found.low.share_t[n] = f.z;
+        found.low.share_m[n] = f.w;
+        element = moved(item, element, by);
         if UNIT != 4u {
-            f = factors_of(m, element.j);
-            found.t.high[n] = f.own.x;
-            found.m.high[n] = f.own.y;
-            found.share_t.high[n] = f.share.x;
-            found.share_m.high[n] = f.share.y;
-            element = moved(item, element, Position(1u % item.inner, 1u / item.inner));
+            let h = factors_of(m, element.j);
+            found.high.t[n] = h.x;
+            found.high.m[n] = h.y;
+            found.high.share_t[n] = h.z;
+            found.high.share_m[n] = h.w;
+            element = moved(item, element, by);
         }
     }
     return found;
 }
 
-// What is read of unit u: what stands to be scaled, v beside dw, and what dv holds.
+// What becomes of four elements: x is what stands to be scaled, v stands beside dw, and dv is what that holds.
+fn result_of(x: vec4<f32>, v: vec4<f32>, dv: vec4<f32>, f: Factors) -> vec4<f32> {
+    if ACTION == COPY {
+        return x;
+    }
+    if ACTION == CENTER {
+        return x - f.t + f.m;
+    }
+    if ACTION == BACKWARD {
+        let result = (((x - ((v * f.share_t) * f.share_m) * f.share_t) * f.t) * f.m) * f.t;
+        if ADD {
+            return result + dv;
+        }
+        return result;
+    }
+    return ((x * f.t) * f.m) * f.t;
+}
+
+// What is read of a unit, and of an element (low.x).
 struct Inputs {
     x: Unit,
     v: Unit,
@@ -128,92 +149,52 @@ fn inputs_of(m: Member, u: u32) -> Inputs {
     return found;
 }
 
-fn four_scaled(x: vec4<f32>, t: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
-    return ((x * t) * m) * t;
-}
-
-fn result_of(x: vec4<f32>, t: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
-    if ACTION == COPY {
-        return x;
-    }
-    if ACTION == CENTER {
-        return x - t + m;
-    }
-    return four_scaled(x, t, m);
-}
-
-fn without_share(x: vec4<f32>, v: vec4<f32>, t: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
+fn inputs_at(m: Member, e: u32) -> Inputs {
+    var found = Inputs();
     if ACTION == BACKWARD {
-        return x - four_scaled(v, t, m);
+        found.x.low.x = dw_at(m, e);
+        found.v.low.x = v_at(m, e);
+        if ADD {
+            found.dv.low.x = w_at(m, e);
+        }
+    } else if IN_PLACE {
+        found.x.low.x = w_at(m, e);
+    } else {
+        found.x.low.x = v_at(m, e);
     }
-    return x;
+    return found;
 }
 
 fn put_result(m: Member, u: u32, read: Inputs, f: UnitFactors) {
     var result = Unit();
-    result.low = result_of(without_share(read.x.low, read.v.low, f.share_t.low, f.share_m.low), f.t.low, f.m.low);
+    result.low = result_of(read.x.low, read.v.low, read.dv.low, f.low);
     if UNIT != 4u {
-        let x = without_share(read.x.high, read.v.high, f.share_t.high, f.share_m.high);
-        result.high = result_of(x, f.t.high, f.m.high);
-    }
-    if ACTION == BACKWARD && ADD {
-        result.low += read.dv.low;
-        result.high += read.dv.high;
+        result.high = result_of(read.x.high, read.v.high, read.dv.high, f.high);
     }
     put_unit(m, u, result);
-}
-
-// Element e alone.
-fn result_at(item: Rescale, e: u32) -> f32 {
-    let m = item.member;
-    let f = factors_of(m, position_of(item, e).j);
-    let own = Scale(f.own.x, f.own.y);
-    if ACTION == COPY {
-        return v_at(m, e);
-    }
-    if ACTION == CENTER {
-        return v_at(m, e) - f.own.x + f.own.y;
-    }
-    if ACTION == BACKWARD {
-        let value = scaled(dw_at(m, e) - scaled(v_at(m, e), Scale(f.share.x, f.share.y)), own);
-        if ADD {
-            return value + w_at(m, e);
-        }
-        return value;
-    }
-    if IN_PLACE {
-        return scaled(w_at(m, e), own);
-    }
-    return scaled(v_at(m, e), own);
 }
 
 // Of quad q of w the elements begin .. end - 1.
 fn put_edge(item: Rescale, q: u32, begin: u32, end: u32) {
     let m = item.member;
     let dtype = type_of(m, OF_W, W_DTYPE);
-    let per_word = select(2u, 1u, dtype == F32);
+    let quad = select(8u, 4u, dtype == F32);
     var words = vec4<u32>();
     var which = vec4<bool>();
-    for (var i = 0u; i < 4u; i += 1u) { // 4 iterations
-        let e = (4u * q + i) * per_word;
-        let low = e >= begin && e < end;
-        let high = per_word == 2u && e + 1u >= begin && e + 1u < end;
-        which[i] = low || high;
-        if !which[i] {
-            continue;
+    for (var e = max(begin, quad * q); e < min(end, quad * (q + 1u)); e += 1u) { // at most 8 iterations
+        let read = inputs_at(m, e);
+        let f = four_times(factors_of(m, position_of(item, e).j));
+        let value = result_of(read.x.low, read.v.low, read.dv.low, f).x;
+        let word = word_holding(e, dtype);
+        let i = word - 4u * q;
+        if dtype == F32 {
+            words[i] = bitcast<u32>(value);
+        } else {
+            let shift = 16u * (e & 1u);
+            let beside = select(w_word(m.w, word), words[i], which[i]);
+            words[i] = (beside & (0xffff0000u >> shift)) | (pack(value, dtype) << shift);
         }
-        if per_word == 1u {
-            words[i] = bitcast<u32>(result_at(item, e));
-            continue;
-        }
-        var word = w_word(m.w, 4u * q + i);
-        if low {
-            word = (word & 0xffff0000u) | pack(result_at(item, e), dtype);
-        }
-        if high {
-            word = (word & 0xffffu) | (pack(result_at(item, e + 1u), dtype) << 16u);
-        }
-        words[i] = word;
+        which[i] = true;
     }
     put_words(m.w, q, words, which);
 }
@@ -240,55 +221,29 @@ fn rescale(
     let step = item.step;
     var u = begin + (t & (run - 1u));
     let end = select(0u, select(min(begin + piece, stop), stop, run == THREADS), t < item.width);
-    let keeps = has(m, KEEPS, ALL_KEEP);
+    let keeps = ALL_KEEP || (m.flags & KEEPS) != 0u;
     let by = Position(step * UNIT % item.inner, step * UNIT / item.inner % item.kept);
     var at = position_of(item, u * UNIT);
     var f: UnitFactors;
     if u < end {
         f = unit_factors(item, at);
     }
-    for (; ACTION != BACKWARD && u + 3u * step < end; u += 4u * step) { // units of an invocation / 4 iterations
+    for (; u < end; u += 2u * step) { // units of an invocation / 2 iterations
+        let second = u + step;
         let x = inputs_of(m, u);
-        let y = inputs_of(m, u + step);
-        let z = inputs_of(m, u + 2u * step);
-        let w = inputs_of(m, u + 3u * step);
+        let y = inputs_of(m, select(u, second, second < end));
         put_result(m, u, x, f);
         if !keeps {
             at = moved(item, at, by);
             f = unit_factors(item, at);
         }
-        put_result(m, u + step, y, f);
+        if second < end {
+            put_result(m, second, y, f);
+        }
         if !keeps {
             at = moved(item, at, by);
             f = unit_factors(item, at);
         }
-        put_result(m, u + 2u * step, z, f);
-        if !keeps {
-            at = moved(item, at, by);
-            f = unit_factors(item, at);
-        }
-        put_result(m, u + 3u * step, w, f);
-        if !keeps {
-            at = moved(item, at, by);
-            f = unit_factors(item, at);
-        }
-    }
-    for (; u + step < end; u += 2u * step) { // units of an invocation / 2 iterations
-        let x = inputs_of(m, u);
-        let y = inputs_of(m, u + step);
-        put_result(m, u, x, f);
-        if !keeps {
-            at = moved(item, at, by);
-            f = unit_factors(item, at);
-        }
-        put_result(m, u + step, y, f);
-        if !keeps {
-            at = moved(item, at, by);
-            f = unit_factors(item, at);
-        }
-    }
-    for (; u < end; u += step) { // at most 1 iteration
-        put_result(m, u, inputs_of(m, u), f);
     }
     // Before the first whole unit and behind the last one, up to two quads each.
     let quad = select(8u, 4u, type_of(m, OF_W, W_DTYPE) == F32);

@@ -3,7 +3,7 @@
 // import numbers/norm
 // import numbers/lanes
 //
-// What is written for norm j is one of
+// What is written for norm j is one of, by the flags of its member,
 //   OUT_NORMS   f32: n̂_j
 //   OUT_SCALES  two f32, the Scale g_j / n̂_j
 //   OUT_WIDE    f32 and i32 (m, e): n̂_j = m * 2^e
@@ -11,16 +11,14 @@
 //   out         four f32, the Scales g_j / n̂_j and dg_j / d_j
 //   beside      on request f32, dg_j = sum dw * (v / n̂_j), or what stands there and that
 
-@group(0) @binding(3) var<storage, read> g: array<u32>; // words of GAIN_DTYPE
+@group(0) @binding(3) var<storage, read> g: array<u32>; // words of the storage type of the member's g
 @group(0) @binding(4) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(0) @binding(6) var<storage, read_write> beside: array<f32>;
-@group(0) @binding(7) var<storage, read> known: array<f32>; // KNOWN: n̂; with DOT d
+@group(0) @binding(7) var<storage, read> known: array<f32>; // KNOWN: d; known_norms: n̂
 
-override GAIN_DTYPE: u32 = F32;
 override DOT: bool = false;
-override KNOWN: bool = false;
-override OUT: u32 = OUT_NORMS;
+override KNOWN: bool = false; // with DOT: the norms need no sums of squares
 
 override PARTS: u32 = select(1u, 2u, DOT); // sums of a partial sum
 
@@ -44,6 +42,10 @@ fn is_fine(sums: Sums) -> bool {
     return lift(sums.squares) == 0 && (!DOT || is_safe(sums.products));
 }
 
+fn total_of(x: vec4<f32>) -> f32 {
+    return (x.x + x.y) + (x.z + x.w);
+}
+
 fn put_part(at: u32, sums: WideSums) {
     part[PARTS * at] = vec2<u32>(bitcast<u32>(sums.squares.m), bitcast<u32>(sums.squares.e));
     if DOT {
@@ -65,7 +67,7 @@ fn gain_of(m: Member, j: u32) -> f32 {
     if !takes_gains() || (m.flags & HAS_GAIN) == 0u {
         return 1.0;
     }
-    let dtype = type_of(m, OF_GAIN, GAIN_DTYPE);
+    let dtype = extractBits(m.flags, OF_GAIN, 2u);
     return unpack(g[word_holding(m.g + j, dtype)], m.g + j, dtype);
 }
 
@@ -82,13 +84,13 @@ fn put_norm(m: Member, j: u32, norm: Wide) {
     if (m.flags & HAS_BESIDE) != 0u {
         beside[m.w + j] = narrow(norm);
     }
-    if OUT == OUT_NORMS {
+    let form = extractBits(m.flags, OF_OUT, 2u);
+    if form == OUT_NORMS {
         out[m.out + j] = narrow(norm);
-    } else if OUT == OUT_SCALES {
+    } else if form == OUT_SCALES {
         put_scale(m.out + 2u * j, scale_of(quotient(wide(gain_of(m, j)), norm)));
     } else {
-        out[m.out + 2u * j] = norm.m;
-        out[m.out + 2u * j + 1u] = bitcast<f32>(norm.e);
+        put_scale(m.out + 2u * j, Scale(norm.m, bitcast<f32>(norm.e)));
     }
 }
 
@@ -116,24 +118,21 @@ fn put_sums(m: Member, j: u32, sums: WideSums) {
 // The same without DOT, where neither the sum nor what is made of it is near the ends of f32's range, in a fraction of
 // the time. False where that is not so; then nothing was written.
 fn put_plain_sum(m: Member, j: u32, squares: f32) -> bool {
+    let form = extractBits(m.flags, OF_OUT, 2u);
     let norm = plain_norm(squares, policy_of(m), m.eps);
-    var scale = 1.0;
-    if OUT == OUT_SCALES {
-        scale = gain_of(m, j) / norm;
-    }
+    let scale = select(1.0, gain_of(m, j) / norm, form == OUT_SCALES);
     if norm == 0.0 || !is_normal(scale) {
         return false;
     }
     if (m.flags & HAS_BESIDE) != 0u {
         beside[m.w + j] = norm;
     }
-    if OUT == OUT_NORMS {
+    if form == OUT_NORMS {
         out[m.out + j] = norm;
-    } else if OUT == OUT_SCALES {
+    } else if form == OUT_SCALES {
         put_scale(m.out + 2u * j, Scale(1.0, scale));
     } else {
-        out[m.out + 2u * j] = norm;
-        out[m.out + 2u * j + 1u] = 0.0; // the bits of exponent 0
+        put_scale(m.out + 2u * j, Scale(norm, 0.0)); // the bits of exponent 0
     }
     return true;
 }

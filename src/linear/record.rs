@@ -7,7 +7,9 @@ use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::contract::norms_shape;
 use crate::product::record::{Operand, Product, are_halves, multiply};
-use crate::weight::norms::{Form, Job, record_norms, scales};
+use crate::weight::job::Form;
+use crate::weight::norms::{norms_into, scales};
+use crate::weight::place::Region;
 use crate::{ArgumentError, Axis, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 const OP: &str = "linear";
@@ -86,7 +88,7 @@ fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result
         },
     };
     if let (Some(weight), Some(norms), NormSource::Plain | NormSource::Given) = (normalized, norms, norm) {
-        write_norms(ops, weight, norms)?;
+        norms_into(ops, weight, Form::Norms, Region::of(norms))?;
     }
     if batch * outs == 0 {
         return Ok(());
@@ -166,22 +168,4 @@ fn check(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<
         .begin(ops)?;
     let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
     selection.check(OP, ops.facts().traits, are_halves([x, v]) && !scaled)
-}
-
-/// The norms alone, where no product makes them.
-fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
-    record_norms(
-        ops,
-        &Job {
-            v: weight.v,
-            axis: weight.axis,
-            eps: weight.eps,
-            known: weight.norms,
-            gain: None,
-            form: Form::Norms,
-            out: View::of(norms),
-            norms_too: None,
-            dot: None,
-        },
-    )
 }

@@ -4,8 +4,10 @@ use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
 use crate::vectors;
-use crate::weight::norms::{Dot, Form, Job, record_norms};
-use crate::weight::rescale::{Action, Rescale, rescale};
+use crate::weight::job::{Action, Form, Job};
+use crate::weight::norms::norms_into;
+use crate::weight::place::Region;
+use crate::weight::record::record;
 use crate::{DType, Eps, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 
 /// The gradients of [`Gpu::normalize`], given the dw of a weight. The request of [`Gpu::normalize_backward`] and
@@ -105,25 +107,12 @@ fn gradients_of_weight(
     dg: Option<&Tensor>,
     accumulate: bool,
 ) -> Result<(), Error> {
-    let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
-    let scales = View::scratch(ops.scratch(Scratch::Scales, kept * 16)?, 4);
     // Under [`Eps::After`] the gradients want n, which is not known.
-    let known = weight.norms.filter(|_| !matches!(weight.eps, Eps::After(_))).map(View::of);
-    let sums = Job {
-        v: weight.v,
-        axis: weight.axis,
-        eps: weight.eps,
-        known: None,
-        gain: weight.g,
-        form: Form::Backward,
-        out: scales.clone(),
-        norms_too: dg,
-        dot: Some(Dot { dw, known, add: accumulate }),
-    };
-    record_norms(ops, &sums)?;
-    let Some(dv) = dv else { return Ok(()) };
-    let action = Action::Backward { dw, scales: &scales, add: accumulate };
-    rescale(ops, &Rescale { action, v: Some(weight.v), w: dv, axis: weight.axis })
+    let known = weight.norms.filter(|_| !matches!(weight.eps, Eps::After(_)));
+    let job = Job::new(weight)?;
+    let memory = ops.scratch(Scratch::Scales, job.layout.kept * Form::Backward.size())?;
+    let job = Job { action: Action::Backward, dw: Some(dw), w: dv, beside: dg, known, ..job };
+    record(ops, &job.into_scratch(Form::Backward, &memory), accumulate)
 }
 
 /// What the gradients want of the norms: n under [`Eps::After`], else n̂. Known, or in scratch memory.
@@ -157,19 +146,6 @@ fn norms_in_scratch(
     let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
     let memory = ops.scratch(Scratch::Norms, 2 * kept * 4)?;
     let out = View { offset: place * kept * 4, ..View::scratch(memory, 4) };
-    record_norms(
-        ops,
-        &Job {
-            v: weight.v,
-            axis: weight.axis,
-            eps,
-            known: None,
-            gain: None,
-            form: Form::Norms,
-            out: out.clone(),
-            norms_too: None,
-            dot: None,
-        },
-    )?;
+    norms_into(ops, WeightNorm { g: None, norms: None, eps, ..weight }, Form::Norms, Region::view(&out))?;
     Ok(out)
 }

@@ -1,10 +1,9 @@
 //! The members of a set, and how an operator sees one.
 use crate::arguments::{Arguments, expect_per_norm, expect_shape};
-use crate::contract::{Layout, norms_shape};
-use crate::weight::cut::{HAS_BESIDE, HAS_GAIN, OF_DW, OF_GAIN, OF_POLICY, OF_V, OF_W, widest};
-use crate::weight::plan::Problem;
-use crate::weight::record::are_in_quads;
-use crate::{ArgumentError, Eps, Error, Tensor, WeightNorm};
+use crate::contract::norms_shape;
+use crate::weight::job::{Action, Form, Job};
+use crate::weight::place::Region;
+use crate::{ArgumentError, Error, Tensor, WeightNorm};
 #[cfg(doc)]
 use crate::{Recorder, WeightSet};
 
@@ -107,127 +106,40 @@ impl<'a> SetMember<'a> {
     }
 }
 
-/// What the plan of a member takes from its set.
-#[derive(Clone, Copy)]
-pub(super) struct Share {
-    /// Elements of a unit.
-    pub unit: u64,
-    /// Elements of an item.
-    pub target: u64,
-    /// Partial sums that other members have before.
-    pub first_sum: u64,
-}
-
-pub(super) struct Job<'a> {
-    pub v: &'a Tensor,
-    pub g: Option<&'a Tensor>,
-    pub dw: Option<&'a Tensor>,
-    /// n̂, where that is all that is wanted.
-    pub norms: Option<&'a Tensor>,
-    pub dg: Option<&'a Tensor>,
-    /// w, v in its place, or dv.
-    pub w: Option<&'a Tensor>,
-    pub in_place: bool,
-    pub layout: Layout<u64>,
-    pub eps: Eps,
-    pub quads: bool,
-    /// Where its scales begin, in norms.
-    pub first_scale: u64,
-}
-
-impl<'a> Job<'a> {
-    pub fn new(member: &SetMember<'a>, operator: SetOperator) -> Result<Job<'a>, Error> {
-        let op = operator.name();
-        let WeightNorm { v, g, axis, eps, .. } = member.weight;
-        let need = |arg, tensor: Option<&'a Tensor>| {
-            tensor.ok_or(Error::Argument(ArgumentError::Missing { op, arg })).map(Some)
-        };
-        let layout = Layout::new(v.shape(), axis)?;
-        // Norms over nothing are norms of empty rows.
-        let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout };
-        let none = Job {
-            v,
-            g,
-            dw: None,
-            norms: None,
-            dg: None,
-            w: None,
-            in_place: false,
-            layout: layout.wide(),
-            eps,
-            quads: false,
-            first_scale: 0,
-        };
-        let job = match operator {
-            SetOperator::RowNorms => Job { g: None, norms: need("norms", member.norms)?, ..none },
-            SetOperator::Normalize => Job { w: need("w", member.w)?, ..none },
-            SetOperator::InPlace => Job { w: Some(v), in_place: true, ..none },
+impl SetOperator {
+    /// What it does to a member.
+    pub(super) fn job<'a>(self, member: &SetMember<'a>) -> Result<Job<'a>, Error> {
+        let need = |arg, tensor: Option<&'a Tensor>| tensor.ok_or(ArgumentError::Missing { op: self.name(), arg });
+        let job = Job::new(member.weight)?;
+        Ok(match self {
+            SetOperator::RowNorms => Job { g: None, out: Some(Region::of(need("norms", member.norms)?)), ..job },
+            SetOperator::Normalize => Job { w: Some(need("w", member.w)?), form: Form::Scales, ..job },
+            SetOperator::InPlace => Job { w: Some(job.v), in_place: true, form: Form::Scales, ..job },
             SetOperator::Backward => {
                 need("dv", member.dv.or(member.dg))?;
-                Job { dw: need("dw", member.dw)?, w: member.dv, dg: member.dg, ..none }
+                let (dw, w, beside) = (Some(need("dw", member.dw)?), member.dv, member.dg);
+                Job { dw, w, beside, action: Action::Backward, form: Form::Backward, ..job }
             }
-        };
-        let quads = are_in_quads([Some(v), job.dw, job.w].into_iter().flatten());
-        Ok(Job { quads, ..job })
+        })
     }
 
-    pub fn arguments<'b>(&'b self, arguments: Arguments<'b>) -> Arguments<'b> {
-        let written = match (self.in_place, self.dw) {
-            (true, _) => return arguments.input("g", self.g).output_onto(true, "v", self.v),
-            (_, Some(_)) => "dv",
-            (_, None) => "w",
-        };
-        arguments
-            .input("dw", self.dw)
-            .input("v", self.v)
-            .input("g", self.g)
-            .output("norms", self.norms)
-            .output(written, self.w)
-            .output("dg", self.dg)
-    }
-
-    pub fn operations(&self) -> u64 {
-        let each = match (self.dw, self.w) {
-            (None, None) => 2,
-            (None, Some(_)) => 3,
-            (Some(_), None) => 4,
-            (Some(_), Some(_)) => 7,
-        };
-        each * self.v.len() as u64
-    }
-
-    pub fn flags(&self) -> u32 {
-        let code = |t: Option<&Tensor>| t.map_or(0, |t| t.dtype().code());
-        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        self.v.dtype().code() << OF_V
-            | code(self.dw) << OF_DW
-            | code(self.w) << OF_W
-            | self.eps.code() << OF_POLICY
-            | code(self.g) << OF_GAIN
-            | flag(self.g.is_some(), HAS_GAIN)
-            | flag(self.dg.is_some(), HAS_BESIDE)
-    }
-
-    /// For the sums, or for what is done to each element.
-    pub fn problem(&self, share: Share, rescaled: bool) -> Problem {
-        let types = [Some(self.v.dtype()), self.dw.map(Tensor::dtype), self.w.filter(|_| rescaled).map(Tensor::dtype)];
-        Problem {
-            layout: self.layout,
-            widest: widest(&types),
-            unit: share.unit,
-            norm_bytes: self.out_bytes(),
-            sum_bytes: if self.dw.is_some() { 16 } else { 8 },
-            target: Some(share.target),
-            first_sum: share.first_sum,
+    pub(super) fn arguments<'a>(self, member: &SetMember<'a>, all: Arguments<'a>) -> Arguments<'a> {
+        let SetMember { weight: WeightNorm { v, g, .. }, w, norms, dw, dv, dg } = *member;
+        match self {
+            SetOperator::RowNorms => all.input("v", v).output("norms", norms),
+            SetOperator::Normalize => all.input("v", v).input("g", g).output("w", w),
+            SetOperator::InPlace => all.input("g", g).output_onto(true, "v", v),
+            SetOperator::Backward => all.input("dw", dw).input("v", v).input("g", g).output("dv", dv).output("dg", dg),
         }
     }
 
-    /// Bytes that are written for a norm.
-    pub fn out_bytes(&self) -> u64 {
-        match (self.norms, self.dw) {
-            (Some(_), _) => 4,
-            (None, None) => 8,
-            (None, Some(_)) => 16,
-        }
+    pub(super) fn operations(self, member: &SetMember<'_>) -> u64 {
+        let each = match (self, member.dv) {
+            (SetOperator::RowNorms, _) => 2,
+            (SetOperator::Normalize | SetOperator::InPlace, _) => 3,
+            (SetOperator::Backward, None) => 4,
+            (SetOperator::Backward, Some(_)) => 7,
+        };
+        each * member.weight.v.len() as u64
     }
 }

@@ -3,9 +3,11 @@
 use crate::ArgumentError;
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::contract::{Layout, norms_shape};
+use crate::memory::Scratch;
 use crate::vectors;
-use crate::weight::norms::{self, Form};
-use crate::weight::rescale::{self, Action, Rescale};
+use crate::weight::job::{Form, Job};
+use crate::weight::record::record;
+use crate::weight::rescale;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 /// An ordinary weight to take apart: v = w, g = n̂, so that [`Gpu::normalize`] of them, with the same axis and policy,
@@ -96,7 +98,7 @@ impl Recorder<'_, '_> {
             .output("w", w)
             .operations(weight.operations())
             .begin(self)?;
-        normalized(self, weight, Some(weight.v), w)
+        normalized(self, weight, w, false)
     }
 
     /// Records [`Gpu::normalize_in_place`].
@@ -112,7 +114,7 @@ impl Recorder<'_, '_> {
             .output_onto(true, "v", weight.v)
             .operations(weight.operations())
             .begin(self)?;
-        normalized(self, weight, None, weight.v)
+        normalized(self, weight, weight.v, true)
     }
 
     /// Records [`Decompose`] into `v` and `g`.
@@ -135,11 +137,9 @@ impl Recorder<'_, '_> {
     }
 }
 
-/// w of a checked weight. Without v it is w.
-fn normalized(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, v: Option<&Tensor>, w: &Tensor) -> Result<(), Error> {
-    if rescale::held_rows(ops, weight, v, w)? {
-        return Ok(());
-    }
-    let scales = norms::scales(ops, weight, Form::Scales, None)?;
-    rescale::rescale(ops, &Rescale { action: Action::Scale(&scales), v, w, axis: weight.axis })
+/// w of a checked weight, in its place or another one.
+fn normalized(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, w: &Tensor, in_place: bool) -> Result<(), Error> {
+    let job = Job { w: Some(w), in_place, ..Job::new(weight)? };
+    let memory = ops.scratch(Scratch::Scales, job.layout.kept * Form::Scales.size())?;
+    record(ops, &job.into_scratch(Form::Scales, &memory), false)
 }

@@ -1,14 +1,14 @@
 //! Norms, normalization and its backward pass over many weights at once.
 use std::borrow::Cow;
 
-use crate::binding::{Span, View};
+use crate::binding::View;
 use crate::contract::norms_shape;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::weight::backward::NormalizeBackward;
-use crate::weight::cut::TableParams;
+use crate::weight::item::TableParams;
 use crate::weight::member::{SetMember, SetOperator};
-use crate::weight::table::{ITEM_BYTES, Source, Table, Window};
+use crate::weight::table::{ITEM_BYTES, Table};
 use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 /// Weights whose norms, normalization and gradients take a few dispatches for all of them together, however many there
@@ -214,23 +214,14 @@ fn record_set(
     let table = View { memory: Cow::Borrowed(&plan.table), offset: 0, element: ITEM_BYTES };
     for stage in &plan.stages {
         let (items, first) = table.bind(capacities, stage.first, stage.count);
-        let span = |window: &Option<Window>| {
-            let window = window.as_ref()?;
-            let buffer = match &plan.sources[window.source] {
-                Source::Tensors(memory) => memory,
-                Source::Sums => &sums,
-                Source::Scales => &scales,
-            };
-            Some(Span::new(buffer, window.offset, window.size))
-        };
-        let buffers: Vec<_> = [items].into_iter().chain(stage.windows().into_iter().map(span)).collect();
+        let spans = stage.windows.spans(stage.kind, [&sums, &scales]);
         let mut constants = stage.constants.clone();
         constants.extend((accumulate).then_some(("ADD", 1)));
         ops.dispatch(&Dispatch {
-            kernel: stage.kind.kernels()[1],
+            kernel: stage.kind.kernel(true),
             module: stage.module,
             constants: &constants,
-            buffers: &buffers,
+            buffers: &[items].into_iter().chain(spans).collect::<Vec<_>>(),
             params: TableParams { count: stage.count as u32, first, takes_gains: takes_gains.into() },
             groups: stage.count,
             work: stage.work,

@@ -3,8 +3,8 @@ use bytemuck::Zeroable;
 
 use crate::choose::Facts;
 use crate::contract::Layout;
-use crate::weight::cut::{Cut, KEEPS, Kind, Params, Part, THREADS, WHOLE};
-use crate::weight::plan::{Problem, SLACK, at, base, cut};
+use crate::weight::item::{Cut, KEEPS, Kind, Params, Part, THREADS, WHOLE, flag};
+use crate::weight::sums::{Problem, SLACK, at, base};
 use crate::windows::windows;
 use crate::{Error, LimitError};
 
@@ -86,14 +86,14 @@ pub(crate) fn rescale(facts: Facts, problem: &Problem, norms: Norms) -> Result<V
                     kept: of_window as u32,
                     position: position as u32,
                     more_places: at(first),
-                    flags: if shape.whole { WHOLE } else { 0 } | if kept == 1 { KEEPS } else { 0 },
+                    flags: flag(shape.whole, WHOLE) | flag(kept == 1, KEEPS),
                     ..Params::zeroed()
                 },
                 run_bits: traits.run(THREADS).ilog2(),
                 elements: Part::new(begin, length),
                 norms: Part::new(j, of_window),
                 work: count,
-                ..cut(Kind::Rescale, problem)
+                ..Cut::none(Kind::Rescale, problem.unit)
             });
         }
     }
@@ -149,7 +149,7 @@ fn along(facts: Facts, problem: &Problem, shape: Shape, target: u64, total: u64,
             elements: Part::new(e, rows * length),
             norms: Part::new(0, kept),
             work: rows * length,
-            ..cut(Kind::Rescale, problem)
+            ..Cut::none(Kind::Rescale, problem.unit)
         }
     };
     windows.into_iter().map(cut_of).collect()
@@ -180,14 +180,14 @@ fn down(facts: Facts, problem: &Problem, shape: Shape, row: u64, total: u64, mos
             inner: inner as u32,
             kept: kept as u32,
             position: (e % (kept * inner)) as u32,
-            flags: KEEPS | if whole { WHOLE } else { 0 },
+            flags: KEEPS | flag(whole, WHOLE),
             ..Params::zeroed()
         },
         run_bits: THREADS.ilog2(),
         elements: Part::new(e, count),
         norms: Part::new(0, kept),
         work: count,
-        ..cut(Kind::Rescale, problem)
+        ..Cut::none(Kind::Rescale, problem.unit)
     };
     windows(total, step).map(cut_of).collect()
 }

@@ -1,12 +1,12 @@
 //! row_norms: every axis, policy and storage type, awkward and long sizes.
-use weightnorm::{Axis, DType, Eps, Gpu, WeightNorm, cpu};
+use weightnorm::{Axis, DType, Eps, Gpu, NormalizeBackward, Tensor, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound};
 use crate::data::{
     DTYPES, Guarded, OFFSETS, POLICIES, all, axes, either, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
-use crate::{Extent, Needs, Outcome, Suite};
+use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.sampled("row_norms_of_every_axis_policy_and_dtype", |gpu, extent| {
@@ -21,6 +21,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("row_norms_of_long_rows", |gpu, extent| {
         all(extent.of(LONG.iter().copied(), 2), |&(shape, axis)| long_rows(gpu, shape, axis))
     });
+    suite.test("row_norms_are_those_of_the_rows_alone", Needs::Nothing, of_rows_alone);
     suite.test("row_norms_dispatch_count", Needs::Nothing, dispatch_count);
     suite.test("row_norms_comparison_can_fail", Needs::Nothing, comparison_can_fail);
 }
@@ -162,6 +163,54 @@ fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
     // The second sweep that scaled values need: the same sums, times 2^80.
     let lifted: Vec<f64> = v.iter().map(|v| v * 2f64.powi(80)).collect();
     check(gpu, &lifted, shape, DType::F32, axis, Eps::None, 1)
+}
+
+/// To the bit: what a norm and a dg are depends on the elements of their row or column alone, not on where it lies in its
+/// tensor, the tensor in its buffer, or the weight in its set.
+fn of_rows_alone(gpu: &Gpu) -> Outcome {
+    let backwards = |values: &[f64], [rows, columns]: [usize; 2], axis| -> Vec<f64> {
+        let at = |i: usize, j: usize| if axis == Axis::Kept(0) { (rows - 1 - i, j) } else { (i, columns - 1 - j) };
+        let places = (0..rows * columns).map(|e| at(e / columns, e % columns));
+        places.map(|(i, j)| values[i * columns + j]).collect()
+    };
+    let bits = |t: &Tensor| Ok::<_, Failed>(t.read::<f32>()?.iter().map(|a| a.to_bits()).collect::<Vec<_>>());
+    let shapes = [[7, 33], [40, 1001], [3, 70_001], [9, 64], [5, 3], [70, 31], [600, 12]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        let dtype = DTYPES[i % 3];
+        let count = shape[0] * shape[1];
+        let (v, dw) = (random(1, count, dtype), random(2, count, DType::F32));
+        for axis in [Axis::Kept(0), Axis::Kept(1)] {
+            let mut first: Option<[Vec<u32>; 2]> = None;
+            for (seed, reversed) in (0..4).flat_map(|seed| [(seed, false), (seed, true)]) {
+                let placed = |values: &[f64], dtype| {
+                    let values = if reversed { backwards(values, shape, axis) } else { values.to_vec() };
+                    upload(gpu, &values, &shape, dtype, seed)
+                };
+                let (v, dw) = (placed(&v, dtype)?, placed(&dw, DType::F32)?);
+                let weight = WeightNorm::unit(&v).axis(axis);
+                let (_, dg) = gpu.normalize_backward(NormalizeBackward::new(&dw, weight))?;
+                let mut got = [bits(&gpu.row_norms(WeightNorm::unit(&v).axis(axis))?)?, bits(&dg)?];
+                if reversed {
+                    got.iter_mut().for_each(|values| values.reverse());
+                }
+                if first.get_or_insert(got.clone()) != &got {
+                    return Err(
+                        format!("{shape:?}, {axis:?}, {dtype:?}: other bits from place {seed}, {reversed}").into()
+                    );
+                }
+            }
+            // In a set, beside itself at other places.
+            let placed = |values: &[f64], seed| upload(gpu, values, &shape, dtype, seed);
+            let (a, b, c) = (placed(&v, 0)?, placed(&backwards(&v, shape, axis), 1)?, placed(&v, 2)?);
+            let norms = gpu.row_norms_set(&[&a, &b, &c].map(|v| WeightNorm::unit(v).axis(axis)))?;
+            let [a, mut b, c] = [bits(&norms[0])?, bits(&norms[1])?, bits(&norms[2])?];
+            b.reverse();
+            if a != b || a != c {
+                return Err(format!("{shape:?}, {axis:?}, {dtype:?}: other bits in one set").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn dispatch_count(gpu: &Gpu) -> Outcome {

@@ -3,7 +3,7 @@ use bytemuck::Zeroable;
 
 use crate::choose::{self, Facts, HeldRows, lanes_for};
 use crate::contract::Layout;
-use crate::weight::cut::{Cut, DIRECT, Kind, Params, Part, THREADS, WHOLE};
+use crate::weight::item::{Cut, DIRECT, Kind, Params, Part, THREADS, WHOLE, flag};
 use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
 use crate::{DType, Error, LimitError};
 
@@ -38,11 +38,10 @@ pub(crate) struct Problem {
     pub first_sum: u64,
 }
 
-/// The sums of a weight.
+/// Dispatches, and the partial sums that they need.
 #[derive(Debug)]
-pub(crate) struct SumsPlan {
+pub(crate) struct Plan {
     pub cuts: Vec<Cut>,
-    /// Partial sums that it needs.
     pub sums: u64,
 }
 
@@ -53,23 +52,6 @@ struct Stretches {
     length: u64,
     splits: u64,
     each: u64,
-}
-
-/// A cut with nothing in it.
-pub(super) fn cut(kind: Kind, problem: &Problem) -> Cut {
-    Cut {
-        kind,
-        params: Params::zeroed(),
-        lane_bits: 0,
-        run_bits: 0,
-        unit: problem.unit,
-        held: 0,
-        full: false,
-        elements: Part::default(),
-        norms: Part::default(),
-        sums: Part::default(),
-        work: 0,
-    }
 }
 
 /// The place of the first element in `more_places`.
@@ -83,7 +65,7 @@ pub(super) fn base(problem: &Problem, e: u64) -> (u64, u64) {
 }
 
 /// Norms of a weight, or its sums of products.
-pub(crate) fn sums(facts: Facts, problem: &Problem) -> Result<SumsPlan, Error> {
+pub(crate) fn sums(facts: Facts, problem: &Problem) -> Result<Plan, Error> {
     let Layout { outer, kept, inner } = problem.layout;
     let binding = facts.capacities.binding - SLACK;
     let stretches = stretches(facts, problem);
@@ -141,7 +123,7 @@ fn stretches(Facts { traits, capacities }: Facts, problem: &Problem) -> Stretche
 }
 
 /// Contiguous rows, each in some stretches.
-fn rows(facts: Facts, problem: &Problem, stretches: &Stretches) -> SumsPlan {
+fn rows(facts: Facts, problem: &Problem, stretches: &Stretches) -> Plan {
     let Facts { traits, capacities } = facts;
     let Layout { outer, kept, inner } = problem.layout;
     let &Stretches { direct, lanes, length, splits, each } = stretches;
@@ -177,7 +159,7 @@ fn rows(facts: Facts, problem: &Problem, stretches: &Stretches) -> SumsPlan {
                 length: length as u32,
                 stride: stride as u32,
                 more_places: at(first),
-                flags: if direct { DIRECT } else { 0 } | if whole { WHOLE } else { 0 },
+                flags: flag(direct, DIRECT) | flag(whole, WHOLE),
                 ..Params::zeroed()
             },
             lane_bits: lanes.ilog2(),
@@ -186,20 +168,20 @@ fn rows(facts: Facts, problem: &Problem, stretches: &Stretches) -> SumsPlan {
             norms: if direct { Part::new(row, count) } else { Part::default() },
             sums: if direct { Part::default() } else { Part::new(problem.first_sum + row * splits + s, rows * count) },
             work: rows * stride,
-            ..cut(Kind::RowSums, problem)
+            ..Cut::none(Kind::RowSums, problem.unit)
         }
     });
     let mut cuts: Vec<_> = cuts.collect();
     if direct {
-        return SumsPlan { cuts, sums: 0 };
+        return Plan { cuts, sums: 0 };
     }
     let partial = Partial { first: problem.first_sum, a: outer, a_stride: kept * splits, b: splits };
     cuts.extend(finish(facts, problem, &partial, 0, kept));
-    SumsPlan { cuts, sums: all * splits }
+    Plan { cuts, sums: all * splits }
 }
 
 /// Columns of a matrix of `outer` rows, some norms at a time.
-fn columns(facts: Facts, problem: &Problem) -> Result<SumsPlan, Error> {
+fn columns(facts: Facts, problem: &Problem) -> Result<Plan, Error> {
     let Facts { traits, capacities } = facts;
     let Layout { outer, kept, inner } = problem.layout;
     let stride = kept * inner;
@@ -252,20 +234,20 @@ fn columns(facts: Facts, problem: &Problem) -> Result<SumsPlan, Error> {
                     rows: count as u32,
                     step: step as u32,
                     more_places: at(first),
-                    flags: if unit > 1 { WHOLE } else { 0 },
+                    flags: flag(unit > 1, WHOLE),
                     ..Params::zeroed()
                 },
                 elements: Part::new(begin, first + (count - 1) * stride + columns),
                 sums: Part::new(problem.first_sum + sums + row / chain * columns, count.div_ceil(chain) * columns),
                 work: count * columns,
-                ..cut(Kind::ColumnSums, problem)
+                ..Cut::none(Kind::ColumnSums, problem.unit)
             });
         }
         let partial = Partial { first: problem.first_sum + sums, a: splits, a_stride: columns, b: inner };
         cuts.extend(finish(facts, problem, &partial, j, norms));
         sums += splits * columns;
     }
-    Ok(SumsPlan { cuts, sums })
+    Ok(Plan { cuts, sums })
 }
 
 /// Where the partial sums of norm j lie: first + a_stride * 0 .. a + b * j + 0 .. b.
@@ -297,6 +279,7 @@ fn finish(facts: Facts, problem: &Problem, partial: &Partial, j: u64, norms: u64
             across: count.div_ceil(each) as u32,
             each: each as u32,
             all: count as u32,
+            length: lanes.ilog2(),
             stride: a_stride as u32,
             rows: a as u32,
             inner: b as u32,
@@ -306,7 +289,7 @@ fn finish(facts: Facts, problem: &Problem, partial: &Partial, j: u64, norms: u64
         norms: Part::new(j + k, count),
         sums: Part::new(first + k * b, (a - 1) * a_stride + count * b),
         work: count * a * b,
-        ..cut(Kind::FinishSums, problem)
+        ..Cut::none(Kind::FinishSums, problem.unit)
     };
     windows(norms, limits.get()).map(cut_of).collect()
 }
@@ -324,7 +307,7 @@ pub(crate) fn known(facts: Facts, problem: &Problem) -> Vec<Cut> {
         },
         norms: Part::new(j, count),
         work: count,
-        ..cut(Kind::KnownNorms, problem)
+        ..Cut::none(Kind::KnownNorms, problem.unit)
     };
     windows(problem.layout.kept, most).map(cut_of).collect()
 }
@@ -362,7 +345,7 @@ pub(crate) fn held_rows(facts: Facts, problem: &Problem, dtype: DType) -> Option
             elements: Part::new(begin, first + count * inner),
             norms: Part::new(row, count),
             work: count * inner,
-            ..cut(Kind::HeldRows, problem)
+            ..Cut::none(Kind::HeldRows, problem.unit)
         }
     };
     (most > 0).then(|| windows(kept, most).map(cut_of).collect())

@@ -1,4 +1,7 @@
-//! One dispatch on a weight in numbers: its items are derived by arithmetic, here as in `shaders/weight/item_one.wgsl`.
+//! The kernels of weights and sets of weights, and what one workgroup does: an item. The items of a dispatch follow from
+//! its parameters, by the same arithmetic here as in `shaders/weight/item_one.wgsl`.
+use bytemuck::Zeroable;
+
 use crate::DType;
 use crate::kernel::{Kernel, kernels, params};
 use crate::source::Module;
@@ -38,37 +41,94 @@ params! {
     }
 }
 
-kernels! {
-    ROW_SUMS = "weight/item_one" "row_sums", Some(THREADS), Params,
-        [1 Read, 2 Read, 3 Read, 4 Write, 5 Write, 6 Write, 7 Read];
-    COLUMN_SUMS = "weight/item_one" "column_sums", Some(THREADS), Params, [1 Read, 2 Read, 4 Write];
-    FINISH_SUMS = "weight/item_one" "finish_sums", Some(THREADS), Params, [3 Read, 4 Write, 5 Write, 6 Write, 7 Read];
-    KNOWN_NORMS = "weight/item_one" "known_norms", Some(THREADS), Params, [3 Read, 5 Write, 6 Write, 7 Read];
-    RESCALE = "weight/item_one" "rescale", Some(THREADS), Params, [1 Read, 2 Read, 3 Read, 4 Read, 5 Read, 7 Write];
-    HELD_ROWS = "weight/item_one" "held_rows", Some(THREADS), Params, [1 Read, 3 Read, 7 Write];
-    TABLE_ROW_SUMS = "weight/item_table" "row_sums", Some(THREADS), TableParams,
-        [0 Read, 1 Read, 2 Read, 3 Read, 4 Write, 5 Write, 6 Write, 7 Read];
-    TABLE_COLUMN_SUMS = "weight/item_table" "column_sums", Some(THREADS), TableParams,
-        [0 Read, 1 Read, 2 Read, 4 Write];
-    TABLE_FINISH_SUMS = "weight/item_table" "finish_sums", Some(THREADS), TableParams,
-        [0 Read, 3 Read, 4 Write, 5 Write, 6 Write, 7 Read];
-    TABLE_KNOWN_NORMS = "weight/item_table" "known_norms", Some(THREADS), TableParams,
-        [0 Read, 3 Read, 5 Write, 6 Write, 7 Read];
-    TABLE_RESCALE = "weight/item_table" "rescale", Some(THREADS), TableParams,
-        [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Read, 7 Write];
-    TABLE_HELD_ROWS = "weight/item_table" "held_rows", Some(THREADS), TableParams, [0 Read, 1 Read, 3 Read, 7 Write];
+/// What an item reaches, in the order in which the first words of a table's item give their places.
+pub(crate) const V: usize = 0;
+pub(crate) const DW: usize = 1;
+/// The gains; of [`Action::Center`](super::job::Action) the bias.
+pub(crate) const G: usize = 2;
+/// Partial sums.
+pub(crate) const SUMS: usize = 3;
+/// What is written for the norms, or read of them.
+pub(crate) const OUT: usize = 4;
+/// Where elements are rescaled w or dv, else what is written beside the norms.
+pub(crate) const LAST: usize = 5;
+/// Norms that are known, or centers. Not in tables: sets have none.
+pub(crate) const KNOWN: usize = 6;
+pub(crate) const SLOTS: usize = 7;
+
+/// Declares the kernels, each for one weight and for a set, with what its bindings are.
+macro_rules! of_one_and_of_sets {
+    ($($kind:ident $one:ident $table:ident $entry:literal [$($binding:literal $access:ident $slot:ident),*];)*) => {
+        kernels! {
+            $($one = "weight/item_one" $entry, Some(THREADS), Params, [$($binding $access),*];
+            $table = "weight/item_table" $entry, Some(THREADS), TableParams, [0 Read, $($binding $access),*];)*
+        }
+
+        /// The kernels, in the order of their dispatches.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Kind {
+            $($kind),*
+        }
+
+        impl Kind {
+            pub const ALL: &'static [Kind] = &[$(Kind::$kind),*];
+
+            pub fn kernel(self, in_table: bool) -> &'static Kernel {
+                match (self, in_table) {
+                    $((Kind::$kind, false) => &$one, (Kind::$kind, true) => &$table,)*
+                }
+            }
+
+            /// What is bound, but for the table.
+            pub fn slots(self) -> &'static [usize] {
+                match self {
+                    $(Kind::$kind => &[$($slot),*],)*
+                }
+            }
+        }
+    };
 }
 
-const KERNELS_IN_WORDS: Module = Module::new("weight/all");
+of_one_and_of_sets! {
+    HeldRows HELD_ROWS TABLE_HELD_ROWS "held_rows" [1 Read V, 3 Read G, 7 Write LAST];
+    RowSums ROW_SUMS TABLE_ROW_SUMS "row_sums"
+        [1 Read V, 2 Read DW, 3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
+    ColumnSums COLUMN_SUMS TABLE_COLUMN_SUMS "column_sums" [1 Read V, 2 Read DW, 4 Write SUMS];
+    FinishSums FINISH_SUMS TABLE_FINISH_SUMS "finish_sums"
+        [3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
+    KnownNorms KNOWN_NORMS TABLE_KNOWN_NORMS "known_norms" [3 Read G, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
+    Rescale RESCALE TABLE_RESCALE "rescale" [1 Read V, 2 Read DW, 3 Read G, 4 Read KNOWN, 5 Read OUT, 7 Write LAST];
+}
+
+const WORDS: Module = Module::new("weight/all");
 const HELD: Module = Module::new("weight/held_rows");
 pub(crate) const MODULES: [Module; 6] = [
-    KERNELS_IN_WORDS,
-    KERNELS_IN_WORDS.fill("access", "weight/quads"),
-    KERNELS_IN_WORDS.fill("item", "weight/item_table"),
-    KERNELS_IN_WORDS.fill("item", "weight/item_table").fill("access", "weight/quads"),
+    WORDS,
+    WORDS.fill("access", "weight/quads"),
+    WORDS.fill("item", "weight/item_table"),
+    WORDS.fill("item", "weight/item_table").fill("access", "weight/quads"),
     HELD,
     HELD.fill("item", "weight/item_table"),
 ];
+
+impl Kind {
+    pub fn module(self, in_table: bool, in_quads: bool) -> Module {
+        match self {
+            Kind::HeldRows => MODULES[4 + usize::from(in_table)],
+            _ => MODULES[2 * usize::from(in_table) + usize::from(in_quads)],
+        }
+    }
+
+    /// Whether it writes w.
+    pub fn is_elementwise(self) -> bool {
+        matches!(self, Kind::HeldRows | Kind::Rescale)
+    }
+
+    /// Whether it reads sums over elements.
+    pub fn sums_up(self) -> bool {
+        matches!(self, Kind::RowSums | Kind::ColumnSums)
+    }
+}
 
 /// What the storage types of an item's tensors, its flags and the place of known norms are in `flags`: `item.wgsl`.
 pub(crate) const OF_V: u32 = 0;
@@ -82,72 +142,11 @@ pub(crate) const WHOLE: u32 = 0x800;
 pub(crate) const KEEPS: u32 = 0x1000;
 pub(crate) const OF_GAIN: u32 = 13;
 pub(crate) const OF_KNOWN: u32 = 16;
+pub(crate) const OF_OUT: u32 = 24;
 
-/// The kernels, in the order of their dispatches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    HeldRows,
-    RowSums,
-    ColumnSums,
-    FinishSums,
-    KnownNorms,
-    Rescale,
-}
-
-/// The operands of the kernels. Binding numbers are those of the shaders.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Operand {
-    V,
-    Dw,
-    /// CENTER: the bias.
-    G,
-    Sums,
-    /// CENTER.
-    Centers,
-    /// What is written for the norms.
-    Out,
-    /// The same, read.
-    Scales,
-    Beside,
-    Known,
-    W,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::HeldRows, Kind::RowSums, Kind::ColumnSums, Kind::FinishSums, Kind::KnownNorms, Kind::Rescale];
-
-    /// For one weight, and for a set.
-    pub fn kernels(self) -> [&'static Kernel; 2] {
-        match self {
-            Kind::HeldRows => [&HELD_ROWS, &TABLE_HELD_ROWS],
-            Kind::RowSums => [&ROW_SUMS, &TABLE_ROW_SUMS],
-            Kind::ColumnSums => [&COLUMN_SUMS, &TABLE_COLUMN_SUMS],
-            Kind::FinishSums => [&FINISH_SUMS, &TABLE_FINISH_SUMS],
-            Kind::KnownNorms => [&KNOWN_NORMS, &TABLE_KNOWN_NORMS],
-            Kind::Rescale => [&RESCALE, &TABLE_RESCALE],
-        }
-    }
-
-    pub fn module(self, in_table: bool, in_quads: bool) -> Module {
-        match self {
-            Kind::HeldRows => MODULES[4 + usize::from(in_table)],
-            _ => MODULES[2 * usize::from(in_table) + usize::from(in_quads)],
-        }
-    }
-
-    /// What its bindings are, but for the table.
-    pub fn operands(self) -> &'static [Operand] {
-        use Operand::{Beside, Centers, Dw, G, Known, Out, Scales, Sums, V, W};
-        match self {
-            Kind::HeldRows => &[V, G, W],
-            Kind::RowSums => &[V, Dw, G, Sums, Out, Beside, Known],
-            Kind::ColumnSums => &[V, Dw, Sums],
-            Kind::FinishSums => &[G, Sums, Out, Beside, Known],
-            Kind::KnownNorms => &[G, Out, Beside, Known],
-            Kind::Rescale => &[V, Dw, G, Centers, Scales, W],
-        }
-    }
+/// `bit` if it is set.
+pub(crate) fn flag(set: bool, bit: u32) -> u32 {
+    if set { bit } else { 0 }
 }
 
 /// `count` of something from `first` on.
@@ -200,6 +199,19 @@ pub(crate) struct Item {
 }
 
 impl Cut {
+    /// With nothing in it.
+    pub fn none(kind: Kind, unit: u64) -> Cut {
+        let (elements, norms, sums) = Default::default();
+        let params = Params::zeroed();
+        Cut { kind, params, lane_bits: 0, run_bits: 0, unit, held: 0, full: false, elements, norms, sums, work: 0 }
+    }
+
+    /// All of it as one item.
+    pub fn whole(&self) -> Item {
+        let elements = Part::new(0, self.elements.count);
+        Item { words: [0; 8], elements, norms: self.norms, sums: self.sums, work: self.work }
+    }
+
     fn turns(&self, count: u64) -> u64 {
         count.div_ceil(THREADS >> self.lane_bits)
     }
@@ -257,12 +269,7 @@ impl Cut {
     }
 }
 
-/// Bytes of the elements that tensors of these types have at one place.
-pub(crate) fn widest(types: &[Option<DType>]) -> u64 {
-    types.iter().flatten().map(|dtype| dtype.size()).max().unwrap_or(4)
-}
-
 /// Elements of a unit where tensors of these types are read and written together: UNIT of `item.wgsl`.
-pub(crate) fn unit_of(types: &[Option<DType>]) -> u64 {
-    if types.iter().flatten().all(|&dtype| dtype == DType::F32) { 4 } else { 8 }
+pub(crate) fn unit_of(dtypes: &[DType]) -> u64 {
+    if dtypes.iter().all(|&dtype| dtype == DType::F32) { 4 } else { 8 }
 }
