@@ -9,6 +9,7 @@ mod bounds;
 mod checkpoint;
 mod cli;
 mod cli_devices;
+mod conv;
 mod errors;
 mod golden;
 mod linear;

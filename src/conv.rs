@@ -1,0 +1,2 @@
+//! Convolutions: what is asked of them.
+pub(crate) mod geometry;
