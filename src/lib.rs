@@ -238,6 +238,7 @@ mod work;
 pub use batch::RunningMean;
 pub use choices::Choices;
 pub use choose::Facts;
+pub use conv::Conv;
 pub use conv::geometry::{ConvGeometry, PadMode, PerAxis};
 pub use error::Error;
 pub use gpu::Gpu;
@@ -270,7 +271,7 @@ pub mod internals {
     pub use crate::choose::{Kind, Traits};
     pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
-    pub use crate::source::{FILES, Import, Module, Shared, imports};
+    pub use crate::source::{FILES, Import, Module, SLOTS, Shared, imports};
     use crate::{Error, Recorder, Tensor, Write};
 
     /// The copy of `source` to `target` that [`Gpu::roof`](crate::Gpu::roof) times, as far as whole workgroups of 8 KiB go.

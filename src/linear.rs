@@ -299,7 +299,7 @@ fn check_linear(
 }
 
 /// The norms alone, where no product makes them.
-fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
+pub(crate) fn write_norms(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, norms: &Tensor) -> Result<(), Error> {
     record_norms(
         ops,
         &Job {

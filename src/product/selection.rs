@@ -15,7 +15,7 @@ pub(crate) struct Problem {
 }
 
 /// How a product is to be computed, as far as that is said: by options, for tests and tuning, or by measured choices.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Selection {
     pub tile: Option<Tile>,
     pub split_length: Option<u32>,

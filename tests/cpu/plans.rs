@@ -53,7 +53,7 @@ impl Launch for Listing<'_> {
         }
         let workgroups = dispatch.workgroups();
         assert!(workgroups.iter().all(|&n| n >= 1 && n <= self.limits.max_compute_workgroups_per_dimension), "{entry}");
-        assert!(dispatch.parameters().len() <= 64, "{entry}");
+        assert!(dispatch.parameters().len() <= 128, "{entry}");
         if VALID.lock().unwrap().insert(dispatch.label()) {
             is_plain(&dispatch.plain_wgsl(), entry, &bindings);
         }

@@ -1,9 +1,8 @@
-//! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
-//! same name without a GPU.
-use weightnorm::{Activation, Axis, DType, Gpu, Gradients, LinearOptions, Tensor, Tile, WeightNorm, cpu};
+//! PyTorch's cases on the GPU, forward and backward; of convolutions forward, their gradients are on the CPU alone.
+use weightnorm::{Activation, Axis, Conv, DType, Gpu, Gradients, LinearOptions, Tensor, Tile, WeightNorm, cpu};
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
-use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
+use crate::common::{conv_terms, dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
 use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -23,6 +22,9 @@ pub fn register(suite: &mut Suite) {
                 let (name, case, copy) = (format!("golden::{name}"), case, Golden::load(&path));
                 suite.test(&name, Needs::Nothing, move |gpu| linear(gpu, &case, Extent::Few));
                 suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| linear(gpu, &copy?, Extent::All));
+            }
+            Ok(case) if case.op == Op::Conv || case.op == Op::ConvTransposed => {
+                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| conv(gpu, &case));
             }
             Ok(_) => {}
         }
@@ -149,6 +151,30 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     gpu.record(&mut encoder).linear_backward_into(&x, weight.norms(&norms), &dy, u, &wanted)?;
     gpu.queue().submit([encoder.finish()]);
     gradients_agree(case, [&dx, &dv, &dg, &dbias])
+}
+
+fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
+    let transposed = case.op == Op::ConvTransposed;
+    let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, &case.tensor("dy")?.data);
+    let bias = case.optional("b");
+    let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
+    let (sums, _) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, None, dy);
+    let expected = &case.tensor("y")?.data;
+    let bound = |i: usize| dot_bound(v.data.len(), sums[i], expected[i], case.dtype);
+    let bias = bias.map(|b| upload(gpu, b)).transpose()?;
+    let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
+    let norms = gpu.zeros(g.shape(), DType::F32)?;
+    let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
+    // The second time with the norms that the first one found.
+    for (weight, found) in [(weight, Some(&norms)), (weight.norms(&norms), None)] {
+        let request = Conv::new(&x, weight).bias(bias.as_ref()).geometry(case.geometry).norms(found).tile(Tile::Medium);
+        let y = if transposed { gpu.conv_transposed(request)? } else { gpu.conv(request)? };
+        named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
+    }
+    let expected = &case.tensor("norm")?.data;
+    let bound = |i: usize| norm_bound(v.len() / g.len().max(1), expected[i]) + case.eps_slack(expected[i]);
+    named("norm", compare(&read(&norms)?, expected, Some(DType::F32), bound))?;
+    Ok(())
 }
 
 fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome {

@@ -15,6 +15,7 @@ mod batch;
 mod cases;
 mod checkpoint;
 mod cli;
+mod conv;
 mod coop;
 mod data;
 mod device;
@@ -261,6 +262,7 @@ fn main() -> ExitCode {
     normalize::register(&mut suite);
     let middle = suite.trials.len();
     linear::register(&mut suite);
+    conv::register(&mut suite);
     gains::register(&mut suite);
     coop::register(&mut suite);
     numbers::register(&mut suite);
