@@ -1,16 +1,19 @@
 //! Convolutions: what is asked of them.
+pub(crate) mod backward;
 pub(crate) mod geometry;
 pub(crate) mod kernels;
+pub(crate) mod layer;
 pub(crate) mod plan;
 pub(crate) mod record;
 
 use crate::product::selection::Selection;
-use crate::{Activation, ConvGeometry, PadMode, PerAxis, Tensor, Tile, Weight};
+use crate::{Activation, Axis, ConvGeometry, PadMode, PerAxis, Tensor, Tile, Weight};
 #[cfg(doc)]
-use crate::{Axis, Error, Gpu, Recorder, WeightNorm};
+use crate::{Error, Gpu, Recorder, WeightNorm};
 
-/// A convolution, weight-normalized or ordinary: the request of [`Gpu::conv`] and [`Recorder::conv`], and of
-/// [`Gpu::conv_transposed`] and [`Recorder::conv_transposed`]. In 1-D or 2-D by the rank of the weight.
+/// A convolution, weight-normalized or ordinary: the request of [`Gpu::conv`] and [`Gpu::conv_transposed`], of
+/// [`Gpu::conv_backward`] and [`Gpu::conv_transposed_backward`], and of the same of a [`Recorder`]. In 1-D or 2-D by the
+/// rank of the weight.
 ///
 /// ```text
 /// conv              y[b, j, u] = act( Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j )
@@ -46,8 +49,8 @@ use crate::{Axis, Error, Gpu, Recorder, WeightNorm};
 /// the norms and one. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
 ///
 /// # Not there yet
-/// Gradients on the GPU (they are in [`cpu`](crate::cpu)), activations of x, residuals. x, v and y each have to fit a
-/// binding. Products are computed from workgroup memory ([`Tile::Large`], `Medium`, `Tall`, `Huge`), which on a CPU is
+/// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
+/// of x, residuals. x, v and y each have to fit a binding. Products are computed from workgroup memory ([`Tile::Large`], `Medium`, `Tall`, `Huge`), which on a CPU is
 /// slower than the lanes of [`Gpu::linear`](crate::Gpu::linear).
 ///
 /// # Errors
@@ -80,6 +83,11 @@ impl<'a> Conv<'a> {
             norms: None,
             selection: Selection::default(),
         }
+    }
+
+    /// Whether the kept axis is one of taps.
+    pub(crate) fn taps_are_kept(&self) -> bool {
+        self.weight.normalized().is_some_and(|weight| matches!(weight.axis, Axis::Kept(2..)))
     }
 
     /// Adds a bias: any storage type, `[out]`.

@@ -11,6 +11,7 @@ override TWO_D: bool = false; // else of height 1
 override PAD_MODE: u32 = PAD_ZERO;
 // Positions are those of a, and taps go back from them: A = c of params_windows.wgsl.
 override BACKWARD: bool = false;
+override TAPS_ARE_ROWS: bool = false; // rows are taps and steps positions: the gradient of a weight
 override DIVIDED: bool = false; // BACKWARD: of the positions of a only those that the stride divides are on c
 
 const PAD_ZERO = 0u;
@@ -41,8 +42,8 @@ var<private> spots_of: array<Spots, 3>; // of the invocation's blocks
 // Of each step of a block a bit for each element that is there, then one for each that is the upper half of a word.
 var<private> marks: array<vec4<u32>, 3>;
 
-fn spots(m: u32) -> Spots {
-    let i = p.row_first + min(m, p.rows - 1u);
+// Of the positions from the i-th on.
+fn spots(i: u32) -> Spots {
     let image = i / rows_of_image();
     let u = min(vec4<u32>(i - image * rows_of_image()) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.positions - 1u));
     var y = vec4<u32>();
@@ -125,11 +126,18 @@ fn mark(w: Window) -> u32 {
 }
 
 fn a_begin(stage: u32, m: u32, dk: u32) {
-    spots_of[stage] = spots(min(m, p.rows - 4u));
+    if !TAPS_ARE_ROWS {
+        spots_of[stage] = spots(p.row_first + min(m, p.rows - 4u));
+    }
 }
 
 fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
-    let k = min(vec4<u32>(k0 + dk) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(k_end - 1u));
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    var k = min(vec4<u32>(k0 + dk) + four, vec4<u32>(k_end - 1u));
+    if TAPS_ARE_ROWS {
+        spots_of[stage] = spots(min(k0 + dk, p.depth - 4u));
+        k = p.row_first + min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u));
+    }
     let s = spots_of[stage];
     let first = window(s, tap(k.x));
     let second = window(s, tap(k.y));
@@ -152,13 +160,18 @@ fn values_of(words: vec4<u32>, marked: u32) -> vec4<f32> {
 
 fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
     let m = marks[stage];
-    return mat4x4<f32>(
+    let steps = mat4x4<f32>(
         values_of(block[0], m.x), values_of(block[1], m.y), values_of(block[2], m.z), values_of(block[3], m.w),
     );
+    if TAPS_ARE_ROWS {
+        return transpose(steps);
+    }
+    return steps;
 }
 
-fn a_element(s: Spots, k: u32) -> f32 {
-    let w = window(s, tap(k));
+fn a_element(m: u32, k: u32) -> f32 {
+    let row = p.row_first + min(m, p.rows - 1u);
+    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), tap(select(k, row, TAPS_ARE_ROWS)));
     return select(0.0, a_at(w.e.x), w.there.x);
 }
 
@@ -166,11 +179,10 @@ fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
     if left == 0u {
         return vec4<f32>();
     }
-    let s = spots(m);
     let last = left - 1u;
     let four = vec4<f32>(
-        a_element(s, k), a_element(s, k + min(1u, last)),
-        a_element(s, k + min(2u, last)), a_element(s, k + min(3u, last)),
+        a_element(m, k), a_element(m, k + min(1u, last)),
+        a_element(m, k + min(2u, last)), a_element(m, k + min(3u, last)),
     );
     return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }

@@ -206,7 +206,7 @@ impl Sides {
         x_shape: &[usize],
         v_shape: &[usize],
     ) -> Result<Sides, Error> {
-        let mut sides = Sides::new(op, geometry, v_shape)?;
+        let mut sides = Sides::of_weight(op, geometry, v_shape)?;
         let expected = |what: String| Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: what };
         check_axes("x", x_shape)?;
         let axes = if sides.rank == 1 { "T" } else { "H, W" };
@@ -250,7 +250,7 @@ impl Sides {
         x_shape: &[usize],
         v_shape: &[usize],
     ) -> Result<Sides, Error> {
-        let mut sides = Sides::new(op, geometry, v_shape)?;
+        let mut sides = Sides::of_weight(op, geometry, v_shape)?;
         let expected = |what: String| Error::Shape { op, arg: "x", got: x_shape.to_vec(), expected: what };
         check_axes("x", x_shape)?;
         let axes = if sides.rank == 1 { "U" } else { "H, W" };
@@ -284,7 +284,7 @@ impl Sides {
     }
 
     /// What follows from the weight alone.
-    fn new(op: &'static str, geometry: &ConvGeometry, v_shape: &[usize]) -> Result<Sides, Error> {
+    pub fn of_weight(op: &'static str, geometry: &ConvGeometry, v_shape: &[usize]) -> Result<Sides, Error> {
         let fail = |expected: &str| {
             Err(Error::Shape { op, arg: "weight", got: v_shape.to_vec(), expected: expected.to_owned() })
         };

@@ -42,7 +42,22 @@ params! {
     }
 }
 
+params! {
+    /// `Params` of `conv/channel_sums.wgsl`.
+    pub(crate) struct ChannelParams {
+        channels: u32,
+        positions: u32,
+        images: u32,
+        dy_first: u32,
+        out_first: u32,
+    }
+}
+
+/// `THREADS` of `conv/channel_sums.wgsl`.
+pub(crate) const CHANNEL_THREADS: u64 = 128;
+
 kernels! {
+    CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams, [0 Read, 1 Write];
     CONV_WHOLE = "product/conv" "conv", None, ConvParams,
         [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write];
     CONV_PARTIAL = "product/conv" "conv_partial", None, ConvParams, [0 Read, 1 Read, 4 Read, 8 Write];
@@ -57,6 +72,8 @@ pub(crate) enum Pass {
     Windows,
     /// a of c: a transposed one.
     Phases,
+    /// The gradient of v.
+    Taps,
 }
 
 /// How v is read: its file, and whether four elements at a time.
@@ -67,16 +84,21 @@ impl Pass {
         let (view, c) = match self {
             Pass::Windows => ("product/view_windows", "product/c_windows"),
             Pass::Phases => ("product/view_phases", "product/c_phases"),
+            Pass::Taps => ("product/view_taps", "product/c_taps"),
         };
         let module = Module::new("product/conv").fill("view", view).fill("c", c).fill("b", read).fill("result", result);
         module.fill("params", "product/params_windows")
     }
 }
 
+/// The module of [`CHANNEL_SUMS`].
+pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
+
 /// Every module.
 pub(crate) fn modules() -> Vec<Module> {
     let windows = READS.into_iter().flat_map(|read| RESULTS.map(|result| Pass::Windows.module(read, result)));
-    // Quads of a transposed result lie apart, and so do those of its weight.
-    let phases = RESULTS[..2].iter().map(|result| Pass::Phases.module(READS[0], result));
-    windows.chain(phases).collect()
+    // Elsewhere neighbours of the product lie apart.
+    let others = [Pass::Phases, Pass::Taps].into_iter();
+    let others = others.flat_map(|pass| RESULTS[..2].iter().map(move |result| pass.module(READS[0], result)));
+    [CHANNEL_MODULE].into_iter().chain(windows).chain(others).collect()
 }

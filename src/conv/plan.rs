@@ -3,6 +3,7 @@ use super::geometry::{PadMode, Sides};
 use super::kernels::{ConvParams, Pass};
 use crate::choose::Traits;
 use crate::kernel::Constants;
+use crate::product::shape::BK;
 use crate::product::tile::{Family, Tile};
 use crate::{Axis, Error, Tensor};
 use bytemuck::Zeroable;
@@ -92,6 +93,13 @@ impl Product {
         })
     }
 
+    /// The gradient of v.
+    pub fn taps(sides: &Sides) -> Result<Product, Error> {
+        let windows = Product::windows(sides)?;
+        let rows = sides.channels as u64 * area(sides.kernel);
+        Ok(Product { pass: Pass::Taps, rows, depth: windows.rows, ..windows })
+    }
+
     fn new(
         pass: Pass,
         sides: &Sides,
@@ -158,6 +166,7 @@ impl Product {
             ("TWO_D", self.two.into()),
             ("PAD_MODE", self.pad_mode as u32),
             ("BACKWARD", (self.pass == Pass::Phases).into()),
+            ("TAPS_ARE_ROWS", (self.pass == Pass::Taps).into()),
             ("DIVIDED", self.divided.into()),
             ("PHASED", (self.pass == Pass::Phases).into()),
             ("SCALE_BY_GROUP", (self.pass == Pass::Phases && axis == Some(Axis::Kept(0))).into()),
@@ -179,6 +188,22 @@ impl Product {
         }
     }
 }
+
+impl Product {
+    /// The length of the pieces of sums over positions, where whole ones would keep few workgroups busy.
+    pub fn pieces(&self, traits: Traits, tile: Tile) -> Option<u32> {
+        let groups = self.groups * tile.grid(traits, true, self.rows, self.columns).0;
+        let wanted = (traits.enough_groups() / groups.max(1)).min(self.depth / LEAST_PIECE);
+        if self.pass != Pass::Taps || !traits.is_gpu() || wanted < 2 {
+            return None;
+        }
+        let length = self.depth.div_ceil(wanted).next_multiple_of(BK);
+        (length <= tile.longest(traits)).then_some(length as u32)
+    }
+}
+
+/// Steps of k that are worth a second dispatch.
+const LEAST_PIECE: u64 = 512;
 
 /// A tile that convolutions have.
 pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>) -> Result<(), Error> {

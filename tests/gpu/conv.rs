@@ -1,9 +1,9 @@
 //! conv and conv_transposed: geometries, axes, storage types, tiles, against the CPU reference.
-use weightnorm::{
-    Activation, Axis, Conv, ConvGeometry, DType, Eps, Error, Gpu, PadMode, Tensor, Tile, WeightNorm, cpu,
-};
+use weightnorm::{Activation, Axis, Conv, ConvGeometry, DType, Eps, Error, Gpu, Gradients, PadMode, Tensor, Tile};
+use weightnorm::{WeightNorm, Write, cpu};
 
-use crate::common::{abs, activated_bound, compare, dot_bound, norm_bound};
+use crate::common::{abs, activated_bound, compare, conv_terms, norm_bound};
+use crate::common::{dg_bound, dot_bound, dv_bound, dx_bound, sum_bound};
 use crate::data::{
     DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random, upload,
 };
@@ -19,6 +19,8 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_axes", axes);
     suite.sampled("conv_dtypes", dtypes);
     suite.sampled("conv_tiles_and_splits", tiles_and_splits);
+    suite.sampled("conv_backward", backward);
+    suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
     suite.test("conv_ends", Needs::Nothing, ends);
     suite.test("conv_numbers", Needs::Nothing, numbers);
     suite.test("conv_with_one_tap_is_linear", Needs::Nothing, one_tap_is_linear);
@@ -190,6 +192,82 @@ impl Case {
         compare(got, &expected, Some(self.dtypes[2]), bound).map(drop)
     }
 
+    /// Gradients into outputs between guards; with `add` onto ones, but for dx.
+    fn check_backward(&self, gpu: &Gpu, add: bool) -> Outcome {
+        let (dtype, y_shape) = (self.dtypes[2], self.y_shape());
+        let (x64, v64, g64) = (self.x(), self.v(), self.g());
+        let dy64 = self.numbers(5, y_shape.iter().product(), dtype);
+        let x = upload(gpu, &x64, &self.x_shape, self.dtypes[0], 1)?;
+        let v = upload(gpu, &v64, &self.v_shape, self.dtypes[1], 2)?;
+        let dy = upload(gpu, &dy64, &y_shape, dtype, 3)?;
+        let vector = |values: Option<Vec<f64>>| -> Result<Option<Tensor>, Error> {
+            values.map(|values| upload(gpu, &values, &[values.len()], DType::F32, 4)).transpose()
+        };
+        let (g, known) = (vector(g64.clone())?, vector(self.norms().filter(|_| self.known))?);
+        let output = |shape: &[usize], dtype, ones: bool| match ones {
+            true => Guarded::holding(gpu, &vec![1.0; shape.iter().product()], shape, dtype, 4),
+            false => Guarded::poisoned(gpu, shape, dtype, 12),
+        };
+        let has_dx = self.geometry.pad_mode == PadMode::Zero;
+        let dx = output(&self.x_shape, self.dtypes[0], false)?;
+        let dv = output(&self.v_shape, self.dtypes[1], add)?;
+        let dbias = output(&y_shape[1..2], DType::F32, add)?;
+        let dg = self.axis.map(|axis| output(&[norm_count(&self.v_shape, axis)], DType::F32, add)).transpose()?;
+        let mut wanted = Gradients::default().dv(&dv.tensor).dbias(&dbias.tensor);
+        (wanted.dx, wanted.dg) = (has_dx.then_some(&dx.tensor), dg.as_ref().map(|dg| &dg.tensor));
+        (wanted.tile, wanted.write) = (self.tile, if add { Write::Add } else { Write::Replace });
+        let request = match self.axis {
+            None => Conv::new(&x, &v),
+            Some(axis) => {
+                let unit = WeightNorm::unit(&v);
+                let weight = g.as_ref().map_or(unit, |g| WeightNorm::new(&v, g)).axis(axis).eps(self.eps);
+                Conv::new(&x, known.as_ref().map_or(weight, |known| weight.norms(known)))
+            }
+        };
+        let request = request.geometry(self.geometry);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut ops = gpu.record(&mut encoder);
+        if self.transposed {
+            ops.conv_transposed_backward(request, &dy, &wanted)?;
+        } else {
+            ops.conv_backward(request, &dy, &wanted)?;
+        }
+        drop(ops);
+        gpu.queue().submit([encoder.finish()]);
+
+        let weight = match self.axis {
+            None => cpu::Weight::Plain(&v64),
+            Some(axis) => cpu::Weight::Normalized { v: &v64, g: g64.as_deref(), axis, eps: self.eps },
+        };
+        let backward = if self.transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
+        let expected = backward(&x64, &self.x_shape, weight, &self.v_shape, &dy64, &self.geometry)?;
+        let operands = (&x64[..], &self.x_shape[..]);
+        let (_, terms) = conv_terms(self.transposed, &self.geometry, operands, weight, &self.v_shape, None, &dy64);
+        let exact = self.integers && self.axis.is_none();
+        let norm_chain = self.axis.map_or(1, |axis| norm_length(&self.v_shape, axis));
+        let chain = v64.len() + dy64.len();
+        let named = |name: &str, got: &Guarded, expected: &[f64], added: bool, bound: &dyn Fn(usize, f64) -> f64| {
+            let before = if added { 1.0 } else { 0.0 };
+            let expected: Vec<f64> = expected.iter().map(|e| e + before).collect();
+            let slack = |i: usize| if exact { 0.0 } else { bound(i, expected[i].abs() + before) };
+            let values = got.read().map_err(|e| format!("{name}: {e}"))?;
+            compare(&values, &expected, Some(got.tensor.dtype()), slack).map_err(|e| format!("{name}: {e}"))
+        };
+        if has_dx {
+            let bound = |i: usize, e: f64| dx_bound(norm_chain, chain, terms.dx[i], e, self.dtypes[0]);
+            named("dx", &dx, &expected.dx, false, &bound)?;
+        }
+        let bound = |i: usize, e: f64| dv_bound(norm_chain, chain, terms.dv[i], e, self.dtypes[1]);
+        named("dv", &dv, &expected.dv, add, &bound)?;
+        let bound = |i: usize, e: f64| sum_bound(chain, terms.dbias[i], e, DType::F32);
+        named("dbias", &dbias, &expected.dbias, add, &bound)?;
+        if let (Some(dg), Some(expected), Some(terms)) = (&dg, &expected.dg, &terms.dg) {
+            let bound = |i: usize, e: f64| dg_bound(norm_chain, chain, terms[i], e);
+            named("dg", dg, expected, add, &bound)?;
+        }
+        Ok(())
+    }
+
     fn check(&self, gpu: &Gpu) -> Outcome {
         let judged = self.run(gpu).and_then(|(y, ..)| Ok(self.judge(&y)?));
         judged.map_err(|e| format!("{self:?}: {}", e.message().unwrap_or_default()).into())
@@ -311,6 +389,57 @@ fn dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
         Case { dtypes, ..Case::new(&[3, 18, 45], &[34, 18, 3], plain().padding(2).dilation(2)) }.check(gpu)?;
         Case { dtypes, ..Case::new(&[3, 8, 12], &[6, 8, 3], plain().padding(1)) }.check(gpu)?;
         Case { dtypes, ..Case::new(&[3, 7, 11], &[7, 5, 3], plain().stride(2).padding(1)).transposed() }.check(gpu)
+    })
+}
+
+/// The layers whose gradients are looked at.
+fn layers() -> Vec<Case> {
+    let reflected = plain().padding((2, 3)).pad_mode(PadMode::Reflect);
+    vec![
+        Case::exact(&[1, 1, 1], &[1, 1, 1], plain()),
+        Case::exact(&[3, 4, 11], &[5, 4, 3], plain().padding((2, 0))),
+        Case::exact(&[2, 8, 41], &[12, 4, 3], plain().stride(2).dilation(2).padding(2).groups(2)),
+        Case::exact(&[3, 20, 29], &[20, 1, 7], plain().padding(3).groups(20)),
+        Case::exact(&[2, 3, 31], &[6, 3, 2], plain().stride(5)),
+        Case::exact(&[2, 3, 700], &[40, 3, 5], plain().padding(2)),
+        Case::exact(&[2, 6, 9], &[4, 6, 4], reflected),
+        Case::exact(&[2, 3, 9, 8], &[4, 3, 3, 2], plain().stride([2, 1]).padding([(1, 0), (1, 1)])),
+        Case::exact(&[2, 6, 17], &[6, 4, 5], plain().stride(3).padding(1).output_padding(2)).transposed(),
+        Case::exact(&[1, 12, 23], &[12, 3, 4], plain().stride(2).padding(1).groups(3)).transposed(),
+        Case::exact(&[2, 5, 16], &[5, 6, 3], plain().stride(3).dilation(2).padding(1)).transposed(),
+        Case::exact(&[2, 8, 7, 6], &[8, 5, 4, 4], plain().stride(2).padding(1)).transposed(),
+    ]
+}
+
+/// Gradients of ordinary weights with integers, exactly; of normalized ones within their bounds.
+fn backward(gpu: &Gpu, extent: Extent) -> Outcome {
+    all(layers(), |case| {
+        case.check_backward(gpu, false)?;
+        if extent == Extent::All {
+            let axes = (0..case.v_shape.len()).map(Axis::Kept).chain([Axis::Whole]);
+            all(axes, |&axis| {
+                let normalized = Case { axis: Some(axis), integers: false, ..case.clone() };
+                normalized.check_backward(gpu, false)?;
+                Case { known: true, gain: false, ..normalized.clone() }.check_backward(gpu, false)?;
+                Case { dtypes: [DType::F16, DType::Bf16, DType::F32], ..normalized }.check_backward(gpu, false)
+            })?;
+            Case { tile: None, ..case.clone() }.check_backward(gpu, false)?;
+        }
+        Ok(())
+    })?;
+    all([Axis::Kept(0), Axis::Kept(1), Axis::Whole], |&axis| {
+        let of = |case: Case| Case { axis: Some(axis), integers: false, ..case };
+        of(Case::exact(&[2, 8, 41], &[12, 4, 3], plain().padding(2).groups(2))).check_backward(gpu, false)?;
+        of(Case::exact(&[1, 12, 23], &[12, 3, 4], plain().stride(2).groups(3)).transposed()).check_backward(gpu, false)
+    })
+}
+
+fn backward_adds(gpu: &Gpu) -> Outcome {
+    let forward = Case::exact(&[2, 8, 41], &[12, 4, 3], plain().padding(2).groups(2));
+    let back = Case::exact(&[2, 6, 17], &[6, 4, 5], plain().stride(3)).transposed();
+    all([forward, back], |case| {
+        case.check_backward(gpu, true)?;
+        Case { axis: OUT, integers: false, ..case.clone() }.check_backward(gpu, true)
     })
 }
 
@@ -451,6 +580,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
     let x = gpu.upload(&[0.5f32; 36], &[1, 4, 9])?;
     let v = gpu.upload(&[0.5f32; 72], &[6, 4, 3])?;
     let g = gpu.upload(&[0.5f32; 4], &[4])?;
+    let (y, padded) = (gpu.zeros(&[1, 6, 7], DType::F32)?, gpu.zeros(&[1, 6, 9], DType::F32)?);
     let conv = |conv: Conv<'_>| gpu.conv(conv).map(drop);
     let errors = [
         conv(Conv::new(&x, &v).groups(5)),
@@ -461,6 +591,9 @@ fn rejects(gpu: &Gpu) -> Outcome {
         conv(Conv::new(&x, &v).norms(&g)),
         conv(Conv::new(&x, &v).stride(1 << 20).padding(1 << 20)),
         gpu.conv_transposed(Conv::new(&x, &v)).map(drop),
+        gpu.conv_backward(Conv::new(&x, &v).activation(Activation::Relu), &y).map(drop),
+        gpu.conv_backward(Conv::new(&x, &v).padding(1).pad_mode(PadMode::Reflect), &padded).map(drop),
+        gpu.conv_backward(Conv::new(&x, &v), &padded).map(drop),
         into_itself(gpu, &x, &v),
     ];
     for (i, result) in errors.into_iter().enumerate() {
@@ -472,7 +605,20 @@ fn rejects(gpu: &Gpu) -> Outcome {
             Err(Error::Alias { .. }) => "alias",
             Err(other) => return Err(format!("{i}: {other}").into()),
         };
-        let expected = ["shape", "shape", "shape", "shape", "variant", "shape", "too large", "shape", "alias"][i];
+        let expected = [
+            "shape",
+            "shape",
+            "shape",
+            "shape",
+            "variant",
+            "shape",
+            "too large",
+            "shape",
+            "variant",
+            "variant",
+            "shape",
+            "alias",
+        ][i];
         if kind != expected {
             return Err(format!("{i}: {kind}, expected {expected}").into());
         }
