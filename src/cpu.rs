@@ -26,6 +26,7 @@
 //! [`LimitError::TensorTooLarge`] past 2³² − 1 elements.
 mod backward;
 mod batch;
+mod conv;
 mod optimizer;
 
 use crate::contract::{Layout, norms_shape};
@@ -36,6 +37,7 @@ pub use batch::{
     data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
     update_running_mean,
 };
+pub use conv::{conv, conv_backward, conv_transposed, conv_transposed_backward};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 
 /// The elements of a slice in any storage type, as f64. Exact.

@@ -124,14 +124,14 @@ impl Gpu {
     /// Takes the caller's device and queue. Installs no handlers on them: see [`Gpu::mark_lost`].
     ///
     /// The device needs no optional feature, but is slower without those of [`Gpu::wanted`]: [`Gpu::report`] says what
-    /// it lacks. With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64 a dispatch needs no buffer for
-    /// its parameters; with [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
+    /// it lacks. With [`wgpu::Features::IMMEDIATES`] and a `max_immediate_size` of 64, 128 for convolutions, a dispatch
+    /// needs no buffer for its parameters; with [`wgpu::Features::TIMESTAMP_QUERY`] profiles have times of the device.
     ///
     /// Any number of handles may be made of one device: they are one device, whose tensors mix.
     ///
     /// # Errors
     /// [`DeviceError::Unsupported`] if the device has less than 8 storage buffers in a stage, 16 KiB of workgroup
-    /// memory, 128 invocations in a workgroup and, without immediates, a uniform buffer of 64 bytes (WebGPU's default
+    /// memory, 128 invocations in a workgroup and, without immediates, a uniform buffer of 128 bytes (WebGPU's default
     /// limits for compute shaders have all that); or if it has no pipeline caches, and the options bring one.
     /// [`ArgumentError::OtherGpu`] for a queue or a pipeline cache of another device (in a browser at the first
     /// submission). [`ArgumentError::Variant`] for a tuning table that the device cannot run.
@@ -306,9 +306,17 @@ impl Gpu {
         self.inner.parameters
     }
 
+    /// How a kernel gets its parameters: as all do, unless it has more of them than the device takes as immediates.
+    pub(crate) fn parameters_of(&self, kernel: &kernel::Kernel) -> ParameterPassing {
+        let bytes = kernel.param_bytes();
+        let fits = bytes <= kernel::LEAST_IMMEDIATES || bytes <= self.device().limits().max_immediate_size;
+        if self.immediates() && !fits { ParameterPassing::Uniform } else { self.parameters() }
+    }
+
     /// The pipeline of a kernel in a variant.
     pub(crate) fn pipeline(&self, variant: &Variant<'_>) -> Result<Arc<kernel::Pipeline>, Error> {
-        let build = Build { device: self.device(), scopes: &self.inner.scopes, parameters: self.inner.parameters };
+        let parameters = self.parameters_of(variant.kernel);
+        let build = Build { device: self.device(), scopes: &self.inner.scopes, parameters };
         self.inner.pipelines.get(&build, variant)
     }
 

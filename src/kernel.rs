@@ -32,6 +32,13 @@ pub struct Kernel {
     pub params: &'static [Field],
 }
 
+impl Kernel {
+    /// Bytes of its parameters.
+    pub(crate) fn param_bytes(&self) -> u32 {
+        self.params.last().map_or(0, |field| field.offset as u32 + 4)
+    }
+}
+
 /// A field of the parameters of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[doc(hidden)]
@@ -206,7 +213,7 @@ fn build(
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(&label),
         bind_group_layouts: &[Some(&layout)],
-        immediate_size: if immediates { MAX_PARAMS } else { 0 },
+        immediate_size: if immediates { kernel.param_bytes().next_multiple_of(4) } else { 0 },
     });
     let constants: Vec<_> = constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -225,8 +232,12 @@ fn build(
     Pipeline { pipeline, layout, label }
 }
 
-/// Bytes of parameters that a dispatch may have: what wgpu's WebGPU feature grants at least.
-pub(crate) const MAX_PARAMS: u32 = 64;
+/// Bytes of parameters that a dispatch may have: what Vulkan, Metal and DX12 grant as immediates.
+pub(crate) const MAX_PARAMS: u32 = 128;
+
+/// Bytes of immediates that a device with them grants at least, as in WebGPU. Kernels with more of parameters take them
+/// from a uniform buffer where a device grants no more.
+pub(crate) const LEAST_IMMEDIATES: u32 = 64;
 
 /// The uniform buffer's binding number, for a bind group entry.
 pub(crate) fn uniform_entry(buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {

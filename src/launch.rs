@@ -133,7 +133,7 @@ impl Planned<'_> {
         })
     }
 
-    /// The bytes of the parameters, 64 at most.
+    /// The bytes of the parameters, 128 at most.
     pub fn parameters(&self) -> &[u8] {
         self.parameters
     }

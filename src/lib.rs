@@ -210,6 +210,7 @@ mod binding;
 mod choose;
 mod commands;
 mod contract;
+mod conv;
 mod cost;
 pub mod cpu;
 mod device_report;
@@ -243,6 +244,8 @@ mod windows;
 pub use batch::{DataDependentInit, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward};
 pub use choose::Facts;
 pub use contract::{Layout, norms_shape};
+pub use conv::Conv;
+pub use conv::geometry::{ConvGeometry, PadMode, PerAxis};
 pub use cost::{Cost, Roofline};
 pub use device_report::DeviceReport;
 pub use error::{ArgumentError, DeviceError, Error, LimitError, ParseError};
@@ -278,7 +281,7 @@ pub mod internals {
     pub use crate::choose::{Kind, Traits};
     pub use crate::kernel::{Access, Field, Kernel};
     pub use crate::registry::{kernels, modules};
-    pub use crate::source::{FILES, Import, Module, Shared, imports};
+    pub use crate::source::{FILES, Import, Module, SLOTS, Shared, imports};
     use crate::{Error, Gpu, Recorder, Tensor, Tile};
 
     /// The longest sum that a tile forms in one piece, in steps of k.

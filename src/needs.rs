@@ -37,7 +37,7 @@ const USEFUL: wgpu::Features = wgpu::Features::IMMEDIATES
 /// How a dispatch gets its parameters: `Auto` is immediates, since the device has them.
 pub(crate) fn parameters(device: &wgpu::Device, asked: ParameterPassing) -> ParameterPassing {
     let immediates = device.features().contains(wgpu::Features::IMMEDIATES)
-        && device.limits().max_immediate_size >= kernel::MAX_PARAMS;
+        && device.limits().max_immediate_size >= kernel::LEAST_IMMEDIATES;
     if asked == ParameterPassing::Auto && !immediates { ParameterPassing::Uniform } else { asked }
 }
 
@@ -79,8 +79,8 @@ pub(crate) fn check(device: &wgpu::Device, options: &Options) -> Result<(), Erro
     match options.parameter_passing {
         asked if parameters(device, asked) == ParameterPassing::Auto || fit => {}
         ParameterPassing::Auto => {
-            let size = kernel::MAX_PARAMS;
-            let what = format!("room for parameters: {size} bytes of immediates, or a uniform buffer of {size}");
+            let (least, size) = (kernel::LEAST_IMMEDIATES, kernel::MAX_PARAMS);
+            let what = format!("room for parameters: {least} bytes of immediates, or a uniform buffer of {size}");
             return unsupported(what);
         }
         _ => return unsupported(format!("uniform buffers of {} bytes, which the options ask for", kernel::MAX_PARAMS)),
@@ -126,8 +126,8 @@ pub(crate) fn lacks(device: &wgpu::Device) -> Vec<String> {
             lines.push(format!("{name} of {can}, it has {has}: {cost}"));
         }
     }
-    if has.contains(wgpu::Features::IMMEDIATES) && has_limits.max_immediate_size < kernel::MAX_PARAMS {
-        lines.push(format!("max_immediate_size of {}: {UNIFORM}", kernel::MAX_PARAMS));
+    if has.contains(wgpu::Features::IMMEDIATES) && has_limits.max_immediate_size < kernel::LEAST_IMMEDIATES {
+        lines.push(format!("max_immediate_size of {}: {UNIFORM}", kernel::LEAST_IMMEDIATES));
     }
     lines
 }

@@ -12,7 +12,7 @@ use crate::memory::{Memory, Scratch};
 use crate::product::selection::{Problem, Selection};
 use crate::profile::session::Session;
 use crate::source::Module;
-use crate::{Cost, DeviceError, Error, Gpu};
+use crate::{Cost, DeviceError, Error, Gpu, ParameterPassing};
 
 /// Records operators into a compute pass. Nothing is submitted and nothing is waited for.
 ///
@@ -188,7 +188,7 @@ impl Pass<'_, '_> {
     fn launch(&mut self, gpu: &Gpu, planned: &Planned<'_>) -> Result<(), Error> {
         let &Planned { kernel, module, constants, parameters, workgroups: [x, y, z], work, .. } = planned;
         let pipeline = gpu.pipeline(&Variant { kernel, module, shared: planned.shared(), constants })?;
-        let immediates = gpu.immediates();
+        let immediates = gpu.parameters_of(kernel) == ParameterPassing::Auto;
         let bind_group = gpu.scoped("a bind group", 0, || {
             let uniform = if immediates { Ok(None) } else { uniform_buffer(gpu, parameters).map(Some) };
             uniform.map(|uniform| {

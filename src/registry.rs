@@ -1,7 +1,7 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{batch, linear, optimizer, product, profile, weight};
+use crate::{batch, conv, linear, optimizer, product, profile, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
@@ -10,6 +10,7 @@ pub fn modules() -> Vec<Module> {
     all.extend(batch::statistics::MODULES);
     all.extend(optimizer::step::MODULES);
     all.extend(product::variant::modules());
+    all.extend(conv::kernels::modules());
     all
 }
 
@@ -18,6 +19,7 @@ pub fn kernels() -> Vec<&'static Kernel> {
     [
         weight::item::KERNELS,
         linear::epilogue::KERNELS,
+        conv::kernels::KERNELS,
         linear::backward::epilogue::KERNELS,
         batch::statistics::KERNELS,
         optimizer::step::KERNELS,

@@ -12,12 +12,15 @@ pub struct Module {
     /// The file with the entry points.
     pub file: &'static str,
     /// Slots and the files that fill them; those that are not here have their default.
-    pub slots: [Slot; 5],
+    pub slots: [Slot; SLOTS],
 }
 
 /// A slot and a file. ("", "") is none.
 type Slot = (&'static str, &'static str);
 const NO_SLOT: Slot = ("", "");
+/// The most that a module fills.
+#[doc(hidden)]
+pub const SLOTS: usize = 7;
 
 /// The read bindings whose buffers a dispatch writes elsewhere. Their access is `read_write`, since wgpu and WebGPU
 /// allow no other of a buffer that is written. A bit for each binding.
@@ -74,14 +77,15 @@ macro_rules! files {
 
 files! {
     "numbers/storage" "numbers/wide" "numbers/norm" "numbers/lanes"
-    "product/a_scalar" "product/a_quad" "product/a_pair" "product/b_scalar" "product/b_quad" "product/b_pair" "product/scale_pairs" "product/scale_factors" "product/shape" "product/exact" "product/shared_norms"
+    "product/a_scalar" "product/a_quad" "product/a_pair" "product/b_scalar" "product/b_quad" "product/b_pair" "product/scale_pairs" "product/scale_factors" "product/params" "product/params_windows" "product/block" "product/a_matrix" "product/b_matrix" "product/view_matrix" "product/a_windows" "product/b_weights" "product/view_windows" "product/view_phases" "product/b_channels" "product/view_taps" "product/shape" "product/exact" "product/shared_norms"
     "product/tile" "product/stream" "product/subgroup" "product/cooperative" "product/matrix8" "product/matrix16"
     "product/result_beside" "product/result_scalar" "product/result_packed" "product/result_vec4"
-    "product/split" "product/activation" "product/linear" "product/gradient"
+    "product/c_matrix" "product/c_windows" "product/c_phases" "product/c_taps" "product/split" "product/activation" "product/forward" "product/linear" "product/conv" "product/gradient"
     "weight/item" "weight/item_one" "weight/item_table" "weight/words" "weight/quads" "weight/elements" "weight/sums"
     "weight/again" "weight/row_sums" "weight/column_sums" "weight/finish_sums" "weight/rescale" "weight/held_rows" "weight/all"
     "batch/statistics" "batch/words" "batch/quads"
     "optimizer/steps" "optimizer/words" "optimizer/quads"
+    "conv/channel_sums"
     "probe"
 }
 
@@ -92,7 +96,7 @@ fn file(name: &str) -> &'static str {
 
 impl Module {
     pub(crate) const fn new(file: &'static str) -> Module {
-        Module { file, slots: [NO_SLOT; 5] }
+        Module { file, slots: [NO_SLOT; SLOTS] }
     }
 
     pub(crate) const fn fill(mut self, slot: &'static str, file: &'static str) -> Module {

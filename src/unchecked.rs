@@ -22,7 +22,8 @@ pub(crate) fn shader_module(
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !["product/linear", "product/gradient", "weight/held_rows"].contains(&module.file),
+        bounds_checks: !["product/linear", "product/conv", "product/gradient", "weight/held_rows"]
+            .contains(&module.file),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };
@@ -32,7 +33,8 @@ pub(crate) fn shader_module(
     // the bounds of an invocation add up to at most `windows::MAX_ITERATIONS`. Without `bounds_checks` an index past
     // the end of a buffer or an array is: in the products every index into a buffer is that of a row, column and step
     // that `left_of`, a comparison or a clamp found to be there, the host binds what the rows, columns and steps of the
-    // parameters take up, and the indices into arrays follow from constants. In `held_rows` an item is one of `count`,
+    // parameters take up (of convolutions all tensors whole, and a window or a weight is read at the first element where a
+    // comparison found it not to be there), and the indices into arrays follow from constants. In `held_rows` an item is one of `count`,
     // from the parameters or from a table that the host alone writes and binds that many items of; an invocation has
     // quads of a row below the item's `count`, none past its end (`first + k * run` with k below its own `count`, or
     // the row's first one), and the host binds all rows of all items, and g for them.

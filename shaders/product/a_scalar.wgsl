@@ -38,8 +38,13 @@ fn a_four(e: u32, left: u32) -> vec4<f32> {
     return select(vec4<f32>(), a_values(a_raw(e, left)), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
 
+// The word that holds element e.
+fn a_word(e: u32) -> u32 {
+    return a_words[word_holding(e, A_DTYPE)];
+}
+
 fn a_at(e: u32) -> f32 {
-    return unpack(a_words[select(e >> 1u, e, A_DTYPE == F32)], e, A_DTYPE);
+    return unpack(a_word(e), e, A_DTYPE);
 }
 
 // Four packed elements from e on as they are stored, of which `left` are there, at least one.

@@ -38,8 +38,13 @@ fn b_four(e: u32, left: u32) -> vec4<f32> {
     return select(vec4<f32>(), b_values(b_raw(e, left)), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
 
+// The word that holds element e.
+fn b_word(e: u32) -> u32 {
+    return b_words[word_holding(e, B_DTYPE)];
+}
+
 fn b_at(e: u32) -> f32 {
-    return unpack(b_words[select(e >> 1u, e, B_DTYPE == F32)], e, B_DTYPE);
+    return unpack(b_word(e), e, B_DTYPE);
 }
 
 // Four packed elements from e on as they are stored, of which `left` are there, at least one.

@@ -12,7 +12,7 @@
 // has twice the lanes of the device's smallest multiplies the two parts beside each other; one of four times as many
 // those below, in a second pass.
 //
-// BK steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
+// STEPS steps of k are staged in workgroup memory at a time, as they are stored. C goes through workgroup memory too, a
 // matrix of each part at a time, so that each invocation gets its own elements: nobody but the device knows which lane
 // holds what. The ends are those of every other family then.
 //
@@ -22,16 +22,16 @@
 
 override LEAST_LANES: u32 = 32u; // of the smallest subgroup that the device may take; THREADS = 4 LEAST_LANES
 
-const BK = 2u * SIDE;
-const BK4 = BK / 4u;
+const STEPS = 2u * SIDE;
+const STEPS4 = STEPS / 4u;
 const PART = 2u * SIDE; // rows and columns of a part
 
 // Elements from a row of what is staged to the next, whole vectors: not a multiple of the number of banks.
-const STRIDE = BK + 8u;
+const STRIDE = STEPS + 8u;
 override A_STAGED: u32 = STRIDE * BM;
 override B_STAGED: u32 = STRIDE * BN;
-override A_STAGES: u32 = BM * BK4 / THREADS; // 1 to 16: the host keeps LEAST_LANES such that there is no rest
-override B_STAGES: u32 = BN * BK4 / THREADS;
+override A_STAGES: u32 = BM * STEPS4 / THREADS; // 1 to 16: the host keeps LEAST_LANES such that there is no rest
+override B_STAGES: u32 = BN * STEPS4 / THREADS;
 const C_STAGED = 4u * SIDE * SIDE;
 override SIDE_ROWS: u32 = min(TM, SIDE); // rows of an invocation within one matrix
 
@@ -60,7 +60,7 @@ fn own_norms(t: u32) -> u32 {
 // Where quad i of a matrix with so many `rows` in the tile is staged, (row, step of k).
 fn spot(i: u32, rows: u32, along_k: bool) -> vec2<u32> {
     let across = vec2<u32>(i % (rows / 4u) * 4u, i / (rows / 4u));
-    return select(across, vec2<u32>(i / BK4, i % BK4 * 4u), along_k);
+    return select(across, vec2<u32>(i / STEPS4, i % STEPS4 * 4u), along_k);
 }
 
 // How many elements there are of the quad at (row, step of k), none past the last row and step.
@@ -73,7 +73,7 @@ fn quad_within(at: vec2<u32>, rows: u32, k_end: u32, along_k: bool) -> vec2<u32>
     return min(at, vec2<u32>(rows, k_end) - select(vec2<u32>(WHOLE, 1u), vec2<u32>(1u, WHOLE), along_k));
 }
 
-// Reads BK steps of k from k0 on, which are there. Without branches, so that the reads do not wait for each other.
+// Reads STEPS steps of k from k0 on, which are there. Without branches, so that the reads do not wait for each other.
 fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
     for (var stage = 0u; stage < A_STAGES; stage += 1u) {
         let at = vec2<u32>(row0, k0) + spot(stage * THREADS + t, BM, A_ALONG_K);
@@ -174,14 +174,14 @@ fn multiply(part: u32, number: u32, row0: u32, column0: u32, k_first: u32, k_end
     if k_first < k_end {
         fetch(row0, column0, k_first, k_end, t);
     }
-    for (var k0 = k_first; k0 < k_end; k0 += BK) { // split_length / BK iterations
+    for (var k0 = k_first; k0 < k_end; k0 += STEPS) { // split_length / STEPS iterations
         stage_fetched(row0, column0, k0, k_end, t);
         workgroupBarrier();
         // The next ones are on their way meanwhile.
-        if k0 + BK < k_end {
-            fetch(row0, column0, k0 + BK, k_end, t);
+        if k0 + STEPS < k_end {
+            fetch(row0, column0, k0 + STEPS, k_end, t);
         }
-        for (var k = 0u; k < BK; k += SIDE) { // 2 iterations
+        for (var k = 0u; k < STEPS; k += SIDE) { // 2 iterations
             let a0 = fragment_a(m, k);
             let a1 = fragment_a(m + SIDE, k);
             let b0 = fragment_b(n, k);
@@ -246,8 +246,8 @@ fn add_up_squares(t: u32) {
     workgroupBarrier();
     for (var c = t; c < BN; c += THREADS) { // at most 2 iterations
         var s = 0.0;
-        for (var i = 0u; i < BK4; i += 1u) { // at most 8 iterations
-            s += staged_cs[c * BK4 + i];
+        for (var i = 0u; i < STEPS4; i += 1u) { // at most 8 iterations
+            s += staged_cs[c * STEPS4 + i];
         }
         column_squares[c] = s;
     }

@@ -1,36 +1,15 @@
 // What every matrix product shares: C[m,n] = sum_k A[m,k] * B[n,k], its parameters, its tiles, and where elements lie.
-// slot a = product/a_scalar
-// slot b = product/b_scalar
+// slot params = product/params
+// slot view = product/view_matrix
 // slot scale = product/scale_pairs
 //
-// A is stored with k along its rows, (m, a_stride) or, with A_ALONG_K = false, (k, a_stride); B likewise. The entry
-// points, in linear.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
+// The view says where an element of A and of B lies: view_matrix.wgsl, of two matrices. The entry points, in
+// linear.wgsl, conv.wgsl and gradient.wgsl, say what A and B are and what becomes of C.
 //
 // A workgroup computes BM by BN of C, an invocation TM neighbouring rows of it and, of each, QUADS quads of
 // neighbouring columns that lie STEP apart.
 // No invocation loops more often than the host allows (product.rs, max_length).
 
-struct Params {
-    rows: u32,         // of C in this dispatch
-    columns: u32,      // of C in this dispatch
-    depth: u32,        // steps of k in this dispatch
-    a_stride: u32,     // elements from a row of A, as stored, to the next
-    b_stride: u32,     // the same of B
-    c_stride: u32,     // the same of C
-    split_length: u32, // steps of k in a split
-    split_first: u32,  // the number of the first split in this dispatch
-    splits: u32,       // of all dispatches
-    offsets: u32,      // 8 bits each: the first element within its binding of A, of B; the others are the epilogue's
-    more_offsets: u32, // 8 bits each: the epilogue's, the third of the Scales of the steps
-    policy: u32,
-    eps: f32,
-    slope: f32,
-}
-
-var<immediate> p: Params;
-
-override A_ALONG_K: bool = true;
-override B_ALONG_K: bool = true;
 override SCALED_B: bool = false; // B[n,k] is scaled by the Scale of step k before it is multiplied
 override SQUARES: bool = false; // the squares of each row of B are added up beside the product
 
@@ -51,12 +30,13 @@ const QUADS_MAY_END = A_MAY_END || B_MAY_END;
 const WHOLE = select(4u, 1u, QUADS_MAY_END);
 
 // The first row and column of a tile of C. Tiles go in bands of up to MOST_ABREAST along the shorter side, so that
-// those at work at a time lie in a block about as high as wide: what they share, rows of both operands, is still in the
-// cache.
+// those at work at a time lie in a block about as high as wide: what they share, rows of both operands, is still in
+// the cache.
 const MOST_ABREAST = 16u;
 
-fn tile_origin(tile: u32) -> vec2<u32> {
+fn tile_origin(tile_of_all: u32) -> vec2<u32> {
     let tiles = vec2<u32>((p.rows + BM - 1u) / BM, (p.columns + BN - 1u) / BN);
+    let tile = in_group(tile_of_all, tiles.x * tiles.y);
     let by_columns = p.rows >= p.columns;
     let sides = select(tiles, tiles.yx, by_columns); // the shorter one first
     let bands = (sides.x + MOST_ABREAST - 1u) / MOST_ABREAST;
@@ -69,15 +49,7 @@ fn tile_origin(tile: u32) -> vec2<u32> {
 }
 
 fn tile_count() -> u32 {
-    return ((p.rows + BM - 1u) / BM) * ((p.columns + BN - 1u) / BN);
-}
-
-fn a_place(m: u32, k: u32) -> u32 {
-    return extractBits(p.offsets, 0u, 8u) + select(k * p.a_stride + m, m * p.a_stride + k, A_ALONG_K);
-}
-
-fn b_place(n: u32, k: u32) -> u32 {
-    return extractBits(p.offsets, 8u, 8u) + select(k * p.b_stride + n, n * p.b_stride + k, B_ALONG_K);
+    return group_count() * ((p.rows + BM - 1u) / BM) * ((p.columns + BN - 1u) / BN);
 }
 
 // How many of the elements i .. end - 1 there are, none unless `there`.
@@ -87,7 +59,7 @@ fn left_of(i: u32, end: u32, there: bool) -> u32 {
 
 // The Scale of step k, t and m.
 fn step_scale(k: u32) -> vec2<f32> {
-    return scale_at(extractBits(p.more_offsets, 16u, 8u), k);
+    return scale_at(extractBits(p.more_offsets, 16u, 8u), scale_index(k));
 }
 
 // Scales of the steps k .. k + 3, which the family fetches.
@@ -108,36 +80,4 @@ fn scaled_across(four: vec4<f32>, step: u32) -> vec4<f32> {
         return four;
     }
     return ((four * step_t[step]) * step_m[step]) * step_t[step];
-}
-
-// A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: where k runs down the
-// columns element by element, which keeps the code small.
-fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
-    if A_ALONG_K && !QUADS_MAY_END {
-        return a_four(a_place(m, k), left);
-    }
-    if left == 0u {
-        return vec4<f32>();
-    }
-    let last = left - 1u;
-    let four = vec4<f32>(
-        a_at(a_place(m, k)), a_at(a_place(m, k + min(1u, last))),
-        a_at(a_place(m, k + min(2u, last))), a_at(a_place(m, k + min(3u, last))),
-    );
-    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
-}
-
-fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
-    if B_ALONG_K && !QUADS_MAY_END {
-        return b_four(b_place(n, k), left);
-    }
-    if left == 0u {
-        return vec4<f32>();
-    }
-    let last = left - 1u;
-    let four = vec4<f32>(
-        b_at(b_place(n, k)), b_at(b_place(n, k + min(1u, last))),
-        b_at(b_place(n, k + min(2u, last))), b_at(b_place(n, k + min(3u, last))),
-    );
-    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }

@@ -3,7 +3,7 @@
 
 const FINISH_THREADS = 64u;
 
-// Wide, f32 m and i32 e: (splits, rows, columns).
+// Wide, f32 m and i32 e: (splits, rows, columns of all groups).
 @group(0) @binding(8) var<storage, read_write> partials: array<vec2<u32>>;
 
 fn put_partial(at: u32, sum: Wide) {
@@ -26,7 +26,7 @@ struct Piece {
 fn piece_of(group: u32) -> Piece {
     let split = group / tile_count();
     let origin = tile_origin(group % tile_count());
-    let k_first = min(split * p.split_length, p.depth);
+    let k_first = min(split_begin(split), p.depth);
     return Piece(origin.x, origin.y, p.split_first + split, k_first, min(k_first + p.split_length, p.depth));
 }
 
@@ -43,7 +43,7 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32
             for (var c = 0u; c < 4u; c += 1u) {
                 let n = column + STEP * q + c;
                 if row + i < p.rows && n < p.columns {
-                    put_partial((partial_row + row + i) * p.columns + n, Wide(four[c], 0));
+                    put_partial((partial_row + row + i) * all_columns() + column_of_all(n), Wide(four[c], 0));
                 }
             }
         }
@@ -78,16 +78,16 @@ fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
             let at = lowest(redo);
             redo = without_lowest(redo);
             let sum = exact_dot(row + at.x, column + at.y, piece.k_first, piece.k_end);
-            put_partial((partial_row + row + at.x) * p.columns + column + at.y, sum);
+            put_partial((partial_row + row + at.x) * all_columns() + column_of_all(column + at.y), sum);
         }
     }
 }
 
-// The partial sums of one element of C, added up in order.
+// The partial sums of one element of C, of a column of all groups, added up in order.
 fn sum_of_partials(row: u32, column: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
     for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
-        sum = sum_of(sum, partial_at((s * p.rows + row) * p.columns + column));
+        sum = sum_of(sum, partial_at((s * p.rows + row) * all_columns() + column));
     }
     return sum;
 }

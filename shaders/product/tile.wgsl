@@ -1,6 +1,7 @@
 // The matrix product in register tiles, from workgroup memory.
 // import product/exact
 // import product/shared_norms
+// import product/block
 //
 // Slot `family`. What every family declares:
 //   own_row(t), own_column(t)    the first row and column of invocation t within its tile
@@ -14,12 +15,6 @@
 // BK steps of k are staged in workgroup memory at a time, as vectors across the rows of A and of B, so that a step
 // of an invocation's 8 by 8 elements takes four wide reads. Neighbouring invocations lie in squares of the tile
 // (Morton order): of those that a GPU serves together, lanes i and i ^ 1 read the same of A, i and i ^ 2 the same of B.
-
-override BK: u32 = 16u; // a multiple of 8
-// Whether the steps of k of each split are a multiple of BK: none is missing then, and nothing need be compared.
-override WHOLE_STEPS: bool = false;
-// The places that an invocation reads are found once, before the loop.
-override FOUND_ONCE: bool = WHOLE_STEPS && !QUADS_MAY_END;
 
 // Sums of up to 16 elements an invocation in pieces of SUM_PIECE steps of k, which are then added up: a long sum of
 // terms of one sign loses bits with each of them. (TM is 4, TN too.)
@@ -49,9 +44,7 @@ var<workgroup> staged_bs: array<vec4<f32>, B_STAGED>; // [k][n / 4]
 
 var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
 var<private> totals: array<vec4<f32>, 4>; // IN_PIECES: of the pieces before
-alias Block = array<vec4<u32>, 4>; // of four rows, or of four steps of k, as it is stored
 var<private> ahead: array<Block, 3>; // on their way
-var<private> places: array<vec4<u32>, 3>; // FOUND_ONCE: of the blocks at step 0 of k
 var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
 
 // The place of an invocation among the WX by WY of the tile: every other bit of its number, as long as WX has some
@@ -96,85 +89,16 @@ fn block_of(i: u32, quads: u32) -> vec2<u32> {
     return vec2<u32>(i / 2u % quads, i % 2u + i / (2u * quads) * 2u);
 }
 
-// A[m .. m + 3, k .. k + 3]; past the edges anything. Without branches, so that the reads do not wait for each other.
-fn a_block(m: u32, k: u32, k_end: u32) -> Block {
-    if A_ALONG_K {
-        let last = p.rows - 1u;
-        let at = min(k, k_end - WHOLE);
-        let left = k_end - at;
-        return Block(
-            a_raw(a_place(min(m, last), at), left), a_raw(a_place(min(m + 1u, last), at), left),
-            a_raw(a_place(min(m + 2u, last), at), left), a_raw(a_place(min(m + 3u, last), at), left),
-        );
-    }
-    let last = k_end - 1u;
-    let at = min(m, p.rows - WHOLE);
-    let left = p.rows - at;
-    return Block(
-        a_raw(a_place(at, min(k, last)), left), a_raw(a_place(at, min(k + 1u, last)), left),
-        a_raw(a_place(at, min(k + 2u, last)), left), a_raw(a_place(at, min(k + 3u, last)), left),
-    );
-}
-
-// The same of B.
-fn b_block(n: u32, k: u32, k_end: u32) -> Block {
-    if B_ALONG_K {
-        let last = p.columns - 1u;
-        let at = min(k, k_end - WHOLE);
-        let left = k_end - at;
-        return Block(
-            b_raw(b_place(min(n, last), at), left), b_raw(b_place(min(n + 1u, last), at), left),
-            b_raw(b_place(min(n + 2u, last), at), left), b_raw(b_place(min(n + 3u, last), at), left),
-        );
-    }
-    let last = k_end - 1u;
-    let at = min(n, p.columns - WHOLE);
-    let left = p.columns - at;
-    return Block(
-        b_raw(b_place(at, min(k, last)), left), b_raw(b_place(at, min(k + 1u, last)), left),
-        b_raw(b_place(at, min(k + 2u, last)), left), b_raw(b_place(at, min(k + 3u, last)), left),
-    );
-}
-
-// The places of the invocation's blocks at step 0 of k: of four rows, or of four steps. Rows past the edge repeat the
-// last ones.
-fn find_places(row0: u32, column0: u32, t: u32) {
-    let four = vec4<u32>(0u, 1u, 2u, 3u);
+// Finds what belongs to the rows of the invocation's blocks.
+fn begin_blocks(row0: u32, column0: u32, t: u32) {
     for (var stage = 0u; stage < STAGES; stage += 1u) {
         let i = stage * THREADS + t;
         if i < A_BLOCKS {
             let at = block_of(i, BM4);
-            let m = row0 + 4u * at.x;
-            if A_ALONG_K {
-                places[stage] = min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u)) * p.a_stride + 4u * at.y;
-            } else {
-                places[stage] = (4u * at.y + four) * p.a_stride + min(m, p.rows - 4u);
-            }
-            places[stage] += extractBits(p.offsets, 0u, 8u);
-        } else {
-            let at = block_of(i - A_BLOCKS, BN4);
-            let n = column0 + 4u * at.x;
-            if B_ALONG_K {
-                places[stage] = min(vec4<u32>(n) + four, vec4<u32>(p.columns - 1u)) * p.b_stride + 4u * at.y;
-            } else {
-                places[stage] = (4u * at.y + four) * p.b_stride + min(n, p.columns - 4u);
-            }
-            places[stage] += extractBits(p.offsets, 8u, 8u);
-        }
-    }
-}
-
-// FOUND_ONCE: reads the invocation's blocks of the steps from k0 on, which are there.
-fn fetch_found(k0: u32, k_end: u32, t: u32) {
-    for (var stage = 0u; stage < STAGES; stage += 1u) {
-        let i = stage * THREADS + t;
-        if i < A_BLOCKS {
-            let at = places[stage] + k0 * select(p.a_stride, 1u, A_ALONG_K);
-            ahead[stage] = Block(a_raw(at.x, 4u), a_raw(at.y, 4u), a_raw(at.z, 4u), a_raw(at.w, 4u));
+            a_begin(stage, row0 + 4u * at.x, 4u * at.y);
         } else if i < BLOCKS {
-            prepare_b(k0 + 4u * block_of(i - A_BLOCKS, BN4).y, k_end);
-            let at = places[stage] + k0 * select(p.b_stride, 1u, B_ALONG_K);
-            ahead[stage] = Block(b_raw(at.x, 4u), b_raw(at.y, 4u), b_raw(at.z, 4u), b_raw(at.w, 4u));
+            let at = block_of(i - A_BLOCKS, BN4);
+            b_begin(stage, column0 + 4u * at.x, 4u * at.y);
         }
     }
 }
@@ -182,20 +106,15 @@ fn fetch_found(k0: u32, k_end: u32, t: u32) {
 // Reads the invocation's blocks of the steps from k0 on; past k_end the last ones there are. Nothing is done with
 // them here, which would have to wait for them.
 fn fetch(row0: u32, column0: u32, k0: u32, k_end: u32, t: u32) {
-    if FOUND_ONCE {
-        fetch_found(min(k0, k_end - BK), k_end, t);
-        return;
-    }
     for (var stage = 0u; stage < STAGES; stage += 1u) {
         let i = stage * THREADS + t;
         if i < A_BLOCKS {
             let at = block_of(i, BM4);
-            ahead[stage] = a_block(row0 + 4u * at.x, k0 + 4u * at.y, k_end);
+            ahead[stage] = a_fetch(stage, row0 + 4u * at.x, 4u * at.y, k0, k_end);
         } else if i < BLOCKS {
             let at = block_of(i - A_BLOCKS, BN4);
-            let k = k0 + 4u * at.y;
-            prepare_b(k, k_end);
-            ahead[stage] = b_block(column0 + 4u * at.x, k, k_end);
+            prepare_b(k0 + 4u * at.y, k_end);
+            ahead[stage] = b_fetch(stage, column0 + 4u * at.x, 4u * at.y, k0, k_end);
         }
     }
 }
@@ -220,11 +139,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
         if i < A_BLOCKS {
             let at = block_of(i, BM4);
             let first = 4u * at.y * A_ROW + at.x;
-            var steps = mat4x4<f32>(a_values(block[0]), a_values(block[1]), a_values(block[2]), a_values(block[3]));
-            if A_ALONG_K {
-                steps = transpose(steps);
-            }
-            steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
+            let steps = steps_there(a_steps(stage, block), left_of(k0 + 4u * at.y, k_end, true));
             staged_as[first] = steps[0];
             staged_as[first + A_ROW] = steps[1];
             staged_as[first + 2u * A_ROW] = steps[2];
@@ -232,10 +147,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
         } else if i < BLOCKS {
             let at = block_of(i - A_BLOCKS, BN4);
             let first = 4u * at.y * B_ROW + at.x;
-            var steps = mat4x4<f32>(b_values(block[0]), b_values(block[1]), b_values(block[2]), b_values(block[3]));
-            if B_ALONG_K {
-                steps = transpose(steps);
-            }
+            var steps = b_steps(stage, block);
             if SCALED_B {
                 steps = mat4x4<f32>(
                     scaled_across(steps[0], 0u), scaled_across(steps[1], 1u),
@@ -281,9 +193,7 @@ fn end_piece() {
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let m = lane_m(t);
     let n = lane_n(t);
-    if FOUND_ONCE {
-        find_places(row0, column0, t);
-    }
+    begin_blocks(row0, column0, t);
     for (var i = 0u; i < TM * QUADS; i += 1u) {
         acc[i] = vec4<f32>();
     }

@@ -78,18 +78,19 @@ fn correction_divisor(n: f64, effective: f64, eps: Eps) -> Option<f64> {
     }
 }
 
-/// The weight of a linear layer, `[N, K]` = `[out_features, in_features]`: ordinary, or weight-normalized.
+/// The weight of a linear layer, `[N, K]` = `[out_features, in_features]`, or of a convolution: ordinary, or
+/// weight-normalized.
 #[derive(Debug, Clone, Copy)]
 pub enum Weight<'a> {
     /// w itself.
     Plain(&'a [f64]),
     /// w = g·(v/n̂), as [`normalize`](super::normalize) has it.
     Normalized {
-        /// The direction, `[N, K]`.
+        /// The direction.
         v: &'a [f64],
         /// The gain, one element per index of the kept axis; 1 if there is none.
         g: Option<&'a [f64]>,
-        /// 0 (out), 1 (in) or the whole tensor.
+        /// The kept axis: of a linear layer 0 (out), 1 (in) or the whole tensor.
         axis: Axis,
         /// The eps policy.
         eps: Eps,
@@ -98,7 +99,7 @@ pub enum Weight<'a> {
 
 impl Weight<'_> {
     /// w.
-    fn product(&self, shape: &[usize]) -> Result<Vec<f64>, Error> {
+    pub(super) fn product(&self, shape: &[usize]) -> Result<Vec<f64>, Error> {
         match *self {
             Weight::Plain(w) => Ok(w.to_vec()),
             Weight::Normalized { v, g, axis, eps } => normalize(v, shape, g, axis, eps),
@@ -106,7 +107,7 @@ impl Weight<'_> {
     }
 
     /// The tensor of the shape of w that the layer holds.
-    fn tensor(&self) -> (&'static str, &[f64]) {
+    pub(super) fn tensor(&self) -> (&'static str, &[f64]) {
         match self {
             Weight::Plain(w) => ("w", w),
             Weight::Normalized { v, .. } => ("v", v),
@@ -157,16 +158,16 @@ pub fn linear_saved(
     Ok(Saved { norms, u: Some(u) })
 }
 
-/// The gradients of a linear layer, each in the shape of what it belongs to.
+/// The gradients of a linear layer or a convolution, each in the shape of what it belongs to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearGradients {
-    /// `[.., K]`
+    /// The shape of x.
     pub dx: Vec<f64>,
-    /// `[N, K]`; of an ordinary weight, dw.
+    /// The shape of v; of an ordinary weight, dw.
     pub dv: Vec<f64>,
     /// One element per index of the kept axis, as from [`normalize_backward`]; none for an ordinary weight.
     pub dg: Option<Vec<f64>>,
-    /// `[N]`
+    /// One element per output feature or channel.
     pub dbias: Vec<f64>,
 }
 

@@ -99,7 +99,7 @@ impl Recorder<'_, '_> {
 }
 
 /// The gradients of checked arguments; dg is f32.
-fn gradients_of_weight(
+pub(crate) fn gradients_of_weight(
     ops: &mut Recorder<'_, '_>,
     dw: &Tensor,
     weight: WeightNorm<'_>,

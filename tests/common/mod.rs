@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::{Activation, Axis, DType, Element, Eps, cpu, half};
+use weightnorm::{Activation, Axis, ConvGeometry, DType, Element, Eps, PadMode, cpu, half};
 
 /// A tensor of a file: its values as f64, exactly, and its bytes as they stand there, for upload.
 #[derive(Debug)]
@@ -73,9 +73,11 @@ fn widen<T: Element + Into<f64>, const SIZE: usize>(bytes: &[u8], read: impl Fn(
 pub enum Op {
     WeightNorm,
     Linear,
-    Conv1d,
-    Conv2d,
-    ConvTranspose1d,
+    /// In 1-D or 2-D.
+    Conv,
+    ConvTransposed,
+    /// One that the crate does not have.
+    Other,
 }
 
 /// One reference case; tests/golden/README.md describes the files.
@@ -86,6 +88,8 @@ pub struct Golden {
     pub axis: Axis,
     pub eps: Eps,
     pub dtype: DType,
+    /// Of a convolution.
+    pub geometry: ConvGeometry,
     eps_exact: f64,
 }
 
@@ -95,9 +99,9 @@ impl Golden {
         let op = match file.meta("op")? {
             "weight_norm" => Op::WeightNorm,
             "linear" => Op::Linear,
-            "conv1d" => Op::Conv1d,
-            "conv2d" => Op::Conv2d,
-            "conv_transpose1d" => Op::ConvTranspose1d,
+            "conv1d" | "conv2d" => Op::Conv,
+            "conv_transpose1d" | "conv_transpose2d" => Op::ConvTransposed,
+            "lstm" | "gru" | "rnn" | "dora" | "cosine" => Op::Other,
             other => return Err(file.unknown("op", other)),
         };
         let axis = match file.meta("dim")? {
@@ -130,7 +134,11 @@ impl Golden {
             "after" => (Eps::After(e()? as f32), e()?),
             other => return Err(file.unknown("eps_policy", other)),
         };
-        Ok(Golden { file, op, axis, eps, dtype, eps_exact })
+        let geometry = match op {
+            Op::Conv | Op::ConvTransposed => geometry(&file)?,
+            _ => ConvGeometry::default(),
+        };
+        Ok(Golden { file, op, axis, eps, dtype, geometry, eps_exact })
     }
 
     pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
@@ -152,6 +160,39 @@ impl Golden {
             Eps::Clamp(_) | Eps::After(_) => change,
         }
     }
+}
+
+/// What the metadata say of a convolution: each one number, or one for each axis, of a padding one or two sides.
+fn geometry(file: &File) -> Result<ConvGeometry, String> {
+    let numbers = |field: &str, text: &str, between: char| -> Result<[usize; 2], String> {
+        let parsed: Result<Vec<usize>, _> = text.split(between).map(str::parse).collect();
+        match parsed.as_deref() {
+            Ok(&[all]) => Ok([all, all]),
+            Ok(&[first, second]) => Ok([first, second]),
+            _ => Err(file.unknown(field, text)),
+        }
+    };
+    let one = |field: &str| numbers(field, file.meta(field)?, ',');
+    let text = file.meta("padding")?;
+    let sides = |part: &str| numbers("padding", part, ':').map(|[before, after]| (before, after));
+    let each: Vec<_> = text.split(',').map(sides).collect::<Result<_, _>>()?;
+    let &[height, .., width] = &[&each[..], &each[..]].concat()[..] else { return Err(file.unknown("padding", text)) };
+    let pad_mode = match file.metadata.get("pad_mode").map(String::as_str) {
+        None | Some("zero") => PadMode::Zero,
+        Some("reflect") => PadMode::Reflect,
+        Some("replicate") => PadMode::Replicate,
+        Some(other) => return Err(file.unknown("pad_mode", other)),
+    };
+    let output = file.metadata.get("output_padding").map_or("0", String::as_str);
+    let output = numbers("output_padding", output, ',')?;
+    let groups = one("groups")?[0];
+    let geometry = ConvGeometry::default().pad_mode(pad_mode).groups(groups);
+    let (stride, dilation) = (one("stride")?, one("dilation")?);
+    Ok(if file.tensor("v")?.shape.len() == 3 {
+        geometry.stride(stride[1]).dilation(dilation[1]).output_padding(output[1]).padding(width)
+    } else {
+        geometry.stride(stride).dilation(dilation).output_padding(output).padding([height, width])
+    })
 }
 
 /// The folder of reference cases: `WEIGHTNORM_GOLDEN`, or our own.
@@ -316,6 +357,46 @@ pub fn linear_terms(x: &[f64], weight: cpu::Weight, w_shape: &[usize], dy: &[f64
         }
     };
     cpu::LinearGradients { dx, dv, dg, dbias }
+}
+
+/// The terms of y = x·w + bias of a convolution, and of every gradient: it with absolute values.
+pub fn conv_terms(
+    transposed: bool,
+    geometry: &ConvGeometry,
+    (x, x_shape): (&[f64], &[usize]),
+    weight: cpu::Weight,
+    w_shape: &[usize],
+    bias: Option<&[f64]>,
+    dy: &[f64],
+) -> (Vec<f64>, cpu::LinearGradients) {
+    let w = match weight {
+        cpu::Weight::Plain(w) => w.to_vec(),
+        cpu::Weight::Normalized { v, g, axis, eps } => cpu::normalize(v, w_shape, g, axis, eps).unwrap(),
+    };
+    let (x, w, dy) = (abs(x), abs(&w), abs(dy));
+    let bias = bias.map(abs);
+    let (forward, backward) = if transposed {
+        (
+            cpu::conv_transposed as fn(_, _, _, _, _, _, _) -> _,
+            cpu::conv_transposed_backward as fn(_, _, _, _, _, _) -> _,
+        )
+    } else {
+        (cpu::conv as fn(_, _, _, _, _, _, _) -> _, cpu::conv_backward as fn(_, _, _, _, _, _) -> _)
+    };
+    let y: Result<Vec<f64>, weightnorm::Error> =
+        forward(&x[..], x_shape, &w[..], w_shape, bias.as_deref(), geometry, Activation::None);
+    let gradients: Result<cpu::LinearGradients, weightnorm::Error> =
+        backward(&x[..], x_shape, cpu::Weight::Plain(&w), w_shape, &dy[..], geometry);
+    let mut gradients = gradients.unwrap();
+    if let cpu::Weight::Normalized { v, g, axis, eps } = weight {
+        let (dv, dg) = normalize_terms(&gradients.dv, v, w_shape, g, axis, eps);
+        (gradients.dv, gradients.dg) = (dv, Some(dg));
+    }
+    (y.unwrap(), gradients)
+}
+
+pub fn abs(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|a| a.abs()).collect()
 }
 
 /// The row of the element that lies at `at`.

@@ -1,9 +1,9 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Adam, Axis, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
-    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, Recorder, Sgd, Tensor, Timing,
-    WeightNorm,
+    Adam, Axis, Conv, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error, Gpu, Gradients, Linear,
+    LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, Recorder, Sgd,
+    Tensor, Timing, WeightNorm,
 };
 
 fn noop() -> Gpu {
@@ -209,4 +209,26 @@ fn work_of_optimizers() {
         work(gpu, "sgd_step", |ops| ops.sgd_step(plain, &sgd, 1, &Sgd::new(0.1))),
         [2 * v_bytes, v_bytes, (4 + 3) * N * K]
     );
+}
+
+/// Each output position, or input position of a transposed one, goes through all taps of its group.
+#[test]
+fn work_of_convolutions() {
+    let gpu = noop();
+    let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype).unwrap();
+    let (x, v) = (zeros(&[2, 6, 20], DType::F16), zeros(&[8, 3, 5], DType::F32));
+    let (g, y) = (zeros(&[8], DType::F32), zeros(&[2, 8, 16], DType::F32));
+    let layer = Conv::new(&x, WeightNorm::new(&v, &g)).groups(2);
+    let forward = work(&gpu, "conv", |ops| ops.conv(layer, &y));
+    assert_eq!(forward, [2 * 240 + 4 * 120 + 4 * 8, 4 * 256, 2 * 256 * 15 + 2 * 120]);
+
+    let (back_x, back_y) = (zeros(&[2, 8, 16], DType::F32), zeros(&[2, 6, 20], DType::F16));
+    let back = Conv::new(&back_x, &v).groups(2);
+    let transposed = work(&gpu, "conv_transposed", |ops| ops.conv_transposed(back, &back_y));
+    assert_eq!(transposed, [4 * 256 + 4 * 120, 2 * 240, 2 * 256 * 15]);
+
+    let (dx, dbias) = (zeros(&[2, 6, 20], DType::F32), zeros(&[8], DType::F32));
+    let wanted = Gradients::default().dx(&dx).dbias(&dbias);
+    let backward = work(&gpu, "conv_backward", |ops| ops.conv_backward(layer, &y, &wanted));
+    assert_eq!(backward, [4 * 120 + 4 * 8 + 4 * 256, 4 * 240 + 4 * 8, 2 * 256 * 15 + 2 * 120]);
 }

@@ -9,6 +9,7 @@ mod ranges;
 mod backward;
 mod batch;
 mod bounds;
+mod conv;
 mod cost;
 mod errors;
 mod golden;

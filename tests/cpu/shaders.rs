@@ -1,7 +1,7 @@
 //! The shaders, checked by naga without a driver: validity, and the binding tables of the host.
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess};
-use weightnorm::internals::{Access, FILES, Field, Import, Kernel, Module, Shared, imports, kernels, modules};
+use weightnorm::internals::{Access, FILES, Field, Import, Kernel, Module, SLOTS, Shared, imports, kernels, modules};
 
 fn parse(source: &str) -> (naga::Module, naga::valid::ModuleInfo) {
     let module = naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
@@ -26,7 +26,7 @@ fn text(file: &str) -> &'static str {
 #[test]
 fn shaders_are_valid_file_by_file() {
     for &(file, _) in FILES {
-        let source = Module { file, slots: [("", ""); 5] }.source(Shared::default());
+        let source = Module { file, slots: [("", ""); SLOTS] }.source(Shared::default());
         // A product's structures of parameters may have none that uses them.
         parse(&source);
     }
@@ -60,7 +60,7 @@ fn shaders_import_downward_only() {
 #[test]
 fn shaders_fill_slots_with_what_they_want() {
     let declared = |file: &'static str| -> std::collections::BTreeSet<String> {
-        let files = Module { file, slots: [("", ""); 5] }.files();
+        let files = Module { file, slots: [("", ""); SLOTS] }.files();
         let functions = files.iter().flat_map(|file| text(file).lines()).filter_map(|line| {
             // By types: `name(u32, f32) -> f32`.
             let (name, rest) = line.strip_prefix("fn ")?.split('{').next()?.trim().split_once('(')?;
@@ -229,7 +229,8 @@ fn parameters(parsed: &naga::Module) -> Vec<Field> {
     members.iter().map(field).collect()
 }
 
-/// The parameters fit the 64 bytes of immediates that every device with them has.
+/// The parameters fit the 64 bytes of immediates that every device with them has; those of convolutions 128, which take a
+/// uniform buffer where there are fewer.
 #[test]
 fn shaders_parameters_fit_immediates() {
     for module in modules() {
@@ -240,6 +241,7 @@ fn shaders_parameters_fit_immediates() {
             .find(|(_, v)| v.space == AddressSpace::Immediate)
             .unwrap_or_else(|| panic!("{} has no parameters", module.name()));
         let size = parsed.types[variable.ty].inner.size(parsed.to_ctx());
-        assert!(size <= 64, "{}: {size} bytes", module.name());
+        let most = if module.file == "product/conv" { 128 } else { 64 };
+        assert!(size <= most, "{}: {size} bytes", module.name());
     }
 }

@@ -1,11 +1,11 @@
-//! PyTorch's cases on the GPU, forward and backward. The convolutions are listed as not yet covered by the test of the
-//! same name without a GPU.
+//! PyTorch's cases on the GPU, forward and backward; of convolutions without dx beside a padding of other than zeros.
 use weightnorm::{
-    Activation, Axis, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Tensor, Tile, WeightNorm, cpu,
+    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, PadMode, Tensor, Tile,
+    WeightNorm, cpu,
 };
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
-use crate::common::{dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
+use crate::common::{conv_terms, dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
 use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -25,6 +25,9 @@ pub fn register(suite: &mut Suite) {
                 let (name, case, copy) = (format!("golden::{name}"), case, Golden::load(&path));
                 suite.test(&name, Needs::Nothing, move |gpu| linear(gpu, &case, Extent::Few));
                 suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| linear(gpu, &copy?, Extent::All));
+            }
+            Ok(case) if case.op == Op::Conv || case.op == Op::ConvTransposed => {
+                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| conv(gpu, &case));
             }
             Ok(_) => {}
         }
@@ -150,17 +153,75 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     gradients_agree(case, [&dx, &dv, &dg, &dbias])
 }
 
+fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
+    let transposed = case.op == Op::ConvTransposed;
+    let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, &case.tensor("dy")?.data);
+    let bias = case.optional("b");
+    let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
+    let (sums, _) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, None, dy);
+    let expected = &case.tensor("y")?.data;
+    let bound = |i: usize| dot_bound(v.data.len(), sums[i], expected[i], case.dtype);
+    let bias = bias.map(|b| upload(gpu, b)).transpose()?;
+    let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
+    let norms = gpu.zeros(g.shape(), DType::F32)?;
+    let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
+    // The second time with the norms that the first one found.
+    for (weight, found) in [(weight, Some(&norms)), (weight.norms(&norms), None)] {
+        let request =
+            Conv::new(&x, weight).bias(bias.as_ref()).geometry(case.geometry).norms(found).tile(Tile::Tile32x32);
+        let y = if transposed { gpu.conv_transposed(request)? } else { gpu.conv(request)? };
+        named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
+    }
+    let expected = &case.tensor("norm")?.data;
+    let bound = |i: usize| norm_bound(v.len() / g.len().max(1), expected[i]) + case.eps_slack(expected[i]);
+    named("norm", compare(&read(&norms)?, expected, Some(DType::F32), bound))?;
+
+    let dy = upload(gpu, case.tensor("dy")?)?;
+    let zeros = |of: &Tensor| gpu.zeros(of.shape(), of.dtype());
+    let outs = case.tensor("y")?.shape[1];
+    let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[outs], DType::F32)?);
+    // What dx of a padding that is not zeros would be is on the CPU alone.
+    let dx = Some(&dx).filter(|_| case.geometry.pad_mode == PadMode::Zero);
+    let wanted = Gradients::default().dx(dx).dv(&dv).dg(&dg).dbias(&dbias);
+    let request = Conv::new(&x, weight).geometry(case.geometry).tile(Tile::Tile32x32);
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let mut ops = gpu.record(&mut encoder);
+    if transposed {
+        ops.conv_transposed_backward(request, &dy, &wanted)?;
+    } else {
+        ops.conv_backward(request, &dy, &wanted)?;
+    }
+    drop(ops);
+    gpu.queue().submit([encoder.finish()]);
+    let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
+    let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
+    let (_, terms) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, None, &dy.data);
+    agree(case, [dx, Some(&dv), Some(&dg), Some(&dbias)], &terms, v.data.len() + dy.data.len())
+}
+
 fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome {
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
-    let (batch, outs, ins) = (x.shape[0], v.shape[0], v.shape[1]);
+    agree(case, [Some(dx), Some(dv), Some(dg), Some(dbias)], &terms, x.shape[0] + v.shape[0] + v.shape[1])
+}
+
+/// dx if it is there, dv, dg and dbias, whose sums have `chain` terms at most.
+fn agree(
+    case: &Golden,
+    [dx, dv, dg, dbias]: [Option<&Tensor>; 4],
+    terms: &cpu::LinearGradients,
+    chain: usize,
+) -> Outcome {
+    let (v, g) = (case.tensor("v")?, case.tensor("g")?);
+    let (dv, dg, dbias) = (dv.ok_or("no dv")?, dg.ok_or("no dg")?, dbias.ok_or("no dbias")?);
     let norm_chain = v.data.len() / g.data.len().max(1);
-    let chain = batch + outs + ins;
     let dtype = Some(case.dtype);
-    let expected = &case.tensor("dx")?.data;
-    let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
-    named("dx", compare(&read(dx)?, expected, dtype, bound))?;
+    if let Some(dx) = dx {
+        let expected = &case.tensor("dx")?.data;
+        let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
+        named("dx", compare(&read(dx)?, expected, dtype, bound))?;
+    }
     let expected = &case.tensor("dv")?.data;
     let bound = |i: usize| dv_bound(norm_chain, chain, terms.dv[i], expected[i], case.dtype);
     named("dv", compare(&read(dv)?, expected, dtype, bound))?;
@@ -169,7 +230,7 @@ fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome 
     let bound = |i: usize| dg_bound(norm_chain, chain, dg_terms[i], expected[i]);
     named("dg", compare(&read(dg)?, expected, Some(DType::F32), bound))?;
     if let Some(expected) = case.optional("db") {
-        let bound = |i: usize| sum_bound(batch, terms.dbias[i], expected.data[i], DType::F32);
+        let bound = |i: usize| sum_bound(chain, terms.dbias[i], expected.data[i], DType::F32);
         named("db", compare(&read(dbias)?, &expected.data, Some(DType::F32), bound))?;
     }
     Ok(())

@@ -12,6 +12,7 @@ mod arena;
 mod backward;
 mod banks;
 mod batch;
+mod conv;
 mod coop;
 mod data;
 mod device;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
     let second = |suite: &mut Suite| {
         linear::register(suite);
         gains::register(suite);
+        conv::register(suite);
         coop::register(suite);
         numbers::register(suite);
         properties::register(suite);

@@ -1,0 +1,66 @@
+// dbias_j = the sum of dy over images and positions, channel j of (image, channel, position). A workgroup a channel.
+// import numbers/storage
+
+struct Params {
+    channels: u32,
+    positions: u32,
+    images: u32,
+    dy_first: u32, // the first element within its binding
+    out_first: u32,
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> dy: array<u32>; // words of DY_DTYPE
+@group(0) @binding(1) var<storage, read_write> dbias: array<f32>;
+
+override DY_DTYPE: u32 = F32;
+override ADD: bool = false; // add to what dbias holds
+
+const THREADS = 128u;
+const PIECE = 32u; // terms that are added up before they meet the sum: a long sum of one sign loses bits with each
+
+var<workgroup> sums: array<f32, THREADS>;
+
+fn element(channel: u32, i: u32) -> f32 {
+    let image = i / p.positions;
+    let e = p.dy_first + (image * p.channels + channel) * p.positions + (i - image * p.positions);
+    return unpack(dy[word_holding(e, DY_DTYPE)], e, DY_DTYPE);
+}
+
+@compute @workgroup_size(THREADS)
+fn channel_sums(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let t = ordered(index, THREADS);
+    let channel = flat(group, groups);
+    if channel >= p.channels {
+        return;
+    }
+    let count = p.images * p.positions;
+    var total = 0.0;
+    var piece = 0.0;
+    var left = PIECE;
+    for (var i = t; i < count; i += THREADS) { // count / THREADS iterations
+        piece += element(channel, i);
+        left -= 1u;
+        if left == 0u {
+            total += piece;
+            piece = 0.0;
+            left = PIECE;
+        }
+    }
+    sums[t] = total + piece;
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) { // 7 iterations
+        workgroupBarrier();
+        if t < half {
+            sums[t] += sums[t + half];
+        }
+    }
+    if t == 0u {
+        let before = select(0.0, dbias[p.out_first + channel], ADD);
+        dbias[p.out_first + channel] = before + sums[0];
+    }
+}

@@ -1,0 +1,188 @@
+// Operand A of a product as the windows of a tensor (image, channel, height, width), none of them stored: a row is a
+// position of C, a step a tap of a channel, and the two places add up.
+// slot params = product/params_windows
+// slot a = product/a_scalar
+// import product/block
+//
+// An element is at (row's y + tap's y, row's x + tap's x). What is not there is read elsewhere, and replaced by zero:
+// so nothing waits for a comparison. A row that is not there repeats the last position of its image.
+
+override TWO_D: bool = false; // else of height 1
+override PAD_MODE: u32 = PAD_ZERO;
+// Positions are those of a, and taps go back from them: A = c of params_windows.wgsl.
+override BACKWARD: bool = false;
+override TAPS_ARE_ROWS: bool = false; // rows are taps and steps positions: the gradient of a weight
+override DIVIDED: bool = false; // BACKWARD: of the positions of a only those that the stride divides are on c
+
+const PAD_ZERO = 0u;
+const PAD_REFLECT = 1u;
+const PAD_REPLICATE = 2u;
+
+// Four neighbouring rows: their image's first element, and where tap 0 is.
+struct Spots {
+    image: u32,
+    y: vec4<i32>,
+    x: vec4<i32>,
+}
+
+// A step: its channel's first element, and how far it is from tap 0.
+struct Tap {
+    channel: u32,
+    y: i32,
+    x: i32,
+}
+
+// Four elements of a step.
+struct Window {
+    e: vec4<u32>,
+    there: vec4<bool>,
+}
+
+var<private> spots_of: array<Spots, 3>; // of the invocation's blocks
+// Of each step of a block a bit for each element that is there, then one for each that is the upper half of a word.
+var<private> marks: array<vec4<u32>, 3>;
+
+// Of the positions from the i-th on.
+fn spots(i: u32) -> Spots {
+    let image = i / rows_of_image();
+    let u = min(vec4<u32>(i - image * rows_of_image()) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.positions - 1u));
+    var y = vec4<u32>();
+    if TWO_D {
+        y = u / p.width;
+    }
+    let x = u - y * p.width;
+    let image_first = image * p.a_image;
+    if BACKWARD {
+        return Spots(image_first, vec4<i32>(y), vec4<i32>(x));
+    }
+    return Spots(
+        image_first,
+        vec4<i32>(y * height_of(p.stride)) - i32(height_of(p.lead)),
+        vec4<i32>(x * width_of(p.stride)) - i32(width_of(p.lead)),
+    );
+}
+
+fn tap(k: u32) -> Tap {
+    let channel = divided(k, area_of(p.taps));
+    let at = k - channel * area_of(p.taps);
+    var y = 0u;
+    if TWO_D {
+        y = divided(at, width_of(p.taps));
+    }
+    let x = at - y * width_of(p.taps);
+    let sign = select(1, -1, BACKWARD);
+    return Tap(
+        (group * p.channels + channel) * (width_of(p.heights) * p.a_width),
+        sign * i32(y * height_of(p.reach)),
+        sign * i32(x * width_of(p.reach)),
+    );
+}
+
+// Where a position in the padding is read.
+fn padded(at: vec4<i32>, size: u32) -> vec4<i32> {
+    let last = vec4<i32>(i32(size) - 1);
+    if PAD_MODE == PAD_REFLECT {
+        return min(abs(at), abs(2 * last - abs(at)));
+    }
+    if PAD_MODE == PAD_REPLICATE {
+        return clamp(at, vec4<i32>(), last);
+    }
+    return at;
+}
+
+fn window(s: Spots, t: Tap) -> Window {
+    let height = width_of(p.heights);
+    var y = padded(s.y + t.y, height);
+    var x = padded(s.x + t.x, p.a_width);
+    var there = vec4<bool>(true);
+    if DIVIDED {
+        let whole = vec4<i32>(vec4<u32>(x) / width_of(p.stride));
+        there = there & (x == whole * i32(width_of(p.stride))) & (x >= vec4<i32>());
+        x = whole;
+        if TWO_D {
+            let rows = vec4<i32>(vec4<u32>(y) / height_of(p.stride));
+            there = there & (y == rows * i32(height_of(p.stride))) & (y >= vec4<i32>());
+            y = rows;
+        }
+    }
+    there = there & (vec4<u32>(x) < vec4<u32>(p.a_width)); // below 0 it is large
+    var e = vec4<u32>(s.image + t.channel) + vec4<u32>(x);
+    if TWO_D {
+        there = there & (vec4<u32>(y) < vec4<u32>(height));
+        e += vec4<u32>(y) * p.a_width;
+    }
+    return Window(extractBits(p.offsets, 0u, 8u) + select(vec4<u32>(), e, there), there);
+}
+
+fn words_of(e: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(a_word(e.x), a_word(e.y), a_word(e.z), a_word(e.w));
+}
+
+fn mark(w: Window) -> u32 {
+    let bits = vec4<u32>(1u, 2u, 4u, 8u);
+    let there = select(vec4<u32>(), bits, w.there);
+    let upper = (w.e & vec4<u32>(1u)) * bits;
+    return (there.x | there.y | there.z | there.w) | ((upper.x | upper.y | upper.z | upper.w) << 4u);
+}
+
+fn a_begin(stage: u32, m: u32, dk: u32) {
+    if !TAPS_ARE_ROWS {
+        spots_of[stage] = spots(p.row_first + min(m, p.rows - 4u));
+    }
+}
+
+fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    var k = min(vec4<u32>(k0 + dk) + four, vec4<u32>(k_end - 1u));
+    if TAPS_ARE_ROWS {
+        spots_of[stage] = spots(min(k0 + dk, p.depth - 4u));
+        k = p.row_first + min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u));
+    }
+    let s = spots_of[stage];
+    let first = window(s, tap(k.x));
+    let second = window(s, tap(k.y));
+    let third = window(s, tap(k.z));
+    let fourth = window(s, tap(k.w));
+    marks[stage] = vec4<u32>(mark(first), mark(second), mark(third), mark(fourth));
+    return Block(words_of(first.e), words_of(second.e), words_of(third.e), words_of(fourth.e));
+}
+
+// The elements of a step that are there.
+fn values_of(words: vec4<u32>, marked: u32) -> vec4<f32> {
+    let there = (vec4<u32>(marked) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>();
+    var values = quad_low(words, A_DTYPE);
+    if A_DTYPE != F32 {
+        let upper = (vec4<u32>(marked) & vec4<u32>(16u, 32u, 64u, 128u)) != vec4<u32>();
+        values = select(values, quad_high(words, A_DTYPE), upper);
+    }
+    return select(vec4<f32>(), values, there);
+}
+
+fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
+    let m = marks[stage];
+    let steps = mat4x4<f32>(
+        values_of(block[0], m.x), values_of(block[1], m.y), values_of(block[2], m.z), values_of(block[3], m.w),
+    );
+    if TAPS_ARE_ROWS {
+        return transpose(steps);
+    }
+    return steps;
+}
+
+fn a_element(m: u32, k: u32) -> f32 {
+    let row = p.row_first + min(m, p.rows - 1u);
+    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), tap(select(k, row, TAPS_ARE_ROWS)));
+    return select(0.0, a_at(w.e.x), w.there.x);
+}
+
+fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = left - 1u;
+    let four = vec4<f32>(
+        a_element(m, k), a_element(m, k + min(1u, last)),
+        a_element(m, k + min(2u, last)), a_element(m, k + min(3u, last)),
+    );
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}

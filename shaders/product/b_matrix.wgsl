@@ -1,0 +1,83 @@
+// Operand B of a product as a matrix: with k along its rows, (n, stride) or, with B_ALONG_K = false, (k, stride).
+// slot params = product/params
+// slot b = product/b_scalar
+// import product/block
+
+override B_ALONG_K: bool = true;
+
+const B_WHOLE = select(4u, 1u, B_MAY_END); // elements that are there or not together
+// The places that an invocation reads are found once, before the loop.
+override B_FOUND: bool = WHOLE_STEPS && !B_MAY_END;
+
+fn b_place(n: u32, k: u32) -> u32 {
+    let row = first_column() + n;
+    return extractBits(p.offsets, 8u, 8u) + select(k * b_stride() + row, row * b_stride() + k, B_ALONG_K);
+}
+
+// B[n .. n + 3, k .. k + 3]; past the edges anything. Without branches, so that the reads do not wait for each other.
+fn b_block(n: u32, k: u32, k_end: u32) -> Block {
+    if B_ALONG_K {
+        let last = p.columns - 1u;
+        let at = min(k, k_end - B_WHOLE);
+        let left = k_end - at;
+        return Block(
+            b_raw(b_place(min(n, last), at), left), b_raw(b_place(min(n + 1u, last), at), left),
+            b_raw(b_place(min(n + 2u, last), at), left), b_raw(b_place(min(n + 3u, last), at), left),
+        );
+    }
+    let last = k_end - 1u;
+    let at = min(n, p.columns - B_WHOLE);
+    let left = p.columns - at;
+    return Block(
+        b_raw(b_place(at, min(k, last)), left), b_raw(b_place(at, min(k + 1u, last)), left),
+        b_raw(b_place(at, min(k + 2u, last)), left), b_raw(b_place(at, min(k + 3u, last)), left),
+    );
+}
+
+// Called once for the invocation's block `stage` of a tile: its rows from n on, its steps from dk on in every round.
+// Rows past the edge repeat the last ones.
+fn b_begin(stage: u32, n: u32, dk: u32) {
+    if !B_FOUND {
+        return;
+    }
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    if B_ALONG_K {
+        places[stage] = (first_column() + min(vec4<u32>(n) + four, vec4<u32>(p.columns - 1u))) * b_stride() + dk;
+    } else {
+        places[stage] = (dk + four) * b_stride() + first_column() + min(n, p.columns - 4u);
+    }
+    places[stage] += extractBits(p.offsets, 8u, 8u);
+}
+
+// Reads the block in the round from k0 on, as it is stored; past the edges anything.
+fn b_fetch(stage: u32, n: u32, dk: u32, k0: u32, k_end: u32) -> Block {
+    if !B_FOUND {
+        return b_block(n, k0 + dk, k_end);
+    }
+    let at = places[stage] + min(k0, k_end - BK) * select(b_stride(), 1u, B_ALONG_K);
+    return Block(b_raw(at.x, 4u), b_raw(at.y, 4u), b_raw(at.z, 4u), b_raw(at.w, 4u));
+}
+
+// What was read: a column for each step, across four rows.
+fn b_steps(stage: u32, block: Block) -> mat4x4<f32> {
+    let read = mat4x4<f32>(b_values(block[0]), b_values(block[1]), b_values(block[2]), b_values(block[3]));
+    if B_ALONG_K {
+        return transpose(read);
+    }
+    return read;
+}
+
+fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
+    if B_ALONG_K && !B_MAY_END {
+        return b_four(b_place(n, k), left);
+    }
+    if left == 0u {
+        return vec4<f32>();
+    }
+    let last = left - 1u;
+    let four = vec4<f32>(
+        b_at(b_place(n, k)), b_at(b_place(n, k + min(1u, last))),
+        b_at(b_place(n, k + min(2u, last))), b_at(b_place(n, k + min(3u, last))),
+    );
+    return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+}

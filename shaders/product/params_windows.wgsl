@@ -1,0 +1,120 @@
+// The parameters of a convolution, and what follows from them.
+//
+// Fills the slot `params`: see params.wgsl.
+//
+// A convolution goes over two sides: a, whose positions the taps fall on, and c, whose positions are windows of a:
+//   c[b, p, u] = sum_(q,κ) v[p, q, κ] * a[b, gQ + q, u * stride + κ * reach - lead]        p in group g
+// Rows of the product are positions of all images, an image having a multiple of four of them, of which the last may
+// not be there. Sizes along height and width are packed, 16 bits each, height above; one in 1-D has height 1.
+
+struct Params {
+    rows: u32,          // of C in this dispatch
+    columns: u32,       // of a group in this dispatch
+    depth: u32,         // steps of k
+    split_length: u32,  // steps of k in a split
+    split_first: u32,
+    splits: u32,
+    offsets: u32,       // 8 bits each: the first element within its binding of A, of B, of C
+    more_offsets: u32,  // 8 bits each: of the gains, the biases, the norms or Scales, the norms that are written
+    policy: u32,
+    eps: f32,
+    slope: f32,
+    group_first: u32,   // of this dispatch
+    group_count: u32,   // in this dispatch
+    group_columns: u32, // columns of a group in all dispatches
+    row_first: u32,
+    column_first: u32,
+    a_image: u32,       // elements of A from an image to the next
+    a_width: u32,
+    heights: u32,       // of A; above it that of C
+    positions: u32,     // rows of an image that are there
+    width: u32,         // of them
+    channels: u32,      // of a group, on the sum
+    taps: u32,          // of the sum
+    kernel: u32,        // taps of v
+    phases: u32,        // positions of C for one row of the product
+    stride: u32,
+    reach: u32,         // from a tap to the next
+    lead: u32,          // positions before
+    c_image: u32,       // elements of C from an image to the next
+    c_width: u32,
+    scale_step: u32,    // steps of k that share a Scale
+    scale_count: u32,   // Scales, after which they come anew
+}
+
+var<immediate> p: Params;
+
+override PHASED: bool = false; // columns are (channel of a, phase); else channels of c
+override SCALE_BY_GROUP: bool = false; // each group has Scales of its own
+
+var<private> group: u32; // of the tile, of all
+
+fn group_count() -> u32 {
+    return p.group_count;
+}
+
+fn in_group(tile: u32, tiles: u32) -> u32 {
+    group = p.group_first + tile / tiles;
+    return tile % tiles;
+}
+
+fn column_in_group(column: u32) -> u32 {
+    group = p.group_first + column / p.columns;
+    return column % p.columns;
+}
+
+fn all_columns() -> u32 {
+    return p.group_count * p.columns;
+}
+
+fn column_of_all(column: u32) -> u32 {
+    return (group - p.group_first) * p.columns + column;
+}
+
+fn first_column() -> u32 {
+    return group * p.group_columns + p.column_first;
+}
+
+fn split_begin(i: u32) -> u32 {
+    return (p.split_first + i) * p.split_length;
+}
+
+fn height_of(packed: u32) -> u32 {
+    return packed >> 16u;
+}
+
+fn width_of(packed: u32) -> u32 {
+    return packed & 0xffffu;
+}
+
+fn area_of(packed: u32) -> u32 {
+    return height_of(packed) * width_of(packed);
+}
+
+// Rows of B are those of v.
+fn b_stride() -> u32 {
+    return p.channels * area_of(p.kernel);
+}
+
+fn scale_index(k: u32) -> u32 {
+    return select(0u, group * p.scale_count, SCALE_BY_GROUP) + k / p.scale_step % p.scale_count;
+}
+
+// Of a phased product the kept axis is that of a's channels within a group.
+fn norm_index(column: u32) -> u32 {
+    return select(first_column() + column, (p.column_first + column) / area_of(p.phases), PHASED);
+}
+
+fn channel_of(column: u32) -> u32 {
+    return (first_column() + column) / area_of(p.phases);
+}
+
+// i / n, for i below 2^20: exact, since (i + 1/2) / n is further from an integer than the roundings move it.
+fn divided(i: u32, n: u32) -> u32 {
+    return u32((f32(i) + 0.5) * (1.0 / f32(n)));
+}
+
+// The rows of an image.
+fn rows_of_image() -> u32 {
+    return (p.positions + 3u) / 4u * 4u;
+}

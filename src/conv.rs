@@ -1,0 +1,152 @@
+//! Convolutions: what is asked of them.
+pub(crate) mod backward;
+pub(crate) mod geometry;
+pub(crate) mod kernels;
+pub(crate) mod layer;
+pub(crate) mod plan;
+pub(crate) mod record;
+
+use crate::product::selection::Selection;
+use crate::{Activation, Axis, ConvGeometry, PadMode, PerAxis, Tensor, Tile, Weight};
+#[cfg(doc)]
+use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, WeightNorm};
+
+/// A convolution, weight-normalized or ordinary: the request of [`Gpu::conv`] and [`Gpu::conv_transposed`], of
+/// [`Gpu::conv_backward`] and [`Gpu::conv_transposed_backward`], and of the same of a [`Recorder`]. In 1-D or 2-D by the
+/// rank of the weight.
+///
+/// ```text
+/// conv              y[b, j, u] = act( Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j )
+/// conv_transposed   y[b, gO + o, t] = act( Σ_i,κ w[i, o, κ] · x[b, i, u] + bias )    over u·stride + κ·dilation − padding = t
+///
+/// w = g·v/n̂         g: the group of output j, of input i
+/// ```
+///
+/// ```no_run
+/// # use weightnorm::{Activation, Conv, Error, Gpu, Tensor, WeightNorm};
+/// # fn f(gpu: &Gpu, x: Tensor, v: Tensor, g: Tensor, bias: Tensor) -> Result<Tensor, Error> {
+/// let y = gpu.conv(Conv::new(&x, WeightNorm::new(&v, &g)).bias(&bias).padding(3).dilation(3))?;
+/// gpu.conv_transposed(Conv::new(&y, &v).stride(2).padding(1))
+/// # }
+/// ```
+///
+/// - `x`: `[B, in, T]` or `[B, in, H, W]`. `weight`: of `conv` `[out, in / groups, k]` or `[.., kh, kw]`; of
+///   `conv_transposed` `[in, out / groups, k]` or `[.., kh, kw]`: axis 0 is **in**, as in PyTorch, and with it g of kept
+///   axis 0. `bias`: `[out]`. `y`: [`ConvGeometry::conv_shape`], [`ConvGeometry::conv_transposed_shape`]. All of any
+///   storage type, in any mixture.
+/// - The weight is a [`WeightNorm`] of any kept axis or the whole tensor, or a [`Tensor`] w. For kept axis 0 of `conv`
+///   the norms are summed up inside the product. Neither w nor a matrix of windows is stored; of a transposed
+///   convolution no inserted zero is multiplied, unless stride and dilation are both above 1 or a tap axis is kept.
+/// - Padding is zeros, or with [`Conv::pad_mode`] reflected or replicated (`conv`).
+/// - y is right wherever it, and the sum of |x·w|, is representable. NaN and infinity in row j of v reach channel j of
+///   y in `conv`, and in `conv_transposed` what it feeds. An infinite weight times the padding is NaN, as in a matrix of
+///   windows. Error: a small multiple of in / groups · k · 2⁻²⁴ · Σ|x·w|, and y's rounding.
+/// - Reference: PyTorch's `weight_norm(torch.nn.Conv1d(..))`, `ConvTranspose1d`, `Conv2d`, `ConvTranspose2d`.
+///
+/// # Dispatches
+/// `conv`: one for an ordinary weight and for kept axis 0, with known norms too; else those of the norms besides
+/// ([`WeightNorm`], or one if they are known). `conv_transposed`: one for an ordinary weight, else those of
+/// the norms and one. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
+///
+/// # Not there yet
+/// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
+/// of x, residuals. x, v and y each have to fit a binding. Products are computed from workgroup memory ([`Tile::Tile64x64`], `Tile32x32`, `Tile128x8`, `Tile128x128`), which on a CPU is
+/// slower than the lanes of [`Gpu::linear`](crate::Gpu::linear).
+///
+/// # Errors
+/// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit; [`ArgumentError::Axis`], [`ArgumentError::Eps`],
+/// [`ArgumentError::DType`]; [`ArgumentError::Variant`] for a tile that convolutions do not have, and for a padding mode of a transposed
+/// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights
+/// past 65,535, and for sums of 2²⁰ products or more; [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`ArgumentError::Alias`],
+/// [`ArgumentError::Overlap`], [`DeviceError::OutOfMemory`], [`DeviceError::DeviceLost`].
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Conv<'a> {
+    pub(crate) x: &'a Tensor,
+    pub(crate) weight: Weight<'a>,
+    pub(crate) bias: Option<&'a Tensor>,
+    pub(crate) geometry: ConvGeometry,
+    pub(crate) activation: Activation,
+    pub(crate) norms: Option<&'a Tensor>,
+    pub(crate) selection: Selection,
+}
+
+impl<'a> Conv<'a> {
+    /// Stride and dilation 1, no padding, one group; without a bias or an activation.
+    pub fn new(x: &'a Tensor, weight: impl Into<Weight<'a>>) -> Self {
+        Conv {
+            x,
+            weight: weight.into(),
+            bias: None,
+            geometry: ConvGeometry::default(),
+            activation: Activation::None,
+            norms: None,
+            selection: Selection::default(),
+        }
+    }
+
+    /// Whether the kept axis is one of taps.
+    pub(crate) fn taps_are_kept(&self) -> bool {
+        self.weight.normalized().is_some_and(|weight| matches!(weight.axis, Axis::Kept(2..)))
+    }
+
+    /// Adds a bias: any storage type, `[out]`.
+    pub fn bias(self, bias: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { bias: bias.into(), ..self }
+    }
+
+    /// All of stride, padding, dilation and groups at once.
+    pub fn geometry(self, geometry: ConvGeometry) -> Self {
+        Conv { geometry, ..self }
+    }
+
+    /// Sets the stride: `2`, or `[3, 1]` for height and width.
+    pub fn stride(self, stride: impl Into<PerAxis<usize>>) -> Self {
+        Conv { geometry: self.geometry.stride(stride), ..self }
+    }
+
+    /// Sets the padding: `3`, `[2, 0]` for height and width, `(6, 0)` before and after, or `[(2, 1), (0, 0)]`.
+    pub fn padding(self, padding: impl Into<PerAxis<(usize, usize)>>) -> Self {
+        Conv { geometry: self.geometry.padding(padding), ..self }
+    }
+
+    /// Sets what is read in the padding.
+    pub fn pad_mode(self, pad_mode: PadMode) -> Self {
+        Conv { geometry: self.geometry.pad_mode(pad_mode), ..self }
+    }
+
+    /// Sets the dilation.
+    pub fn dilation(self, dilation: impl Into<PerAxis<usize>>) -> Self {
+        Conv { geometry: self.geometry.dilation(dilation), ..self }
+    }
+
+    /// Sets the groups.
+    pub fn groups(self, groups: usize) -> Self {
+        Conv { geometry: self.geometry.groups(groups), ..self }
+    }
+
+    /// Sets the output padding of a transposed convolution.
+    pub fn output_padding(self, output_padding: impl Into<PerAxis<usize>>) -> Self {
+        Conv { geometry: self.geometry.output_padding(output_padding), ..self }
+    }
+
+    /// Applies an activation.
+    pub fn activation(self, activation: Activation) -> Self {
+        Conv { activation, ..self }
+    }
+
+    /// Writes the effective norms n̂ out, as later calls want them: f32, shaped as g.
+    pub fn norms(self, norms: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { norms: norms.into(), ..self }
+    }
+
+    /// Forces a tile, for tests and tuning.
+    pub fn tile(self, tile: impl Into<Option<Tile>>) -> Self {
+        Conv { selection: Selection { tile: tile.into(), ..self.selection }, ..self }
+    }
+
+    /// Forces the split of the sums into pieces of so many products (rounded up to a multiple of 16), for tests and tuning.
+    pub fn split_length(self, split_length: impl Into<Option<u32>>) -> Self {
+        Conv { selection: Selection { split_length: split_length.into(), ..self.selection }, ..self }
+    }
+}

@@ -1,0 +1,240 @@
+//! The gradients of convolutions, checked and recorded.
+use super::Conv;
+use super::geometry::{PadMode, Sides};
+use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
+use super::plan::{Product, check_tile};
+use super::record::{apply, check_bindings, of_input, of_output, record_weights};
+use crate::arguments::{Arguments, expect_gain, expect_shape};
+use crate::binding::bind;
+use crate::contract::norms_shape;
+use crate::memory::Scratch;
+use crate::record::Dispatch;
+use crate::vectors;
+use crate::weight::backward::gradients_of_weight;
+use crate::windows::MAX_ITERATIONS;
+use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LimitError, LinearGradients, Recorder, Tensor};
+
+impl Gpu {
+    /// The gradients of a convolution, given dy, the gradient of its y: see [`Recorder::conv_backward`].
+    ///
+    /// # Errors
+    /// As [`Recorder::conv_backward`].
+    pub fn conv_backward(&self, conv: Conv<'_>, dy: &Tensor) -> Result<LinearGradients, Error> {
+        self.allocated(&conv, |sides| sides.wide, |ops, wanted| ops.conv_backward(conv, dy, wanted))
+    }
+
+    /// The gradients of a transposed convolution, given dy: see [`Recorder::conv_transposed_backward`].
+    ///
+    /// # Errors
+    /// As [`Recorder::conv_backward`].
+    pub fn conv_transposed_backward(&self, conv: Conv<'_>, dy: &Tensor) -> Result<LinearGradients, Error> {
+        let outs = |sides: &Sides| sides.groups * sides.channels;
+        self.allocated(&conv, outs, |ops, wanted| ops.conv_transposed_backward(conv, dy, wanted))
+    }
+
+    fn allocated(
+        &self,
+        conv: &Conv<'_>,
+        outs: impl Fn(&Sides) -> usize,
+        record: impl FnOnce(&mut Recorder<'_, '_>, &Gradients<'_>) -> Result<(), Error>,
+    ) -> Result<LinearGradients, Error> {
+        let (x, v) = (conv.x, conv.weight.v());
+        let sides = Sides::of_weight("conv_backward", &conv.geometry, v.shape())?;
+        let (dx, dv) = (self.zeros(x.shape(), x.dtype())?, self.zeros(v.shape(), v.dtype())?);
+        let dg = conv.weight.normalized().map(|w| self.zeros(&norms_shape(v.shape(), w.axis), DType::F32));
+        let (dg, dbias) = (dg.transpose()?, self.zeros(&[outs(&sides)], DType::F32)?);
+        let wanted =
+            Gradients { dx: Some(&dx), dv: Some(&dv), dg: dg.as_ref(), dbias: Some(&dbias), ..Default::default() };
+        self.run(|ops| record(ops, &wanted))?;
+        Ok(LinearGradients { dx, dv, dg, dbias })
+    }
+}
+
+impl Recorder<'_, '_> {
+    /// Records the gradients of the convolution `conv` into the wanted ones of `gradients`, given dy.
+    ///
+    /// ```text
+    /// dx[b, gI + i, t] = Σ_j,κ w[j, i, κ] · dy[b, j, u]                       over u·stride + κ·dilation − padding = t
+    /// dw[j, i, κ] = Σ_b,u dy[b, j, u] · x[b, gI + i, u·stride + κ·dilation − padding]        dbias_j = Σ_b,u dy[b, j, u]
+    /// dg_j = Σ dw·(v/n̂_j)        dv = (g_j/n̂_j)·(dw − dg_j·(v/d_j))
+    /// ```
+    ///
+    /// - `conv`: what the forward pass was asked for; its bias plays no part. `dy`: y's shape. Of `gradients` dx has the
+    ///   shape of x, dv that of v, dg that of the norms or flat, dbias is `[out]`; any storage types. dx is written,
+    ///   the others as [`Gradients::accumulate`] says.
+    /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
+    ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
+    ///
+    /// # Dispatches
+    /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces, and
+    /// those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one.
+    ///
+    /// # Errors
+    /// As [`Conv`]; [`ArgumentError::Variant`] for an activation, which has no gradient here yet, and for dx of a padding of other
+    /// than zeros.
+    pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
+        let op = "conv_backward";
+        let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
+        let refused = conv.geometry.pad_mode != PadMode::Zero && gradients.dx.is_some();
+        if refused {
+            let reason = "dx wants a padding of zeros so far".to_owned();
+            return Err(ArgumentError::Variant { op, got: format!("{:?}", conv.geometry.pad_mode), reason }.into());
+        }
+        let backward = Backward { op, conv: &conv, dy, sides, transposed: false };
+        backward.record(self, gradients)
+    }
+
+    /// Records the gradients of the transposed convolution `conv`, as [`Recorder::conv_backward`] has them: dx is a
+    /// convolution of dy, with the dispatches of [`Gpu::conv`].
+    ///
+    /// # Errors
+    /// As [`Recorder::conv_backward`].
+    pub fn conv_transposed_backward(
+        &mut self,
+        conv: Conv<'_>,
+        dy: &Tensor,
+        gradients: &Gradients<'_>,
+    ) -> Result<(), Error> {
+        let op = "conv_transposed_backward";
+        let sides = Sides::of_transposed(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
+        Backward { op, conv: &conv, dy, sides, transposed: true }.record(self, gradients)
+    }
+}
+
+struct Backward<'a> {
+    op: &'static str,
+    conv: &'a Conv<'a>,
+    dy: &'a Tensor,
+    sides: Sides,
+    transposed: bool,
+}
+
+impl Backward<'_> {
+    fn y_shape(&self) -> Vec<usize> {
+        if self.transposed { self.sides.a_shape() } else { self.sides.c_shape() }
+    }
+
+    fn record(&self, ops: &mut Recorder<'_, '_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+        let sides = &self.sides;
+        // What is past a limit is found before anything is recorded.
+        let by_taps = self.conv.taps_are_kept();
+        let dx = if self.transposed { Product::windows(sides)? } else { Product::phases(sides, by_taps)? };
+        let dv = Product::taps(sides)?;
+        self.check(ops, gradients)?;
+        let &Gradients { dg, dbias, accumulate, .. } = gradients;
+        vectors::in_f32(ops, (accumulate, true), [dg, dbias], |ops, [dg, dbias]| {
+            self.of_checked(ops, &Gradients { dg, dbias, ..*gradients }, &dx, &dv)
+        })
+    }
+
+    fn of_checked(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        gradients: &Gradients<'_>,
+        of_dx: &Product,
+        of_dv: &Product,
+    ) -> Result<(), Error> {
+        let (conv, dy) = (self.conv, self.dy);
+        let (v, normalized) = (conv.weight.v(), conv.weight.normalized());
+        let (selection, add) = (conv.selection, gradients.accumulate);
+        if let Some(dx) = gradients.dx {
+            let of_dy = Conv { x: dy, bias: None, norms: None, selection, ..*conv };
+            let norm = if self.transposed { of_output(conv) } else { of_input(conv) };
+            apply(ops, &of_dy, dx, &self.sides, of_dx, norm)?;
+        }
+        let (c, a) = if self.transposed { (conv.x, dy) } else { (dy, conv.x) };
+        match normalized {
+            None => {
+                if let Some(dv) = gradients.dv {
+                    record_weights(ops, of_dv, (a, c), dv, add, selection)?;
+                }
+            }
+            Some(weight) if gradients.dv.is_some() || gradients.dg.is_some() => {
+                let dw = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
+                let dw = Tensor::in_scratch(ops.gpu(), dw, 0, v.shape());
+                record_weights(ops, of_dv, (a, c), &dw, false, selection)?;
+                gradients_of_weight(ops, &dw, weight, gradients.dv, gradients.dg, add)?;
+            }
+            Some(_) => {}
+        }
+        gradients.dbias.map_or(Ok(()), |dbias| channel_sums(ops, dy, &self.y_shape(), dbias, add))
+    }
+
+    fn check(&self, ops: &mut Recorder<'_, '_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+        let &Backward { op, conv, dy, sides: _, transposed: _ } = self;
+        let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
+        let (x, v, normalized) = (conv.x, conv.weight.v(), conv.weight.normalized());
+        let y_shape = self.y_shape();
+        expect_shape(op, "dy", dy, &y_shape)?;
+        if conv.activation != Activation::None {
+            let reason = "it has no gradient here yet: hand over dy behind it".to_owned();
+            return Err(ArgumentError::Variant { op, got: format!("{:?}", conv.activation), reason }.into());
+        }
+        if let Some(weight) = normalized {
+            weight.check(op)?;
+        }
+        for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &y_shape[1..2])] {
+            tensor.map_or(Ok(()), |tensor| expect_shape(op, arg, tensor, shape))?;
+        }
+        match (dg, normalized) {
+            (Some(dg), Some(w)) => expect_gain(op, "dg", dg, &norms_shape(v.shape(), w.axis))?,
+            (Some(dg), None) => {
+                let expected = "none: an ordinary weight has no gain".to_owned();
+                return Err(ArgumentError::Shape { op, arg: "dg", got: dg.shape().to_vec(), expected }.into());
+            }
+            (None, _) => {}
+        }
+        check_tile(op, conv.selection.tile)?;
+        conv.selection.check(op, ops.facts().traits, false)?;
+        check_bindings(ops.facts().capacities, [x, v, dy])?;
+        let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;
+        if dbias.is_some() && of_channel >= MAX_ITERATIONS {
+            let (what, limit) = ("elements of a channel of dy", MAX_ITERATIONS * CHANNEL_THREADS);
+            return Err(LimitError::TooLarge { what, size: of_channel * CHANNEL_THREADS, limit }.into());
+        }
+        let windows = if self.transposed { x } else { dy };
+        let products = windows.len() as u64 * v.shape()[1..].iter().product::<usize>() as u64;
+        let weights = dv.is_some() || dg.is_some();
+        let norms = normalized.filter(|_| weights || dx.is_some()).map_or(0, |w| w.norms_operations());
+        Arguments::new(op)
+            .input_if(weights, "x", x)
+            .input_if(weights || dx.is_some(), "weight", v)
+            .input_if(weights || dx.is_some(), "g", normalized.and_then(|w| w.g))
+            .input_if(weights || dx.is_some(), "known norms", normalized.and_then(|w| w.norms))
+            .input("dy", dy)
+            .output("dx", dx)
+            .output_onto(accumulate, "dv", dv)
+            .output_onto(accumulate, "dg", dg)
+            .output_onto(accumulate, "dbias", dbias)
+            .operations(2 * products * (u64::from(dx.is_some()) + u64::from(weights)) + norms)
+            .begin(ops)
+    }
+}
+
+fn channel_sums(
+    ops: &mut Recorder<'_, '_>,
+    dy: &Tensor,
+    shape: &[usize],
+    dbias: &Tensor,
+    add: bool,
+) -> Result<(), Error> {
+    let capacities = ops.facts().capacities;
+    let all = |tensor| bind(capacities, Some(tensor), 0, Tensor::len(tensor) as u64);
+    let ((source, dy_first), (target, out_first)) = (all(dy), all(dbias));
+    let positions: usize = shape[2..].iter().product();
+    ops.dispatch(&Dispatch {
+        kernel: &CHANNEL_SUMS,
+        module: CHANNEL_MODULE,
+        constants: &vec![("DY_DTYPE", dy.dtype().code()), ("ADD", add.into())],
+        buffers: &[source, target],
+        params: ChannelParams {
+            channels: shape[1] as u32,
+            positions: positions as u32,
+            images: shape[0] as u32,
+            dy_first,
+            out_first,
+        },
+        groups: shape[1] as u64,
+        work: dy.len() as u64,
+    })
+}

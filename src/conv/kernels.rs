@@ -1,0 +1,104 @@
+//! Kernels, modules and parameters of convolutions. Shaders: `product/conv.wgsl` and its views.
+use crate::kernel::{kernels, params};
+use crate::product::epilogue::FINISH_THREADS;
+use crate::product::variant::RESULTS;
+use crate::source::Module;
+
+params! {
+    /// `Params` of `product/params_windows.wgsl`. What is packed has height in the upper 16 bits, width in the lower.
+    pub(crate) struct ConvParams {
+        rows: u32,
+        columns: u32,
+        depth: u32,
+        split_length: u32,
+        split_first: u32,
+        splits: u32,
+        offsets: u32,
+        more_offsets: u32,
+        policy: u32,
+        eps: f32,
+        slope: f32,
+        group_first: u32,
+        group_count: u32,
+        group_columns: u32,
+        row_first: u32,
+        column_first: u32,
+        a_image: u32,
+        a_width: u32,
+        heights: u32,
+        positions: u32,
+        width: u32,
+        channels: u32,
+        taps: u32,
+        kernel: u32,
+        phases: u32,
+        stride: u32,
+        reach: u32,
+        lead: u32,
+        c_image: u32,
+        c_width: u32,
+        scale_step: u32,
+        scale_count: u32,
+    }
+}
+
+params! {
+    /// `Params` of `conv/channel_sums.wgsl`.
+    pub(crate) struct ChannelParams {
+        channels: u32,
+        positions: u32,
+        images: u32,
+        dy_first: u32,
+        out_first: u32,
+    }
+}
+
+/// `THREADS` of `conv/channel_sums.wgsl`.
+pub(crate) const CHANNEL_THREADS: u64 = 128;
+
+kernels! {
+    CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams, [0 Read, 1 Write];
+    CONV_WHOLE = "product/conv" "conv", None, ConvParams,
+        [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write];
+    CONV_PARTIAL = "product/conv" "conv_partial", None, ConvParams, [0 Read, 1 Read, 4 Read, 8 Write];
+    CONV_FINISH = "product/conv" "conv_finish", Some(FINISH_THREADS), ConvParams,
+        [2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write, 8 Write];
+}
+
+/// How the operands lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Pass {
+    /// c of a: a convolution.
+    Windows,
+    /// a of c: a transposed one.
+    Phases,
+    /// The gradient of v.
+    Taps,
+}
+
+/// How v is read: its file, and whether four elements at a time.
+pub(crate) const READS: [&str; 3] = ["product/b_scalar", "product/b_quad", "product/b_pair"];
+
+impl Pass {
+    pub fn module(self, read: &'static str, result: &'static str) -> Module {
+        let (view, c) = match self {
+            Pass::Windows => ("product/view_windows", "product/c_windows"),
+            Pass::Phases => ("product/view_phases", "product/c_phases"),
+            Pass::Taps => ("product/view_taps", "product/c_taps"),
+        };
+        let module = Module::new("product/conv").fill("view", view).fill("c", c).fill("b", read).fill("result", result);
+        module.fill("params", "product/params_windows")
+    }
+}
+
+/// The module of [`CHANNEL_SUMS`].
+pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
+
+/// Every module.
+pub(crate) fn modules() -> Vec<Module> {
+    let windows = READS.into_iter().flat_map(|read| RESULTS.map(|result| Pass::Windows.module(read, result)));
+    // Elsewhere neighbours of the product lie apart.
+    let others = [Pass::Phases, Pass::Taps].into_iter();
+    let others = others.flat_map(|pass| RESULTS[..2].iter().map(move |result| pass.module(READS[0], result)));
+    [CHANNEL_MODULE].into_iter().chain(windows).chain(others).collect()
+}

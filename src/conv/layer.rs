@@ -1,0 +1,232 @@
+//! The dispatches of a convolution.
+use super::kernels::{CONV_FINISH, CONV_PARTIAL, CONV_WHOLE, ConvParams, Pass, READS};
+use super::plan::Product;
+use crate::binding::{Bound, Span, View, bind, offsets};
+use crate::choose::Facts;
+use crate::contract::stored_as;
+use crate::kernel::Constants;
+use crate::linear::epilogue::NormSource;
+use crate::memory::Scratch;
+use crate::product::epilogue::FINISH_THREADS;
+use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
+use crate::product::selection::{Problem, Selection};
+use crate::product::tile::Tile;
+use crate::product::variant::RESULTS;
+use crate::record::Dispatch;
+use crate::windows::{Capacities, windows};
+use crate::{Activation, Axis, DType, Error, LimitError, Recorder, Tensor};
+
+/// A product whose arguments are checked.
+pub(crate) struct Layer<'a> {
+    pub product: Product,
+    /// Operand A.
+    pub x: &'a Tensor,
+    /// Operand B.
+    pub v: &'a Tensor,
+    pub g: Option<&'a Tensor>,
+    pub bias: Option<&'a Tensor>,
+    pub y: &'a Tensor,
+    pub norm: NormSource,
+    /// And how many words.
+    pub norms_in: Option<(View<'a>, u64)>,
+    pub norms_out: Option<&'a Tensor>,
+    pub axis: Option<Axis>,
+    pub activation: Activation,
+    pub policy: (u32, f32),
+    /// Add to what y holds.
+    pub add: bool,
+}
+
+/// What dispatches bind, always whole: places within them are those of tensors.
+struct Bindings<'a> {
+    x: Bound<'a>,
+    v: Bound<'a>,
+    /// g, bias, norms, y, norms that are written, u, which is none.
+    ends: Vec<Option<Span<'a>>>,
+    y_first: u32,
+    more_offsets: [u32; 4],
+}
+
+impl<'a> Layer<'a> {
+    fn bindings(&self, capacities: Capacities) -> Bindings<'a> {
+        let all = |tensor: Option<&'a Tensor>| bind(capacities, tensor, 0, tensor.map_or(0, |t| t.len() as u64));
+        let (g, bias, y, norms_out) = (all(self.g), all(self.bias), all(Some(self.y)), all(self.norms_out));
+        let norms_in = self.norms_in.as_ref().map_or((None, 0), |(view, words)| view.bind(capacities, 0, *words));
+        Bindings {
+            x: all(Some(self.x)),
+            v: all(Some(self.v)),
+            ends: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, None],
+            y_first: y.1,
+            more_offsets: [g.1, bias.1, norms_in.1, norms_out.1],
+        }
+    }
+
+    fn plan(&self, facts: Facts, selection: Selection) -> Result<ProductPlan, Error> {
+        let Product { rows, columns, depth, .. } = self.product;
+        let dtypes = [self.x.dtype(), self.v.dtype()];
+        let facts_of = ProductFacts {
+            problem: Problem { along_k: [true, true], dtypes, size: [rows, columns, depth] },
+            c_bytes: 4,
+            cooperative: false,
+            bytes_per_step: 0,
+            column_sums: self.norm == NormSource::Fused,
+        };
+        let tile = selection.tile.unwrap_or_else(|| self.product.tile(facts.traits));
+        let split_length = selection.split_length.or_else(|| self.product.pieces(facts.traits, tile));
+        // Whatever is bound is bound whole, and fits.
+        let capacities = Capacities { binding: 1 << 40, ..facts.capacities };
+        ProductPlan::new(&facts_of, facts.traits, capacities, Selection { tile: Some(tile), split_length })
+    }
+
+    pub fn record(&self, ops: &mut Recorder<'_, '_>, selection: Selection) -> Result<(), Error> {
+        let facts = ops.facts();
+        let Facts { capacities, .. } = facts;
+        let plan = self.plan(facts, selection)?;
+        let Product { rows, columns, depth, groups, .. } = self.product;
+        let splits = plan.split_length.map_or(1, |length| depth.div_ceil(length));
+        let beside = u64::from(self.norm == NormSource::Fused);
+        let bindings = self.bindings(capacities);
+        for window in plan.windows([rows, columns, depth]) {
+            let (tiles, work) = (plan.tiles(&window), plan.work(&window));
+            let sums = splits * window.columns * (window.rows + beside);
+            let mut most = (capacities.groups / (tiles * splits)).min(capacities.work(work));
+            if plan.split_length.is_some() {
+                most = most.min(capacities.partial_sums(PARTIAL_BYTES) / sums);
+                if most == 0 {
+                    let (what, limit) = ("partial sums", capacities.partial_sums(PARTIAL_BYTES));
+                    return Err(LimitError::TooLarge { what, size: sums, limit }.into());
+                }
+            }
+            for (group, group_count) in windows(groups, most.clamp(1, groups)) {
+                let params = ConvParams {
+                    rows: window.rows as u32,
+                    columns: window.columns as u32,
+                    depth: depth as u32,
+                    split_length: plan.split_length.unwrap_or(depth) as u32,
+                    splits: splits as u32,
+                    group_first: group as u32,
+                    group_count: group_count as u32,
+                    row_first: window.row as u32,
+                    column_first: window.column as u32,
+                    policy: self.policy.0,
+                    eps: self.policy.1,
+                    slope: self.activation.slope(),
+                    offsets: offsets([bindings.x.1, bindings.v.1, bindings.y_first, 0]),
+                    more_offsets: offsets(bindings.more_offsets),
+                    ..self.product.params
+                };
+                let first = window.row == 0;
+                let Some(split_length) = plan.split_length else {
+                    let mut buffers = vec![bindings.x.0.clone(), bindings.v.0.clone()];
+                    buffers.extend(bindings.ends.clone());
+                    let mut constants = self.end_constants(first);
+                    constants.extend(self.sum_constants(&plan, &bindings));
+                    ops.dispatch(&Dispatch {
+                        kernel: &CONV_WHOLE,
+                        module: self.product.pass.module(self.read(&bindings), self.result(&bindings)),
+                        constants: &constants,
+                        buffers: &buffers,
+                        params,
+                        groups: tiles * group_count,
+                        work: work * group_count,
+                    })?;
+                    continue;
+                };
+                let count = sums * group_count;
+                let scratch = ops.scratch(Scratch::Sums, count * PARTIAL_BYTES)?;
+                let (part, _) = View::scratch(scratch, PARTIAL_BYTES).bind(capacities, 0, count);
+                for (split, split_count) in windows(splits, plan.split_step) {
+                    let mut constants: Constants = vec![("NORM", self.norm as u32)];
+                    constants.extend(self.sum_constants(&plan, &bindings));
+                    ops.dispatch(&Dispatch {
+                        kernel: &CONV_PARTIAL,
+                        module: self.product.pass.module(self.read(&bindings), RESULTS[0]),
+                        constants: &constants,
+                        buffers: &[bindings.x.0.clone(), bindings.v.0.clone(), bindings.ends[2].clone(), part.clone()],
+                        params: ConvParams { split_first: split as u32, ..params },
+                        groups: tiles * split_count * group_count,
+                        work: work / splits * split_count * group_count,
+                    })?;
+                }
+                let elements = window.rows * window.columns * group_count;
+                let mut buffers = bindings.ends.clone();
+                buffers.push(part);
+                let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
+                let mut constants = self.end_constants(first);
+                constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
+                debug_assert!(split_length > 0);
+                ops.dispatch(&Dispatch {
+                    kernel: &CONV_FINISH,
+                    module: self.product.pass.module(READS[0], result),
+                    constants: &constants,
+                    buffers: &buffers,
+                    params,
+                    groups: elements.div_ceil(FINISH_THREADS),
+                    work: elements * splits,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How v is read: four elements at a time where its rows are whole quads.
+    fn read(&self, bindings: &Bindings<'_>) -> &'static str {
+        let in_quads = self.product.depth.is_multiple_of(4) && bindings.v.1.is_multiple_of(4);
+        match (self.product.pass, in_quads, self.v.dtype()) {
+            (Pass::Windows, true, DType::F32) => READS[1],
+            (Pass::Windows, true, _) => READS[2],
+            _ => READS[0],
+        }
+    }
+
+    /// How y is written: four positions at a time where each image's channel is whole quads.
+    fn result(&self, bindings: &Bindings<'_>) -> &'static str {
+        let in_quads = self.product.params.positions.is_multiple_of(4) && bindings.y_first.is_multiple_of(4);
+        match (self.y.dtype(), self.product.pass) {
+            (DType::F32, Pass::Windows) if in_quads => RESULTS[2],
+            (DType::F32, _) => RESULTS[0],
+            _ => RESULTS[1],
+        }
+    }
+
+    /// Of what becomes of the sums.
+    fn end_constants(&self, first: bool) -> Constants {
+        let mut constants: Constants = vec![
+            ("NORM", self.norm as u32),
+            ("ACTIVATION", self.activation.code()),
+            ("HAS_GAIN", self.g.is_some().into()),
+            ("HAS_BIAS", self.bias.is_some().into()),
+            ("WRITE_NORMS", (first && self.norms_out.is_some()).into()),
+        ];
+        if self.y.dtype() != DType::F32 {
+            constants.push(("Y_DTYPE", self.y.dtype().code()));
+        }
+        if self.product.pass == Pass::Taps {
+            constants.push(("ADD", self.add.into()));
+        }
+        constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
+        constants
+    }
+
+    /// Of the sums.
+    fn sum_constants(&self, plan: &ProductPlan, bindings: &Bindings<'_>) -> Constants {
+        let shape = plan.tile;
+        let mut constants = self.product.constants(self.axis, self.x);
+        constants.extend([
+            ("WX", shape.wx as u32),
+            ("WY", shape.wy as u32),
+            ("TM", shape.tm as u32),
+            ("TN", shape.tn as u32),
+            ("STEP", 4 * shape.wx as u32),
+            ("BK", shape.steps as u32),
+            ("IN_PIECES", (shape.tile == Tile::Tile128x8).into()),
+            ("WHOLE_STEPS", (self.product.depth > 0 && self.product.depth.is_multiple_of(shape.steps)).into()),
+            ("SQUARES", (self.norm == NormSource::Fused).into()),
+            ("SCALED_B", (self.norm == NormSource::In).into()),
+        ]);
+        if self.read(bindings) != READS[1] {
+            constants.push(("B_DTYPE", self.v.dtype().code()));
+        }
+        constants
+    }
+}

@@ -1,0 +1,225 @@
+//! Convolutions, checked and recorded.
+use super::Conv;
+use super::geometry::Sides;
+use super::layer::Layer;
+use super::plan::{Product, check_tile};
+use crate::arguments::{Arguments, expect_per_norm, expect_shape};
+use crate::binding::View;
+use crate::choose::Facts;
+use crate::contract::norms_shape;
+use crate::linear::epilogue::NormSource;
+use crate::product::selection::Selection;
+use crate::weight::job::Form;
+use crate::weight::norms::{norms_into, scales};
+use crate::weight::place::Region;
+use crate::windows::Capacities;
+use crate::{Activation, ArgumentError, Axis, Error, Gpu, LimitError, Recorder, Tensor};
+
+impl Gpu {
+    /// A convolution: see [`Conv`].
+    ///
+    /// # Errors
+    /// As [`Conv`] lists them.
+    pub fn conv(&self, conv: Conv<'_>) -> Result<Tensor, Error> {
+        let shape = conv.geometry.conv_shape(conv.x.shape(), conv.weight.v().shape())?;
+        let y = self.zeros_of("conv: y", &shape, conv.x.dtype())?;
+        self.run(|ops| ops.conv(conv, &y))?;
+        Ok(y)
+    }
+
+    /// A transposed convolution: see [`Conv`].
+    ///
+    /// # Errors
+    /// As [`Conv`] lists them.
+    pub fn conv_transposed(&self, conv: Conv<'_>) -> Result<Tensor, Error> {
+        let shape = conv.geometry.conv_transposed_shape(conv.x.shape(), conv.weight.v().shape())?;
+        let y = self.zeros_of("conv_transposed: y", &shape, conv.x.dtype())?;
+        self.run(|ops| ops.conv_transposed(conv, &y))?;
+        Ok(y)
+    }
+}
+
+impl Recorder<'_, '_> {
+    /// Records a convolution into `y`: [`ConvGeometry::conv_shape`](crate::ConvGeometry::conv_shape), any storage type.
+    ///
+    /// # Errors
+    /// As [`Conv`] lists them.
+    pub fn conv(&mut self, conv: Conv<'_>, y: &Tensor) -> Result<(), Error> {
+        let op = "conv";
+        let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
+        expect_shape(op, "y", y, &sides.c_shape())?;
+        let product = Product::windows(&sides)?;
+        check(self, op, &conv, y, sides.wide)?;
+        apply(self, &conv, y, &sides, &product, of_output(&conv))
+    }
+
+    /// Records a transposed convolution into `y`:
+    /// [`ConvGeometry::conv_transposed_shape`](crate::ConvGeometry::conv_transposed_shape), any storage type.
+    ///
+    /// # Errors
+    /// As [`Conv`] lists them.
+    pub fn conv_transposed(&mut self, conv: Conv<'_>, y: &Tensor) -> Result<(), Error> {
+        let op = "conv_transposed";
+        let sides = Sides::of_transposed(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
+        expect_shape(op, "y", y, &sides.a_shape())?;
+        let product = Product::phases(&sides, conv.taps_are_kept())?;
+        check(self, op, &conv, y, sides.groups * sides.channels)?;
+        apply(self, &conv, y, &sides, &product, of_input(&conv))
+    }
+}
+
+/// Where the norms come from in a product whose columns are axis 0 of v.
+pub(crate) fn of_output(conv: &Conv<'_>) -> NormSource {
+    source_of(conv, |axis| if axis == 0 { NormSource::Fused } else { NormSource::In })
+}
+
+/// The same where they are axis 1, and phases.
+pub(crate) fn of_input(conv: &Conv<'_>) -> NormSource {
+    source_of(conv, |axis| if axis == 1 { NormSource::Given } else { NormSource::In })
+}
+
+/// Where the norms come from, given that for a kept axis. Known norms of an output channel need not be summed up.
+fn source_of(conv: &Conv<'_>, kept: impl Fn(usize) -> NormSource) -> NormSource {
+    let Some(weight) = conv.weight.normalized() else { return NormSource::Plain };
+    match weight.axis {
+        Axis::Whole => NormSource::Whole,
+        Axis::Kept(axis) => match kept(axis) {
+            NormSource::Fused if weight.norms.is_some() => NormSource::Given,
+            source => source,
+        },
+    }
+}
+
+/// y = act(w·x + bias) of checked arguments, `product` being that of x and the weight.
+pub(crate) fn apply(
+    ops: &mut Recorder<'_, '_>,
+    conv: &Conv<'_>,
+    y: &Tensor,
+    sides: &Sides,
+    product: &Product,
+    mut norm: NormSource,
+) -> Result<(), Error> {
+    let (v, normalized) = (conv.weight.v(), conv.weight.normalized());
+    // Without anything to sum up, w plays no part in y.
+    if y.is_empty() || product.depth == 0 {
+        norm = NormSource::Plain;
+    }
+    if let (Some(weight), Some(norms)) = (normalized, conv.norms)
+        && (norm == NormSource::Plain || (norm == NormSource::Given && weight.norms.is_some()))
+    {
+        norms_into(ops, weight, Form::Norms, Region::of(norms))?;
+    }
+    if y.is_empty() {
+        return Ok(());
+    }
+    let axis = normalized.map(|weight| weight.axis);
+    let product = match (axis, norm) {
+        (Some(Axis::Kept(axis)), NormSource::In) => product.scaled_by(axis, sides),
+        _ => *product,
+    };
+    let norms_in = match (normalized, norm) {
+        (Some(weight), NormSource::Given) => match weight.norms {
+            Some(norms) => Some((View::of(norms), norms.len() as u64)),
+            None => Some((scales(ops, weight, Form::Norms, conv.norms)?, v.shape()[1] as u64)),
+        },
+        (Some(weight), NormSource::Whole) => Some((scales(ops, weight, Form::Wide, conv.norms)?, 2)),
+        (Some(weight), NormSource::In) => {
+            let norms: usize = norms_shape(v.shape(), weight.axis).iter().product();
+            Some((scales(ops, weight, Form::Scales, conv.norms)?, 2 * norms as u64))
+        }
+        _ => None,
+    };
+    let layer = Layer {
+        product,
+        x: conv.x,
+        v,
+        // With Scales the gain is part of them.
+        g: normalized.and_then(|w| w.g).filter(|_| norm != NormSource::In && norm != NormSource::Plain),
+        bias: conv.bias,
+        y,
+        norm,
+        norms_in,
+        norms_out: conv.norms.filter(|_| norm == NormSource::Fused),
+        axis,
+        activation: conv.activation,
+        policy: normalized.map_or((0, 0.0), |w| (w.eps.code(), w.eps.value())),
+        add: false,
+    };
+    layer.record(ops, conv.selection)
+}
+
+/// dw = Σ c·a of checked arguments, written or added.
+pub(crate) fn record_weights(
+    ops: &mut Recorder<'_, '_>,
+    product: &Product,
+    (a, c): (&Tensor, &Tensor),
+    dw: &Tensor,
+    add: bool,
+    selection: Selection,
+) -> Result<(), Error> {
+    if dw.is_empty() {
+        return Ok(());
+    }
+    let layer = Layer {
+        product: *product,
+        x: a,
+        v: c,
+        g: None,
+        bias: None,
+        y: dw,
+        norm: NormSource::Plain,
+        norms_in: None,
+        norms_out: None,
+        axis: None,
+        activation: Activation::None,
+        policy: (0, 0.0),
+        add,
+    };
+    layer.record(ops, selection)
+}
+
+/// Every tensor is bound whole.
+pub(crate) fn check_bindings(capacities: Capacities, tensors: [&Tensor; 3]) -> Result<(), Error> {
+    for (what, tensor) in ["x in bytes", "the weight in bytes", "y in bytes"].into_iter().zip(tensors) {
+        if tensor.bytes() > capacities.binding {
+            return Err(LimitError::TooLarge { what, size: tensor.bytes(), limit: capacities.binding }.into());
+        }
+    }
+    Ok(())
+}
+
+fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tensor, outs: usize) -> Result<(), Error> {
+    let &Conv { x, weight, bias, activation, norms, selection, .. } = conv;
+    let (v, normalized) = (weight.v(), weight.normalized());
+    activation.check(op)?;
+    if let Some(weight) = normalized {
+        weight.check(op)?;
+    }
+    if let Some(bias) = bias {
+        expect_shape(op, "bias", bias, &[outs])?;
+    }
+    if let Some(norms) = norms {
+        let Some(weight) = normalized else {
+            let expected = "a weight with norms".to_owned();
+            return Err(ArgumentError::Shape { op, arg: "norms", got: norms.shape().to_vec(), expected }.into());
+        };
+        expect_per_norm(op, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
+    }
+    check_tile(op, selection.tile)?;
+    let Facts { traits, capacities } = ops.facts();
+    selection.check(op, traits, false)?;
+    check_bindings(capacities, [x, v, y])?;
+    // Each element of the side of c goes through all taps.
+    let windows = if op == "conv" { y } else { x };
+    let taps = v.shape()[1..].iter().product::<usize>() as u64;
+    Arguments::new(op)
+        .input("x", x)
+        .input("weight", v)
+        .input("g", normalized.and_then(|w| w.g))
+        .input("known norms", normalized.and_then(|w| w.norms))
+        .input("bias", bias)
+        .output("y", y)
+        .output("norms", norms)
+        .operations(2 * windows.len() as u64 * taps + normalized.map_or(0, |w| w.norms_operations()))
+        .begin(ops)
+}
