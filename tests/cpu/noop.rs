@@ -97,7 +97,7 @@ fn noop_parameters_follow_the_device() {
     gpu.row_norms(WeightNorm::unit(&gpu.zeros(&[2, 2], DType::F32).unwrap()).axis(Axis::Whole).eps(Eps::None)).unwrap();
     match adopt(ParameterPassing::Uniform, bare) {
         Err(Error::Device(DeviceError::Unsupported { what })) => {
-            assert!(what.contains("uniform buffers of 64 bytes"), "{what}")
+            assert!(what.contains("uniform buffers of 128 bytes"), "{what}")
         }
         other => panic!("{other:?}"),
     }
