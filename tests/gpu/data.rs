@@ -2,9 +2,9 @@
 use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
-use crate::Outcome;
 pub use crate::common::norm_chain;
 use crate::device::of_kind;
+use crate::{Extent, Outcome};
 
 pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 pub static POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
@@ -175,6 +175,20 @@ pub fn either(gpu: &Gpu, check: impl Fn(&Gpu) -> Outcome) -> Outcome {
         check(&of_kind(gpu, kind)?)?;
     }
     Ok(())
+}
+
+/// As on a GPU and as on a software driver: each case on both, or, where few are wanted, on one after the other in turn.
+pub fn in_turn<C: std::fmt::Debug>(
+    gpu: &Gpu,
+    extent: Extent,
+    cases: impl IntoIterator<Item = C>,
+    check: impl Fn(&Gpu, &C) -> Outcome,
+) -> Outcome {
+    let devices = [of_kind(gpu, Kind::Gpu)?, of_kind(gpu, Kind::Software)?];
+    all(cases.into_iter().enumerate(), |(i, case)| match extent {
+        Extent::Few => check(&devices[i % 2], case),
+        Extent::All => devices.iter().try_for_each(|device| check(device, case)),
+    })
 }
 
 /// Runs `check` for each case and says which ones failed.
