@@ -168,15 +168,6 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
     move |element| element / inner % kept
 }
 
-/// As on a GPU and as on a software driver, whatever the device.
-pub fn either(gpu: &Gpu, check: impl Fn(&Gpu) -> Outcome) -> Outcome {
-    for kind in [Kind::Gpu, Kind::Software] {
-        let check = |gpu: &Gpu| check(gpu).map_err(|e| format!("{kind:?}: {}", e.message().unwrap_or("failed")));
-        check(&of_kind(gpu, kind)?)?;
-    }
-    Ok(())
-}
-
 /// As on a GPU and as on a software driver: each case on both, or, where few are wanted, on one after the other in turn.
 pub fn in_turn<C: std::fmt::Debug>(
     gpu: &Gpu,
