@@ -82,12 +82,12 @@ fn check(
 }
 
 fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
-    let tile = extent.choose(None, Some(Tile::Tile32x32));
+    let [tile, of_gradients] = [Tile::Gemv4, Tile::Tile32x32].map(|tile| extent.choose(None, Some(tile)));
     let axes = [(Axis::Kept(0), &[65_usize][..]), (Axis::Kept(1), &[52]), (Axis::Whole, &[1])];
     for &(axis, norms) in extent.choose(&axes[..], &axes[..2]) {
-        for dtype in extent.choose(&[F32, DType::F16][..], &[if axis == Axis::Kept(1) { F32 } else { DType::F16 }]) {
+        for dtype in extent.choose(&[F32, DType::F16][..], &[if axis == Axis::Kept(1) { DType::F16 } else { F32 }]) {
             let dtype = *dtype;
-            // Few: gradients of rows alone.
+            // Few: gradients of rows alone, in f32.
             let backward = extent == Extent::All || axis == Axis::Kept(0);
             let wanted: [Wanted; 13] = [
                 (&[33, 52], dtype, false),
@@ -116,7 +116,7 @@ fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
                     return Ok(());
                 }
                 let gradients = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u).tile(tile), &gradients)
+                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u).tile(of_gradients), &gradients)
             })?;
         }
     }

@@ -2,7 +2,7 @@
 //! reference or against its own result in f32.
 use weightnorm::{
     Activation, Axis, DType, DataDependentInit, Decompose, Eps, Gpu, Gradients, Linear, LinearBackward,
-    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, WeightNorm, cpu,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, Tile, WeightNorm, cpu,
 };
 
 use crate::common::{
@@ -320,6 +320,8 @@ impl Layer {
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));
         let few = axis == Axis::Kept(0);
+        // Few: the tile of other tests.
+        let tile = extent.choose(None, Some(Tile::Tile32x32));
         for accumulate in extent.choose(vec![false, true], vec![few]) {
             let output = |old: &[f64], shape: &[usize], dtype, place| match accumulate {
                 false => Guarded::poisoned(gpu, shape, dtype, offset(place)),
@@ -336,7 +338,7 @@ impl Layer {
             recorded(gpu, |ops| {
                 let u = saved.u.as_ref();
                 ops.linear_backward(
-                    LinearBackward::new(&x_tensor, weight.norms(norms), &dy_tensor).u(u),
+                    LinearBackward::new(&x_tensor, weight.norms(norms), &dy_tensor).u(u).tile(tile),
                     &gradients.accumulate(accumulate),
                 )
             })?;
