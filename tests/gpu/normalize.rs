@@ -14,7 +14,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("normalize_every_axis_policy_and_dtype", |gpu, extent| {
         all(SHAPES.iter().enumerate(), |&(i, shape)| {
             let all: Vec<_> = axes(shape).collect();
-            let axes = extent.choose(&all[..], &all[i % all.len()..][..1]);
+            let axes = extent.choose(&all[..], &all[i / 3 % all.len()..][..1]);
             sweep_of(gpu, shape, axes, some_policies(extent, i), some_dtypes(extent, i))
         })
     });
