@@ -1,6 +1,6 @@
 //! How GPU tests run, in every package that has some (`tests/gpu/main.rs`): all of one binary share one device, which is taken
 //! for a GPU whatever it is, so that the tests prove what users run. What a software driver takes instead is tested by name
-//! (`Kind::Software`, `either`).
+//! (`Kind::Software`, `in_turn`).
 //!
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.

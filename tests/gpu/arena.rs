@@ -3,7 +3,7 @@
 use weightnorm::{
     Adam, AdamState, ArgumentError, Axis, DType, Decompose, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
     MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, NormalizeBackward, Parameter, Recorder, SetMember, Sgd,
-    SgdState, Tensor, WeightNorm,
+    SgdState, Tensor, Tile, WeightNorm,
 };
 
 use crate::data::{random, to_bytes};
@@ -82,10 +82,13 @@ fn check(
 }
 
 fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
+    let [tile, of_gradients] = [Tile::Gemv4, Tile::Tile32x32].map(|tile| extent.choose(None, Some(tile)));
     let axes = [(Axis::Kept(0), &[65_usize][..]), (Axis::Kept(1), &[52]), (Axis::Whole, &[1])];
     for &(axis, norms) in extent.choose(&axes[..], &axes[..2]) {
-        for dtype in extent.choose(&[F32, DType::F16][..], &[if axis == Axis::Kept(1) { F32 } else { DType::F16 }]) {
+        for dtype in extent.choose(&[F32, DType::F16][..], &[if axis == Axis::Kept(1) { DType::F16 } else { F32 }]) {
             let dtype = *dtype;
+            // Few: gradients of rows alone, in f32.
+            let backward = extent == Extent::All || axis == Axis::Kept(0);
             let wanted: [Wanted; 13] = [
                 (&[33, 52], dtype, false),
                 (&[33, 65], F32, true),
@@ -95,20 +98,25 @@ fn linear(gpu: &Gpu, extent: Extent) -> Outcome {
                 (norms, F32, true),
                 (&[33, 65], F32, axis != Axis::Kept(1)),
                 (&[33, 65], dtype, false),
-                (&[33, 52], dtype, true),
-                (&[65, 52], dtype, true),
-                (norms, F32, true),
-                (&[65], F32, true),
-                (&[33, 65], dtype, true),
+                (&[33, 52], dtype, backward),
+                (&[65, 52], dtype, backward),
+                (norms, F32, backward),
+                (&[65], F32, backward),
+                (&[33, 65], dtype, extent == Extent::All || !backward),
             ];
             check(gpu, &wanted, |ops, tensors| {
                 let [x, y, v, g, bias, norms, u, dy, dx, dv, dg, dbias, plain] = tensors else { unreachable!() };
                 let weight = WeightNorm::new(v, g).axis(axis);
                 let u = Some(u).filter(|_| axis != Axis::Kept(1));
-                ops.linear(Linear::new(x, weight).bias(bias).norms(norms).u(u), y)?;
+                ops.linear(Linear::new(x, weight).bias(bias).norms(norms).u(u).tile(tile), y)?;
+                if extent == Extent::All || !backward {
+                    ops.linear(Linear::new(x, v).tile(tile), plain)?;
+                }
+                if !backward {
+                    return Ok(());
+                }
                 let gradients = Gradients::default().dx(dx).dv(dv).dg(dg).dbias(dbias);
-                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u), &gradients)?;
-                ops.linear(Linear::new(x, v), plain)
+                ops.linear_backward(LinearBackward::new(x, weight.norms(norms), dy).u(u).tile(of_gradients), &gradients)
             })?;
         }
     }

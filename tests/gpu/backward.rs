@@ -8,7 +8,7 @@ use weightnorm::{
 use crate::common::{compare, dg_bound, dot_bound, dv_bound, dx_bound, norm_bound, sum_bound};
 use crate::common::{linear_terms, normalize_terms};
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POISON, POLICIES, Rng, all, axes, either, from_bytes, gains, must_fail, norm_chain,
+    DTYPES, Guarded, OFFSETS, POISON, POLICIES, Rng, all, axes, from_bytes, gains, in_turn, must_fail, norm_chain,
     norm_count, norm_length, norm_of, random, rounded, to_bytes, upload,
 };
 use crate::device::{counted, limited, of_kind, recorded, refused, small, tiny};
@@ -31,7 +31,6 @@ pub fn register(suite: &mut Suite) {
     };
     test("dispatches", dispatches);
     test("policies", policies);
-    test("empty", empty);
     test("scaled_gains", scaled_gains);
     test("dw_out_of_range", dw_out_of_range);
     test("zero_rows", zero_rows);
@@ -42,7 +41,6 @@ pub fn register(suite: &mut Suite) {
     test("scaled_v_divides_dv", scaled_v_divides_dv);
     test("errors", errors);
     test("comparison_can_fail", comparison_can_fail);
-    test("normalize_axes_and_policies", normalize_axes_and_policies);
     test("normalize_wanted", normalize_wanted);
     test("normalize_scaled", normalize_scaled);
     test("normalize_zero_rows", normalize_zero_rows);
@@ -50,6 +48,8 @@ pub fn register(suite: &mut Suite) {
     test("normalize_errors", normalize_errors);
     test("normalize_comparison_can_fail", normalize_comparison_can_fail);
     let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("backward::{name}"), test);
+    sampled("empty", empty);
+    sampled("normalize_axes_and_policies", normalize_axes_and_policies);
     sampled("wanted", wanted);
     sampled("packed_rows_share_words", packed_rows_share_words);
     sampled("scaled_rows", scaled_rows);
@@ -715,13 +715,14 @@ fn policies(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-fn empty(gpu: &Gpu) -> Outcome {
+/// Few: each size with one axis, and norms that are known or not in turn.
+fn empty(gpu: &Gpu, extent: Extent) -> Outcome {
     let sizes = [[0, 3, 5], [2, 3, 0], [2, 0, 5], [0, 0, 0], [0, 0, 5], [0, 3, 0], [2, 0, 0]];
     let mut cases = vec![];
-    for axis in AXES {
-        for size in sizes {
-            cases.push(Case::of(axis, size));
-            cases.push(Case { known: false, ..Case::of(axis, size) });
+    for (i, size) in sizes.into_iter().enumerate() {
+        for &axis in extent.choose(&AXES[..], &AXES[i % 4..][..1]) {
+            let both = [true, false].map(|known| Case { known, ..Case::of(axis, size) });
+            cases.extend_from_slice(extent.choose(&both[..], &both[i / 4..][..1]));
         }
     }
     cases.push(Case { accumulate: true, ..Case::new([0, 3, 5]) });
@@ -1561,15 +1562,21 @@ impl Rescale {
 const SHAPES: [&[usize]; 9] =
     [&[37], &[1], &[13, 7], &[33, 259], &[5, 9, 7], &[3, 5, 300], &[2, 3, 5, 4], &[16, 8, 3, 3], &[2, 3, 2, 5, 3]];
 
-fn normalize_axes_and_policies(gpu: &Gpu) -> Outcome {
+/// Few: each shape and axis with one policy, once with norms of its own and once with known ones.
+fn normalize_axes_and_policies(gpu: &Gpu, extent: Extent) -> Outcome {
     let mut cases = vec![];
     for shape in SHAPES {
         for axis in axes(shape) {
-            for eps in POLICIES {
-                cases.push(Rescale { eps, ..Rescale::new(shape, axis) });
+            let first = cases.len() / 2;
+            let policies = extent.choose(&POLICIES[..], &POLICIES[first % 4..][..1]);
+            for &eps in policies {
+                let gain = extent == Extent::All || first % 3 != 0;
+                cases.push(Rescale { eps, gain, ..Rescale::new(shape, axis) });
             }
-            cases.push(Rescale { gain: false, ..Rescale::new(shape, axis) });
-            for eps in POLICIES {
+            if extent == Extent::All {
+                cases.push(Rescale { gain: false, ..Rescale::new(shape, axis) });
+            }
+            for &eps in policies {
                 cases.push(Rescale { eps, known: true, accumulate: true, ..Rescale::new(shape, axis) });
             }
         }
@@ -1590,7 +1597,7 @@ fn normalize_dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
             }
         }
     }
-    all(extent.of(cases, 11), |case| case.check(gpu))
+    all(extent.of(cases, 17), |case| case.check(gpu))
 }
 
 /// Only dv, only dg, neither; the dispatches that the documentation says.
@@ -1678,7 +1685,7 @@ fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
             cases.push(Rescale { dtypes: [dtype; 3], alignment: 32, accumulate, ..Rescale::new(shape, axis) });
         }
     }
-    either(&device, |device| all(extent.of(&cases, 5), |case| case.check(device)))
+    in_turn(&device, extent, extent.of(&cases, 5), |device, case| case.check(device))
 }
 
 /// Rows of which some lanes have sums outside the range that f32 holds safely and others have not: each forms again
@@ -1699,7 +1706,7 @@ fn normalize_uneven_lanes(gpu: &Gpu, extent: Extent) -> Outcome {
             cases.push(rows(&|row, k| if (k + row) % 8 == 0 { large } else { 1.0 }));
         }
     }
-    either(gpu, |gpu| all(&cases, |case| case.check(gpu)))
+    in_turn(gpu, extent, &cases, |gpu, case| case.check(gpu))
 }
 
 /// The longest rows that one invocation sums up, with products and squares that have to be formed again.
@@ -1829,7 +1836,7 @@ fn normalize_quads(gpu: &Gpu, extent: Extent) -> Outcome {
             }
         }
     }
-    either(gpu, |gpu| all(extent.of(&cases, 13), |case| case.check(gpu)))
+    in_turn(gpu, extent, extent.of(&cases, 13), |gpu, case| case.check(gpu))
 }
 
 /// One element off by a hundredth, and the correction left out where the clamp is active.

@@ -2,9 +2,9 @@
 use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Eps, Error, Gpu, Tensor};
 
-use crate::Outcome;
 pub use crate::common::norm_chain;
 use crate::device::of_kind;
+use crate::{Extent, Outcome};
 
 pub static DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 pub static POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1e-12), Eps::After(1e-3)];
@@ -168,13 +168,19 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
     move |element| element / inner % kept
 }
 
-/// As on a GPU and as on a software driver, whatever the device.
-pub fn either(gpu: &Gpu, check: impl Fn(&Gpu) -> Outcome) -> Outcome {
-    for kind in [Kind::Gpu, Kind::Software] {
-        let check = |gpu: &Gpu| check(gpu).map_err(|e| format!("{kind:?}: {}", e.message().unwrap_or("failed")));
-        check(&of_kind(gpu, kind)?)?;
-    }
-    Ok(())
+/// As on a GPU and as on a software driver: each case on both, or, where few are wanted, on one after the other in turn.
+pub fn in_turn<C: std::fmt::Debug>(
+    gpu: &Gpu,
+    extent: Extent,
+    cases: impl IntoIterator<Item = C>,
+    check: impl Fn(&Gpu, &C) -> Outcome,
+) -> Outcome {
+    let devices = [of_kind(gpu, Kind::Gpu)?, of_kind(gpu, Kind::Software)?];
+    all(cases.into_iter().enumerate(), |(i, case)| match extent {
+        // One, the other, the other, one: not in step with anything else that cases alternate.
+        Extent::Few => check(&devices[(i + i / 2) % 2], case),
+        Extent::All => devices.iter().try_for_each(|device| check(device, case)),
+    })
 }
 
 /// Runs `check` for each case and says which ones failed.

@@ -2,7 +2,7 @@
 //! reference or against its own result in f32.
 use weightnorm::{
     Activation, Axis, DType, DataDependentInit, Decompose, Eps, Gpu, Gradients, Linear, LinearBackward,
-    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, WeightNorm, cpu,
+    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Tensor, Tile, WeightNorm, cpu,
 };
 
 use crate::common::{
@@ -10,7 +10,7 @@ use crate::common::{
     sum_bound, weight_bound,
 };
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, either, gains, must_fail, norm_chain, norm_count, norm_length,
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, gains, in_turn, must_fail, norm_chain, norm_count, norm_length,
     norm_of, random, rounded, upload,
 };
 use crate::device::{recorded, small, tiny};
@@ -25,15 +25,15 @@ pub fn register(suite: &mut Suite) {
     };
     test("batch", |gpu| all(HALVES, |&dtype| batch(gpu, dtype)));
     let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("gains::{name}"), test);
-    sampled("normalize", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.normalize(gpu))));
+    sampled("normalize", |gpu, extent| in_turn(gpu, extent, extent.of(weights(), 5), |gpu, case| case.normalize(gpu)));
     sampled("normalize_backward", |gpu, extent| {
-        either(gpu, |gpu| all(extent.of(weights(), 7), |case| case.normalize_backward(gpu)))
+        in_turn(gpu, extent, extent.of(weights(), 7), |gpu, case| case.normalize_backward(gpu, extent))
     });
-    sampled("split", |gpu, extent| either(gpu, |gpu| all(extent.of(weights(), 5), |case| case.split(gpu))));
+    sampled("split", |gpu, extent| in_turn(gpu, extent, extent.of(weights(), 5), |gpu, case| case.split(gpu)));
     sampled("linear", |gpu, extent| all(extent.of(layers(), 4), |layer| layer.forward(gpu, extent)));
     sampled("linear_backward", |gpu, extent| all(extent.of(trained_layers(), 4), |layer| layer.backward(gpu, extent)));
     sampled("sets", |gpu, extent| {
-        either(gpu, |gpu| all(sets().iter().skip(extent.choose(0, 2)), |members| set(gpu, members)))
+        in_turn(gpu, extent, sets().iter().skip(extent.choose(0, 2)), |gpu, members| set(gpu, members))
     });
     sampled("linear_windows", linear_windows);
     sampled("normalize_windows", normalize_windows);
@@ -146,8 +146,8 @@ impl Weight {
         expect("v in place", &in_place, &expected, bound)
     }
 
-    /// dg in f32 and in the gain's type, replaced and added to.
-    fn normalize_backward(&self, gpu: &Gpu) -> Outcome {
+    /// dg in f32 and in the gain's type, replaced and added to. Few: two of the four.
+    fn normalize_backward(&self, gpu: &Gpu, extent: Extent) -> Outcome {
         let Weight { shape, axis, dtype, seed, .. } = self;
         let (v, g, eps) = (self.v(), self.g(), self.eps());
         let dw = random(5, v.len(), DType::F32);
@@ -158,7 +158,8 @@ impl Weight {
         let dw_tensor = upload(gpu, &dw, shape, DType::F32, seed + 2)?;
         let weight = WeightNorm::new(&v_tensor, &g_tensor).axis(*axis).eps(eps);
         let (chain, length) = (self.chain(), norm_length(shape, *axis));
-        for (stored, accumulate) in [(DType::F32, false), (self.gain, false), (self.gain, true), (DType::F32, true)] {
+        let kinds = [(DType::F32, false), (self.gain, true), (self.gain, false), (DType::F32, true)];
+        for &(stored, accumulate) in extent.choose(&kinds[..], &kinds[seed / 2 % 2 * 2..][..2]) {
             let old = if accumulate { random(6, g.len(), stored) } else { vec![0.0; g.len()] };
             let dg_out = match accumulate {
                 true => Guarded::holding(gpu, &old, &[g.len()], stored, offset(seed + 3))?,
@@ -209,7 +210,7 @@ fn normalize_windows(gpu: &Gpu, extent: Extent) -> Outcome {
             (&small, &[1_203, 516], Axis::Kept(0)),
         ] {
             let case = Weight { shape: shape.to_vec(), axis, dtype: DTYPES[i], gain, seed: i + 1 };
-            for result in [case.normalize(device), case.normalize_backward(device), case.split(device)] {
+            for result in [case.normalize(device), case.normalize_backward(device, extent), case.split(device)] {
                 result.map_err(|e| format!("{case:?}: {}", e.message().unwrap_or_default()))?;
             }
         }
@@ -274,7 +275,7 @@ impl Layer {
 
     /// Norms of its own and known ones, whole sums and split ones; and the bias with an ordinary weight.
     ///
-    /// Few: all of that for rows alone.
+    /// Few: the first, and one of the others.
     fn forward(&self, gpu: &Gpu, extent: Extent) -> Outcome {
         let &Layer { batch, outs, ins, axis, seed, .. } = self;
         let Prepared { x, v, g, bias, tensors: [x_tensor, v_tensor, g_tensor, bias_tensor] } = self.prepare(gpu)?;
@@ -294,12 +295,13 @@ impl Layer {
             expect(what, &y, &expected, |i| dot_bound(ins, sums[i], expected[i], DType::F32))
         };
         check("y", &w, weight.into(), None)?;
-        if extent == Extent::Few && axis != Axis::Kept(0) {
-            return Ok(());
-        }
-        check("y, known norms", &w, weight.norms(&norms).into(), None)?;
-        check("y, split", &w, weight.into(), Some(48))?;
-        check("y, an ordinary weight", &v, (&v_tensor).into(), None)
+        let others = [
+            ("y, known norms", &w, weight.norms(&norms).into(), None),
+            ("y, split", &w, weight.into(), Some(48)),
+            ("y, an ordinary weight", &v, (&v_tensor).into(), None),
+        ];
+        let some = extent.choose(&others[..], &others[seed / 4 % 3..][..1]);
+        some.iter().try_for_each(|&(what, w, weight, split)| check(what, w, weight, split))
     }
 
     /// dg and dbias in 16 bits, replaced and added to. Few: one of the two.
@@ -318,6 +320,8 @@ impl Layer {
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));
         let few = axis == Axis::Kept(0);
+        // Few: the tile of other tests.
+        let tile = extent.choose(None, Some(Tile::Tile32x32));
         for accumulate in extent.choose(vec![false, true], vec![few]) {
             let output = |old: &[f64], shape: &[usize], dtype, place| match accumulate {
                 false => Guarded::poisoned(gpu, shape, dtype, offset(place)),
@@ -334,7 +338,7 @@ impl Layer {
             recorded(gpu, |ops| {
                 let u = saved.u.as_ref();
                 ops.linear_backward(
-                    LinearBackward::new(&x_tensor, weight.norms(norms), &dy_tensor).u(u),
+                    LinearBackward::new(&x_tensor, weight.norms(norms), &dy_tensor).u(u).tile(tile),
                     &gradients.accumulate(accumulate),
                 )
             })?;

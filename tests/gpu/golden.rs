@@ -6,6 +6,7 @@ use weightnorm::{
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
 use crate::common::{conv_terms, dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
+use crate::data::Guarded;
 use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -114,6 +115,15 @@ fn weight_norm(gpu: &Gpu, case: &Golden) -> Outcome {
 
 fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     let tile = extent.choose(None, Some(Tile::Tile32x32));
+    // Few: none at a multiple of four words, so that all are read as most tests have it.
+    let offset = extent.choose(0, 4);
+    let upload = |gpu: &Gpu, tensor: &common::Tensor| match extent {
+        Extent::All => upload(gpu, tensor),
+        Extent::Few => {
+            let of = upload(gpu, tensor)?;
+            Ok(Guarded::holding(gpu, &tensor.data, of.shape(), of.dtype(), offset)?.tensor)
+        }
+    };
     let (x, v) = (case.tensor("x")?, case.tensor("v")?);
     let g = case.tensor("g")?;
     let bias = case.optional("b").map(|b| upload(gpu, b)).transpose()?;
@@ -125,10 +135,14 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     let chain = v.shape[1].max(v.data.len() / g.data.len().max(1));
     let bound = |i: usize| dot_bound(chain, sums[i], expected[i], case.dtype);
 
+    let zeros = |shape: &[usize], dtype| {
+        let zeros = vec![0.0; shape.iter().product()];
+        Ok::<_, weightnorm::Error>(Guarded::holding(gpu, &zeros, shape, dtype, offset)?.tensor)
+    };
     let has_u = case.axis != Axis::Kept(1);
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
-    let (norms, u) = (gpu.zeros(g.shape(), DType::F32)?, gpu.zeros(case.tensor("y")?.shape.as_slice(), DType::F32)?);
+    let (norms, u) = (zeros(g.shape(), DType::F32)?, zeros(case.tensor("y")?.shape.as_slice(), DType::F32)?);
     let u = has_u.then_some(&u);
     let y = gpu.linear(Linear::new(&x, weight).bias(bias.as_ref()).norms(&norms).u(u).tile(tile))?;
     named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
@@ -143,8 +157,8 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     }
 
     let dy = upload(gpu, case.tensor("dy")?)?;
-    let zeros = |of: &Tensor| gpu.zeros(of.shape(), of.dtype());
-    let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[v.shape()[0]], DType::F32)?);
+    let like = |of: &Tensor| zeros(of.shape(), of.dtype());
+    let (dx, dv, dg, dbias) = (like(&x)?, like(&v)?, like(&g)?, zeros(&[v.shape()[0]], DType::F32)?);
     let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let backward = LinearBackward::new(&x, weight.norms(&norms), &dy).u(u).tile(tile);

@@ -2,7 +2,7 @@
 use weightnorm::{Axis, DType, Gpu, Linear, WeightNorm};
 
 use crate::common::{compare, dot_bound, weight_bound};
-use crate::data::either;
+use crate::data::in_turn;
 use crate::device;
 use crate::golden::read;
 use crate::problem::{Op, Problem, halves};
@@ -11,9 +11,11 @@ use crate::{Extent, Needs, Outcome, Suite};
 pub fn register(suite: &mut Suite) {
     suite.sampled("limits::webgpu_defaults", webgpu_defaults);
     for dtype in [DType::F32, DType::F16] {
-        suite.test(&format!("limits::tensors_past_a_mebibyte_{dtype:?}"), Needs::Nothing, move |gpu| {
-            past_a_mebibyte(gpu, dtype, &tensors_past_a_mebibyte(dtype))
-        });
+        let name = format!("limits::tensors_past_a_mebibyte_{dtype:?}");
+        let test =
+            move |gpu: &Gpu, extent: Extent| past_a_mebibyte(gpu, dtype, &extent.of(tensors_past_a_mebibyte(dtype), 3));
+        suite.test(&name, Needs::Nothing, move |gpu| test(gpu, Extent::Few));
+        suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| test(gpu, Extent::All));
     }
     suite.sampled("limits::products_past_a_mebibyte", |gpu, extent| {
         for (dtype, step) in [(DType::F32, 8), (DType::F16, 7)] {
@@ -27,10 +29,9 @@ pub fn register(suite: &mut Suite) {
 
 /// Some of everything, for a device with other limits or features. Few variants: each is built anew for a device.
 pub fn every_operator(gpu: &Gpu, dtype: DType, extent: Extent) -> Outcome {
-    for op in Op::OF_TENSORS {
-        for (shape, axis) in
-            [(&[37, 65][..], Axis::Kept(0)), (&[5, 9, 7], Axis::Kept(1)), (&[2, 40_001], Axis::Kept(0))]
-        {
+    let shapes = [(&[37, 65][..], Axis::Kept(0)), (&[5, 9, 7], Axis::Kept(1)), (&[2, 40_001], Axis::Kept(0))];
+    for (i, op) in Op::OF_TENSORS.into_iter().enumerate() {
+        for &(shape, axis) in extent.choose(&shapes[..], &shapes[i % 3..][..1]) {
             Problem::new(op, shape, axis, 0, dtype).run(gpu)?;
         }
     }
@@ -154,11 +155,9 @@ fn tiny(gpu: &Gpu, extent: Extent) -> Outcome {
         for (i, (shape, axis, op)) in extent.of(SHAPES.into_iter().flat_map(with_ops).enumerate(), 3) {
             Problem::new(op, shape, axis, 0, dtype).at(36 * (i / 5) as u64).run(&tiny)?;
         }
-        either(&tiny, |tiny| {
-            for (shape, axis, op) in extent.of(IN_QUADS.into_iter().flat_map(with_ops), 3) {
-                Problem::new(op, shape, axis, 0, dtype).run(tiny)?;
-            }
-            Ok(())
+        let in_quads = extent.of(IN_QUADS.into_iter().flat_map(with_ops), 3);
+        in_turn(&tiny, extent, in_quads, |tiny, &(shape, axis, op)| {
+            Problem::new(op, shape, axis, 0, dtype).run(tiny).map(drop)
         })?;
         let sizes = [(67, 63, 65), (3, 1, 4_001), (301, 3, 5), (1, 4_001, 1), (5, 333, 17), (130, 1, 33)];
         for (i, (batch, outs, ins)) in extent.of(sizes.into_iter().enumerate(), 4) {

@@ -59,7 +59,7 @@ pub fn register(suite: &mut Suite) {
         })
     });
     suite.test("linear_of_empty_tensors", Needs::Nothing, empty);
-    suite.test("linear_gives_the_same_bits_again", Needs::Nothing, same_bits);
+    suite.sampled("linear_gives_the_same_bits_again", same_bits);
     suite.test("linear_comparison_can_fail", Needs::Nothing, comparison_can_fail);
 }
 
@@ -135,6 +135,12 @@ impl Case {
             biases: None,
             exact_sums: false,
         }
+    }
+
+    /// Few: by one tile, unless the case names one, so that tests share its pipelines.
+    pub fn by_one_tile(self, extent: Extent) -> Case {
+        let tile = self.tile.or(extent.choose(None, Some(Tile::Gemv4)));
+        Case { tile, ..self }
     }
 
     pub fn x(&self) -> Vec<f64> {
@@ -258,12 +264,12 @@ impl Case {
 fn mixes(gpu: &Gpu, extent: Extent) -> Outcome {
     let all_mixes = (0..27).map(|i| [i / 9, i / 3 % 3, i % 3]).collect();
     all(extent.choose(all_mixes, vec![[0, 1, 2], [1, 2, 0], [2, 0, 1]]), |mix| {
-        Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.check(gpu)
+        Case { dtypes: mix.map(|i| DTYPES[i]), ..Case::new([5, 7, 13]) }.by_one_tile(extent).check(gpu)
     })
 }
 
 fn axes_and_ends(gpu: &Gpu, extent: Extent) -> Outcome {
-    let base = Case::new([5, 33, 39]);
+    let base = Case::new([5, 33, 39]).by_one_tile(extent);
     let mut cases = vec![];
     for axis in [OUT, IN, WHOLE] {
         for known in [false, true] {
@@ -367,7 +373,7 @@ fn tiles_in_quads(gpu: &Gpu, extent: Extent) -> Outcome {
     let case = |tile, size| Case { tile: Some(tile), alignment: 16, ..Case::new(size) };
     let tiles = Tile::all_on(gpu).skip(extent.choose(0, 1));
     let mut cases: Vec<_> = extent.of(tiles, 2).into_iter().map(|tile| case(tile, [67, 68, 80])).collect();
-    for tile in extent.of([Tile::Tile64x64, Tile::Gemv4, Tile::Subgroup32, Tile::Subgroup4], 2) {
+    for tile in extent.of([Tile::Gemv4, Tile::Tile64x64, Tile::Subgroup4, Tile::Subgroup32], 2) {
         cases.push(case(tile, [3, 36, 44]));
         // Of each of these one, where few are wanted.
         let others = [
@@ -509,6 +515,7 @@ fn activations(gpu: &Gpu, extent: Extent) -> Outcome {
     x.extend(far.iter().chain(&near).flat_map(|&a| [f64::from(a as f32), -f64::from(a as f32)]));
     x.extend([f64::NAN, f64::INFINITY, f64::NEG_INFINITY]);
     let one = Case { axis: PLAIN, bias: false, v: Some(vec![1.0]), x: Some(x.clone()), ..Case::new([x.len(), 1, 1]) };
+    let one = one.by_one_tile(extent);
     all(ACTIVATIONS, |&activation| {
         let expected: Vec<f64> = x.iter().map(|&x| cpu::activate(x, activation)).collect();
         let got = Case { activation, ..one.clone() }.run(gpu)?;
@@ -517,7 +524,13 @@ fn activations(gpu: &Gpu, extent: Extent) -> Outcome {
         if extent == Extent::Few && !matches!(activation, Activation::LeakyRelu(_) | Activation::Gelu) {
             return Ok(());
         }
-        Case { activation, split_length: Some(16), ..Case::new([3, 5, 39]) }.check(gpu)
+        Case {
+            activation,
+            split_length: Some(16),
+            tile: extent.choose(None, Some(Tile::Gemv8)),
+            ..Case::new([3, 5, 39])
+        }
+        .check(gpu)
     })
 }
 
@@ -537,17 +550,18 @@ fn empty(gpu: &Gpu) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-fn same_bits(gpu: &Gpu) -> Outcome {
+fn same_bits(gpu: &Gpu, extent: Extent) -> Outcome {
+    let large = extent.choose(None, Some(Tile::Tile32x32));
     let half = [DType::Bf16; 3];
     let cases = [
-        Case::new([65, 129, 259]),
+        Case { tile: large, ..Case::new([65, 129, 259]) },
         Case { split_length: Some(48), tile: Some(Tile::Gemv8), ..Case::new([33, 34, 259]) },
         Case { axis: IN, ..Case::new([7, 33, 1023]) },
         Case { axis: WHOLE, ..Case::new([2, 2000, 257]) },
-        Case { dtypes: half, ..Case::new([1001, 3, 5]) },
-        Case { dtypes: half, ..Case::new([7, 257, 13]) },
+        Case { dtypes: half, tile: large, ..Case::new([1001, 3, 5]) },
+        Case { dtypes: extent.choose(half, [DType::F16; 3]), ..Case::new([7, 257, 13]) },
     ];
-    all(cases, |case| {
+    all(cases.map(|case| case.by_one_tile(extent)), |case| {
         let first = case.run(gpu)?;
         for _ in 0..3 {
             let again = case.run(gpu)?;

@@ -3,31 +3,37 @@ use weightnorm::{Axis, DType, Decompose, Eps, Gpu, WeightNorm, cpu};
 
 use crate::common::{compare, norm_bound, weight_bound};
 use crate::data::{
-    DTYPES, Guarded, POLICIES, all, axes, either, gains, must_fail, norm_chain, norm_count, norm_length, offsets,
+    DTYPES, Guarded, POLICIES, all, axes, gains, in_turn, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
-use crate::norms::{LARGE, LONG, SHAPES, simple, some_policies, some_quads};
+use crate::norms::{LARGE, LONG, SHAPES, simple, some_dtypes, some_policies, some_quads};
 use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
-    // Few: each shape with one policy, in one storage type.
+    // Few: each shape with one axis and one policy, in one storage type.
     suite.sampled("normalize_every_axis_policy_and_dtype", |gpu, extent| {
         all(SHAPES.iter().enumerate(), |&(i, shape)| {
-            sweep_of(gpu, shape, some_policies(extent, i), some_dtypes(extent, i))
+            let all: Vec<_> = axes(shape).collect();
+            let axes = extent.choose(&all[..], &all[i / 3 % all.len()..][..1]);
+            sweep_of(gpu, shape, axes, some_policies(extent, i), some_dtypes(extent, i))
         })
     });
     suite.sampled("normalize_quads_on_either_device", |gpu, extent| {
-        either(gpu, |gpu| all(some_quads(extent), |(shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes)))
+        in_turn(gpu, extent, some_quads(extent), |gpu, (shape, dtypes)| {
+            sweep_of(gpu, shape, &axes(shape).collect::<Vec<_>>(), &POLICIES[2..3], dtypes)
+        })
     });
     suite.sampled("normalize_large_tensors", |gpu, extent| {
-        all(LARGE.iter().enumerate(), |&(i, shape)| sweep_of(gpu, shape, &POLICIES[2..3], some_dtypes(extent, i)))
+        all(LARGE.iter().enumerate(), |&(i, shape)| {
+            sweep_of(gpu, shape, &axes(shape).collect::<Vec<_>>(), &POLICIES[2..3], some_dtypes(extent, i))
+        })
     });
     suite.sampled("normalize_long_rows", |gpu, extent| {
         all(extent.of(LONG[..4].iter().copied(), 3), |&(shape, axis)| long_rows(gpu, shape, axis))
     });
-    suite.test("normalize_into_other_dtypes", Needs::Nothing, into_other_dtypes);
-    suite.test("split_every_axis_policy_and_dtype", Needs::Nothing, |gpu| {
-        all(SHAPES.iter().chain(LARGE), |shape| split_sweep(gpu, shape))
+    suite.sampled("normalize_into_other_dtypes", into_other_dtypes);
+    suite.sampled("split_every_axis_policy_and_dtype", |gpu, extent| {
+        all(SHAPES.iter().chain(LARGE).enumerate(), |&(i, shape)| split_sweep(gpu, shape, some_dtypes(extent, i), i))
     });
     suite.test("normalize_dispatch_count", Needs::Nothing, dispatch_count);
     suite.test("normalize_comparison_can_fail", Needs::Nothing, comparison_can_fail);
@@ -91,14 +97,9 @@ impl Case<'_> {
     }
 }
 
-/// Storage types for the shape number `i`: all, or one.
-fn some_dtypes(extent: Extent, i: usize) -> &'static [DType] {
-    extent.choose(&DTYPES[..], &DTYPES[i % 3..][..1])
-}
-
-fn sweep_of(gpu: &Gpu, shape: &[usize], policies: &[Eps], dtypes: &[DType]) -> Outcome {
+fn sweep_of(gpu: &Gpu, shape: &[usize], axes: &[Axis], policies: &[Eps], dtypes: &[DType]) -> Outcome {
     for (dtype, v) in dtypes.iter().map(|&dtype| (dtype, random(2, shape.iter().product(), dtype))) {
-        all(axes(shape).flat_map(|axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
+        all(axes.iter().flat_map(|&axis| policies.iter().map(move |&eps| (axis, eps))), |&(axis, eps)| {
             let g = gains(3, norm_count(shape, axis));
             let g = (eps != POLICIES[1]).then_some(&*g);
             let chain = norm_chain(norm_length(shape, axis));
@@ -117,10 +118,12 @@ fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
     Case { v: &v, shape, dtype, g: Some(&g), axis, eps: Eps::None, chain: 1 }.check(gpu, dtype)
 }
 
-fn into_other_dtypes(gpu: &Gpu) -> Outcome {
+/// Few: each pair of types with one axis.
+fn into_other_dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
     let pairs = DTYPES.iter().flat_map(|&from| DTYPES.map(|to| (from, to)));
-    all(pairs, |&(dtype, to)| {
-        all([Axis::Kept(0), Axis::Kept(1), Axis::Kept(2), Axis::Whole], |&axis| {
+    let axes = [Axis::Kept(0), Axis::Kept(1), Axis::Kept(2), Axis::Whole];
+    all(pairs.enumerate(), |&(i, (dtype, to))| {
+        all(extent.choose(&axes[..], &axes[i % 4..][..1]), |&&axis| {
             let shape = [5, 3, 13];
             let (v, g) = (random(4, 5 * 3 * 13, dtype), gains(5, norm_count(&shape, axis)));
             let chain = norm_length(&shape, axis);
@@ -130,9 +133,9 @@ fn into_other_dtypes(gpu: &Gpu) -> Outcome {
 }
 
 /// v is w, bit for bit; g its norms; and normalize gives w back, its bits the same but for rounding.
-fn split_sweep(gpu: &Gpu, shape: &[usize]) -> Outcome {
-    let policies = POLICIES.iter().cycle();
-    let cases = DTYPES.iter().flat_map(|&dtype| axes(shape).map(move |axis| (dtype, axis))).zip(policies);
+fn split_sweep(gpu: &Gpu, shape: &[usize], dtypes: &[DType], first: usize) -> Outcome {
+    let policies = POLICIES.iter().cycle().skip(first);
+    let cases = dtypes.iter().flat_map(|&dtype| axes(shape).map(move |axis| (dtype, axis))).zip(policies);
     all(cases, |&((dtype, axis), &eps)| {
         let w = random(6, shape.iter().product(), dtype);
         let count = norm_count(shape, axis);

@@ -3,17 +3,19 @@ use weightnorm::{Axis, DType, Eps, Gpu, NormalizeBackward, Tensor, WeightNorm, c
 
 use crate::common::{compare, norm_bound};
 use crate::data::{
-    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, either, must_fail, norm_chain, norm_count, norm_length, offsets,
+    DTYPES, Guarded, OFFSETS, POLICIES, all, axes, in_turn, must_fail, norm_chain, norm_count, norm_length, offsets,
     random, upload,
 };
 use crate::{Extent, Failed, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
     suite.sampled("row_norms_of_every_axis_policy_and_dtype", |gpu, extent| {
-        all(SHAPES.iter().enumerate(), |&(i, shape)| sweep(gpu, shape, some_policies(extent, i)))
+        all(SHAPES.iter().enumerate(), |&(i, shape)| {
+            sweep_of(gpu, shape, some_policies(extent, i), some_dtypes(extent, i))
+        })
     });
     suite.sampled("row_norms_of_quads_on_either_device", |gpu, extent| {
-        either(gpu, |gpu| all(some_quads(extent), |(shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes)))
+        in_turn(gpu, extent, some_quads(extent), |gpu, (shape, dtypes)| sweep_of(gpu, shape, &POLICIES[2..3], dtypes))
     });
     suite.test("row_norms_of_large_tensors", Needs::Nothing, |gpu| {
         all(LARGE, |shape| sweep(gpu, shape, &POLICIES[2..3]))
@@ -125,6 +127,11 @@ pub fn check(gpu: &Gpu, v: &[f64], shape: &[usize], dtype: DType, axis: Axis, ep
 /// Policies for the shape number `i`: all, or one.
 pub fn some_policies(extent: Extent, i: usize) -> &'static [Eps] {
     extent.choose(&POLICIES[..], &POLICIES[i % 4..][..1])
+}
+
+/// Storage types for the shape number `i`: all, or one.
+pub fn some_dtypes(extent: Extent, i: usize) -> &'static [DType] {
+    extent.choose(&DTYPES[..], &DTYPES[i % 3..][..1])
 }
 
 /// Shapes that are read in quads, and storage types to try each in: all, or of every third shape one.

@@ -1,8 +1,10 @@
 //! The whole range of numbers: scaled rows, zero rows, subnormals, NaN and infinity, f16 and bf16 codes.
 use half::{bf16, f16};
+use weightnorm::internals::Kind;
 use weightnorm::{Axis, DType, Decompose, Element, Eps, Gpu, Linear, Tensor, Tile, WeightNorm, cpu};
 
-use crate::data::{DTYPES, POLICIES, Rng, all, either, gains, norm_count, norm_length, rounded};
+use crate::data::{DTYPES, POLICIES, Rng, all, gains, norm_count, norm_length, rounded};
+use crate::device::of_kind;
 use crate::linear::{Case as LinearCase, IN, PLAIN, WHOLE};
 use crate::normalize::Case as Normalize;
 use crate::norms::check as check_norms;
@@ -13,14 +15,14 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("numbers_norms_of_scaled_quads", scaled_quads);
     suite.test("numbers_comparer_finds_faults", Needs::Nothing, |_| comparer_finds_faults());
     suite.sampled("numbers_linear_of_scaled_rows", scaled_linear);
-    suite.test("numbers_linear_whole_tensor_scaled", Needs::Nothing, scaled_whole);
-    suite.test("numbers_linear_plain_and_in_scaled", Needs::Nothing, scaled_columns);
-    suite.test("numbers_gains_over_the_range", Needs::Nothing, scaled_gains);
+    suite.sampled("numbers_linear_whole_tensor_scaled", scaled_whole);
+    suite.sampled("numbers_linear_plain_and_in_scaled", scaled_columns);
+    suite.sampled("numbers_gains_over_the_range", scaled_gains);
     suite.sampled("numbers_zero_rows", zero_rows);
     suite.test("numbers_subnormal_rows", Needs::Nothing, subnormal_rows);
     suite.sampled("numbers_nan_and_infinity_stay_in_their_row_of_v", not_finite_v);
     suite.sampled("numbers_nan_and_infinity_stay_in_their_row_of_x", not_finite_x);
-    suite.test("numbers_nan_in_gain_and_bias_stays_in_its_column", Needs::Nothing, not_finite_ends);
+    suite.sampled("numbers_nan_in_gain_and_bias_stays_in_its_column", not_finite_ends);
     suite.test("numbers_read_every_f16", Needs::Nothing, |gpu| {
         read_codes(gpu, &(0..=u16::MAX).map(f16::from_bits).collect::<Vec<_>>())
     });
@@ -143,11 +145,13 @@ fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {
             let at = (0..v.len()).filter(|&i| of(i) == j).nth(j % 8).ok_or("rows are longer")?;
             v[at] = scale_of(at);
         }
-        let one = [POLICIES[i % 4]];
+        let one = [POLICIES[i / 4 % 4]];
         let policies = if count > 100 { &POLICIES[2..3] } else { extent.choose(&POLICIES[..], &one) };
         let chain = norm_length(shape, axis);
         let g = gains(3, count);
-        either(gpu, |gpu| {
+        let kinds = [Kind::Gpu, Kind::Software];
+        all(extent.choose(&kinds[..], &kinds[(i / 4 + i / 16) % 2..][..1]), |&&kind| {
+            let gpu = &of_kind(gpu, kind)?;
             all(policies, |&&eps| {
                 check_norms(gpu, &v, shape, dtype, axis, eps, chain)?;
                 Normalize { v: &v, shape, dtype, g: Some(&g), axis, eps, chain }.check(gpu, dtype)
@@ -157,8 +161,8 @@ fn scaled_quads(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 /// Biases of 0, which hide no small y; by the pipelines of other tests.
-fn without_bias(size: [usize; 3]) -> LinearCase {
-    LinearCase { biases: Some(vec![0.0; size[1]]), ..LinearCase::new(size) }
+fn without_bias(size: [usize; 3], extent: Extent) -> LinearCase {
+    LinearCase { biases: Some(vec![0.0; size[1]]), ..LinearCase::new(size) }.by_one_tile(extent)
 }
 
 /// Rows of x of every scale times rows of v of every scale: each y is right.
@@ -172,7 +176,7 @@ fn scaled_linear(gpu: &Gpu, extent: Extent) -> Outcome {
         let x = Some(scaled(6, size[0] * 39, dtypes[0], |i| x_scales[i / 39]));
         let v = Some(scaled(7, size[1] * 39, dtypes[1], |i| v_scales[i / 39]));
         let g = Some(scaled(8, size[1], DType::F32, |_| 1.0));
-        let base = LinearCase { dtypes, x, v, g, ..without_bias(size) };
+        let base = LinearCase { dtypes, x, v, g, ..without_bias(size, extent) };
         cases.extend(policies().into_iter().map(|eps| LinearCase { eps, ..base.clone() }));
         cases.push(LinearCase { biases: None, ..base.clone() });
         if extent == Extent::All || dtypes[0] == DType::F32 {
@@ -193,25 +197,25 @@ fn scaled_linear(gpu: &Gpu, extent: Extent) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-fn scaled_whole(gpu: &Gpu) -> Outcome {
+fn scaled_whole(gpu: &Gpu, extent: Extent) -> Outcome {
     all(scales(DType::F32), |&&scale| {
         let x_scales = [1.0, 0.0, 1e30, 1e-30, 8e-28, 1e-10, 3e37];
         let x = Some(scaled(6, 7 * 13, DType::F32, |i| x_scales[i / 13]));
         let v = Some(scaled(7, 5 * 13, DType::F32, |_| scale));
-        let case = LinearCase { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13]) };
+        let case = LinearCase { axis: WHOLE, x, v, eps: Eps::None, ..without_bias([7, 5, 13], extent) };
         case.check(gpu)?;
         LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case }.check(gpu)
     })
 }
 
 /// Columns of v of every scale with kept axis in; a plain weight of every scale whose y an f32 holds.
-fn scaled_columns(gpu: &Gpu) -> Outcome {
+fn scaled_columns(gpu: &Gpu, extent: Extent) -> Outcome {
     let scales = scales(DType::F32);
     let ins = scales.len();
     let x_scales = [1.0, 0.0, 1e30, 1e-30, 1e-10, 1e10];
     let x = Some(scaled(6, 6 * ins, DType::F32, |i| x_scales[i / ins]));
     let v = Some(scaled(7, 5 * ins, DType::F32, |i| scales[i % ins]));
-    let case = LinearCase { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins]) };
+    let case = LinearCase { axis: IN, x: x.clone(), v, eps: Eps::None, ..without_bias([6, 5, ins], extent) };
     case.check(gpu)?;
     LinearCase { split_length: Some(16), tile: Some(Tile::Gemv8), ..case.clone() }.check(gpu)?;
     let v = Some(scaled(8, 5 * ins, DType::F32, |i| [1.0, 1e-10, 1e7, 1e-5, 1e3][i / ins]));
@@ -219,7 +223,7 @@ fn scaled_columns(gpu: &Gpu) -> Outcome {
 }
 
 /// g from 1e-30 to 1e30, with rows as extreme the other way.
-fn scaled_gains(gpu: &Gpu) -> Outcome {
+fn scaled_gains(gpu: &Gpu, extent: Extent) -> Outcome {
     let pairs: Vec<(f64, f64)> =
         [1e-30, 1e-15, 1.0, 1e15, 1e30].iter().flat_map(|&g| scales(DType::F32).iter().map(move |&v| (g, v))).collect();
     let outs = pairs.len();
@@ -230,7 +234,7 @@ fn scaled_gains(gpu: &Gpu) -> Outcome {
     weight.check(gpu, DType::F32)?;
     let x_scales = [1.0, 1e-30, 1e30, 1e7];
     let x = Some(scaled(6, 4 * 13, DType::F32, |i| x_scales[i / 13]));
-    let base = LinearCase { x, v: Some(v), g: Some(g), eps: Eps::None, ..without_bias([4, outs, 13]) };
+    let base = LinearCase { x, v: Some(v), g: Some(g), eps: Eps::None, ..without_bias([4, outs, 13], extent) };
     base.check(gpu)?;
     // The policies that divide by e itself.
     LinearCase { eps: Eps::After(1e-3), ..base.clone() }.check(gpu)?;
@@ -250,7 +254,8 @@ fn zero_rows(gpu: &Gpu, extent: Extent) -> Outcome {
             return Ok(());
         }
         let x = scaled(2, 3 * 5, dtype, |i| if i / 5 == 1 { 0.0 } else { 1.0 });
-        let case = LinearCase { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..LinearCase::new([3, 7, 5]) };
+        let case = LinearCase { dtypes: [dtype; 3], eps, x: Some(x), v: Some(v), ..LinearCase::new([3, 7, 5]) }
+            .by_one_tile(extent);
         case.check(gpu)?;
         if dtype == DType::F32 {
             for axis in [IN, WHOLE] {
@@ -331,7 +336,7 @@ fn not_finite_v(gpu: &Gpu, extent: Extent) -> Outcome {
         for place in [0, 3 * 13 + 12, 4 * 13, 7 * 13 + 5] {
             let mut v = scaled(1, 9 * 13, dtype, |_| 1.0);
             v[place] = value;
-            let case = LinearCase { dtypes: [dtype; 3], v: Some(v), ..LinearCase::new([7, 9, 13]) };
+            let case = LinearCase { dtypes: [dtype; 3], v: Some(v), ..LinearCase::new([7, 9, 13]) }.by_one_tile(extent);
             if extent == Extent::All || dtype != DType::F16 {
                 case.check(gpu)?;
             }
@@ -357,6 +362,7 @@ fn not_finite_x(gpu: &Gpu, extent: Extent) -> Outcome {
             x[place] = value;
             let case =
                 LinearCase { dtypes: [dtype; 3], x: Some(x), g: Some(vec![-2.0; 9]), ..LinearCase::new([7, 9, 13]) };
+            let case = case.by_one_tile(extent);
             if extent == Extent::All || dtype != DType::F16 {
                 case.check(gpu)?;
             }
@@ -373,14 +379,14 @@ fn not_finite_x(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
-fn not_finite_ends(gpu: &Gpu) -> Outcome {
+fn not_finite_ends(gpu: &Gpu, extent: Extent) -> Outcome {
     all(NOT_FINITE, |&value| {
         let mut biases = vec![1.0; 9];
         biases[4] = value;
-        LinearCase { biases: Some(biases), ..LinearCase::new([7, 9, 13]) }.check(gpu)?;
+        LinearCase { biases: Some(biases), ..LinearCase::new([7, 9, 13]) }.by_one_tile(extent).check(gpu)?;
         let mut g = vec![1.0; 9];
         g[4] = f64::NAN;
-        LinearCase { g: Some(g.clone()), ..LinearCase::new([7, 9, 13]) }.check(gpu)?;
+        LinearCase { g: Some(g.clone()), ..LinearCase::new([7, 9, 13]) }.by_one_tile(extent).check(gpu)?;
         g[4] = value;
         let v = scaled(1, 9 * 13, DType::F32, |_| 1.0);
         let (shape, eps) = ([9, 13], Eps::default());

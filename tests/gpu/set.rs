@@ -6,8 +6,8 @@ use weightnorm::{
 
 use crate::common::{compare, dg_bound, dv_bound, norm_bound, normalize_terms, weight_bound};
 use crate::data::{
-    DTYPES, POISON, POLICIES, axes, either, from_bytes, gains, must_fail, norm_chain, norm_count, norm_length, norm_of,
-    random, rounded, to_bytes,
+    DTYPES, POISON, POLICIES, axes, from_bytes, gains, in_turn, must_fail, norm_chain, norm_count, norm_length,
+    norm_of, random, rounded, to_bytes,
 };
 use crate::device::{counted, limited, recorded, refused, small, tiny};
 use crate::norms::{LARGE, QUADS, SHAPES};
@@ -17,7 +17,6 @@ pub fn register(suite: &mut Suite) {
     let mut test = |name: &str, test: fn(&Gpu) -> Outcome| {
         suite.test(&format!("set::{name}"), Needs::Nothing, test);
     };
-    test("range", range);
     test("zero_rows", zero_rows);
     test("not_finite", not_finite);
     test("dispatches", dispatches);
@@ -28,9 +27,14 @@ pub fn register(suite: &mut Suite) {
     test("errors", errors);
     test("comparison_can_fail", comparison_can_fail);
     let mut sampled = |name: &str, test: fn(&Gpu, Extent) -> Outcome| suite.sampled(&format!("set::{name}"), test);
-    sampled("mixed", |gpu, extent| either(gpu, |gpu| Layers::new(extent.of(mixed(), 2)).check_some(gpu, extent)));
+    sampled("range", range);
+    sampled("mixed", |gpu, extent| {
+        let parts =
+            extent.choose(vec![mixed()], vec![extent.of(mixed(), 4), extent.of(mixed().into_iter().skip(2), 4)]);
+        in_turn(gpu, extent, parts, |gpu, layers| Layers::new(layers.clone()).check_some(gpu, extent))
+    });
     sampled("mixed_from_any_word", |gpu, extent| {
-        Layers { align: 4, ..Layers::new(extent.of(mixed().into_iter().skip(1), 4)) }.check(gpu)
+        Layers { align: 4, ..Layers::new(extent.of(mixed().into_iter().skip(1), 4)) }.check_some(gpu, extent)
     });
     sampled("of_one_dtype", of_one_dtype);
     sampled("small_bindings", |gpu, extent| {
@@ -385,7 +389,7 @@ fn of_one_dtype(gpu: &Gpu, extent: Extent) -> Outcome {
         ];
         let layers = shapes.map(|(shape, axis)| Layer { dtypes: [dtype; 3], ..Layer::new(shape, axis) });
         let step = if dtype == DType::F32 { 1 } else { 3 };
-        Layers::new(extent.of(layers.into_iter().skip(extent.choose(0, i)), step)).check(gpu)?;
+        Layers::new(extent.of(layers.into_iter().skip(extent.choose(0, i)), step)).check_some(gpu, extent)?;
     }
     Ok(())
 }
@@ -411,7 +415,7 @@ fn long_rows(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 /// The whole range of f32: beside each other, as rows and as columns.
-fn range(gpu: &Gpu) -> Outcome {
+fn range(gpu: &Gpu, extent: Extent) -> Outcome {
     let v = [1.0, 3e25, 3e-25, 1e30, 1e-30, 1e15, 1e-15];
     let scales: Vec<[f64; 2]> = v.iter().flat_map(|&v| [1.0, 1e-25, 1e25].map(|dw| [v, dw])).collect();
     let count = scales.len();
@@ -429,7 +433,7 @@ fn range(gpu: &Gpu) -> Outcome {
     let mut layers: Vec<_> = layers.collect();
     let bf16 = Layer { dtypes: [DType::Bf16; 3], scales: vec![[1e20, 1.0], [1e-20, 1.0]], ..layers[0].clone() };
     layers.push(bf16);
-    Layers::new(layers).check(gpu)?;
+    Layers::new(layers).check_some(gpu, extent)?;
     // Into narrower types than v, and both ends of f16: what the gradients are there, f16 does not hold.
     let [f32, f16, bf16] = [DType::F32, DType::F16, DType::Bf16];
     let narrow =
