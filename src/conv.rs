@@ -58,7 +58,7 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// [`ArgumentError::DType`]; [`ArgumentError::Variant`] for a tile that convolutions do not have, and for a padding mode of a transposed
 /// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights
 /// past 65,535, and for sums of 2²⁰ products or more; [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`ArgumentError::Alias`],
-/// [`ArgumentError::Overlap`], [`DeviceError::OutOfMemory`], [`DeviceError::DeviceLost`].
+/// [`ArgumentError::Overlap`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Conv<'a> {
