@@ -50,8 +50,8 @@ use crate::{Error, Gpu, Recorder, WeightNorm};
 ///
 /// # Not there yet
 /// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
-/// of x, residuals. x, v and y each have to fit a binding. Products are computed from workgroup memory ([`Tile::Large`], `Medium`, `Tall`, `Huge`), which on a CPU is
-/// slower than the lanes of [`Gpu::linear`](crate::Gpu::linear).
+/// of x, residuals. x, v and y each have to fit a binding. On a CPU `conv` is computed in subgroups, as [`Gpu::linear`](crate::Gpu::linear); the others are computed
+/// from workgroup memory there, and are slow.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Number`] if tensors and geometry do not fit; [`Error::Axis`], [`Error::Eps`],
