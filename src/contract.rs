@@ -2,9 +2,8 @@
 use crate::{Activation, ArgumentError, Axis, DType, Eps, Error, Tensor};
 
 impl Eps {
-    /// Whether kernels can compute with its e: a normal f32 above zero, at most 2¹²⁶. Else [`ArgumentError::Eps`](crate::ArgumentError::Eps),
-    /// as every operator
-    /// tells it.
+    /// Whether kernels can compute with its e: a normal f32 above zero, at most 2¹²⁶. Else [`ArgumentError::Eps`], as
+    /// every operator tells it.
     pub fn check(self) -> Result<(), Error> {
         let e = self.value();
         let largest = f32::from_bits((127 + 126) << 23);
@@ -72,7 +71,7 @@ impl Layout {
     }
 
     /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1. An axis that
-    /// the shape does not have is [`ArgumentError::Axis`](crate::ArgumentError::Axis).
+    /// the shape does not have is [`ArgumentError::Axis`].
     pub fn new(shape: &[usize], axis: Axis) -> Result<Layout, Error> {
         let layout = match axis {
             Axis::Whole => Layout { outer: 1, kept: 1, inner: shape.iter().product() },

@@ -50,15 +50,14 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 ///
 /// # Not there yet
 /// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
-/// of x, residuals. x, v and y each have to fit a binding. Products are computed from workgroup memory ([`Tile::Tile64x64`], `Tile32x32`, `Tile128x8`, `Tile128x128`), which on a CPU is
-/// slower than the lanes of [`Gpu::linear`](crate::Gpu::linear).
+/// of x, residuals. x, v and y each have to fit a binding. On a CPU `conv` is computed in subgroups, as
+/// [`Gpu::linear`](crate::Gpu::linear); the others are computed from workgroup memory there, and are slow.
 ///
 /// # Errors
-/// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit; [`ArgumentError::Axis`], [`ArgumentError::Eps`],
-/// [`ArgumentError::DType`]; [`ArgumentError::Variant`] for a tile that convolutions do not have, and for a padding mode of a transposed
-/// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights
-/// past 65,535, and for sums of 2²⁰ products or more; [`ArgumentError::OtherGpu`], [`ArgumentError::Usage`], [`ArgumentError::Alias`],
-/// [`ArgumentError::Overlap`], [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
+/// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit; [`ArgumentError::Variant`]
+/// for a tile that convolutions do not have, and for a padding mode of a transposed convolution;
+/// [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights past
+/// 65,535, and for sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Conv<'a> {

@@ -66,6 +66,24 @@ fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
     return read;
 }
 
+// Where a lane of subgroup.wgsl reads; past the edge the last rows.
+var<private> a_from: array<u32, 8>;
+
+// The rows of a lane's read r, from m on, at the step that it reads first.
+fn a_lane_begin(r: u32, m: u32, step: u32) {
+    a_from[r] = a_place(m, step);
+}
+
+// Across: the read's four rows, of which `there` are there, `k` steps on. `step` is the lane's own step.
+fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
+    return a_four(a_from[r] + k * p.a_stride, there);
+}
+
+// Along k: four steps of the read's row, of which `left` are there.
+fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
+    return a_four(a_from[r] + k, left);
+}
+
 // A[m, k .. k + 3], zero from the `left`-th on, however A is stored. For what is rarely done: where k runs down the
 // columns element by element, which keeps the code small.
 fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {

@@ -7,6 +7,8 @@
 // An element is at (row's y + tap's y, row's x + tap's x). What is not there is read elsewhere, and replaced by zero:
 // so nothing waits for a comparison. A row that is not there repeats the last position of its image.
 
+const A_ALONG_K = false; // reads are across rows
+
 override TWO_D: bool = false; // else of height 1
 override PAD_MODE: u32 = PAD_ZERO;
 // Positions are those of a, and taps go back from them: A = c of params_windows.wgsl.
@@ -167,6 +169,22 @@ fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
         return transpose(steps);
     }
     return steps;
+}
+
+var<private> lane_spots: array<Spots, 8>; // of the reads of a lane of subgroup.wgsl
+
+fn a_lane_begin(r: u32, m: u32, step: u32) {
+    lane_spots[r] = spots(p.row_first + m);
+}
+
+fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
+    let w = window(lane_spots[r], tap(min(k + step, p.depth - 1u)));
+    let four = values_of(words_of(w.e), mark(w));
+    return select(vec4<f32>(), four, vec4<bool>(there > 0u));
+}
+
+fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
+    return vec4<f32>(); // not with A_ALONG_K = false
 }
 
 fn a_element(m: u32, k: u32) -> f32 {

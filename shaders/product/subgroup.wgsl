@@ -70,7 +70,6 @@ struct Steps {
 }
 
 // Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
-var<private> a_from: array<u32, 8>;
 var<private> b_from: array<u32, 8>;
 
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
@@ -81,7 +80,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let a_step = t / LANE_QUADS; // A across: the step of k that the lane reads
     for (var r = 0u; r < A_READS; r += 1u) {
         let m = select(r, r * WX + select(t % LANE_QUADS * 4u, t % SPREAD_ROWS, A_ALONG_K), SPREAD);
-        a_from[r] = a_place(min(row0 + m, a_last), select(a_step, 0u, A_ALONG_K || !SPREAD));
+        a_lane_begin(r, min(row0 + m, a_last), select(a_step, 0u, A_ALONG_K || !SPREAD));
     }
     for (var c = 0u; c < TN; c += 1u) {
         b_from[c] = b_place(min(column + c, b_last), 0u);
@@ -154,12 +153,12 @@ fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
         return transpose(mat4x4<f32>(scaled_along(x), scaled_along(y), scaled_along(z), scaled_along(w)));
     }
     let columns_left = select(4u, left_of(column + c, p.columns, true), QUADS_MAY_END);
-    let start = b_from[c] + k * p.b_stride;
+    let start = b_from[c] + k * b_stride();
     return mat4x4<f32>(
         scaled_across(b_four(start, select(0u, columns_left, 0u < left)), 0u),
-        scaled_across(b_four(start + p.b_stride, select(0u, columns_left, 1u < left)), 1u),
-        scaled_across(b_four(start + 2u * p.b_stride, select(0u, columns_left, 2u < left)), 2u),
-        scaled_across(b_four(start + 3u * p.b_stride, select(0u, columns_left, 3u < left)), 3u),
+        scaled_across(b_four(start + b_stride(), select(0u, columns_left, 1u < left)), 1u),
+        scaled_across(b_four(start + 2u * b_stride(), select(0u, columns_left, 2u < left)), 2u),
+        scaled_across(b_four(start + 3u * b_stride(), select(0u, columns_left, 3u < left)), 3u),
     );
 }
 
@@ -177,17 +176,17 @@ fn add_rows(r: u32, k: u32, left: u32, row0: u32, t: u32, b: Steps) {
         return;
     }
     if A_ALONG_K {
-        x = a_four(a_from[r] + k, select(4u, left, QUADS_MAY_END));
+        x = a_lane_along(r, k, select(4u, left, QUADS_MAY_END));
         if TURN == 8u {
-            y = a_four(a_from[r] + k + 4u, 4u);
+            y = a_lane_along(r, k + 4u, 4u);
         }
     } else {
         let rows_left = left_of(row0 + r * WX + t % LANE_QUADS * 4u, p.rows, true);
         let there = select(4u, rows_left, QUADS_MAY_END);
-        let start = a_from[r] + k * p.a_stride;
-        x = a_four(start, select(0u, there, t / LANE_QUADS < left));
+        let step = t / LANE_QUADS;
+        x = a_lane_across(r, k, step, select(0u, there, step < left));
         if TURN == 8u {
-            y = a_four(start + 4u * p.a_stride, there);
+            y = a_lane_across(r, k + 4u, step, there);
         }
     }
     add_row_of(0u, r, x, y, b);

@@ -7,4 +7,7 @@
 //                        blocks of 4 rows by 4 steps of k, for tile.wgsl
 //   a_along_k(m, k, left)
 //                        four steps of a row, for what is rarely done
+// and of A alone:
+//   a_lane_begin(r, m, step), a_lane_across(r, k, step, there), a_lane_along(r, k, left)
+//                        what a lane of subgroup.wgsl reads
 // The other families know matrices alone.

@@ -184,7 +184,7 @@ impl Backward<'_> {
             }
             (None, _) => {}
         }
-        check_tile(op, conv.selection.tile)?;
+        check_tile(op, conv.selection.tile, false)?;
         conv.selection.check(op, ops.facts().traits, false)?;
         check_bindings(ops.facts().capacities, [x, v, dy])?;
         let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;

@@ -1,6 +1,7 @@
 //! Kernels, modules and parameters of convolutions. Shaders: `product/conv.wgsl` and its views.
 use crate::kernel::{kernels, params};
 use crate::product::epilogue::FINISH_THREADS;
+use crate::product::tile::Family;
 use crate::product::variant::RESULTS;
 use crate::source::Module;
 
@@ -80,14 +81,16 @@ pub(crate) enum Pass {
 pub(crate) const READS: [&str; 3] = ["product/b_scalar", "product/b_quad", "product/b_pair"];
 
 impl Pass {
-    pub fn module(self, read: &'static str, result: &'static str) -> Module {
+    pub fn module(self, family: Family, read: &'static str, result: &'static str) -> Module {
+        let lanes = family == Family::Subgroup;
+        let family = if lanes { "product/subgroup" } else { "product/tile" };
         let (view, c) = match self {
             Pass::Windows => ("product/view_windows", "product/c_windows"),
             Pass::Phases => ("product/view_phases", "product/c_phases"),
             Pass::Taps => ("product/view_taps", "product/c_taps"),
         };
         let module = Module::new("product/conv").fill("view", view).fill("c", c).fill("b", read).fill("result", result);
-        module.fill("params", "product/params_windows")
+        module.fill("params", "product/params_windows").fill("family", family)
     }
 }
 
@@ -96,9 +99,13 @@ pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
 
 /// Every module.
 pub(crate) fn modules() -> Vec<Module> {
-    let windows = READS.into_iter().flat_map(|read| RESULTS.map(|result| Pass::Windows.module(read, result)));
+    let families = [Family::Tile, Family::Subgroup].into_iter();
+    let windows = families.flat_map(|family| {
+        READS.into_iter().flat_map(move |read| RESULTS.map(|result| Pass::Windows.module(family, read, result)))
+    });
     // Elsewhere neighbours of the product lie apart.
     let others = [Pass::Phases, Pass::Taps].into_iter();
-    let others = others.flat_map(|pass| RESULTS[..2].iter().map(move |result| pass.module(READS[0], result)));
+    let others =
+        others.flat_map(|pass| RESULTS[..2].iter().map(move |result| pass.module(Family::Tile, READS[0], result)));
     [CHANNEL_MODULE].into_iter().chain(windows).chain(others).collect()
 }

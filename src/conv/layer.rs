@@ -10,7 +10,7 @@ use crate::memory::Scratch;
 use crate::product::epilogue::FINISH_THREADS;
 use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
 use crate::product::selection::{Problem, Selection};
-use crate::product::tile::Tile;
+use crate::product::tile::{Family, Tile};
 use crate::product::variant::RESULTS;
 use crate::record::Dispatch;
 use crate::windows::{Capacities, windows};
@@ -123,7 +123,11 @@ impl<'a> Layer<'a> {
                     constants.extend(self.sum_constants(&plan, &bindings));
                     ops.dispatch(&Dispatch {
                         kernel: &CONV_WHOLE,
-                        module: self.product.pass.module(self.read(&bindings), self.result(&bindings)),
+                        module: self.product.pass.module(
+                            plan.tile.tile.family(),
+                            self.read(&bindings),
+                            self.result(&bindings),
+                        ),
                         constants: &constants,
                         buffers: &buffers,
                         params,
@@ -140,7 +144,7 @@ impl<'a> Layer<'a> {
                     constants.extend(self.sum_constants(&plan, &bindings));
                     ops.dispatch(&Dispatch {
                         kernel: &CONV_PARTIAL,
-                        module: self.product.pass.module(self.read(&bindings), RESULTS[0]),
+                        module: self.product.pass.module(plan.tile.tile.family(), self.read(&bindings), RESULTS[0]),
                         constants: &constants,
                         buffers: &[bindings.x.0.clone(), bindings.v.0.clone(), bindings.ends[2].clone(), part.clone()],
                         params: ConvParams { split_first: split as u32, ..params },
@@ -157,7 +161,7 @@ impl<'a> Layer<'a> {
                 debug_assert!(split_length > 0);
                 ops.dispatch(&Dispatch {
                     kernel: &CONV_FINISH,
-                    module: self.product.pass.module(READS[0], result),
+                    module: self.product.pass.module(Family::Tile, READS[0], result),
                     constants: &constants,
                     buffers: &buffers,
                     params,
@@ -217,13 +221,24 @@ impl<'a> Layer<'a> {
             ("WY", shape.wy as u32),
             ("TM", shape.tm as u32),
             ("TN", shape.tn as u32),
-            ("STEP", 4 * shape.wx as u32),
-            ("BK", shape.steps as u32),
-            ("IN_PIECES", (shape.tile == Tile::Tile128x8).into()),
-            ("WHOLE_STEPS", (self.product.depth > 0 && self.product.depth.is_multiple_of(shape.steps)).into()),
             ("SQUARES", (self.norm == NormSource::Fused).into()),
             ("SCALED_B", (self.norm == NormSource::In).into()),
         ]);
+        let depth = self.product.depth;
+        if shape.tile.family() == Family::Subgroup {
+            let length = plan.split_length.unwrap_or(depth);
+            constants.extend([
+                ("RAGGED", (self.read(bindings) == READS[0] || !depth.is_multiple_of(8)).into()),
+                ("REDO_STEPS", shape.redo_steps(length) as u32),
+            ]);
+        } else {
+            constants.extend([
+                ("STEP", 4 * shape.wx as u32),
+                ("BK", shape.steps as u32),
+                ("IN_PIECES", (shape.tile == Tile::Tile128x8).into()),
+                ("WHOLE_STEPS", (depth > 0 && depth.is_multiple_of(shape.steps)).into()),
+            ]);
+        }
         if self.read(bindings) != READS[1] {
             constants.push(("B_DTYPE", self.v.dtype().code()));
         }

@@ -179,6 +179,10 @@ impl Product {
     pub fn tile(&self, traits: Traits) -> Tile {
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
+        if let (Some(lanes), Pass::Windows, false) = (Tile::Subgroup4.lanes(traits), self.pass, traits.is_gpu()) {
+            let tile = Tile::choose_subgroup(lanes, self.rows, self.columns, self.depth);
+            return if has_lanes(tile) { tile } else { Tile::Subgroup4 };
+        }
         match self.columns {
             ..=8 if self.rows > 8 => Tile::Tile128x8,
             ..=48 => Tile::Tile32x32,
@@ -207,11 +211,17 @@ impl Product {
 /// Steps of k that are worth a second dispatch.
 const LEAST_PIECE: u64 = 512;
 
-/// A tile that convolutions have.
-pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>) -> Result<(), Error> {
-    match tile.filter(|tile| tile.family() != Family::Tile) {
+/// Lanes have four rows at least, which are written together.
+fn has_lanes(tile: Tile) -> bool {
+    tile.family() == Family::Subgroup && !matches!(tile, Tile::Subgroup1 | Tile::Subgroup2)
+}
+
+/// A tile that convolutions have, or those of a transposed one and of gradients.
+pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>, windows: bool) -> Result<(), Error> {
+    match tile.filter(|&tile| tile.family() != Family::Tile && !(windows && has_lanes(tile))) {
         Some(tile) => {
-            let reason = "convolutions are computed from workgroup memory: Huge, Large, Medium, Tall".to_owned();
+            let reason =
+                "it is computed by tiles of workgroup memory, `conv` by Subgroup4 to Subgroup64 too".to_owned();
             Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason }.into())
         }
         None => Ok(()),

@@ -55,7 +55,7 @@ impl Tile {
 
     /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
     /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
-    fn choose_subgroup(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
+    pub(crate) fn choose_subgroup(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
         const RATES: [(Tile, u64); 7] = [
             (Tile::Subgroup64, 63),
             (Tile::Subgroup32, 52),

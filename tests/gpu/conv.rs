@@ -426,6 +426,9 @@ fn backward(gpu: &Gpu, extent: Extent) -> Outcome {
         }
         Ok(())
     })?;
+    // dv of an ordinary weight in halves of words, some of which hold two rows.
+    let packed = Case { dtypes: [DType::F16; 3], ..layers().swap_remove(1) };
+    Case { integers: false, ..packed }.check_backward(gpu, false)?;
     all([Axis::Kept(0), Axis::Kept(1), Axis::Whole], |&axis| {
         let of = |case: Case| Case { axis: Some(axis), integers: false, ..case };
         of(Case::exact(&[2, 8, 41], &[12, 4, 3], plain().padding(2).groups(2))).check_backward(gpu, false)?;
@@ -444,6 +447,24 @@ fn backward_adds(gpu: &Gpu) -> Outcome {
 
 fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let tiles = [None, Some(Tile::Tile64x64), Some(Tile::Tile32x32), Some(Tile::Tile128x8), Some(Tile::Tile128x128)];
+    all([Tile::Subgroup64, Tile::Subgroup8, Tile::Subgroup4], |&tile| {
+        if !tile.runs_on(gpu) {
+            return Ok(());
+        }
+        let whole = Case::new(&[2, 24, 70], &[66, 24, 3], plain().padding(1));
+        let ragged = Case::exact(&[3, 6, 41], &[10, 3, 3], plain().stride(2).dilation(2).padding(2).groups(2));
+        let two = Case::exact(&[2, 4, 7, 5], &[5, 4, 2, 3], plain().padding([1, 2]));
+        all([whole.clone(), ragged, two], |case| {
+            Case { tile: Some(tile), ..case.clone() }.check(gpu)?;
+            let few = extent == Extent::Few && tile != Tile::Subgroup8;
+            if few || case.axis.is_some() {
+                Ok(())
+            } else {
+                Case { dtypes: [DType::F16; 3], integers: false, ..case.clone() }.check(gpu)
+            }
+        })?;
+        Case { tile: Some(tile), split_length: Some(32), ..whole }.check(gpu)
+    })?;
     all(extent.of(tiles, 1), |&tile| {
         if tile.is_some_and(|tile| !tile.runs_on(gpu)) {
             return Ok(());
