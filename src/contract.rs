@@ -70,8 +70,8 @@ impl Layout {
         Layout { outer: self.outer as u64, kept: self.kept as u64, inner: self.inner as u64 }
     }
 
-    /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1. An axis that
-    /// the shape does not have is [`ArgumentError::Axis`].
+    /// Where only one norm exists, or nothing lies before the kept axis, the rows are contiguous: `outer` is 1. An axis
+    /// that the shape does not have is [`ArgumentError::Axis`].
     pub fn new(shape: &[usize], axis: Axis) -> Result<Layout, Error> {
         let layout = match axis {
             Axis::Whole => Layout { outer: 1, kept: 1, inner: shape.iter().product() },

@@ -12,8 +12,8 @@ use crate::{Activation, Axis, ConvGeometry, PadMode, PerAxis, Tensor, Tile, Weig
 use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, WeightNorm};
 
 /// A convolution, weight-normalized or ordinary: the request of [`Gpu::conv`] and [`Gpu::conv_transposed`], of
-/// [`Gpu::conv_backward`] and [`Gpu::conv_transposed_backward`], and of the same of a [`Recorder`]. In 1-D or 2-D by the
-/// rank of the weight.
+/// [`Gpu::conv_backward`] and [`Gpu::conv_transposed_backward`], and of the same of a [`Recorder`]. In 1-D or 2-D by
+/// the rank of the weight.
 ///
 /// ```text
 /// conv              y[b, j, u] = act( Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j )
@@ -31,16 +31,16 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// ```
 ///
 /// - `x`: `[B, in, T]` or `[B, in, H, W]`. `weight`: of `conv` `[out, in / groups, k]` or `[.., kh, kw]`; of
-///   `conv_transposed` `[in, out / groups, k]` or `[.., kh, kw]`: axis 0 is **in**, as in PyTorch, and with it g of kept
-///   axis 0. `bias`: `[out]`. `y`: [`ConvGeometry::conv_shape`], [`ConvGeometry::conv_transposed_shape`]. All of any
-///   storage type, in any mixture.
+///   `conv_transposed` `[in, out / groups, k]` or `[.., kh, kw]`: axis 0 is **in**, as in PyTorch, and with it g of
+///   kept axis 0. `bias`: `[out]`. `y`: [`ConvGeometry::conv_shape`], [`ConvGeometry::conv_transposed_shape`]. All of
+///   any storage type, in any mixture.
 /// - The weight is a [`WeightNorm`] of any kept axis or the whole tensor, or a [`Tensor`] w. For kept axis 0 of `conv`
 ///   the norms are summed up inside the product. Neither w nor a matrix of windows is stored; of a transposed
 ///   convolution no inserted zero is multiplied, unless stride and dilation are both above 1 or a tap axis is kept.
 /// - Padding is zeros, or with [`Conv::pad_mode`] reflected or replicated (`conv`).
 /// - y is right wherever it, and the sum of |x·w|, is representable. NaN and infinity in row j of v reach channel j of
-///   y in `conv`, and in `conv_transposed` what it feeds. An infinite weight times the padding is NaN, as in a matrix of
-///   windows. Error: a small multiple of in / groups · k · 2⁻²⁴ · Σ|x·w|, and y's rounding.
+///   y in `conv`, and in `conv_transposed` what it feeds. An infinite weight times the padding is NaN, as in a matrix
+///   of windows. Error: a small multiple of in / groups · k · 2⁻²⁴ · Σ|x·w|, and y's rounding.
 /// - Reference: PyTorch's `weight_norm(torch.nn.Conv1d(..))`, `ConvTranspose1d`, `Conv2d`, `ConvTranspose2d`.
 ///
 /// # Dispatches
@@ -144,7 +144,8 @@ impl<'a> Conv<'a> {
         Conv { selection: Selection { tile: tile.into(), ..self.selection }, ..self }
     }
 
-    /// Forces the split of the sums into pieces of so many products (rounded up to a multiple of 16), for tests and tuning.
+    /// Forces the split of the sums into pieces of so many products (rounded up to a multiple of 16), for tests and
+    /// tuning.
     pub fn split_length(self, split_length: impl Into<Option<u32>>) -> Self {
         Conv { selection: Selection { split_length: split_length.into(), ..self.selection }, ..self }
     }

@@ -147,8 +147,8 @@
 //!   NaN comes of it.
 //! - The same adapter, shape and variant give the same bits, run after run.
 //! - A dot product of length K is within a small multiple of K · 2⁻²⁴ · Σ|x·w| of the exact one, and the rounding of
-//!   the storage type comes on top. Layers of up to 8 outputs sum up in pieces of at most 128 terms: (128 + K/128) for K
-//!   there, 2e-6 for K = 4096. The tests compare with f64 under bounds derived that way, and with results of PyTorch.
+//!   the storage type comes on top. Layers of up to 8 outputs sum up in pieces of at most 128 terms: (128 + K/128) for
+//!   K there, 2e-6 for K = 4096. The tests compare with f64 under bounds derived that way, and with results of PyTorch.
 //!
 //! # Errors and limits
 //!

@@ -172,8 +172,8 @@ impl Gpu {
         Recorder::on(self, Pass::Borrowed(pass))
     }
 
-    /// Records what `record` says, and submits it: in pieces where no submission may take long (GL). Errors of the device come
-    /// back, as of the operators that are called by themselves.
+    /// Records what `record` says, and submits it: in pieces where no submission may take long (GL). Errors of the
+    /// device come back, as of the operators that are called by themselves.
     pub fn run<T>(&self, record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<T, Error>) -> Result<T, Error> {
         self.check()?;
         let mut recorder = Recorder::on(self, Pass::Eager(Commands::new(self)));

@@ -59,19 +59,19 @@ impl Recorder<'_, '_> {
     /// dg_j = Σ dw·(v/n̂_j)        dv = (g_j/n̂_j)·(dw − dg_j·(v/d_j))
     /// ```
     ///
-    /// - `conv`: what the forward pass was asked for; its bias plays no part. `dy`: y's shape. Of `gradients` dx has the
-    ///   shape of x, dv that of v, dg that of the norms or flat, dbias is `[out]`; any storage types. dx is written,
-    ///   the others as [`Gradients::accumulate`] says.
+    /// - `conv`: what the forward pass was asked for; its bias plays no part. `dy`: y's shape. Of `gradients` dx has
+    ///   the shape of x, dv that of v, dg that of the norms or flat, dbias is `[out]`; any storage types. dx is
+    ///   written, the others as [`Gradients::accumulate`] says.
     /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
     ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
     ///
     /// # Dispatches
-    /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces, and
-    /// those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one.
+    /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces,
+    /// and those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one.
     ///
     /// # Errors
-    /// As [`Conv`]; [`ArgumentError::Variant`] for an activation, which has no gradient here yet, and for dx of a padding of other
-    /// than zeros.
+    /// As [`Conv`]; [`ArgumentError::Variant`] for an activation, which has no gradient here yet, and for dx of a
+    /// padding of other than zeros.
     pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
         let op = "conv_backward";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;

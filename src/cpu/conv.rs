@@ -109,8 +109,8 @@ pub fn conv_transposed_backward(
     Ok(LinearGradients { dx, dv, dg, dbias: sum_of_channels(dy, &sides.a_shape()) })
 }
 
-/// Calls `term` with the places of every product of a convolution, in c, a and v. With zeros around a what falls on them
-/// is no term.
+/// Calls `term` with the places of every product of a convolution, in c, a and v. With zeros around a what falls on
+/// them is no term.
 fn each_term(sides: &Sides, mut term: impl FnMut(usize, usize, usize)) {
     let &Sides { batch, groups, wide, channels, kernel: [kh, kw], a_size: [h, w], c_size: [c_h, c_w], .. } = sides;
     for (b, p) in pairs(batch, wide) {

@@ -110,7 +110,7 @@ impl Tile {
     /// On such a device.
     pub(crate) fn shape(self, traits: Traits, b_along_k: bool) -> TileShape {
         let mut shape = TileShape::new(self, self.lanes(traits), b_along_k);
-        if (traits.spills && self == Tile::Tile64x64)
+        if (traits.spills && matches!(self, Tile::Tile64x64 | Tile::Tile128x8))
             || (traits.workgroup_bytes < HUGE_BYTES && self == Tile::Tile128x128)
         {
             shape.steps = 8;

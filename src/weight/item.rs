@@ -1,5 +1,5 @@
-//! The kernels of weights and sets of weights, and what one workgroup does: an item. The items of a dispatch follow from
-//! its parameters, by the same arithmetic here as in `shaders/weight/item_one.wgsl`.
+//! The kernels of weights and sets of weights, and what one workgroup does: an item. The items of a dispatch follow
+//! from its parameters, by the same arithmetic here as in `shaders/weight/item_one.wgsl`.
 use bytemuck::Zeroable;
 
 use crate::DType;

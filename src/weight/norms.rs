@@ -9,7 +9,8 @@ use crate::weight::record::record;
 use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 impl Gpu {
-    /// The effective norms n̂ of a [`WeightNorm`], whose g plays no part. With [`Eps::None`](crate::Eps::None) the norms themselves.
+    /// The effective norms n̂ of a [`WeightNorm`], whose g plays no part. With [`Eps::None`](crate::Eps::None) the
+    /// norms themselves.
     ///
     /// # Errors
     /// As [`WeightNorm`]; [`ArgumentError::KnownNorms`].

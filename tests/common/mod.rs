@@ -265,8 +265,8 @@ fn stored(dtype: DType, expected: f64, e: f64) -> f64 {
 }
 
 /// Additions that one square passes through on its way into a norm of `length` elements. Everywhere four sums run side
-/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and partial
-/// sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
+/// by side (`stretch_squares`, `column_squares`), or an invocation takes four of every 16 columns (`product`), and
+/// partial sums are added up in blocks of 64 (`finish_sums`), and some steps of a tree.
 pub fn norm_chain(length: usize) -> usize {
     length.min(length / 3 + 64)
 }
@@ -282,8 +282,8 @@ pub fn weight_bound(chain: usize, w: f64, dtype: DType) -> f64 {
     stored(dtype, w, gamma(chain as f64 / 2.0 + NORM_ROUNDINGS + 8.0) * w.abs())
 }
 
-/// By how much w = g·(v/n̂) may be off besides on a device that takes subnormal numbers for zero: by all of it where v is one,
-/// or v/n̂ (or would be by a rounding).
+/// By how much w = g·(v/n̂) may be off besides on a device that takes subnormal numbers for zero: by all of it where v
+/// is one, or v/n̂ (or would be by a rounding).
 pub fn flush_bound(v: f64, norm: f64, w: f64) -> f64 {
     let least = f64::from(f32::MIN_POSITIVE) * (1.0 + 2f64.powi(-12));
     if v.abs().min((v / norm).abs()) < least { w.abs() } else { 0.0 }

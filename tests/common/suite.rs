@@ -1,11 +1,12 @@
-//! How GPU tests run, in every package that has some (`tests/gpu/main.rs`): all of one binary share one device, which is taken
-//! for a GPU whatever it is, so that the tests prove what users run. What a software driver takes instead is tested by name
-//! (`Kind::Software`, `in_turn`).
+//! How GPU tests run, in every package that has some (`tests/gpu/main.rs`): all of one binary share one device, which
+//! is taken for a GPU whatever it is, so that the tests prove what users run. What a software driver takes instead is
+//! tested by name (`Kind::Software`, `in_turn`).
 //!
 //! Each test says what it needs; where the adapter lacks that, the test is listed as ignored with the reason.
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
-//! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1` does so,
-//! and has the invocations of workgroups in reverse order. `WEIGHTNORM_TEST_TIMES=1` shows what each test takes.
+//! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1`
+//! does so, and has the invocations of workgroups in reverse order. `WEIGHTNORM_TEST_TIMES=1` shows what each test
+//! takes.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
 use std::ffi::OsStr;
@@ -32,8 +33,8 @@ pub enum Needs {
     NotGlAndTime,
 }
 
-/// Which cases of a test run: each kind of kernel, tile, storage type, axis and end takes a pipeline of its own, which drivers
-/// build for a second.
+/// Which cases of a test run: each kind of kernel, tile, storage type, axis and end takes a pipeline of its own, which
+/// drivers build for a second.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Extent {
     /// Each value of each of them somewhere.
@@ -95,8 +96,8 @@ impl Suite {
         }));
     }
 
-    /// A test that takes a Python with PyTorch: `WEIGHTNORM_PYTHON`, or python3. Ignored with the reason where that has none,
-    /// and behind `--ignored`, since importing it takes seconds.
+    /// A test that takes a Python with PyTorch: `WEIGHTNORM_PYTHON`, or python3. Ignored with the reason where that has
+    /// none, and behind `--ignored`, since importing it takes seconds.
     pub fn test_with_pytorch(&mut self, name: &str, test: fn(&Gpu, &OsStr) -> Outcome) {
         self.test_if_able(name, move |gpu| {
             let python = std::env::var_os("WEIGHTNORM_PYTHON").unwrap_or("python3".into());
@@ -121,8 +122,8 @@ impl Suite {
     }
 }
 
-/// Devices that tests share, since each has pipelines of its own, which take longer to build than to run: those with other
-/// limits, and those taken for another kind.
+/// Devices that tests share, since each has pipelines of its own, which take longer to build than to run: those with
+/// other limits, and those taken for another kind.
 static SHARED: Mutex<Vec<Shared>> = Mutex::new(vec![]);
 
 struct Shared {
@@ -174,15 +175,16 @@ struct Spent {
 
 impl Spent {
     fn so_far(gpu: &Gpu) -> Spent {
-        // Of all threads, in hundredths of a second: the 14th and 15th number, of which the name in parentheses is the 2nd.
+        // Of all threads, in hundredths of a second: the 14th and 15th number, of which the name in parentheses is the
+        // 2nd.
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
         Spent { seconds: ticks / 100.0, pipelines: gpu.pipeline_count() + pipeline_count() }
     }
 
-    /// `WEIGHTNORM_TEST_TIMES=1`, with `--test-threads=1`, shows which tests take how much: nearly all is drivers building
-    /// pipelines.
+    /// `WEIGHTNORM_TEST_TIMES=1`, with `--test-threads=1`, shows which tests take how much: nearly all is drivers
+    /// building pipelines.
     fn during<T>(name: &str, gpu: &Gpu, test: impl FnOnce() -> T) -> T {
         if !is_set("WEIGHTNORM_TEST_TIMES") {
             return test();
@@ -196,8 +198,8 @@ impl Spent {
     }
 }
 
-/// GL has one context, which one thread at a time may use, and nearly all time goes to its driver. So a second process has the
-/// second half of the tests, where there is a second core.
+/// GL has one context, which one thread at a time may use, and nearly all time goes to its driver. So a second process
+/// has the second half of the tests, where there is a second core.
 const SECOND_HALF: &str = "WEIGHTNORM_SECOND_HALF";
 
 /// That process, with these arguments.
@@ -215,8 +217,8 @@ fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| v == "1")
 }
 
-/// Mesa's drivers on the CPU leave out LLVM's optimizations, unless something is said of that: tests compile many kernels, and run
-/// each only a little.
+/// Mesa's drivers on the CPU leave out LLVM's optimizations, unless something is said of that: tests compile many
+/// kernels, and run each only a little.
 #[expect(unsafe_code, reason = "so that it is known before the driver is loaded")]
 fn unoptimized() {
     if std::env::var_os("GALLIVM_PERF").is_none() {
@@ -225,7 +227,8 @@ fn unoptimized() {
     }
 }
 
-/// What a test binary does: registers its tests, in two halves that take about as long, and runs those that its arguments want.
+/// What a test binary does: registers its tests, in two halves that take about as long, and runs those that its
+/// arguments want.
 pub fn run(first: impl FnOnce(&mut Suite), second: impl FnOnce(&mut Suite)) -> ExitCode {
     unoptimized();
     let mut halves = false;

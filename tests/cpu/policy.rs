@@ -93,7 +93,8 @@ fn policy_crates() {
     assert_eq!(found, listed, "crates in more than one version, and those listed in TWICE: {versions:?}");
 }
 
-/// Licences, and the oldest Rust of each crate. For the manifests of other platforms' crates cargo may need the network.
+/// Licences, and the oldest Rust of each crate. For the manifests of other platforms' crates cargo may need the
+/// network.
 #[test]
 #[ignore = "may need the network"]
 fn policy_manifests() {
@@ -356,7 +357,8 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
     all
 }
 
-/// What people read: README in one sitting, no line wider than a screen but in tables and output, and no link to nowhere.
+/// What people read: README in one sitting, no line wider than a screen but in tables and output, and no link to
+/// nowhere.
 #[test]
 fn policy_documents() {
     let documents = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(PathBuf::from).into_iter();

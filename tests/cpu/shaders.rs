@@ -125,8 +125,8 @@ fn shaders_validation_finds_a_fault() {
     assert!(naga::front::wgsl::parse_str(&broken).is_err_and(|e| !e.emit_to_string(&broken).is_empty()));
 }
 
-/// What the host says of each kernel is what stands in the WGSL: its storage buffers, no more than the 8 that WebGPU grants,
-/// with their access; the invocations of a workgroup; the parameters by name, place and type.
+/// What the host says of each kernel is what stands in the WGSL: its storage buffers, no more than the 8 that WebGPU
+/// grants, with their access; the invocations of a workgroup; the parameters by name, place and type.
 #[test]
 fn shaders_are_as_the_host_knows_them() {
     let kernels = kernels();
@@ -229,8 +229,8 @@ fn parameters(parsed: &naga::Module) -> Vec<Field> {
     members.iter().map(field).collect()
 }
 
-/// The parameters fit the 64 bytes of immediates that every device with them has; those of convolutions 128, which take a
-/// uniform buffer where there are fewer.
+/// The parameters fit the 64 bytes of immediates that every device with them has; those of convolutions 128, which take
+/// a uniform buffer where there are fewer.
 #[test]
 fn shaders_parameters_fit_immediates() {
     for module in modules() {

@@ -1,8 +1,9 @@
-//! How tiles use workgroup memory and the cache, from the functions that the shader itself uses: of each invocation of a tile, the lanes'
-//! places, what it reads and what it stores, as a kernel of `product/tile.wgsl`'s own functions tells.
+//! How tiles use workgroup memory and the cache, from the functions that the shader itself uses: of each invocation of
+//! a tile, the lanes' places, what it reads and what it stores, as a kernel of `product/tile.wgsl`'s own functions
+//! tells.
 //!
-//! NVIDIA serves a 128-bit access of 32 lanes in four cycles (wavefronts) of 8 lanes, or in two of 16 where lanes i and i ^ 1, or
-//! i and i ^ 2, all read the same. 32 banks hold 8 vectors; two vectors of the same banks take a cycle each.
+//! NVIDIA serves a 128-bit access of 32 lanes in four cycles (wavefronts) of 8 lanes, or in two of 16 where lanes i and
+//! i ^ 1, or i and i ^ 2, all read the same. 32 banks hold 8 vectors; two vectors of the same banks take a cycle each.
 use std::collections::BTreeSet;
 
 use weightnorm::internals::{Module, Shared, modules};
@@ -45,8 +46,8 @@ fn where_tiles_are(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ";
 
-/// WX, WY, TM, TN, BK of a tile, and the conflicts of a store of A and of B: with 8 columns, two quads of B are stored by half
-/// of the banks each.
+/// WX, WY, TM, TN, BK of a tile, and the conflicts of a store of A and of B: with 8 columns, two quads of B are stored
+/// by half of the banks each.
 const TILES: [([u32; 5], [usize; 2]); 5] = [
     ([16, 16, 8, 8, 16], [1, 1]),
     ([8, 8, 8, 8, 16], [1, 1]),
@@ -83,8 +84,8 @@ fn two_wavefronts_and_no_conflicts(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// Each tile comes once. Of 256 that follow each other, 9 to 16 lie abreast, or all: they read no more than 2 * 16 rows of
-/// tiles where a band ends, and 256 / 16 + 4 columns, or so.
+/// Each tile comes once. Of 256 that follow each other, 9 to 16 lie abreast, or all: they read no more than 2 * 16 rows
+/// of tiles where a band ends, and 256 / 16 + 4 columns, or so.
 fn tiles_in_bands(gpu: &Gpu) -> Outcome {
     let tiles = [("WX", 8), ("WY", 8), ("TM", 4), ("TN", 4)];
     for [rows, columns] in [[1, 1], [40, 3000], [3000, 40], [1024, 1024], [550, 2100], [2100, 1000], [4096, 4096]] {

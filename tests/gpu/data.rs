@@ -12,7 +12,8 @@ pub static POLICIES: [Eps; 4] = [Eps::None, Eps::InsideSqrt(1e-12), Eps::Clamp(1
 /// Places in a buffer where a caller's tensor may start: all but the first lie beside what a device can bind at.
 pub const OFFSETS: [u64; 4] = [0, 4, 12, 256 + 4];
 
-/// One of them; and, unless `len` elements are many, also multiples of 16 and of 32 bytes, from where other kernels may be taken.
+/// One of them; and, unless `len` elements are many, also multiples of 16 and of 32 bytes, from where other kernels may
+/// be taken.
 pub fn offsets(seed: usize, len: usize) -> impl Iterator<Item = u64> {
     let aligned: &[u64] = if len <= 1 << 19 { &[16, 32] } else { &[] };
     [OFFSETS[seed % OFFSETS.len()]].into_iter().chain(aligned.iter().copied())
@@ -168,7 +169,8 @@ pub fn norm_of(shape: &[usize], axis: Axis) -> impl Fn(usize) -> usize + use<> {
     move |element| element / inner % kept
 }
 
-/// As on a GPU and as on a software driver: each case on both, or, where few are wanted, on one after the other in turn.
+/// As on a GPU and as on a software driver: each case on both, or, where few are wanted, on one after the other in
+/// turn.
 pub fn in_turn<C: std::fmt::Debug>(
     gpu: &Gpu,
     extent: Extent,

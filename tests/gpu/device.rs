@@ -6,7 +6,8 @@ use crate::Failed;
 use crate::problem::{adapter_of, adopted};
 use crate::suite::shared;
 
-/// A device of the caller's on the adapter of `gpu`, with the limits that `change` leaves. One for all who ask for the same.
+/// A device of the caller's on the adapter of `gpu`, with the limits that `change` leaves. One for all who ask for the
+/// same.
 pub fn limited(gpu: &Gpu, change: impl FnOnce(&mut wgpu::Limits)) -> Result<Gpu, Failed> {
     let (_instance, adapter) = adapter_of(gpu, wgpu::MemoryBudgetThresholds::default())?;
     let mut limits = Gpu::wanted(&adapter).limits;

@@ -137,7 +137,8 @@ pub const SHAPES: [(&[usize], Axis); 12] = [
     (&[5, 7, 3, 11, 3], Axis::Kept(0)),
 ];
 
-/// Tensors larger than 8 KiB that are read and written in quads: windows of whole rows, within a row, and down the rows.
+/// Tensors larger than 8 KiB that are read and written in quads: windows of whole rows, within a row, and down the
+/// rows.
 const IN_QUADS: [(&[usize], Axis); 5] = [
     (&[61, 64], Axis::Kept(0)),
     (&[61, 64], Axis::Kept(1)),

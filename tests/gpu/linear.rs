@@ -412,8 +412,8 @@ fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     all(cases, |case| case.check(gpu))
 }
 
-/// Sums of terms of one sign, and all alike: the worst for a single chain of K = 4096, which is 3e-5 off then. Layers of up to 8
-/// outputs, as heads of pitch or distance are, sum up in pieces.
+/// Sums of terms of one sign, and all alike: the worst for a single chain of K = 4096, which is 3e-5 off then. Layers
+/// of up to 8 outputs, as heads of pitch or distance are, sum up in pieces.
 fn few_outputs_of_one_sign(gpu: &Gpu) -> Outcome {
     let ins = 4096;
     for gpu in [gpu, &crate::device::of_kind(gpu, Kind::Software)?] {

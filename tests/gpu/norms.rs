@@ -172,8 +172,8 @@ fn long_rows(gpu: &Gpu, shape: &[usize], axis: Axis) -> Outcome {
     check(gpu, &lifted, shape, DType::F32, axis, Eps::None, 1)
 }
 
-/// To the bit: what a norm and a dg are depends on the elements of their row or column alone, not on where it lies in its
-/// tensor, the tensor in its buffer, or the weight in its set.
+/// To the bit: what a norm and a dg are depends on the elements of their row or column alone, not on where it lies in
+/// its tensor, the tensor in its buffer, or the weight in its set.
 fn of_rows_alone(gpu: &Gpu) -> Outcome {
     let backwards = |values: &[f64], [rows, columns]: [usize; 2], axis| -> Vec<f64> {
         let at = |i: usize, j: usize| if axis == Axis::Kept(0) { (rows - 1 - i, j) } else { (i, columns - 1 - j) };

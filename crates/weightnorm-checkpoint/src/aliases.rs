@@ -1,5 +1,5 @@
-//! Tied tensors. `safetensors.torch.save_model` writes a tensor that a model has under several names once, and the other
-//! names into the metadata: `"out.weight_v": "inp.weight_v"`.
+//! Tied tensors. `safetensors.torch.save_model` writes a tensor that a model has under several names once, and the
+//! other names into the metadata: `"out.weight_v": "inp.weight_v"`.
 use std::collections::{HashMap, HashSet};
 
 use super::file::Source;

@@ -25,7 +25,8 @@ impl Window {
     }
 }
 
-/// How a tensor is cut: as many slices, rows or elements of one row as fit. An element takes `size` bytes, a row [`ROW`] besides.
+/// How a tensor is cut: as many slices, rows or elements of one row as fit. An element takes `size` bytes, a row
+/// [`ROW`] besides.
 pub(super) struct Cut {
     layout: Layout,
     outer: usize,

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::Prefer;
 
-/// Everything that can go wrong with checkpoints. Whatever it is, no file is left half written: the output is what it was
-/// before, or not there. With one exception it is whole and new: where the folder cannot be synced after the output was
-/// renamed, which [`Error::Io`] then says. All that is missing is the certainty that it stays so if the machine stops.
+/// Everything that can go wrong with checkpoints. Whatever it is, no file is left half written: the output is what it
+/// was before, or not there. With one exception it is whole and new: where the folder cannot be synced after the output
+/// was renamed, which [`Error::Io`] then says. All that is missing is the certainty that it stays so if the machine
+/// stops.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -120,8 +121,8 @@ pub enum Problem {
         /// What was preferred.
         prefer: Prefer,
     },
-    /// The names that it would have afterwards are taken by other tensors. Where it is the weight's own, as beside a pair,
-    /// [`Rules::prefer`](crate::Rules::prefer) decides.
+    /// The names that it would have afterwards are taken by other tensors. Where it is the weight's own, as beside a
+    /// pair, [`Rules::prefer`](crate::Rules::prefer) decides.
     NameTaken {
         /// The first of them.
         name: String,
@@ -170,7 +171,8 @@ pub enum Problem {
         /// Why.
         why: &'static str,
     },
-    /// Tensors of an optimizer, which are copied as they are and do not fit folded weights: a warning, of the first of them.
+    /// Tensors of an optimizer, which are copied as they are and do not fit folded weights: a warning, of the first of
+    /// them.
     OptimizerState {
         /// How many there are.
         count: usize,
@@ -213,7 +215,8 @@ pub enum Problem {
         /// Its storage type.
         dtype: &'static str,
     },
-    /// Rows of v without a number but zeros: w is not determined by them. In a tensor to be split rows without elements too.
+    /// Rows of v without a number but zeros: w is not determined by them. In a tensor to be split rows without elements
+    /// too.
     ZeroRows {
         /// How many.
         count: u64,

@@ -9,8 +9,8 @@ use super::error::failed;
 use super::foreign::{self, LOOKED_AT, Sample};
 use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
 
-/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more than
-/// there is, and Rust would end the process.
+/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more
+/// than there is, and Rust would end the process.
 pub(super) fn reserve<T>(vec: &mut Vec<T>, count: usize, path: &Path) -> Result<(), Error> {
     vec.try_reserve(count).map_err(|_| failed("reading", path)(io::ErrorKind::OutOfMemory.into()))
 }
@@ -120,8 +120,8 @@ fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
 
 /// A path beside `target` that is there only until it is renamed to `target`, or dropped.
 ///
-/// The name is `.weightnorm-PROCESS-COUNT.tmp`: short, so that it fits wherever that of `target` does. A process that is
-/// killed leaves it behind, and `target` as it was.
+/// The name is `.weightnorm-PROCESS-COUNT.tmp`: short, so that it fits wherever that of `target` does. A process that
+/// is killed leaves it behind, and `target` as it was.
 #[derive(Debug)]
 struct Temporary {
     path: PathBuf,

@@ -204,8 +204,8 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
 }
 
 /// What is wrong where g or v is missing, if it is weight norm's.
-/// Where a tensor is called as a weight would be once it is folded, the pair or the tensor wins, or nobody: for all weights that
-/// were found: what goes is in [`Found::dropped`] then, and told.
+/// Where a tensor is called as a weight would be once it is folded, the pair or the tensor wins, or nobody: for all
+/// weights that were found: what goes is in [`Found::dropped`] then, and told.
 fn settle(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted, found: &mut Found) {
     let halves: HashSet<String> = found.weights.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
     let others: HashSet<&str> =
@@ -293,7 +293,8 @@ fn kept_axis(v: &[usize], g: &[usize], wanted: Option<Axis>) -> Result<Axis, Pro
     match (wanted, names::infer_axis(v, g)) {
         (Some(Axis::Kept(axis)), _) if axis >= v.len() => Err(Problem::NoSuchAxis { axis, rank: v.len() }),
         (Some(axis), _) if names::fits(v, g, axis) => Ok(axis),
-        // PyTorch reads g as so many numbers, whatever its shape; but one that names another axis is no mistake of its shape.
+        // PyTorch reads g as so many numbers, whatever its shape; but one that names another axis is no mistake of its
+        // shape.
         (Some(axis), Inferred::None) if counts(axis) => Ok(axis),
         (Some(axis), _) => {
             let shape = norms_shape(v, axis);

@@ -83,8 +83,8 @@ fn report_non_finite(inputs: &[Input], counts: &[u64], warnings: &mut Vec<Findin
     }
 }
 
-/// The first of the weights that have the same tensors and the same axis, for each: that whose v has the name of the tensor, if
-/// one has. The others are tied to it.
+/// The first of the weights that have the same tensors and the same axis, for each: that whose v has the name of the
+/// tensor, if one has. The others are tied to it.
 fn firsts(checkpoint: &Checkpoint, weights: &[FoundWeight]) -> Vec<usize> {
     let key = |weight: &FoundWeight| (weight.g, weight.v, weight.axis);
     let mut first = HashMap::new();
@@ -106,8 +106,8 @@ fn firsts(checkpoint: &Checkpoint, weights: &[FoundWeight]) -> Vec<usize> {
 /// ```
 ///
 /// They keep the axis that the rules say, 0 if they say none. g stands in front of v, with ones as PyTorch has it
-/// (a scalar for [`Axis::Whole`]), and has the storage type of w or that of [`Rules::gain`]; f64 becomes f32 in both. Folding gives w
-/// again, up to one rounding of g and those of [`fold`].
+/// (a scalar for [`Axis::Whole`]), and has the storage type of w or that of [`Rules::gain`]; f64 becomes f32 in both.
+/// Folding gives w again, up to one rounding of g and those of [`fold`].
 ///
 /// # Errors
 /// As [`fold`]; [`Problem::GainOverflow`] among the findings where a norm is beyond the type of g.
@@ -289,7 +289,8 @@ pub struct Check {
 pub struct CheckedWeight {
     /// The weight.
     pub weight: FoundWeight,
-    /// The largest |w − ŵ|, w of the device and ŵ of the CPU in f64; infinite where one of them alone is NaN or infinite.
+    /// The largest |w − ŵ|, w of the device and ŵ of the CPU in f64; infinite where one of them alone is NaN or
+    /// infinite.
     pub error: f64,
     /// The bound of the element with the largest error beside its bound.
     pub bound: f64,
@@ -304,8 +305,8 @@ impl CheckedWeight {
     }
 }
 
-/// Folds every weight that the rules choose on the device and, in f64, on the CPU, and compares. Writes nothing. Rows that
-/// [`fold`] leaves to the reference are not compared.
+/// Folds every weight that the rules choose on the device and, in f64, on the CPU, and compares. Writes nothing. Rows
+/// that [`fold`] leaves to the reference are not compared.
 ///
 /// The bound of an element counts the roundings to f32 on the longest way to it, with row length K and u = 2⁻²⁴: a norm
 /// that is off by (K/6 + 44)·u of itself, division and product 6u (8), and the storage type's own rounding.

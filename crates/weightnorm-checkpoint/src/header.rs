@@ -1,9 +1,9 @@
 //! The header of a `.safetensors` file: read without trust, written in the order it was read in.
 //!
-//! A file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a multiple of 8),
-//! and the bytes of the tensors, one behind the other without holes. The header has an entry
-//! `"NAME":{"dtype":"F32","shape":[2,3],"data_offsets":[BEGIN,END]}` for each tensor, offsets from the end of the header
-//! on, and maybe `"__metadata__"`, an object of strings.
+//! A file is the length of the header (8 bytes, little-endian), the header (JSON, padded with spaces to a multiple of
+//! 8), and the bytes of the tensors, one behind the other without holes. The header has an entry
+//! `"NAME":{"dtype":"F32","shape":[2,3],"data_offsets":[BEGIN,END]}` for each tensor, offsets from the end of the
+//! header on, and maybe `"__metadata__"`, an object of strings.
 use std::collections::HashSet;
 use std::fmt;
 
@@ -268,8 +268,8 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// `None` where no tensor can have that shape. The sizes beside a zero are held to the same limit, so that no product of
-/// sizes overflows anywhere.
+/// `None` where no tensor can have that shape. The sizes beside a zero are held to the same limit, so that no product
+/// of sizes overflows anywhere.
 pub(super) fn byte_size(shape: &[usize], dtype: FileDType) -> Option<u64> {
     let limit = shape.iter().try_fold(dtype.bits(), |n, &d| n.checked_mul(d.max(1) as u64))?;
     usize::try_from(limit).ok()?;

@@ -92,8 +92,8 @@ impl Index {
         Ok((Index { name, value, warnings }, shards))
     }
 
-    /// The text for another set of tensors: `written` has the new names and files of each old one, none for one that goes.
-    /// The sums are those of what is written, in the type that they have, or left out.
+    /// The text for another set of tensors: `written` has the new names and files of each old one, none for one that
+    /// goes. The sums are those of what is written, in the type that they have, or left out.
     pub fn rewritten(&self, written: Vec<(&str, Vec<(String, String)>)>, before: Totals, after: Totals) -> String {
         let mut value = self.value.clone();
         if let Some(Value::Object(weight_map)) = value.get_mut(WEIGHT_MAP) {
@@ -106,7 +106,8 @@ impl Index {
         }
         if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
             total(metadata, "total_size", |_| Some(after.bytes));
-            // A model's parameters may be all of its tensors, or those that are not counters; other sums are not known anew.
+            // A model's parameters may be all of its tensors, or those that are not counters; other sums are not known
+            // anew.
             total(metadata, "total_parameters", |old| match old {
                 _ if old == before.elements as f64 => Some(after.elements),
                 _ if old == before.floats as f64 => Some(after.floats),
@@ -153,7 +154,8 @@ fn in_order(shard_of: HashMap<&str, usize>) -> Vec<&str> {
     files
 }
 
-/// Where index and files differ. Of a tensor that several files have, that of the file which the index names is kept alone.
+/// Where index and files differ. Of a tensor that several files have, that of the file which the index names is kept
+/// alone.
 fn compare(weight_map: &Map<String, Value>, files: &[&str], shards: &mut [Source]) -> Result<Vec<Finding>, String> {
     let mut warnings = vec![];
     let mut warn = |name: &str, problem| warnings.push(Finding { weight: name.to_owned(), problem });

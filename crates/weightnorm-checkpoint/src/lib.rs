@@ -19,8 +19,8 @@
 //!
 //! # What is read
 //!
-//! Any tensor by its name, whichever file it is in: its bytes, its numbers, or as a [`Tensor`](weightnorm::Tensor) on a GPU. Each
-//! call reads that one tensor, and no other.
+//! Any tensor by its name, whichever file it is in: its bytes, its numbers, or as a [`Tensor`](weightnorm::Tensor) on a
+//! GPU. Each call reads that one tensor, and no other.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -41,62 +41,67 @@
 //!
 //! # What is found
 //!
-//! A parameter is weight-normalized if there is a pair of tensors g and v called as one [`Spelling`] says, and its name is one that
-//! PyTorch's layers have: `weight`, `bias`, numbered (`weight_1`) or recurrent (`weight_hh_l0`). Under
-//! `parametrizations.NAME.original0` and `.original1` any NAME will do, if the shapes are those of weight norm. Pairs `NAME_g`
-//! and `NAME_v` of any other name are somebody else's, and are taken only where [`Rules::include`] has a pattern for them.
-//! A g that has v's own shape is no gain either, unless it is included or [`Rules::axis`] has a pattern for it; but it is where
-//! each row of axis 0 is one element, as in a bias. Pairs that are not taken are [`Problem::NotTaken`], a warning.
+//! A parameter is weight-normalized if there is a pair of tensors g and v called as one [`Spelling`] says, and its name
+//! is one that PyTorch's layers have: `weight`, `bias`, numbered (`weight_1`) or recurrent (`weight_hh_l0`). Under
+//! `parametrizations.NAME.original0` and `.original1` any NAME will do, if the shapes are those of weight norm. Pairs
+//! `NAME_g` and `NAME_v` of any other name are somebody else's, and are taken only where [`Rules::include`] has a
+//! pattern for them. A g that has v's own shape is no gain either, unless it is included or [`Rules::axis`] has a
+//! pattern for it; but it is where each row of axis 0 is one element, as in a bias. Pairs that are not taken are
+//! [`Problem::NotTaken`], a warning.
 //!
 //! Spectral norm's `weight_orig`, `weight_u` and `weight_v` are copied. So is what an optimizer keeps, by its name:
-//! `exp_avg`, `momentum_buffer`, or `m` and `v` under `optimizer` or the like. It belongs to weights that are not folded, as
-//! [`Problem::OptimizerState`] says. Averages of weights (`ema`, `averaged`, `swa`) are weights.
+//! `exp_avg`, `momentum_buffer`, or `m` and `v` under `optimizer` or the like. It belongs to weights that are not
+//! folded, as [`Problem::OptimizerState`] says. Averages of weights (`ema`, `averaged`, `swa`) are weights.
 //!
 //! The kept axis follows from the shapes: g has ones everywhere but there, as PyTorch writes
-//! it, or is flat and as long as one axis alone. A flat g that fits several axes is [`Problem::AmbiguousAxis`], and one that has as
-//! many numbers as an axis in another shape is [`Problem::OtherShape`], until [`Rules::axis`] names the axis. With a g of one element the name of the axis makes no difference: it is reported as
-//! axis 0 if that has one index, else as [`Axis::Whole`]. (A transposed convolution as PyTorch stores it keeps axis 0, which
-//! is its input; that is what its g says too.)
+//! it, or is flat and as long as one axis alone. A flat g that fits several axes is [`Problem::AmbiguousAxis`], and one
+//! that has as many numbers as an axis in another shape is [`Problem::OtherShape`], until [`Rules::axis`] names the
+//! axis. With a g of one element the name of the axis makes no difference: it is reported as axis 0 if that has one
+//! index, else as [`Axis::Whole`]. (A transposed convolution as PyTorch stores it keeps axis 0, which is its input;
+//! that is what its g says too.)
 //!
 //! v may be f32, f16, bf16 or f64, and so may g. The result of a computation has the storage type of v, and f64 becomes
 //! f32: [`Problem::Narrowed`] warns of that. g is widened to f32, or narrowed to it.
 //!
 //! # Tied tensors
 //!
-//! `safetensors.torch.save_model` writes a tensor that a model has under several names once, and ties the other names to it in the
-//! metadata: `"out.weight_v": "inp.weight_v"`. Tied names are names as any: a pair may be of them, or half of them. What is
-//! written has tied names as well: weights with the same g, v and axis are one tensor, and the other names are tied to it; where
-//! they differ each is written. A tensor stays as long as one of its names does. An entry is such a name if its value is the name of
-//! a tensor and its key is none; other metadata is not touched.
+//! `safetensors.torch.save_model` writes a tensor that a model has under several names once, and ties the other names
+//! to it in the metadata: `"out.weight_v": "inp.weight_v"`. Tied names are names as any: a pair may be of them, or half
+//! of them. What is written has tied names as well: weights with the same g, v and axis are one tensor, and the other
+//! names are tied to it; where they differ each is written. A tensor stays as long as one of its names does. An entry
+//! is such a name if its value is the name of a tensor and its key is none; other metadata is not touched.
 //!
 //! # What is written
 //!
-//! Tensors that no weight takes part in, metadata, the order of the header and that of the data stay as they are, byte for
-//! byte: w has the place of v, g stands in front of v. (Where a tensor would not start at a multiple of its element size
-//! any more, the data is laid out anew with the largest elements first, as the `safetensors` crate does.) The output may
-//! be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without write permission is
-//! not replaced, nor a device or a pipe, nor a link to one.
+//! Tensors that no weight takes part in, metadata, the order of the header and that of the data stay as they are, byte
+//! for byte: w has the place of v, g stands in front of v. (Where a tensor would not start at a multiple of its element
+//! size any more, the data is laid out anew with the largest elements first, as the `safetensors` crate does.) The
+//! output may be the input. An output that is a symbolic link is replaced, and what it points to stays. A file without
+//! write permission is not replaced, nor a device or a pipe, nor a link to one.
 //!
 //! Of a sharded checkpoint the result is a new folder with the same files and an index with the same keys, written
-//! likewise, which lists what is in the files; its `total_size` and `total_parameters` are those of what is written, or left
-//! out where they cannot be known. An index that does not fit its files is a warning, and of two tensors of one name that counts which
-//! the index names; a folder that is there is not replaced. A shard that keeps no tensor is left out. Other files of the folder are not copied.
+//! likewise, which lists what is in the files; its `total_size` and `total_parameters` are those of what is written, or
+//! left out where they cannot be known. An index that does not fit its files is a warning, and of two tensors of one
+//! name that counts which the index names; a folder that is there is not replaced. A shard that keeps no tensor is left
+//! out. Other files of the folder are not copied.
 //!
-//! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless [`Rules::allow_zero_rows`], or a tensor of
-//! the weight's own name beside its pair unless [`Rules::prefer`] says which of the two is left out.
+//! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless
+//! [`Rules::allow_zero_rows`], or a tensor of the weight's own name beside its pair unless [`Rules::prefer`] says which
+//! of the two is left out.
 //!
 //! # What an error leaves, and a kill
 //!
-//! An output is written under a temporary name in its folder, `.weightnorm-PROCESS-COUNT.tmp`, synced, renamed, and then the
-//! folder is synced. So whenever the process ends or the machine stops, the output is the old file or the whole new one.
-//! After an error the temporary one is gone. A process that is killed leaves it behind, and it may be removed: by any
-//! signal, also that of a limit on the size of files (`ulimit -f`), unless it is ignored. To have no memory for a header or for a
-//! window that is read is an error; for anything else it ends a Rust program, like a signal. Where only the last step fails, [`Error::Io`] says so: the new output is in place.
+//! An output is written under a temporary name in its folder, `.weightnorm-PROCESS-COUNT.tmp`, synced, renamed, and
+//! then the folder is synced. So whenever the process ends or the machine stops, the output is the old file or the
+//! whole new one. After an error the temporary one is gone. A process that is killed leaves it behind, and it may be
+//! removed: by any signal, also that of a limit on the size of files (`ulimit -f`), unless it is ignored. To have no
+//! memory for a header or for a window that is read is an error; for anything else it ends a Rust program, like a
+//! signal. Where only the last step fails, [`Error::Io`] says so: the new output is in place.
 //!
 //! # Memory
 //!
-//! Only headers are held in memory as a whole. Tensors pass in windows of [`Rules::window`] bytes, 64 MiB by default, of
-//! which at most four are there at a time, on the host; likewise on the device. A weight larger than that is
+//! Only headers are held in memory as a whole. Tensors pass in windows of [`Rules::window`] bytes, 64 MiB by default,
+//! of which at most four are there at a time, on the host; likewise on the device. A weight larger than that is
 //! computed in windows of whole rows where these lie together (axis 0), else some rows after the others, each read
 //! twice, once for the norms.
 mod aliases;
@@ -147,10 +152,11 @@ impl Checkpoint {
     /// holds one of them, the index if there are both.
     ///
     /// # Errors
-    /// [`Error::Foreign`] where it is something else; [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file is not what the format says: the header is
-    /// cut off, too long (100 MB) or no JSON of that form, a name stands there twice, a place is not as large as shape
-    /// and type say, places overlap, leave holes or do not end where the file does; [`Error::Index`] where the index is no such
-    /// file, or several files have a tensor and it names none of them.
+    /// [`Error::Foreign`] where it is something else; [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file
+    /// is not what the format says: the header is cut off, too long (100 MB) or no JSON of that form, a name stands
+    /// there twice, a place is not as large as shape and type say, places overlap, leave holes or do not end where the
+    /// file does; [`Error::Index`] where the index is no such file, or several files have a tensor and it names none of
+    /// them.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         let path = foreign::in_folder(path)?;
         if path.extension().is_some_and(|extension| extension == "json") {
@@ -266,8 +272,9 @@ impl Rules {
         self
     }
 
-    /// Only weights whose name fits this pattern or another one that is included. Of those that fit, pairs of any name are
-    /// taken: see [what is found](self#what-is-found). Optimizer state only where the pattern is its name, without a wildcard.
+    /// Only weights whose name fits this pattern or another one that is included. Of those that fit, pairs of any name
+    /// are taken: see [what is found](self#what-is-found). Optimizer state only where the pattern is its name, without
+    /// a wildcard.
     pub fn include(mut self, pattern: impl Into<Pattern>) -> Self {
         self.include.push(pattern.into());
         self
@@ -279,8 +286,8 @@ impl Rules {
         self
     }
 
-    /// Where a pair stands beside a tensor of the weight's own name, which of the two is left out, with a warning. Without
-    /// it [`fold`] and [`split`] refuse, and [`convert`] keeps both.
+    /// Where a pair stands beside a tensor of the weight's own name, which of the two is left out, with a warning.
+    /// Without it [`fold`] and [`split`] refuse, and [`convert`] keeps both.
     pub fn prefer(mut self, prefer: Prefer) -> Self {
         self.prefer = Some(prefer);
         self

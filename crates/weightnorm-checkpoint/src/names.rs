@@ -3,8 +3,8 @@ use std::fmt;
 
 use weightnorm::Axis;
 
-/// How the two tensors of a weight-normalized parameter are called. The parameter itself, here `layer.weight`, is what is
-/// there once they are folded.
+/// How the two tensors of a weight-normalized parameter are called. The parameter itself, here `layer.weight`, is what
+/// is there once they are folded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Spelling {
     /// `layer.weight_g`, `layer.weight_v`: `torch.nn.utils.weight_norm`.
@@ -85,8 +85,8 @@ pub(super) fn module(parameter: &str) -> &str {
     parameter.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
-/// A name `[MODULE.]parametrizations.NAME.REST` as (`[MODULE.]NAME`, `REST`). Parametrizations have modules and these again
-/// parametrizations: the outermost first.
+/// A name `[MODULE.]parametrizations.NAME.REST` as (`[MODULE.]NAME`, `REST`). Parametrizations have modules and these
+/// again parametrizations: the outermost first.
 pub(super) fn parametrized(name: &str) -> impl Iterator<Item = (String, &str)> {
     let groups = name.match_indices(GROUP).map(|(at, _)| name.split_at(at));
     groups.filter(|(module, _)| module.is_empty() || module.ends_with('.')).filter_map(|(module, rest)| {
@@ -104,7 +104,8 @@ pub(super) fn half(rest: &str) -> Option<Part> {
     }
 }
 
-/// Whether a parameter has one of the names that PyTorch's layers have, under which nothing but weight norm has a g and a v:
+/// Whether a parameter has one of the names that PyTorch's layers have, under which nothing but weight norm has a g and
+/// a v:
 /// `weight`, `bias`, numbered ones (`weight_1`, `bias2`) and recurrent ones (`weight_hh_l0`, `weight_ih_l0_reverse`).
 pub(super) fn is_own(parameter: &str) -> bool {
     let name = parameter.rsplit('.').next().unwrap_or(parameter);
@@ -117,7 +118,8 @@ pub(super) fn is_own(parameter: &str) -> bool {
         })
 }
 
-/// A pattern over the names of parameters: `*` stands for any characters, dots too, `?` for one; everything else for itself.
+/// A pattern over the names of parameters: `*` stands for any characters, dots too, `?` for one; everything else for
+/// itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -176,8 +178,8 @@ pub(super) enum Inferred {
     None,
 }
 
-/// g has the shape of v with ones but at the kept axis, or is flat, or has one element. Where g has one element, one norm
-/// is all there is, whatever the axis is called.
+/// g has the shape of v with ones but at the kept axis, or is flat, or has one element. Where g has one element, one
+/// norm is all there is, whatever the axis is called.
 pub(super) fn infer_axis(v: &[usize], g: &[usize]) -> Inferred {
     let fits = |axis: Axis| fits(v, g, axis);
     if g.iter().all(|&n| n == 1) {
@@ -202,7 +204,8 @@ pub(super) fn fits(v: &[usize], g: &[usize], axis: Axis) -> bool {
     }
 }
 
-/// Whether g has a number for each of v, and not because the kept axis 0 has so many rows of one element, as that of a bias has.
+/// Whether g has a number for each of v, and not because the kept axis 0 has so many rows of one element, as that of a
+/// bias has.
 pub(super) fn is_elementwise(v: &[usize], g: &[usize]) -> bool {
     g == v && !v.is_empty() && weightnorm::norms_shape(v, Axis::Kept(0)) != g
 }

@@ -227,8 +227,8 @@ pub(super) fn sort_out(findings: Vec<Finding>, rules: &Rules, warnings: &mut Vec
 /// is touched, and converting back gives the bytes of the input where the `safetensors` crate or this one wrote it.
 ///
 /// # Errors
-/// [`Error::Findings`], but not for an ambiguous axis (of which [`Report`] has the first), zero rows and types: names do
-/// not depend on them; [`Error::NothingChosen`] if there is no weight at all; [`Error::Io`], [`Error::Occupied`].
+/// [`Error::Findings`], but not for an ambiguous axis (of which [`Report`] has the first), zero rows and types: names
+/// do not depend on them; [`Error::NothingChosen`] if there is no weight at all; [`Error::Io`], [`Error::Occupied`].
 pub fn convert(
     checkpoint: &Checkpoint,
     output: &Path,

@@ -8,8 +8,8 @@ use weightnorm::half::{bf16, f16};
 use weightnorm::{DType, Element, Gpu, Tensor};
 
 impl Checkpoint {
-    /// The tensor of that name, whichever file it is in: its storage type and its shape. Of a tied name the tensor that it
-    /// stands for.
+    /// The tensor of that name, whichever file it is in: its storage type and its shape. Of a tied name the tensor that
+    /// it stands for.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.place_of(name).ok().map(|at| self.at(at))
     }
@@ -26,8 +26,8 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// Its numbers as f64: floating-point numbers of 16, 32 and 64 bits, integers and truth values. Exact, but for integers
-    /// beyond 2⁵³, which are rounded.
+    /// Its numbers as f64: floating-point numbers of 16, 32 and 64 bits, integers and truth values. Exact, but for
+    /// integers beyond 2⁵³, which are rounded.
     ///
     /// # Errors
     /// [`Error::Tensor`] if there is no such tensor, or it is of another storage type; [`Error::Io`].

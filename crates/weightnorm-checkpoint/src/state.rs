@@ -27,8 +27,9 @@ const OPTIMIZERS: [&str; 15] = [
 /// Words for averages of weights.
 const AVERAGES: [&str; 4] = ["ema", "averaged", "average", "swa"];
 
-/// Whether a tensor of that name belongs to an optimizer: a moment, which tells itself or stands under an optimizer's name, or
-/// anything else under that name. Averages of weights (`ema`, `averaged`, `swa`) are weights, unless they are moments.
+/// Whether a tensor of that name belongs to an optimizer: a moment, which tells itself or stands under an optimizer's
+/// name, or anything else under that name. Averages of weights (`ema`, `averaged`, `swa`) are weights, unless they are
+/// moments.
 fn is_optimizer_state(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     if MOMENTS.iter().any(|moment| name.contains(moment)) {
@@ -103,8 +104,8 @@ fn is_state_of_another(name: &str, present: &HashSet<&str>) -> bool {
         || name.rmatch_indices(['.', '/', '_']).take(1).any(behind)
 }
 
-/// Whether a tensor `m.NAME` or `v.NAME`, `NAME.m` or `NAME_v`, stands beside the other one and NAME itself: they are both moments of
-/// it, called after nothing else.
+/// Whether a tensor `m.NAME` or `v.NAME`, `NAME.m` or `NAME_v`, stands beside the other one and NAME itself: they are
+/// both moments of it, called after nothing else.
 fn is_moment_of_another(name: &str, present: &HashSet<&str>) -> bool {
     let has = |name: String| present.contains(name.as_str());
     [("m", "v"), ("v", "m"), ("mu", "nu"), ("nu", "mu")].into_iter().any(|(moment, other)| {

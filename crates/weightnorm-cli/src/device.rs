@@ -12,8 +12,8 @@ use crate::output::{Failure, Kind, Report};
 #[derive(Args)]
 pub struct DeviceArguments {
     /// The adapter: its number or part of its name, as `weightnorm devices` lists them with the same --backend
-    /// [default: the first that can run the kernels; WGPU_ADAPTER_NAME narrows it]. `reference` computes checkpoints on the
-    /// CPU in f64: slowly, and without any driver
+    /// [default: the first that can run the kernels; WGPU_ADAPTER_NAME narrows it]. `reference` computes checkpoints on
+    /// the CPU in f64: slowly, and without any driver
     #[arg(long, value_name = "N|NAME", help_heading = "Device")]
     device: Option<String>,
     #[command(flatten)]

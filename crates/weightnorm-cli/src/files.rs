@@ -16,7 +16,8 @@ use crate::rules::{EpsArguments, RulesArguments, names};
 /// Shows the weight-normalized weights of a checkpoint: shape, kept axis, norms, and what is odd about them.
 ///
 /// One line for each weight: shape of v, kept axis, storage type of v, the range of the norms of v's rows, the range of
-/// g/‖v‖ (1 where nothing was trained since the weight was split), rows of zeros, elements that are NaN or infinite, name.
+/// g/‖v‖ (1 where nothing was trained since the weight was split), rows of zeros, elements that are NaN or infinite,
+/// name.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -103,8 +104,8 @@ impl Inspect {
 
 /// Folds the weights of a checkpoint on the device and, in f64, on the CPU, and compares. Writes nothing.
 ///
-/// One line for each weight: the largest error, and the largest error in parts of the bound that follows from the arithmetic
-/// for its element: up to 1 is right.
+/// One line for each weight: the largest error, and the largest error in parts of the bound that follows from the
+/// arithmetic for its element: up to 1 is right.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

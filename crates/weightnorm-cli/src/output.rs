@@ -82,8 +82,8 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Says what came of a command, and gives its exit code. An error goes to stderr, and with `json` to stdout too, so that
-/// a program finds one document there in any case.
+/// Says what came of a command, and gives its exit code. An error goes to stderr, and with `json` to stdout too, so
+/// that a program finds one document there in any case.
 pub fn conclude(command: &str, json: bool, result: Result<Report, Failure>) -> ExitCode {
     let printed = match &result {
         Ok(report) if json => {
@@ -152,7 +152,8 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Columns of text. Those whose header starts with a blank are numbers, to the right; the last one may be of any length.
+/// Columns of text. Those whose header starts with a blank are numbers, to the right; the last one may be of any
+/// length.
 pub struct Table {
     headers: Vec<&'static str>,
     rows: Vec<Vec<String>>,

@@ -19,8 +19,8 @@ use report::{Measured, report, weights_text};
 
 /// Measures the throughput of the operators, beside the roof of the adapter.
 ///
-/// GB/s and GFLOP/s count the least that an operator has to move and to do; the roof is what kernels reach that only copy,
-/// only read, or only multiply and add; `roof` in a line is the part of it that the operator reaches.
+/// GB/s and GFLOP/s count the least that an operator has to move and to do; the roof is what kernels reach that only
+/// copy, only read, or only multiply and add; `roof` in a line is the part of it that the operator reaches.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

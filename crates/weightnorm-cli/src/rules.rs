@@ -6,12 +6,13 @@ use weightnorm_checkpoint::{Checkpoint, Pattern, Prefer, Rules};
 /// The choice of weights.
 #[derive(Args)]
 pub struct RulesArguments {
-    /// The kept axis: a number, or `whole` for one norm in all. With a pattern for the weights that it fits, of which the
-    /// first decides; may be given several times [default: what the shape of g says]
+    /// The kept axis: a number, or `whole` for one norm in all. With a pattern for the weights that it fits, of which
+    /// the first decides; may be given several times [default: what the shape of g says]
     #[arg(long, value_name = "[PATTERN=]AXIS", value_parser = parse_axis_rule, help_heading = "Weights")]
     axis: Vec<(String, Axis)>,
-    /// Takes only weights whose name fits, and pairs NAME_g and NAME_v of any other name too; may be given several times. In
-    /// patterns `*` stands for any characters, `?` for one [default: the names of PyTorch's layers: weight, bias, weight_hh_l0]
+    /// Takes only weights whose name fits, and pairs NAME_g and NAME_v of any other name too; may be given several
+    /// times. In patterns `*` stands for any characters, `?` for one [default: the names of PyTorch's layers: weight,
+    /// bias, weight_hh_l0]
     #[arg(long, value_name = "PATTERN", help_heading = "Weights")]
     include: Vec<String>,
     /// Leaves weights as they are whose name fits; may be given several times

@@ -19,11 +19,11 @@ use crate::rules::{EpsArguments, RulesArguments, names};
 pub struct Target {
     /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
     input: PathBuf,
-    /// The file to write, or - for standard output; for a sharded checkpoint a folder, which must not be there. May be the
-    /// input, with --force
+    /// The file to write, or - for standard output; for a sharded checkpoint a folder, which must not be there. May be
+    /// the input, with --force
     output: PathBuf,
-    /// Replaces the output if it is there. It is written beside it and renamed, so that at any time the old file is there
-    /// or the whole new one
+    /// Replaces the output if it is there. It is written beside it and renamed, so that at any time the old file is
+    /// there or the whole new one
     #[arg(long)]
     force: bool,
 }
@@ -107,7 +107,8 @@ fn report(
     Ok(Report { aside, ..Report::new(false, text, json) })
 }
 
-/// Writes a checkpoint with its weights folded: w = g·v/n̂ in place of g and v, other tensors and metadata byte for byte.
+/// Writes a checkpoint with its weights folded: w = g·v/n̂ in place of g and v, other tensors and metadata byte for
+/// byte.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

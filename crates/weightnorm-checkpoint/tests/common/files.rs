@@ -95,8 +95,8 @@ pub fn of_f64(name: &str, dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Mad
     Made { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes }
 }
 
-/// A weight `m.weight` of six rows that each go down to the smallest numbers of the type, of which a device may take some for
-/// zero: in v, in g or in w. Row by row [g, v ..].
+/// A weight `m.weight` of six rows that each go down to the smallest numbers of the type, of which a device may take
+/// some for zero: in v, in g or in w. Row by row [g, v ..].
 pub fn tiny_rows(dtype: Dtype) -> [[f64; 6]; 6] {
     // The smallest, and one with some digits, where f32 and so a device has a subnormal number if the type has one.
     let large = if dtype == Dtype::F16 { 1e3 } else { 1e10 };
@@ -198,8 +198,8 @@ pub fn write_sharded(folder: &Path, shards: &[(&str, Vec<Made>)]) -> PathBuf {
     path
 }
 
-/// The layers of a small vocoder: a convolution, a transposed one, one normed over its taps, one normed as a whole, a linear
-/// layer with a bias and an LSTM's weight; beside them tensors of other types.
+/// The layers of a small vocoder: a convolution, a transposed one, one normed over its taps, one normed as a whole, a
+/// linear layer with a bias and an LSTM's weight; beside them tensors of other types.
 pub fn vocoder(spelling: Spelling, dtype: Dtype) -> Vec<Made> {
     let pair = |name: &str, shape: &[usize], g_shape: &[usize], seed| {
         [made(&spelling.g(name), dtype, g_shape, seed), made(&spelling.v(name), dtype, shape, seed + 1)]

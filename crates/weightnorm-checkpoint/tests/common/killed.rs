@@ -17,8 +17,8 @@ pub fn prepare(folder: &Path, name: &str, mut tensors: Vec<Made>) {
     write_sharded(&folder.join(name), &[("1.safetensors", tensors), ("2.safetensors", second)]);
 }
 
-/// What the process does that is killed, with the checkpoints "a" and "b": the same output over and over, and one folder after
-/// the other.
+/// What the process does that is killed, with the checkpoints "a" and "b": the same output over and over, and one
+/// folder after the other.
 pub fn write_for_ever(folder: &Path, write: impl Fn(&str, &Checkpoint, &Path)) {
     for round in 0.. {
         for from in ["a", "b"] {
@@ -30,9 +30,9 @@ pub fn write_for_ever(folder: &Path, write: impl Fn(&str, &Checkpoint, &Path)) {
     }
 }
 
-/// Starts it, kills it at a random moment and looks at what is there, many times: half of them within its first output, the others
-/// once it has finished two. `of`: the names of what becomes of "a" and of "b", both as a file and in shards. Returns how
-/// often something unfinished was left behind, which is what it is about.
+/// Starts it, kills it at a random moment and looks at what is there, many times: half of them within its first output,
+/// the others once it has finished two. `of`: the names of what becomes of "a" and of "b", both as a file and in
+/// shards. Returns how often something unfinished was left behind, which is what it is about.
 pub fn kill(times: usize, folder: &Folder, child: &mut Command, of: [&str; 2]) -> usize {
     let files = |name: &str| fs::read(folder.join(name)).unwrap();
     let there = folder.names();

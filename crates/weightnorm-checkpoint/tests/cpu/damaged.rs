@@ -268,8 +268,8 @@ fn damaged(mut bytes: Vec<u8>, damages: &[Damage]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..Default::default() })]
 
-    /// Whatever the bytes, an error or a file that the `safetensors` crate reads as well, and never a panic; all that can be
-    /// done with it ends in an error, or in a file that it reads too.
+    /// Whatever the bytes, an error or a file that the `safetensors` crate reads as well, and never a panic; all that
+    /// can be done with it ends in an error, or in a file that it reads too.
     #[test]
     fn damaged_bytes_never_panic(damages in prop::collection::vec(damage(), 0..4), refit in any::<bool>()) {
         let folder = Folder::new("mutated");

@@ -227,7 +227,8 @@ fn pairs_of_other_names_are_taken_only_if_they_are_included() {
     }
 }
 
-/// A number of g for each of v is no gain, unless the axis is named, or rows of axis 0 have one element as those of a bias.
+/// A number of g for each of v is no gain, unless the axis is named, or rows of axis 0 have one element as those of a
+/// bias.
 #[test]
 fn elementwise_pairs_are_left() {
     let of = |g: &'static [usize], v: &'static [usize]| [("m.weight_g", g), ("m.weight_v", v)];
@@ -258,7 +259,8 @@ fn elementwise_pairs_are_left() {
     }
 }
 
-/// `parametrizations.NAME.original0` may belong to weight norm whatever the name, or to a parametrization of somebody's own.
+/// `parametrizations.NAME.original0` may belong to weight norm whatever the name, or to a parametrization of somebody's
+/// own.
 #[test]
 fn parametrizations_of_other_names_are_taken_by_their_shapes() {
     let pair = |name: &str, g: &[usize], v: &[usize]| {

@@ -31,7 +31,8 @@ fn state_behind_a_parametrization() {
     assert!(other.0.is_empty() && matches!(other.1[..], [Problem::OtherParametrization { .. }]), "{other:?}");
 }
 
-/// One moment alone, as SGD and Lion have, or all of an optimizer's under its name: beside the weights that they are of.
+/// One moment alone, as SGD and Lion have, or all of an optimizer's under its name: beside the weights that they are
+/// of.
 #[test]
 fn state_in_front_of_a_name_that_is_there() {
     for prefix in ["m.", "mu.", "trace.", "velocity.", "grad.", "gen_opt.", "opt_d.", "opt.state.", "adamw."] {

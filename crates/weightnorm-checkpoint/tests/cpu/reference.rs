@@ -212,8 +212,8 @@ fn reference_folds_and_splits_without_a_gpu() {
     }
 }
 
-/// A device that takes every number for zero: wgpu's `noop` backend, which computes nothing. Rows that a device may be wrong in
-/// are right all the same, the others as it gave them, and `check` says that they are wrong.
+/// A device that takes every number for zero: wgpu's `noop` backend, which computes nothing. Rows that a device may be
+/// wrong in are right all the same, the others as it gave them, and `check` says that they are wrong.
 #[test]
 fn reference_computes_what_a_device_may_flush() {
     let folder = Folder::new("flushed");

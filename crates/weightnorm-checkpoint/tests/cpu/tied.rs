@@ -117,7 +117,8 @@ fn what_is_not_understood_stays() {
     );
 }
 
-/// An index that lists what no file has, does not list what one has, or names another file; and a copy that does not count.
+/// An index that lists what no file has, does not list what one has, or names another file; and a copy that does not
+/// count.
 #[test]
 fn an_index_that_does_not_fit_is_a_warning() {
     let folder = Folder::new("unfit");

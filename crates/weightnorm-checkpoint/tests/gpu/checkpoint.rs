@@ -563,8 +563,8 @@ fn pytorch(gpu: &Gpu, python: &OsStr) -> Outcome {
     Ok(())
 }
 
-/// The line of Python that is offered for PyTorch's own files, run. Nested, tied and transposed tensors, old and new files,
-/// and a file that is called as ours are.
+/// The line of Python that is offered for PyTorch's own files, run. Nested, tied and transposed tensors, old and new
+/// files, and a file that is called as ours are.
 fn foreign_pytorch_lines_run(_: &Gpu, python: &OsStr) -> Outcome {
     let folder = Folder::new("foreign-torch");
     let run = |code: &str| {
@@ -701,7 +701,8 @@ fn on_a_full_disk(gpu: &Gpu, folder: &Path) -> Outcome {
     Ok(())
 }
 
-/// Files of more than the default window, along axis 0 and along axis 1, in bounded memory; and with more rows than fit into it.
+/// Files of more than the default window, along axis 0 and along axis 1, in bounded memory; and with more rows than fit
+/// into it.
 fn larger_than_the_window(_: &Gpu) -> Outcome {
     let folder = Folder::new("large");
     for test in ["WEIGHTNORM_TEST_LARGE", "WEIGHTNORM_TEST_ROWS"] {

@@ -60,7 +60,8 @@ fn cli_reference_needs_no_adapter() {
     }
 }
 
-/// A variable or an option that leaves no adapter: two lines that say which, and what there could be; no driver is at fault.
+/// A variable or an option that leaves no adapter: two lines that say which, and what there could be; no driver is at
+/// fault.
 #[test]
 fn cli_choices_that_leave_no_adapter() {
     let folder = Folder::new("choices");

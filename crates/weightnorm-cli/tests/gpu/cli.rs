@@ -298,7 +298,8 @@ fn profile(gpu: &Gpu) -> Outcome {
         assert!(roof[key].as_f64().is_some_and(|rate| rate > 0.0), "{roof}");
     }
     let results = document["results"].as_array().ok_or("no list")?;
-    // Four operators on four weights, three products on the matrices among them, three operators on all of them at once.
+    // Four operators on four weights, three products on the matrices among them, three operators on all of them at
+    // once.
     assert_eq!(results.len(), 4 * 4 + 3 * 3 + 3);
     for result in results {
         let expected = "operator shape axis dtype batch weights seconds least_seconds bytes operations \
