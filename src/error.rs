@@ -75,7 +75,7 @@ mod tests {
             ArgumentError::Missing { op, arg: "u" }.into(),
             ArgumentError::KnownNorms { op }.into(),
             ArgumentError::Step { op }.into(),
-            ParseError::Tile { got: long(), expected: crate::Tile::ALL.map(|tile| tile.to_string()).join(", ") }.into(),
+            ParseError::Tile { got: long(), expected: crate::Tile::NAMES.to_owned() }.into(),
             ParseError::TuningTable { line: usize::MAX, got: long(), expected: "forward, input or weight".to_owned() }
                 .into(),
             ArgumentError::Variant { op, got: "split_length 4294967295, Tile32x32".to_owned(), reason: long() }.into(),

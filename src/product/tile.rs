@@ -115,15 +115,21 @@ impl fmt::Display for Tile {
     }
 }
 
+impl Tile {
+    /// Their names, for an error.
+    pub(crate) const NAMES: &str = "tile128x128, tile64x64, tile32x32, tile128x8, gemv1, 2, 4 or 8, subgroup1, 2, 4, .. or \
+                                    64, cooperative8 or 16";
+}
+
 impl FromStr for Tile {
     type Err = Error;
 
     /// # Errors
     /// [`ParseError::Tile`].
     fn from_str(name: &str) -> Result<Tile, Error> {
-        Tile::ALL.into_iter().find(|tile| tile.to_string() == name).ok_or_else(|| {
-            let names: Vec<_> = Tile::ALL.iter().map(Tile::to_string).collect();
-            Error::Parse(ParseError::Tile { got: name.to_owned(), expected: names.join(", ") })
-        })
+        Tile::ALL
+            .into_iter()
+            .find(|tile| tile.to_string() == name)
+            .ok_or_else(|| Error::Parse(ParseError::Tile { got: name.to_owned(), expected: Tile::NAMES.to_owned() }))
     }
 }
