@@ -1,9 +1,10 @@
 //! linear: every axis, size, storage type, activation and forced variant.
-use weightnorm::internals::Kind;
 use weightnorm::{Activation, Axis, DType, Eps, Gpu, Linear, Tensor, Tile, Weight, WeightNorm, cpu};
 
 use crate::common::{activated_bound, compare, dot_bound, norm_bound};
-use crate::data::{DTYPES, Guarded, OFFSETS, all, gains, must_fail, norm_chain, norm_count, norm_length, random};
+use crate::data::{
+    DTYPES, Guarded, OFFSETS, all, gains, in_turn, must_fail, norm_chain, norm_count, norm_length, random,
+};
 use crate::norms::simple;
 use crate::{Extent, Needs, Outcome, Suite};
 
@@ -49,7 +50,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("linear_every_tile_and_split", tiles_and_splits);
     suite.sampled("linear_every_tile_in_quads", tiles_in_quads);
     suite.sampled("linear_few_rows", few_rows);
-    suite.test("linear_few_outputs_of_one_sign", Needs::Nothing, few_outputs_of_one_sign);
+    suite.sampled("linear_few_outputs_of_one_sign", few_outputs_of_one_sign);
     suite.sampled("linear_longest_loops", longest_loops);
     suite.sampled("linear_long_rows", long_rows);
     suite.sampled("linear_activations", activations);
@@ -414,24 +415,22 @@ fn few_rows(gpu: &Gpu, extent: Extent) -> Outcome {
 
 /// Sums of terms of one sign, and all alike: the worst for a single chain of K = 4096, which is 3e-5 off then. Layers
 /// of up to 8 outputs, as heads of pitch or distance are, sum up in pieces.
-fn few_outputs_of_one_sign(gpu: &Gpu) -> Outcome {
+fn few_outputs_of_one_sign(gpu: &Gpu, extent: Extent) -> Outcome {
     let ins = 4096;
-    for gpu in [gpu, &crate::device::of_kind(gpu, Kind::Software)?] {
-        for (rows, outs) in [(1, 1), (5, 3), (300, 1), (300, 8)] {
-            let x = gpu.upload(&vec![0.3f32; rows * ins], &[rows, ins])?;
-            let v = gpu.upload(&vec![0.7f32; outs * ins], &[outs, ins])?;
-            for (what, y, expected) in [
-                ("normalized", gpu.linear(Linear::new(&x, WeightNorm::unit(&v)))?, f64::from(0.3f32) * 64.0),
-                ("plain", gpu.linear(Linear::new(&x, &v))?, f64::from(0.3f32) * f64::from(0.7f32) * 4096.0),
-            ] {
-                for y in y.read::<f32>()? {
-                    let off = (f64::from(y) / expected - 1.0).abs();
-                    assert!(off <= 2e-6, "{what}, {rows}x{ins}x{outs}: off by {off:e}");
-                }
+    in_turn(gpu, extent, [(1, 1), (5, 3), (300, 1), (300, 8)], |gpu, &(rows, outs)| {
+        let x = gpu.upload(&vec![0.3f32; rows * ins], &[rows, ins])?;
+        let v = gpu.upload(&vec![0.7f32; outs * ins], &[outs, ins])?;
+        for (what, y, expected) in [
+            ("normalized", gpu.linear(Linear::new(&x, WeightNorm::unit(&v)))?, f64::from(0.3f32) * 64.0),
+            ("plain", gpu.linear(Linear::new(&x, &v))?, f64::from(0.3f32) * f64::from(0.7f32) * 4096.0),
+        ] {
+            for y in y.read::<f32>()? {
+                let off = (f64::from(y) / expected - 1.0).abs();
+                assert!(off <= 2e-6, "{what}, {rows}x{ins}x{outs}: off by {off:e}");
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// in_features at the very end of what one invocation may loop over, whole tiles, and values so large (or so small)
