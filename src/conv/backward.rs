@@ -3,7 +3,7 @@ use super::Conv;
 use super::geometry::{PadMode, Sides};
 use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
 use super::plan::{Product, check_tile};
-use super::record::{apply, check_bindings, of_input, of_output, record_weights};
+use super::record::{apply, check_bindings, check_parameters, of_input, of_output, record_weights};
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::bind;
 use crate::contract::norms_shape;
@@ -187,6 +187,7 @@ impl Backward<'_> {
         check_tile(op, conv.selection.tile, false)?;
         conv.selection.check(op, ops.facts().traits, false)?;
         check_bindings(ops.facts().capacities, [x, v, dy])?;
+        check_parameters(ops)?;
         let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;
         if dbias.is_some() && of_channel >= MAX_ITERATIONS {
             let (what, limit) = ("elements of a channel of dy", MAX_ITERATIONS * CHANNEL_THREADS);

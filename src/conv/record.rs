@@ -1,6 +1,7 @@
 //! Convolutions, checked and recorded.
 use super::Conv;
 use super::geometry::Sides;
+use super::kernels::CONV_WHOLE;
 use super::layer::Layer;
 use super::plan::{Product, check_tile};
 use crate::arguments::{Arguments, expect_per_norm, expect_shape};
@@ -13,7 +14,7 @@ use crate::weight::job::Form;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
 use crate::windows::Capacities;
-use crate::{Activation, ArgumentError, Axis, Error, Gpu, LimitError, Recorder, Tensor};
+use crate::{Activation, ArgumentError, Axis, DeviceError, Error, Gpu, LimitError, ParameterPassing, Recorder, Tensor};
 
 impl Gpu {
     /// A convolution: see [`Conv`].
@@ -179,6 +180,19 @@ pub(crate) fn record_weights(
 }
 
 /// Every tensor is bound whole.
+/// Convolutions have more parameters than a device need have immediates for.
+pub(crate) fn check_parameters(ops: &Recorder<'_, '_>) -> Result<(), Error> {
+    let Some(gpu) = ops.gpu().filter(|gpu| gpu.parameters_of(&CONV_WHOLE) != ParameterPassing::Auto) else {
+        return Ok(());
+    };
+    let (limits, size) = (gpu.device().limits(), CONV_WHOLE.param_bytes());
+    let fit =
+        limits.max_uniform_buffers_per_shader_stage > 0 && limits.max_uniform_buffer_binding_size >= u64::from(size);
+    let what =
+        format!("room for the parameters of convolutions: {size} bytes of immediates, or a uniform buffer of {size}");
+    if fit { Ok(()) } else { Err(DeviceError::Unsupported { what }.into()) }
+}
+
 pub(crate) fn check_bindings(capacities: Capacities, tensors: [&Tensor; 3]) -> Result<(), Error> {
     for (what, tensor) in ["x in bytes", "the weight in bytes", "y in bytes"].into_iter().zip(tensors) {
         if tensor.bytes() > capacities.binding {
@@ -209,6 +223,7 @@ fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tens
     let Facts { traits, capacities } = ops.facts();
     selection.check(op, traits, false)?;
     check_bindings(capacities, [x, v, y])?;
+    check_parameters(ops)?;
     // Each element of the side of c goes through all taps.
     let windows = if op == "conv" { y } else { x };
     let taps = v.shape()[1..].iter().product::<usize>() as u64;

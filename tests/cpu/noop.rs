@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Activation, Adam, ArgumentError, Axis, DType, DataDependentInit, Decompose, DeviceError, Eps, Error, Gpu,
+    Activation, Adam, ArgumentError, Axis, Conv, DType, DataDependentInit, Decompose, DeviceError, Eps, Error, Gpu,
     Gradients, LimitError, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward,
     Options, Parameter, ParameterPassing, Recorder, SetMember, Sgd, Tensor, Tile, WeightNorm,
 };
@@ -100,6 +100,23 @@ fn noop_parameters_follow_the_device() {
             assert!(what.contains("uniform buffers of 128 bytes"), "{what}")
         }
         other => panic!("{other:?}"),
+    }
+    // The parameters of convolutions are more than 64 bytes.
+    let small = |uniforms| {
+        adopt(ParameterPassing::Auto, move |l| {
+            (l.max_immediate_size, l.max_uniform_buffers_per_shader_stage) = (64, uniforms);
+        })
+    };
+    for uniforms in [0, 1] {
+        let gpu = small(uniforms).unwrap();
+        let (x, v) = (gpu.zeros(&[1, 2, 9], DType::F32).unwrap(), gpu.zeros(&[3, 2, 3], DType::F32).unwrap());
+        match gpu.conv(Conv::new(&x, &v)) {
+            Ok(_) if uniforms == 1 => {}
+            Err(Error::Device(DeviceError::Unsupported { what })) if uniforms == 0 => {
+                assert!(what.contains("convolutions"))
+            }
+            other => panic!("{uniforms}: {other:?}"),
+        }
     }
     assert!(noop().report().immediates);
     assert!(!adopt(ParameterPassing::Uniform, |_| ()).unwrap().report().immediates);

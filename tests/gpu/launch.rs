@@ -105,7 +105,7 @@ impl Launch for Launcher<'_> {
 /// Norms, rescaling, and a layer forward and backward, all in one buffer of the launcher's.
 fn layer(gpu: &Gpu) -> Outcome {
     let shapes: [(&[usize], DType); 15] = [
-        (&[33, 52], DType::F32),
+        (&[33, 52], DType::F16),
         (&[65, 52], DType::F32),
         (&[65], DType::F32),
         (&[65], DType::F32),

@@ -9,6 +9,9 @@ mod killed;
 mod suite;
 
 mod checkpoint;
+mod processes;
+mod pytorch;
+mod split;
 mod tied;
 mod tiny;
 
@@ -18,6 +21,9 @@ use suite::{Failed, Needs, Outcome, Suite};
 
 fn main() -> ExitCode {
     let second = |suite: &mut Suite| {
+        split::register(suite);
+        processes::register(suite);
+        pytorch::register(suite);
         tied::register(suite);
         tiny::register(suite);
     };
