@@ -9,6 +9,9 @@
 //! {"cmd":"clear"}                                                        {}
 //! ```
 //!
+//! `conv1d_fwd` and `conv_transposed1d_fwd` have m positions of x, k channels in and n out, and besides `taps`, `stride`,
+//! `dilation`, `padding` and `groups`; the batch is 1.
+//!
 //! `setup` runs the case once and writes its outputs to FILE as raw f32, one after the other. `secs` is that first
 //! run's time with everything that comes before it; of `time` it is that of one of the `iters` iterations. What cannot
 //! be done is answered by `{"error":".."}`.
@@ -17,8 +20,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use weightnorm::{
-    Axis, DType, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recorder, Tensor,
-    WeightNorm,
+    Conv, ConvGeometry, DType, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward,
+    Recorder, Tensor, WeightNorm,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -80,12 +83,16 @@ fn answer(gpu: &Gpu, prepared: &mut Vec<(Prepared, usize)>, line: &str) -> Resul
     }
 }
 
+#[derive(Clone)]
 struct Case {
     op: String,
     variant: String,
     m: usize,
     k: usize,
     n: usize,
+    /// Of a convolution.
+    taps: usize,
+    geometry: ConvGeometry,
 }
 
 impl Case {
@@ -94,7 +101,13 @@ impl Case {
         let size = |name: &str| case[name].as_u64().map(|s| s as usize).ok_or(format!("the case lacks {name}"));
         let op = case["op"].as_str().ok_or("the case lacks op")?.to_owned();
         let variant = request["variant"].as_str().unwrap_or_default().to_owned();
-        Ok(Case { op, variant, m: size("m")?, k: size("k")?, n: size("n")? })
+        let (mut taps, mut geometry) = (1, ConvGeometry::default());
+        if op.starts_with("conv") {
+            taps = size("taps")?;
+            geometry = geometry.stride(size("stride")?).dilation(size("dilation")?).padding(size("padding")?);
+            geometry = geometry.groups(size("groups")?);
+        }
+        Ok(Case { op, variant, m: size("m")?, k: size("k")?, n: size("n")?, taps, geometry })
     }
 }
 
@@ -127,7 +140,7 @@ impl Prepared {
             return Prepared::of_variant(gpu, case);
         }
         let trial = |variant: &str| -> Result<(f64, Prepared), Failure> {
-            let case = Case { op: case.op.clone(), variant: variant.to_owned(), ..*case };
+            let case = Case { variant: variant.to_owned(), ..case.clone() };
             let prepared = Prepared::of_variant(gpu, &case)?;
             prepared.run(gpu, 1)?;
             Ok((prepared.run(gpu, 4)?, prepared))
@@ -140,12 +153,26 @@ impl Prepared {
         let &Case { m, k, n, .. } = case;
         let input = |seed, shape: &[usize]| gpu.upload(&numbers(seed, shape.iter().product()), shape);
         let output = |shape: &[usize]| gpu.zeros(shape, f32::DTYPE);
-        let gain: Vec<f32> = numbers(3, n).iter().map(|g| g + 1.5).collect();
-        let v = input(2, &[n, k])?;
-        let g = gpu.upload(&gain, &[n])?;
+        let gain = |count| numbers(3, count).iter().map(|g| g + 1.5).collect::<Vec<f32>>();
         if !["", "u", "dw"].contains(&case.variant.as_str()) {
             return Err("not offered".into());
         }
+        if let "conv1d_fwd" | "conv_transposed1d_fwd" = case.op.as_str() {
+            let transposed = case.op == "conv_transposed1d_fwd";
+            let (first, second) = if transposed { (k, n) } else { (n, k) };
+            let v_shape = [first, second / case.geometry.groups.max(1), case.taps];
+            let y_shape = if transposed { ConvGeometry::conv_transposed_shape } else { ConvGeometry::conv_shape };
+            let y = output(&y_shape(&case.geometry, &[1, k, m], &v_shape)?)?;
+            let (x, v, bias) = (input(1, &[1, k, m])?, input(2, &v_shape)?, input(4, &[n])?);
+            let (g, geometry, outputs) = (gpu.upload(&gain(first), &[first])?, case.geometry, vec![y.clone()]);
+            let record = move |ops: &mut Recorder<'_, '_>| {
+                let conv = Conv::new(&x, WeightNorm::new(&v, &g)).bias(&bias).geometry(geometry);
+                if transposed { ops.conv_transposed(conv, &y) } else { ops.conv(conv, &y) }
+            };
+            return Ok(Prepared { record: Box::new(record), outputs });
+        }
+        let v = input(2, &[n, k])?;
+        let g = gpu.upload(&gain(n), &[n])?;
         match case.op.as_str() {
             "norm" => {
                 let norms = output(&[n])?;

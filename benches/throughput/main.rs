@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, sets or sizes
+//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
@@ -14,6 +14,7 @@
 //!
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
+mod conv;
 mod problem;
 mod ratio;
 mod set;
@@ -26,9 +27,11 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use weightnorm::{Cost, DType, Gpu, Options, Profile, Roofline, Tile, Timing};
+use weightnorm::{Cost, DType, Gpu, Options, Roofline, Tile, Timing};
 
+use conv::ConvOp;
 use problem::{Failure, Form, Kept, Op, Prepared, Problem};
+use ratio::Call;
 use set::{Network, SetForm, SetOp};
 
 #[derive(Parser)]
@@ -81,6 +84,8 @@ enum Section {
     Rates,
     /// Two forms of one operator, in turn
     Ratios,
+    /// Convolutions by themselves, with and without weight norm, and beside `linear`
+    Convs,
     /// Many layers at once, against a call for each
     Sets,
     /// Time over size
@@ -163,6 +168,7 @@ fn main() -> Result<(), Failure> {
             match section {
                 Section::Rates => bench.rates()?,
                 Section::Ratios => bench.ratios()?,
+                Section::Convs => bench.convs()?,
                 Section::Sets => bench.sets()?,
                 Section::Sizes => bench.sizes()?,
             }
@@ -282,14 +288,14 @@ impl Bench {
             if self.wants(&name) {
                 let prepared = Prepared::new(&self.gpu, problem)?;
                 prepared.record_and_check(&self.gpu)?;
-                self.rate(name, &prepared)?;
+                self.rate(name, &prepared, |cost| prepared.work(cost))?;
             }
         }
         Ok(())
     }
 
-    /// Times an operator, and prints its line. Returns its time.
-    fn rate(&mut self, name: String, prepared: &Prepared) -> Result<f64, Failure> {
+    /// Times an operator, and prints its line. `work`: of a call, of what the crate says. Returns its time.
+    fn rate(&mut self, name: String, prepared: &dyn Call, work: impl Fn(Cost) -> Cost) -> Result<f64, Failure> {
         let calls = self.calls(prepared)?.clamp(5, 200);
         self.warm(&[prepared])?;
         let profile = self.gpu.profile(|ops| (0..calls).try_for_each(|_| prepared.record(ops)))?;
@@ -298,7 +304,9 @@ impl Bench {
         let mut times: Vec<f64> =
             profile.operators.chunks(per_call).map(|call| call.iter().map(|o| o.seconds()).sum()).collect();
         let seconds = ratio::median(&mut times);
-        let work = prepared.work(&profile, per_call);
+        let mut cost = Cost::default();
+        profile.operators[..per_call].iter().for_each(|operator| cost += operator.cost);
+        let work = work(cost);
         let percent = 100.0 * self.roof.seconds(&work) / seconds;
         let [bytes, operations] = [work.bytes(), work.operations].map(|amount| amount as f64 * 1e-9 / seconds);
         println!("{:>10.4} {bytes:>9.2} {operations:>9.2} {percent:>9.1}  {name}", seconds * 1e3);
@@ -310,7 +318,7 @@ impl Bench {
     }
 
     /// Keeps a GPU busy for a while: it clocks down within moments when it waits for the CPU to compile or to check.
-    fn warm(&self, all: &[&Prepared]) -> Result<(), Failure> {
+    fn warm(&self, all: &[&dyn Call]) -> Result<(), Failure> {
         let start = Instant::now();
         while self.gpu.report().info.device_type != wgpu::DeviceType::Cpu && start.elapsed() < WARM_UP {
             for prepared in all {
@@ -321,7 +329,7 @@ impl Bench {
     }
 
     /// Calls that take as long as a repetition should.
-    fn calls(&self, prepared: &Prepared) -> Result<usize, Failure> {
+    fn calls(&self, prepared: &dyn Call) -> Result<usize, Failure> {
         let target = self.args.ms * 1e-3 * if self.args.quick { 0.25 } else { 1.0 };
         let rough = (target / prepared.wall(1)?).clamp(1.0, 64.0) as usize;
         Ok((target / prepared.wall(rough)?).clamp(1.0, 2000.0) as usize)
@@ -363,14 +371,59 @@ impl Bench {
         let [first, second] = [Prepared::new(&self.gpu, first)?, Prepared::new(&self.gpu, second)?];
         first.record_and_check(&self.gpu)?;
         second.record_and_check(&self.gpu)?;
-        let calls = self.calls(&first)?.min(self.calls(&second)?);
-        self.warm(&[&first, &second])?;
+        self.in_turn(name, &first, &second)
+    }
+
+    fn in_turn(&mut self, name: String, first: &dyn Call, second: &dyn Call) -> Result<(), Failure> {
+        let calls = self.calls(first)?.min(self.calls(second)?);
+        self.warm(&[first, second])?;
         let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
         let ratio::Ratio { median, low, high, times } =
             ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;
         let [a, b] = times.map(|t| 1e3 * t);
         println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
         self.lines.push(Line { name, ms: a, work: Cost::default(), percent: 0.0, ratio: Some([median, low, high]) });
+        Ok(())
+    }
+
+    /// Convolutions, in turn with themselves without weight norm and with `linear` of as many rows, columns and steps.
+    fn convs(&mut self) -> Result<(), Failure> {
+        println!("\n{:>10} {:>9} {:>9} {:>9}", "ms", "GB/s", "GFLOP/s", "% of roof");
+        let most = if self.args.quick { 1 << 26 } else { usize::MAX };
+        let layers: Vec<_> = conv::layers().into_iter().filter(|layer| layer.work() <= most).collect();
+        for &layer in &layers {
+            for op in ConvOp::ALL {
+                for form in [Form::Fused, Form::Plain] {
+                    let prepared = conv::Prepared::new(&self.gpu, layer, op, form)?;
+                    let name = prepared.name();
+                    if self.wants(&name) {
+                        prepared.record_and_check()?;
+                        self.rate(name, &prepared, |cost| cost)?;
+                    }
+                }
+            }
+        }
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        for &layer in &layers {
+            for op in ConvOp::ALL {
+                let of = |form| conv::Prepared::new(&self.gpu, layer, op, form);
+                let [fused, plain] = [of(Form::Fused)?, of(Form::Plain)?];
+                let name = format!("ratio {} / {}", fused.name(), plain.name());
+                if self.wants(&name) {
+                    fused.record_and_check()?;
+                    plain.record_and_check()?;
+                    self.in_turn(name, &fused, &plain)?;
+                }
+                let linear = Problem::layer(Op::Linear, Form::Fused, DType::F32, layer.as_linear()?);
+                let name = format!("ratio {} / {}", fused.name(), linear.name());
+                if op == ConvOp::Forward && self.wants(&name) {
+                    let linear = Prepared::new(&self.gpu, linear)?;
+                    linear.record_and_check(&self.gpu)?;
+                    fused.record_and_check()?;
+                    self.in_turn(name, &fused, &linear)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -442,7 +495,7 @@ impl Bench {
                     }
                     let prepared = Prepared::new(&self.gpu, problem)?;
                     prepared.record_and_check(&self.gpu)?;
-                    points.push((size, self.rate(name.clone(), &prepared)?, name));
+                    points.push((size, self.rate(name.clone(), &prepared, |cost| prepared.work(cost))?, name));
                 }
             }
             for three in points.windows(3) {
@@ -557,14 +610,12 @@ impl Prepared {
 
     /// The least work of one call. The plain kernels, and the way through w, do the work of the operators whose place
     /// they take.
-    fn work(&self, profile: &Profile, per_call: usize) -> Cost {
-        let mut work = Cost::default();
-        profile.operators[..per_call].iter().for_each(|operator| work += operator.cost);
+    fn work(&self, cost: Cost) -> Cost {
         let bytes = (self.problem.n * self.problem.k) as u64 * self.problem.dtype.size();
         match self.problem.op {
             Op::Read => Cost { read: bytes, written: 0, operations: 0 },
             Op::Copy => Cost { read: bytes, written: bytes, operations: 0 },
-            _ => work,
+            _ => cost,
         }
     }
 }

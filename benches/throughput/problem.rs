@@ -6,6 +6,8 @@ use weightnorm::{
     MeanOnlyBatchNorm, NormalizeBackward, Parameter, Recorder, Tensor, Tile, WeightNorm, cpu,
 };
 
+use crate::ratio::Call;
+
 pub type Failure = Box<dyn std::error::Error>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,35 +275,6 @@ impl Prepared {
         Ok(())
     }
 
-    /// One call of the operator.
-    pub fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        match self.problem.op {
-            Op::RowNorms => ops.row_norms(WeightNorm::unit(&self.v.tensor).axis(self.problem.axis()), &self.norms),
-            Op::Normalize => ops.normalize(self.weight(), &self.w),
-            Op::NormalizeBackward => {
-                let (dv, dg) = (Some(&self.dv), Some(&self.dg));
-                ops.normalize_backward(
-                    NormalizeBackward::new(&self.dw.tensor, self.weight()),
-                    &Gradients::default().dv(dv).dg(dg),
-                )
-            }
-            Op::AdamStep => {
-                let weight = Parameter::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
-                let state = self.adam.as_ref().expect("made for this operator");
-                ops.adam_step(weight, state, 1, &Adam::new(RATE))
-            }
-            Op::BatchNorm => ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&self.v.tensor), &self.w),
-            Op::Read => probe_read(ops, &self.v.tensor, &self.w),
-            Op::Copy => probe_copy(ops, &self.v.tensor, &self.w),
-            Op::Linear => self.forward(ops),
-            Op::LinearBackward => self.backward(ops),
-            Op::LinearStep => {
-                self.forward(ops)?;
-                self.backward(ops)
-            }
-        }
-    }
-
     fn weight(&self) -> WeightNorm<'_> {
         WeightNorm::new(&self.v.tensor, &self.g.tensor).axis(self.problem.axis())
     }
@@ -448,14 +421,39 @@ impl Prepared {
     fn compare(&self, what: &str, depth: usize, got: &[f64], expected: &[f64]) -> Result<(), Failure> {
         relative_error(&|| self.problem.name(), what, self.problem.dtype, depth, got, expected)
     }
+}
 
-    /// Seconds of one of `count` calls, with the recording and until the last is done.
-    pub fn wall(&self, count: usize) -> Result<f64, Error> {
-        let start = std::time::Instant::now();
-        self.once(|ops| (0..count).try_for_each(|_| self.record(ops)))?;
-        let _ = self.gpu.device().poll(wgpu::PollType::wait_indefinitely());
-        self.gpu.check()?;
-        Ok(start.elapsed().as_secs_f64() / count as f64)
+impl Call for Prepared {
+    fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
+        match self.problem.op {
+            Op::RowNorms => ops.row_norms(WeightNorm::unit(&self.v.tensor).axis(self.problem.axis()), &self.norms),
+            Op::Normalize => ops.normalize(self.weight(), &self.w),
+            Op::NormalizeBackward => {
+                let (dv, dg) = (Some(&self.dv), Some(&self.dg));
+                ops.normalize_backward(
+                    NormalizeBackward::new(&self.dw.tensor, self.weight()),
+                    &Gradients::default().dv(dv).dg(dg),
+                )
+            }
+            Op::AdamStep => {
+                let weight = Parameter::new(&self.v.tensor, &self.dw.tensor).gain(&self.g.tensor, &self.dg);
+                let state = self.adam.as_ref().expect("made for this operator");
+                ops.adam_step(weight, state, 1, &Adam::new(RATE))
+            }
+            Op::BatchNorm => ops.mean_only_batch_norm(MeanOnlyBatchNorm::new(&self.v.tensor), &self.w),
+            Op::Read => probe_read(ops, &self.v.tensor, &self.w),
+            Op::Copy => probe_copy(ops, &self.v.tensor, &self.w),
+            Op::Linear => self.forward(ops),
+            Op::LinearBackward => self.backward(ops),
+            Op::LinearStep => {
+                self.forward(ops)?;
+                self.backward(ops)
+            }
+        }
     }
 }
 

@@ -1,4 +1,33 @@
-//! The ratio of two times, measured in turn so that the machine's drift cancels.
+//! What is timed, and the ratio of two times, measured in turn so that the machine's drift cancels.
+use weightnorm::{Error, Gpu, Recorder};
+
+/// What is timed: an operator on tensors of its own, or some of them.
+pub trait Call {
+    fn gpu(&self) -> &Gpu;
+
+    /// One call.
+    fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error>;
+
+    /// So many calls in one submission; the dispatches they take.
+    fn submit(&self, count: usize) -> Result<u64, Error> {
+        let mut encoder = self.gpu().device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut ops = self.gpu().record(&mut encoder);
+        (0..count).try_for_each(|_| self.record(&mut ops))?;
+        let dispatches = ops.dispatch_count();
+        drop(ops);
+        self.gpu().queue().submit([encoder.finish()]);
+        Ok(dispatches)
+    }
+
+    /// Seconds of one of `count` calls, with the recording and until the last is done.
+    fn wall(&self, count: usize) -> Result<f64, Error> {
+        let start = std::time::Instant::now();
+        self.submit(count)?;
+        let _ = self.gpu().device().poll(wgpu::PollType::wait_indefinitely());
+        self.gpu().check()?;
+        Ok(start.elapsed().as_secs_f64() / count as f64)
+    }
+}
 
 /// Medians over pairs.
 pub struct Ratio {

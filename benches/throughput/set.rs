@@ -4,6 +4,7 @@ use weightnorm::{
 };
 
 use crate::problem::{Failure, numbers, read, relative_error, sample};
+use crate::ratio::Call;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetOp {
@@ -162,31 +163,9 @@ impl Prepared {
         Ok(Prepared { gpu, network, op, form, v, g, dw, w, norms: per_norm, data, set })
     }
 
-    pub fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
-        let weight = |i: usize| WeightNorm::new(&self.v[i], &self.g[i]);
-        match (self.form, self.op) {
-            (SetForm::Set, SetOp::RowNorms) => ops.row_norms_set(&self.set),
-            (SetForm::Set, SetOp::Normalize) => ops.normalize_set(&self.set),
-            (SetForm::Set, SetOp::Backward) => ops.normalize_backward_set(&self.set, false),
-            (SetForm::OneByOne, SetOp::RowNorms) => {
-                (0..self.v.len()).try_for_each(|i| ops.row_norms(WeightNorm::unit(&self.v[i]), &self.norms[i]))
-            }
-            (SetForm::OneByOne, SetOp::Normalize) => {
-                (0..self.v.len()).try_for_each(|i| ops.normalize(weight(i), &self.w[i]))
-            }
-            (SetForm::OneByOne, SetOp::Backward) => (0..self.v.len()).try_for_each(|i| {
-                let (dv, dg) = (Some(&self.w[i]), Some(&self.norms[i]));
-                ops.normalize_backward(
-                    NormalizeBackward::new(&self.dw[i], weight(i)),
-                    &Gradients::default().dv(dv).dg(dg),
-                )
-            }),
-        }
-    }
-
     /// Some rows of every layer against the CPU reference. Returns the dispatches it takes.
     pub fn record_and_check(&self) -> Result<u64, Failure> {
-        let dispatches = self.once(1)?;
+        let dispatches = self.submit(1)?;
         let (mut element, mut norm) = (0, 0);
         for (i, shape) in self.network.layers.iter().enumerate() {
             let length: usize = shape[1..].iter().product();
@@ -233,24 +212,33 @@ impl Prepared {
         let name = || format!("set {} {} layer {layer}", self.op.name(), self.network.name);
         relative_error(&name, what, dtype, length, got, expected)
     }
+}
 
-    fn once(&self, count: usize) -> Result<u64, Error> {
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut ops = self.gpu.record(&mut encoder);
-        (0..count).try_for_each(|_| self.record(&mut ops))?;
-        let dispatches = ops.dispatch_count();
-        drop(ops);
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(dispatches)
+impl Call for Prepared {
+    fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 
-    /// Seconds of one of `count` calls, with the recording and until the last is done.
-    pub fn wall(&self, count: usize) -> Result<f64, Error> {
-        let start = std::time::Instant::now();
-        self.once(count)?;
-        let _ = self.gpu.device().poll(wgpu::PollType::wait_indefinitely());
-        self.gpu.check()?;
-        Ok(start.elapsed().as_secs_f64() / count as f64)
+    fn record(&self, ops: &mut Recorder<'_, '_>) -> Result<(), Error> {
+        let weight = |i: usize| WeightNorm::new(&self.v[i], &self.g[i]);
+        match (self.form, self.op) {
+            (SetForm::Set, SetOp::RowNorms) => ops.row_norms_set(&self.set),
+            (SetForm::Set, SetOp::Normalize) => ops.normalize_set(&self.set),
+            (SetForm::Set, SetOp::Backward) => ops.normalize_backward_set(&self.set, false),
+            (SetForm::OneByOne, SetOp::RowNorms) => {
+                (0..self.v.len()).try_for_each(|i| ops.row_norms(WeightNorm::unit(&self.v[i]), &self.norms[i]))
+            }
+            (SetForm::OneByOne, SetOp::Normalize) => {
+                (0..self.v.len()).try_for_each(|i| ops.normalize(weight(i), &self.w[i]))
+            }
+            (SetForm::OneByOne, SetOp::Backward) => (0..self.v.len()).try_for_each(|i| {
+                let (dv, dg) = (Some(&self.w[i]), Some(&self.norms[i]));
+                ops.normalize_backward(
+                    NormalizeBackward::new(&self.dw[i], weight(i)),
+                    &Gradients::default().dv(dv).dg(dg),
+                )
+            }),
+        }
     }
 }
 

@@ -6,10 +6,12 @@
 //! Without any adapter all are, unless `WEIGHTNORM_REQUIRE_GPU=1`, which makes that a failure.
 //! `WEIGHTNORM_NO_IMMEDIATES=1` forces the parameters of every dispatch into uniform buffers; `WEIGHTNORM_REVERSED=1`
 //! does so, and has the invocations of workgroups in reverse order. `WEIGHTNORM_TEST_TIMES=1` shows what each test
-//! takes.
+//! takes. `WEIGHTNORM_TEST_ORDER=SEED` has the tests in an order that the seed gives, for runs that end before all
+//! are through.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
 use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Mutex;
 
@@ -213,6 +215,12 @@ fn second_half() -> std::io::Result<Child> {
         .spawn()
 }
 
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn is_set(name: &str) -> bool {
     std::env::var(name).is_ok_and(|v| v == "1")
 }
@@ -286,7 +294,10 @@ pub fn run(first: impl FnOnce(&mut Suite), second: impl FnOnce(&mut Suite)) -> E
         print!("{}", String::from_utf8_lossy(&output.stdout));
         return if failed || !output.status.success() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let trials = trials.into_iter().chain(other.into_iter().flatten()).collect();
+    let mut trials: Vec<Trial> = trials.into_iter().chain(other.into_iter().flatten()).collect();
+    if let Ok(seed) = std::env::var("WEIGHTNORM_TEST_ORDER") {
+        trials.sort_by_cached_key(|trial| hash(&(&seed, trial.name())));
+    }
     let code = libtest_mimic::run(&arguments, trials).exit_code();
     forget();
     code
