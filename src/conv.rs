@@ -50,8 +50,7 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 ///
 /// # Not there yet
 /// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
-/// of x, residuals. x, v and y each have to fit a binding. On a CPU `conv` is computed in subgroups, as
-/// [`Gpu::linear`](crate::Gpu::linear); the others are computed from workgroup memory there, and are slow.
+/// of x, residuals. x, v and y each have to fit a binding.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit; [`ArgumentError::Variant`]

@@ -7,13 +7,12 @@
 // An element is at (row's y + tap's y, row's x + tap's x). What is not there is read elsewhere, and replaced by zero:
 // so nothing waits for a comparison. A row that is not there repeats the last position of its image.
 
-const A_ALONG_K = false; // reads are across rows
-
 override TWO_D: bool = false; // else of height 1
 override PAD_MODE: u32 = PAD_ZERO;
 // Positions are those of a, and taps go back from them: A = c of params_windows.wgsl.
 override BACKWARD: bool = false;
 override TAPS_ARE_ROWS: bool = false; // rows are taps and steps positions: the gradient of a weight
+override A_ALONG_K: bool = TAPS_ARE_ROWS; // positions are neighbours
 override DIVIDED: bool = false; // BACKWARD: of the positions of a only those that the stride divides are on c
 
 const PAD_ZERO = 0u;
@@ -171,10 +170,16 @@ fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
     return steps;
 }
 
-var<private> lane_spots: array<Spots, 8>; // of the reads of a lane of subgroup.wgsl
+// Of the reads of a lane of subgroup.wgsl.
+var<private> lane_spots: array<Spots, 8>;
+var<private> lane_taps: array<Tap, 8>; // TAPS_ARE_ROWS
 
 fn a_lane_begin(r: u32, m: u32, step: u32) {
-    lane_spots[r] = spots(p.row_first + m);
+    if TAPS_ARE_ROWS {
+        lane_taps[r] = tap(p.row_first + m);
+    } else {
+        lane_spots[r] = spots(p.row_first + m);
+    }
 }
 
 fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
@@ -183,8 +188,10 @@ fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
     return select(vec4<f32>(), four, vec4<bool>(there > 0u));
 }
 
+// An image has whole quads of steps, so all four are there; behind its last position B is zero.
 fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
-    return vec4<f32>(); // not with A_ALONG_K = false
+    let w = window(spots(k), lane_taps[r]);
+    return values_of(words_of(w.e), mark(w));
 }
 
 fn a_element(m: u32, k: u32) -> f32 {

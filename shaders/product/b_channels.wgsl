@@ -74,3 +74,18 @@ fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
     let four = position_values(position_words(e), e, at.u);
     return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
+
+fn b_lane_begin(c: u32, n: u32) {}
+
+fn lane_positions(n: u32, at: Positions) -> vec4<f32> {
+    let e = positions_of(n, at);
+    return position_values(position_words(e), e, at.u);
+}
+
+// Of a lane of subgroup.wgsl. An image has whole quads of steps, so all four are there.
+fn b_lane_steps(c: u32, n: u32, k: u32, left: u32) -> mat4x4<f32> {
+    let at = positions_from(k);
+    return transpose(mat4x4<f32>(
+        lane_positions(n, at), lane_positions(n + 1u, at), lane_positions(n + 2u, at), lane_positions(n + 3u, at),
+    ));
+}

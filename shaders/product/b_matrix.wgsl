@@ -81,3 +81,28 @@ fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
     );
     return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
+
+var<private> b_from: array<u32, 8>; // of the columns of a lane of subgroup.wgsl
+
+fn b_lane_begin(c: u32, n: u32) {
+    b_from[c] = b_place(min(n, p.columns - select(B_WHOLE, 1u, B_ALONG_K)), 0u);
+}
+
+// Steps k to k + 3, of which `left` are there, of the lane's four columns from its c-th on, which is column n.
+fn b_lane_steps(c: u32, n: u32, k: u32, left: u32) -> mat4x4<f32> {
+    if B_ALONG_K {
+        let along = select(4u, left, B_MAY_END);
+        return transpose(mat4x4<f32>(
+            b_four(b_from[c] + k, along), b_four(b_from[c + 1u] + k, along),
+            b_four(b_from[c + 2u] + k, along), b_four(b_from[c + 3u] + k, along),
+        ));
+    }
+    let there = select(4u, select(0u, p.columns - n, n < p.columns), B_MAY_END);
+    let start = b_from[c] + k * b_stride();
+    return mat4x4<f32>(
+        b_four(start, select(0u, there, 0u < left)),
+        b_four(start + b_stride(), select(0u, there, 1u < left)),
+        b_four(start + 2u * b_stride(), select(0u, there, 2u < left)),
+        b_four(start + 3u * b_stride(), select(0u, there, 3u < left)),
+    );
+}

@@ -104,3 +104,23 @@ fn b_along_k(n: u32, k: u32, left: u32) -> vec4<f32> {
     );
     return select(vec4<f32>(), four, vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
 }
+
+var<private> lane_columns: array<Columns, 2>; // of the quads of columns of a lane of subgroup.wgsl
+
+fn b_lane_begin(c: u32, n: u32) {
+    if c % 4u == 0u {
+        lane_columns[c / 4u] = columns_from(n);
+    }
+}
+
+fn b_lane_step(c: u32, k: u32, there: bool) -> vec4<f32> {
+    let w = weights(lane_columns[c / 4u], min(k, p.depth - 1u));
+    return select(vec4<f32>(), weight_values(weight_words(w.e), weight_mark(w)), there);
+}
+
+fn b_lane_steps(c: u32, n: u32, k: u32, left: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(
+        b_lane_step(c, k, left > 0u), b_lane_step(c, k + 1u, left > 1u),
+        b_lane_step(c, k + 2u, left > 2u), b_lane_step(c, k + 3u, left > 3u),
+    );
+}

@@ -69,21 +69,18 @@ struct Steps {
     second_later: mat4x4<f32>,
 }
 
-// Where the lane reads. Rows and columns past the edge repeat the last ones; what comes of them is dropped.
-var<private> b_from: array<u32, 8>;
-
 // acc = A·Bᵀ over k_first .. k_end - 1 for the tile at (row0, column0).
 fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
     let column = column0 + own_column(t);
+    // Rows and columns past the edge repeat the last ones; what comes of them is dropped.
     let a_last = p.rows - select(4u, 1u, A_ALONG_K || QUADS_MAY_END);
-    let b_last = p.columns - select(4u, 1u, B_ALONG_K || QUADS_MAY_END);
     let a_step = t / LANE_QUADS; // A across: the step of k that the lane reads
     for (var r = 0u; r < A_READS; r += 1u) {
         let m = select(r, r * WX + select(t % LANE_QUADS * 4u, t % SPREAD_ROWS, A_ALONG_K), SPREAD);
         a_lane_begin(r, min(row0 + m, a_last), select(a_step, 0u, A_ALONG_K || !SPREAD));
     }
     for (var c = 0u; c < TN; c += 1u) {
-        b_from[c] = b_place(min(column + c, b_last), 0u);
+        b_lane_begin(c, column + c);
     }
     // Sums are fetched and put back for each turn, whatever it adds: with eight steps it all took seven eighths of
     // the time that it took with four.
@@ -137,28 +134,16 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
 // Steps k to k + 3 of B, of which `left` are there, in four of the lane's columns from its c-th on; prepare_b(k)
 // before.
 fn four_steps(c: u32, k: u32, left: u32, column: u32) -> mat4x4<f32> {
-    if B_ALONG_K {
-        let along = select(4u, left, QUADS_MAY_END);
-        let x = b_four(b_from[c] + k, along);
-        let y = b_four(b_from[c + 1u] + k, along);
-        let z = b_four(b_from[c + 2u] + k, along);
-        let w = b_four(b_from[c + 3u] + k, along);
-        if SQUARES {
-            squares[c] += dot(x, x);
-            squares[c + 1u] += dot(y, y);
-            squares[c + 2u] += dot(z, z);
-            squares[c + 3u] += dot(w, w);
-        }
-        // From four columns, four steps each, to four steps.
-        return transpose(mat4x4<f32>(scaled_along(x), scaled_along(y), scaled_along(z), scaled_along(w)));
+    let b = b_lane_steps(c, column + c, k, left);
+    if SQUARES {
+        let four = ((b[0] * b[0] + b[1] * b[1]) + b[2] * b[2]) + b[3] * b[3];
+        squares[c] += four.x;
+        squares[c + 1u] += four.y;
+        squares[c + 2u] += four.z;
+        squares[c + 3u] += four.w;
     }
-    let columns_left = select(4u, left_of(column + c, p.columns, true), QUADS_MAY_END);
-    let start = b_from[c] + k * b_stride();
     return mat4x4<f32>(
-        scaled_across(b_four(start, select(0u, columns_left, 0u < left)), 0u),
-        scaled_across(b_four(start + b_stride(), select(0u, columns_left, 1u < left)), 1u),
-        scaled_across(b_four(start + 2u * b_stride(), select(0u, columns_left, 2u < left)), 2u),
-        scaled_across(b_four(start + 3u * b_stride(), select(0u, columns_left, 3u < left)), 3u),
+        scaled_across(b[0], 0u), scaled_across(b[1], 1u), scaled_across(b[2], 2u), scaled_across(b[3], 3u),
     );
 }
 

@@ -7,7 +7,7 @@
 //                        blocks of 4 rows by 4 steps of k, for tile.wgsl
 //   a_along_k(m, k, left)
 //                        four steps of a row, for what is rarely done
-// and of A alone:
+// and what a lane of subgroup.wgsl reads:
 //   a_lane_begin(r, m, step), a_lane_across(r, k, step, there), a_lane_along(r, k, left)
-//                        what a lane of subgroup.wgsl reads
+//   b_lane_begin(c, n), b_lane_steps(c, n, k, left)
 // The other families know matrices alone.

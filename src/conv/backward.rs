@@ -184,7 +184,7 @@ impl Backward<'_> {
             }
             (None, _) => {}
         }
-        check_tile(op, conv.selection.tile, false)?;
+        check_tile(op, conv.selection.tile)?;
         conv.selection.check(op, ops.facts().traits, false)?;
         check_bindings(ops.facts().capacities, [x, v, dy])?;
         check_parameters(ops)?;

@@ -100,12 +100,11 @@ pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
 /// Every module.
 pub(crate) fn modules() -> Vec<Module> {
     let families = [Family::Tile, Family::Subgroup].into_iter();
-    let windows = families.flat_map(|family| {
+    let windows = families.clone().flat_map(|family| {
         READS.into_iter().flat_map(move |read| RESULTS.map(|result| Pass::Windows.module(family, read, result)))
     });
     // Elsewhere neighbours of the product lie apart.
-    let others = [Pass::Phases, Pass::Taps].into_iter();
-    let others =
-        others.flat_map(|pass| RESULTS[..2].iter().map(move |result| pass.module(Family::Tile, READS[0], result)));
+    let others = families.flat_map(|family| [Pass::Phases, Pass::Taps].map(|pass| (family, pass)));
+    let others = others.flat_map(|(family, pass)| RESULTS[..2].iter().map(move |r| pass.module(family, READS[0], r)));
     [CHANNEL_MODULE].into_iter().chain(windows).chain(others).collect()
 }

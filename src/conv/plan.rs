@@ -179,7 +179,7 @@ impl Product {
     pub fn tile(&self, traits: Traits) -> Tile {
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
-        if let (Some(lanes), Pass::Windows, false) = (Tile::Subgroup4.lanes(traits), self.pass, traits.is_gpu()) {
+        if let (Some(lanes), false) = (Tile::Subgroup4.lanes(traits), traits.is_gpu()) {
             let tile = Tile::choose_subgroup(lanes, self.rows, self.columns, self.depth);
             return if has_lanes(tile) { tile } else { Tile::Subgroup4 };
         }
@@ -216,12 +216,11 @@ fn has_lanes(tile: Tile) -> bool {
     tile.family() == Family::Subgroup && !matches!(tile, Tile::Subgroup1 | Tile::Subgroup2)
 }
 
-/// A tile that convolutions have, or those of a transposed one and of gradients.
-pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>, windows: bool) -> Result<(), Error> {
-    match tile.filter(|&tile| tile.family() != Family::Tile && !(windows && has_lanes(tile))) {
+/// A tile that convolutions have.
+pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>) -> Result<(), Error> {
+    match tile.filter(|&tile| tile.family() != Family::Tile && !has_lanes(tile)) {
         Some(tile) => {
-            let reason =
-                "it is computed by tiles of workgroup memory, `conv` by Subgroup4 to Subgroup64 too".to_owned();
+            let reason = "it is computed by tiles of workgroup memory, or Subgroup4 to Subgroup64".to_owned();
             Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason }.into())
         }
         None => Ok(()),

@@ -219,7 +219,7 @@ fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tens
         };
         expect_per_norm(op, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
     }
-    check_tile(op, selection.tile, op == "conv")?;
+    check_tile(op, selection.tile)?;
     let Facts { traits, capacities } = ops.facts();
     selection.check(op, traits, false)?;
     check_bindings(capacities, [x, v, y])?;

@@ -19,6 +19,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_axes", axes);
     suite.sampled("conv_dtypes", dtypes);
     suite.sampled("conv_tiles_and_splits", tiles_and_splits);
+    suite.sampled("conv_by_subgroups", by_subgroups);
     suite.sampled("conv_backward", backward);
     suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
     suite.test("conv_ends", Needs::Nothing, ends);
@@ -447,25 +448,6 @@ fn backward_adds(gpu: &Gpu) -> Outcome {
 
 fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
     let tiles = [None, Some(Tile::Tile64x64), Some(Tile::Tile32x32), Some(Tile::Tile128x8), Some(Tile::Tile128x128)];
-    // Few: without the larger ones, which drivers on CPUs take a minute each to compile.
-    let subgroups = extent.choose(&[Tile::Subgroup64, Tile::Subgroup8, Tile::Subgroup4][..], &[Tile::Subgroup4]);
-    all(subgroups.iter().copied(), |&tile| {
-        if !tile.runs_on(gpu) {
-            return Ok(());
-        }
-        let whole = Case::new(&[2, 24, 70], &[66, 24, 3], plain().padding(1));
-        let ragged = Case::exact(&[3, 6, 41], &[10, 3, 3], plain().stride(2).dilation(2).padding(2).groups(2));
-        let two = Case::exact(&[2, 4, 7, 5], &[5, 4, 2, 3], plain().padding([1, 2]));
-        all([whole.clone(), ragged, two], |case| {
-            Case { tile: Some(tile), ..case.clone() }.check(gpu)?;
-            if case.axis.is_some() {
-                Ok(())
-            } else {
-                Case { dtypes: [DType::F16; 3], integers: false, ..case.clone() }.check(gpu)
-            }
-        })?;
-        Case { tile: Some(tile), split_length: Some(32), ..whole }.check(gpu)
-    })?;
     all(extent.of(tiles, 1), |&tile| {
         if tile.is_some_and(|tile| !tile.runs_on(gpu)) {
             return Ok(());
@@ -482,6 +464,32 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
             }
             Ok(())
         })
+    })
+}
+
+/// What a CPU takes: windows, phases of the stride, and gradients of weights. Few: without the larger tiles, which
+/// drivers on CPUs take a minute each to compile.
+fn by_subgroups(gpu: &Gpu, extent: Extent) -> Outcome {
+    let tiles =
+        extent.choose(&[Tile::Subgroup64, Tile::Subgroup16, Tile::Subgroup8, Tile::Subgroup4][..], &[Tile::Subgroup4]);
+    all(tiles.iter().copied(), |&tile| {
+        if !tile.runs_on(gpu) {
+            return Ok(());
+        }
+        let whole = Case::new(&[2, 24, 70], &[66, 24, 3], plain().padding(1));
+        let ragged = Case::exact(&[3, 6, 41], &[10, 3, 3], plain().stride(2).dilation(2).padding(2).groups(2));
+        let two = Case::exact(&[2, 4, 7, 5], &[5, 4, 2, 3], plain().padding([1, 2]));
+        let back = Case::exact(&[3, 10, 20], &[10, 3, 5], plain().stride(3).padding((1, 2)).groups(2)).transposed();
+        let scaled = Case { axis: OUT, integers: false, ..back.clone() };
+        all([whole.clone(), ragged.clone(), two, back.clone(), scaled], |case| {
+            Case { tile: Some(tile), ..case.clone() }.check(gpu)?;
+            match case.axis {
+                Some(_) => Ok(()),
+                None => Case { tile: Some(tile), dtypes: [DType::F16; 3], integers: false, ..case.clone() }.check(gpu),
+            }
+        })?;
+        Case { tile: Some(tile), split_length: Some(32), ..whole.clone() }.check(gpu)?;
+        all([whole, ragged, back], |case| Case { tile: Some(tile), ..case.clone() }.check_backward(gpu, false))
     })
 }
 
