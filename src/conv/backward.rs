@@ -184,8 +184,8 @@ impl Backward<'_> {
             }
             (None, _) => {}
         }
-        check_tile(op, conv.selection.tile)?;
-        conv.selection.check(op, ops.facts().traits, false)?;
+        check_tile(op, conv.selection.tile, dv.is_some() || dg.is_some())?;
+        conv.selection.check_device(op, ops.facts().traits, false)?;
         check_bindings(ops.facts().capacities, [x, v, dy])?;
         check_parameters(ops)?;
         let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;

@@ -82,15 +82,13 @@ pub(crate) const READS: [&str; 3] = ["product/b_scalar", "product/b_quad", "prod
 
 impl Pass {
     pub fn module(self, family: Family, read: &'static str, result: &'static str) -> Module {
-        let lanes = family == Family::Subgroup;
-        let family = if lanes { "product/subgroup" } else { "product/tile" };
         let (view, c) = match self {
             Pass::Windows => ("product/view_windows", "product/c_windows"),
             Pass::Phases => ("product/view_phases", "product/c_phases"),
             Pass::Taps => ("product/view_taps", "product/c_taps"),
         };
         let module = Module::new("product/conv").fill("view", view).fill("c", c).fill("b", read).fill("result", result);
-        module.fill("params", "product/params_windows").fill("family", family)
+        module.fill("params", "product/params_windows").fill("family", family.file())
     }
 }
 
@@ -106,5 +104,7 @@ pub(crate) fn modules() -> Vec<Module> {
     // Elsewhere neighbours of the product lie apart.
     let others = families.flat_map(|family| [Pass::Phases, Pass::Taps].map(|pass| (family, pass)));
     let others = others.flat_map(|(family, pass)| RESULTS[..2].iter().map(move |r| pass.module(family, READS[0], r)));
-    [CHANNEL_MODULE].into_iter().chain(windows).chain(others).collect()
+    let narrow = RESULTS.map(|result| Pass::Windows.module(Family::Narrow, READS[0], result)).into_iter();
+    let narrow = narrow.chain(RESULTS[..2].iter().map(|r| Pass::Phases.module(Family::Narrow, READS[0], r)));
+    [CHANNEL_MODULE].into_iter().chain(windows).chain(others).chain(narrow).collect()
 }

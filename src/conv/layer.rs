@@ -125,7 +125,7 @@ impl<'a> Layer<'a> {
                         kernel: &CONV_WHOLE,
                         module: self.product.pass.module(
                             plan.tile.tile.family(),
-                            self.read(&bindings),
+                            self.read(&plan, &bindings),
                             self.result(&bindings),
                         ),
                         constants: &constants,
@@ -144,7 +144,11 @@ impl<'a> Layer<'a> {
                     constants.extend(self.sum_constants(&plan, &bindings));
                     ops.dispatch(&Dispatch {
                         kernel: &CONV_PARTIAL,
-                        module: self.product.pass.module(plan.tile.tile.family(), self.read(&bindings), RESULTS[0]),
+                        module: self.product.pass.module(
+                            plan.tile.tile.family(),
+                            self.read(&plan, &bindings),
+                            RESULTS[0],
+                        ),
                         constants: &constants,
                         buffers: &[bindings.x.0.clone(), bindings.v.0.clone(), bindings.ends[2].clone(), part.clone()],
                         params: ConvParams { split_first: split as u32, ..params },
@@ -174,8 +178,10 @@ impl<'a> Layer<'a> {
     }
 
     /// How v is read: four elements at a time where its rows are whole quads.
-    fn read(&self, bindings: &Bindings<'_>) -> &'static str {
-        let in_quads = self.product.depth.is_multiple_of(4) && bindings.v.1.is_multiple_of(4);
+    fn read(&self, plan: &ProductPlan, bindings: &Bindings<'_>) -> &'static str {
+        // All invocations of a narrow tile read the same of v, which is little.
+        let narrow = plan.tile.tile.family() == Family::Narrow;
+        let in_quads = !narrow && self.product.depth.is_multiple_of(4) && bindings.v.1.is_multiple_of(4);
         match (self.product.pass, in_quads, self.v.dtype()) {
             (Pass::Windows, true, DType::F32) => READS[1],
             (Pass::Windows, true, _) => READS[2],
@@ -225,21 +231,25 @@ impl<'a> Layer<'a> {
             ("SCALED_B", (self.norm == NormSource::In).into()),
         ]);
         let depth = self.product.depth;
-        if shape.tile.family() == Family::Subgroup {
-            let length = plan.split_length.unwrap_or(depth);
-            constants.extend([
-                ("RAGGED", (self.read(bindings) == READS[0] || !depth.is_multiple_of(8)).into()),
-                ("REDO_STEPS", shape.redo_steps(length) as u32),
-            ]);
-        } else {
-            constants.extend([
+        match shape.tile.family() {
+            Family::Subgroup => {
+                let length = plan.split_length.unwrap_or(depth);
+                constants.extend([
+                    ("RAGGED", (self.read(plan, bindings) == READS[0] || !depth.is_multiple_of(8)).into()),
+                    ("REDO_STEPS", shape.redo_steps(length) as u32),
+                ]);
+            }
+            Family::Narrow => {
+                constants.push(("COLUMNS", self.product.columns.clamp(1, shape.tn).next_power_of_two() as u32));
+            }
+            _ => constants.extend([
                 ("STEP", 4 * shape.wx as u32),
                 ("BK", shape.steps as u32),
                 ("IN_PIECES", (shape.tile == Tile::Tile128x8).into()),
                 ("WHOLE_STEPS", (depth > 0 && depth.is_multiple_of(shape.steps)).into()),
-            ]);
+            ]),
         }
-        if self.read(bindings) != READS[1] {
+        if self.read(plan, bindings) != READS[1] {
             constants.push(("B_DTYPE", self.v.dtype().code()));
         }
         constants

@@ -177,6 +177,10 @@ impl Product {
 
     /// The tile, where none is forced: one whose columns are not much more than there are.
     pub fn tile(&self, traits: Traits) -> Tile {
+        let narrow = if self.columns <= 4 { Tile::Narrow4 } else { Tile::Narrow8 };
+        if self.columns <= 8 && self.rows > 8 && self.has_narrow() && narrow.runs(traits) {
+            return narrow;
+        }
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
         if let (Some(lanes), false) = (Tile::Subgroup4.lanes(traits), traits.is_gpu()) {
@@ -184,7 +188,7 @@ impl Product {
             return if has_lanes(tile) { tile } else { Tile::Subgroup4 };
         }
         match self.columns {
-            ..=8 if self.rows > 8 => Tile::Tile128x8,
+            ..=8 if self.rows > 8 => Tile::Tile128x8, // of gradients of weights
             ..=48 => Tile::Tile32x32,
             _ if traits.is_gpu() && large(Tile::Tile128x128) && groups(Tile::Tile128x128) >= traits.enough_groups() => {
                 Tile::Tile128x128
@@ -196,6 +200,11 @@ impl Product {
 }
 
 impl Product {
+    /// Rows are positions, which it reads four of.
+    pub fn has_narrow(&self) -> bool {
+        self.pass != Pass::Taps
+    }
+
     /// The length of the pieces of sums over positions, where whole ones would keep few workgroups busy.
     pub fn pieces(&self, traits: Traits, tile: Tile) -> Option<u32> {
         let groups = self.groups * tile.grid(traits, true, self.rows, self.columns).0;
@@ -216,11 +225,17 @@ fn has_lanes(tile: Tile) -> bool {
     tile.family() == Family::Subgroup && !matches!(tile, Tile::Subgroup1 | Tile::Subgroup2)
 }
 
-/// A tile that convolutions have.
-pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>) -> Result<(), Error> {
-    match tile.filter(|&tile| tile.family() != Family::Tile && !has_lanes(tile)) {
+/// A tile that convolutions have. `weights`: the gradient of a weight is among what is asked for.
+pub(crate) fn check_tile(op: &'static str, tile: Option<Tile>, weights: bool) -> Result<(), Error> {
+    let has = |tile: Tile| match tile.family() {
+        Family::Tile => true,
+        Family::Narrow => !weights,
+        _ => has_lanes(tile),
+    };
+    match tile.filter(|&tile| !has(tile)) {
         Some(tile) => {
-            let reason = "it is computed by tiles of workgroup memory, or Subgroup4 to Subgroup64".to_owned();
+            let narrow = if weights { "" } else { ", Narrow4, Narrow8" };
+            let reason = format!("it is computed by Tile32x32 to Tile128x128, Subgroup4 to Subgroup64{narrow}");
             Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason }.into())
         }
         None => Ok(()),

@@ -219,9 +219,9 @@ fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tens
         };
         expect_per_norm(op, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
     }
-    check_tile(op, selection.tile)?;
+    check_tile(op, selection.tile, false)?;
     let Facts { traits, capacities } = ops.facts();
-    selection.check(op, traits, false)?;
+    selection.check_device(op, traits, false)?;
     check_bindings(capacities, [x, v, y])?;
     check_parameters(ops)?;
     // Each element of the side of c goes through all taps.

@@ -247,6 +247,7 @@ impl<'a> Product<'a> {
                 ("REDO_STEPS", shape.redo_steps(length) as u32),
             ]),
             Family::Cooperative8 | Family::Cooperative16 => constants.push(("LEAST_LANES", (wx * wy / 4) as u32)),
+            Family::Narrow => {}
         }
         constants
     }

@@ -22,14 +22,24 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
-    /// Whether the device can do it. `cooperative`: whether cooperative matrices can do all that is asked for.
+    /// Whether the device can do it for products of matrices. `cooperative`: whether cooperative matrices can do all
+    /// that is asked for.
     pub fn check(&self, op: &'static str, traits: Traits, cooperative: bool) -> Result<(), Error> {
+        if let Some(tile) = self.tile.filter(|tile| tile.family() == Family::Narrow) {
+            let reason = "it computes convolutions alone".to_owned();
+            return Err(ArgumentError::Variant { op, got: format!("{tile:?}"), reason }.into());
+        }
+        self.check_device(op, traits, cooperative)
+    }
+
+    /// Whether the device can do it for some product.
+    pub fn check_device(&self, op: &'static str, traits: Traits, cooperative: bool) -> Result<(), Error> {
         if let Some(tile) = self.tile.filter(|tile| !tile.runs(traits)) {
             let reason = match tile.family() {
                 Family::Cooperative8 | Family::Cooperative16 => {
                     "the device has no cooperative matrices of this size, or they were not asked for"
                 }
-                Family::Tile | Family::Stream => "the device has no workgroups of so many invocations",
+                Family::Tile | Family::Stream | Family::Narrow => "the device has no workgroups of so many invocations",
                 Family::Subgroup => {
                     "the device has no subgroups of one size of 8 or 16 lanes, or they were not asked for"
                 }

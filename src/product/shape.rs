@@ -47,6 +47,8 @@ impl TileShape {
             Tile::Subgroup2 => [lanes, 1, 2, 4],
             Tile::Subgroup1 => [lanes, 1, 1, 4],
             // Four of the smallest subgroups.
+            Tile::Narrow4 => [1, 64, 4, 4],
+            Tile::Narrow8 => [1, 64, 4, 8],
             Tile::Cooperative8 => [8, lanes / 2, 64 / lanes, 4],
             Tile::Cooperative16 => [16, lanes / 4, 256 / lanes, 4],
         };
@@ -85,7 +87,7 @@ impl TileShape {
             // A team takes 16 quads of k or more at a time, four steps each may be scaled.
             Family::Stream => 2,
             // Everything within a step of four k is unrolled.
-            Family::Subgroup => BK / 4,
+            Family::Subgroup | Family::Narrow => BK / 4,
             // Fetching and staging A and B, two steps of k; twice, if a subgroup is the whole workgroup.
             Family::Cooperative8 | Family::Cooperative16 => 2 * (1 + 4 * (self.rows() * BK / 4).div_ceil(threads) + 2),
         };
@@ -121,7 +123,7 @@ impl Tile {
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
     pub(crate) fn lanes(self, traits: Traits) -> Option<u64> {
         match self.family() {
-            Family::Tile | Family::Stream => traits.subgroup,
+            Family::Tile | Family::Stream | Family::Narrow => traits.subgroup,
             // With four, `tile64x64` takes half the time (SwiftShader), which takes minutes and gigabytes to compile
             // these besides.
             Family::Subgroup => traits.subgroup.filter(|&lanes| lanes >= 8),
@@ -133,7 +135,7 @@ impl Tile {
     /// Whether a device can run it.
     pub(crate) fn runs(self, traits: Traits) -> bool {
         match self.family() {
-            Family::Tile | Family::Stream => self.shape(traits, true).threads <= traits.invocations,
+            Family::Tile | Family::Stream | Family::Narrow => self.shape(traits, true).threads <= traits.invocations,
             _ => self.lanes(traits).is_some(),
         }
     }

@@ -13,6 +13,8 @@ pub(crate) enum Family {
     Stream,
     /// By the lanes of a subgroup, for software drivers.
     Subgroup,
+    /// From registers, for few columns of a convolution.
+    Narrow,
     /// In cooperative matrices of 8 by 8.
     Cooperative8,
     /// In cooperative matrices of 16 by 16.
@@ -27,7 +29,7 @@ pub(crate) enum Family {
 /// everywhere else, and of these a tile that the rows and columns of the product fill well and, on a GPU, that makes
 /// enough workgroups to keep it busy, where need be with the sums in pieces.
 ///
-/// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads them.
+/// [`Display`](fmt::Display) writes the names in lower case, and [`FromStr`] reads those of [`Tile::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tile {
@@ -70,10 +72,14 @@ pub enum Tile {
     Cooperative8,
     /// In cooperative matrices of 16 by 16, 64 rows by 64 columns.
     Cooperative16,
+    /// From registers, 256 rows by up to 4 columns, for convolutions alone: few channels of a group.
+    Narrow4,
+    /// The same of up to 8 columns.
+    Narrow8,
 }
 
 impl Tile {
-    /// All of them.
+    /// All that products of matrices have.
     pub const ALL: [Tile; 17] = [
         Tile::Tile128x128,
         Tile::Tile64x64,
@@ -100,6 +106,7 @@ impl Tile {
             Tile::Gemv8 | Tile::Gemv4 | Tile::Gemv2 | Tile::Gemv1 => Family::Stream,
             Tile::Cooperative8 => Family::Cooperative8,
             Tile::Cooperative16 => Family::Cooperative16,
+            Tile::Narrow4 | Tile::Narrow8 => Family::Narrow,
             _ => Family::Subgroup,
         }
     }

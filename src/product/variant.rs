@@ -6,23 +6,30 @@ impl Family {
     const ALL: [Family; 5] =
         [Family::Tile, Family::Stream, Family::Subgroup, Family::Cooperative8, Family::Cooperative16];
 
-    /// Software drivers read mixed types element by element; cooperative matrices take f16 alone.
+    /// Of matrices. Software drivers read mixed types element by element; cooperative matrices take f16 alone.
     pub fn can_read(self, reads: [OperandRead; 2]) -> bool {
         match self {
             Family::Tile | Family::Stream => true,
             Family::Subgroup => reads[0] == reads[1],
             Family::Cooperative8 | Family::Cooperative16 => reads[0] == reads[1] && reads[0] != OperandRead::Quad,
+            Family::Narrow => false,
         }
     }
 
-    /// The module of a product with this epilogue.
-    pub fn module(self, epilogue: &'static str, [a, b]: [OperandRead; 2], result: &'static str) -> Module {
-        let family = match self {
+    /// Its file.
+    pub fn file(self) -> &'static str {
+        match self {
             Family::Tile => "product/tile",
             Family::Stream => "product/stream",
             Family::Subgroup => "product/subgroup",
+            Family::Narrow => "product/narrow",
             Family::Cooperative8 | Family::Cooperative16 => "product/cooperative",
-        };
+        }
+    }
+
+    /// The module of a product of matrices with this epilogue.
+    pub fn module(self, epilogue: &'static str, [a, b]: [OperandRead; 2], result: &'static str) -> Module {
+        let family = self.file();
         let a = match a {
             OperandRead::Scalar => "product/a_scalar",
             OperandRead::Quad => "product/a_quad",

@@ -20,6 +20,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_dtypes", dtypes);
     suite.sampled("conv_tiles_and_splits", tiles_and_splits);
     suite.sampled("conv_by_subgroups", by_subgroups);
+    suite.sampled("conv_of_few_channels", few_channels);
     suite.sampled("conv_backward", backward);
     suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
     suite.test("conv_ends", Needs::Nothing, ends);
@@ -493,6 +494,42 @@ fn by_subgroups(gpu: &Gpu, extent: Extent) -> Outcome {
     })
 }
 
+/// Up to eight channels of a group, by registers alone: as few columns are computed as there are.
+fn few_channels(gpu: &Gpu, extent: Extent) -> Outcome {
+    let of = |outs: usize, tile| Case {
+        tile: Some(tile),
+        write_norms: true,
+        ..Case::new(&[2, 6, 300], &[outs, 6, 3], plain().padding(1))
+    };
+    let exact = |case: Case| Case { axis: PLAIN, integers: true, write_norms: false, ..case };
+    let depthwise = Case::new(&[3, 20, 29], &[20, 1, 7], plain().padding(3).groups(20));
+    let up = Case::new(&[2, 6, 41], &[6, 2, 5], plain().stride(2).padding(1)).transposed();
+    let two = Case::exact(&[2, 4, 7, 5], &[5, 4, 2, 3], plain().padding([1, 2]).stride([2, 1]));
+    let cases = [
+        of(1, Tile::Narrow4),
+        of(7, Tile::Narrow8),
+        exact(of(1, Tile::Narrow4)),
+        Case { tile: None, ..depthwise.clone() },
+        Case { tile: Some(Tile::Narrow4), ..up.clone() },
+        exact(Case { tile: Some(Tile::Narrow8), ..up }),
+    ];
+    all(cases, |case| case.check(gpu))?;
+    if extent == Extent::Few {
+        return Ok(());
+    }
+    all([1, 2, 3, 4, 5, 8, 11], |&outs| {
+        all([Tile::Narrow4, Tile::Narrow8], |&tile| {
+            of(outs, tile).check(gpu)?;
+            exact(of(outs, tile)).check(gpu)?;
+            Case { dtypes: [DType::F16, DType::Bf16, DType::F16], write_norms: false, ..of(outs, tile) }.check(gpu)?;
+            Case { axis: Some(Axis::Kept(1)), write_norms: false, ..of(outs, tile) }.check(gpu)?;
+            Case { split_length: Some(16), ..of(outs, tile) }.check(gpu)?;
+            Case { tile: Some(tile), ..two.clone() }.check(gpu)?;
+            Case { tile: Some(tile), ..depthwise.clone() }.check(gpu)
+        })
+    })
+}
+
 fn ends(gpu: &Gpu) -> Outcome {
     all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::Gelu], |&activation| {
         let case = Case { activation, ..Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1)) };
@@ -610,6 +647,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
     let v = gpu.upload(&[0.5f32; 72], &[6, 4, 3])?;
     let g = gpu.upload(&[0.5f32; 4], &[4])?;
     let (y, padded) = (gpu.zeros(&[1, 6, 7], DType::F32)?, gpu.zeros(&[1, 6, 9], DType::F32)?);
+    let matrix = gpu.upload(&[0.5f32; 8], &[2, 4])?;
     let conv = |conv: Conv<'_>| gpu.conv(conv).map(drop);
     let errors = [
         conv(Conv::new(&x, &v).groups(5)),
@@ -617,6 +655,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
         conv(Conv::new(&x, &v).bias(&g)),
         conv(Conv::new(&x, WeightNorm::new(&v, &g))),
         conv(Conv::new(&x, &v).tile(Tile::Gemv4)),
+        gpu.linear(Linear::new(&matrix, &matrix).tile(Tile::Narrow4)).map(drop),
         conv(Conv::new(&x, &v).norms(&g)),
         conv(Conv::new(&x, &v).stride(1 << 20).padding(1 << 20)),
         gpu.conv_transposed(Conv::new(&x, &v)).map(drop),
@@ -639,6 +678,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
             "shape",
             "shape",
             "shape",
+            "variant",
             "variant",
             "shape",
             "too large",
