@@ -63,6 +63,11 @@ pub fn activate_backward(y: f64, activation: Activation) -> f64 {
     }
 }
 
+/// Snake, x + sin²(αx) / (α + 1e-9).
+pub fn snake(x: f64, alpha: f64) -> f64 {
+    x + (alpha * x).sin().powi(2) / (alpha + 1e-9)
+}
+
 /// 1 / (1 + exp(-z))
 fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())

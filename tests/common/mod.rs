@@ -378,15 +378,15 @@ pub fn conv_terms(
     let (forward, backward) = if transposed {
         (
             cpu::conv_transposed as fn(_, _, _, _, _, _, _) -> _,
-            cpu::conv_transposed_backward as fn(_, _, _, _, _, _) -> _,
+            cpu::conv_transposed_backward as fn(_, _, _, _, _, _, _) -> _,
         )
     } else {
-        (cpu::conv as fn(_, _, _, _, _, _, _) -> _, cpu::conv_backward as fn(_, _, _, _, _, _) -> _)
+        (cpu::conv as fn(_, _, _, _, _, _, _) -> _, cpu::conv_backward as fn(_, _, _, _, _, _, _) -> _)
     };
     let y: Result<Vec<f64>, weightnorm::Error> =
-        forward(&x[..], x_shape, &w[..], w_shape, bias.as_deref(), geometry, Activation::None);
+        forward(&x[..], x_shape, &w[..], w_shape, bias.as_deref(), geometry, &cpu::ConvEnds::default());
     let gradients: Result<cpu::LinearGradients, weightnorm::Error> =
-        backward(&x[..], x_shape, cpu::Weight::Plain(&w), w_shape, &dy[..], geometry);
+        backward(&x[..], x_shape, cpu::Weight::Plain(&w), w_shape, &dy[..], geometry, Activation::None);
     let mut gradients = gradients.unwrap();
     if let cpu::Weight::Normalized { v, g, axis, eps } = weight {
         let (dv, dg) = normalize_terms(&gradients.dv, v, w_shape, g, axis, eps);
