@@ -194,8 +194,8 @@ impl Prepared {
             };
             let w_shape = [&w_shape[..], &self.layer.v_shape[2..]].concat();
             let conv = if self.layer.transposed { cpu::conv_transposed } else { cpu::conv };
-            let none = Default::default();
-            expected.extend(conv(x, &x_shape, &of_channel, &w_shape, Some(&[bias[out]]), &geometry, none)?);
+            let bias = Some(&bias[out..out + 1]);
+            expected.extend(conv(x, &x_shape, &of_channel, &w_shape, bias, &geometry, &cpu::ConvEnds::default())?);
             got.extend(&all[(image * y_shape[1] + out) * y_size..][..y_size]);
         }
         self.compare("y", ins * taps, &got, &expected)
