@@ -203,6 +203,7 @@
 //! Made by another version of the crate, or for another adapter or driver, a table counts as none, and
 //! [`Gpu::tuning_table`] is empty; a line that the device cannot run is an error. A line changes which variant runs,
 //! and so the last bits.
+mod activation;
 mod adapter;
 mod arguments;
 mod batch;
@@ -241,6 +242,7 @@ mod vectors;
 mod weight;
 mod windows;
 
+pub use activation::ActivationBackward;
 pub use batch::{DataDependentInit, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward};
 pub use choose::Facts;
 pub use contract::{Layout, norms_shape};
