@@ -24,6 +24,7 @@
 //!
 //! Every operator returns [`ArgumentError::Length`] where a slice does not hold what its shape says, and
 //! [`LimitError::TensorTooLarge`] past 2³² − 1 elements.
+mod activation;
 mod backward;
 mod batch;
 mod conv;
@@ -32,6 +33,7 @@ mod optimizer;
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
+pub use activation::{activation_backward, derivative, derivative_from_output};
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
     data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
