@@ -80,12 +80,14 @@ impl Activation {
     /// Refuses an activation whose derivative does not follow from what it gave.
     pub(crate) fn check_from_output(self, op: &'static str) -> Result<(), Error> {
         let reason = match self {
-            Activation::None | Activation::Relu | Activation::Tanh => return Ok(()),
+            Activation::None | Activation::Relu | Activation::Elu | Activation::Tanh => return Ok(()),
             Activation::LeakyRelu(slope) if slope > 0.0 => return Ok(()),
             Activation::LeakyRelu(_) => {
                 "the sign of what leaky ReLU gave tells that of its input for slopes above 0 only"
             }
-            Activation::Gelu | Activation::Silu => "GELU and SiLU give the same number for two inputs",
+            Activation::Gelu | Activation::GeluTanh | Activation::Silu => {
+                "GELU and SiLU give the same number for two inputs"
+            }
         };
         Err(ArgumentError::Variant { op, got: format!("{self:?} from its output"), reason: reason.to_owned() }.into())
     }

@@ -1,6 +1,7 @@
 // Derivatives of activations, element by element, to the accuracy of f32.
 // import product/activation
 
+override ACTIVATION: u32 = ACT_NONE;
 // Where the derivative is taken: at what the activation gave, else at what it was given.
 override FROM_OUTPUT: bool = false;
 
@@ -31,6 +32,12 @@ fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
     if ACTIVATION == ACT_LEAKY_RELU {
         return select(d, d * slope, not_above);
     }
+    if ACTIVATION == ACT_ELU {
+        if FROM_OUTPUT {
+            return select(d, d * (z + 1.0), not_above);
+        }
+        return select(d, d * exp(clamp(z, vec4<f32>(-200.0), vec4<f32>())), not_above); // exp(-200) is 0
+    }
     if ACTIVATION == ACT_TANH {
         if FROM_OUTPUT {
             return d * ((1.0 - z) * (1.0 + z));
@@ -45,6 +52,13 @@ fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
         return d * finite_only(z, gated_slope(a, a, vec4<f32>(1.0)));
     }
     if ACTIVATION == ACT_GELU {
+        // z times the density of the normal distribution, and its part below z. exp(-200) is 0.
+        let b = clamp(z, vec4<f32>(-20.0), vec4<f32>(20.0));
+        let beyond = normal_beyond(abs(b));
+        let below = select(1.0 - beyond, beyond, b < vec4<f32>());
+        return d * finite_only(z, below + b * (0.3989422804 * exp(-0.5 * b * b)));
+    }
+    if ACTIVATION == ACT_GELU_TANH {
         // (1 + tanh i) / 2 is s(2i). From |z| = 12 on the derivative is 0 or 1 in f32, and z³ may overflow.
         let b = clamp(z, vec4<f32>(-12.0), vec4<f32>(12.0));
         let a = 1.5957691216 * (b + 0.044715 * b * b * b);

@@ -68,7 +68,7 @@ fn inputs_of(u: u32) -> Inputs {
     if u * UNIT >= p.end {
         return x;
     }
-    if ACTIVATION != 0u {
+    if ACTIVATION != ACT_NONE {
         let word = word_of(u, extractBits(p.offsets, 0u, 8u), AT_DTYPE);
         x.at = at_quad(word);
         if UNIT == 8u && AT_DTYPE == F32 {

@@ -27,6 +27,7 @@
 @group(0) @binding(3) var<storage, read> bias: array<u32>; // (out_features), words of BIAS_DTYPE
 @group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
 
+override ACTIVATION: u32 = ACT_NONE;
 override NORM: u32 = NORM_PLAIN;
 override HAS_GAIN: bool = true;
 override GAIN_DTYPE: u32 = F32;
@@ -147,7 +148,7 @@ fn put_one(row: u32, column: u32, quotient: Wide) {
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
         value = narrow(product_of(wide(gain_of(column)), quotient));
     }
-    let act = activate(vec4<f32>(value + bias_of(column)), p.slope);
+    let act = activated(vec4<f32>(value + bias_of(column)), ACTIVATION, p.slope);
     put_result(row, column, act.x);
 }
 
@@ -180,7 +181,7 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
                 if NORMED {
                     values *= gains[q];
                 }
-                put_row(i, row + i, c, activate(values + biases[q], p.slope), left);
+                put_row(i, row + i, c, activated(values + biases[q], ACTIVATION, p.slope), left);
             }
         }
         unsafe_bits[q] = found;

@@ -107,7 +107,7 @@ impl<'a> ActivationGradient<'a> {
         }
         // In place too: units depend on it.
         constants.extend(stored_as("D_DTYPE", Some(d)));
-        let follows = matches!(activation, Activation::Tanh);
+        let follows = matches!(activation, Activation::Elu | Activation::Tanh);
         if self.from_output && follows {
             constants.push(("FROM_OUTPUT", 1));
         }

@@ -1,8 +1,80 @@
-//! Derivatives of activations.
-use super::{activate, check_elements};
+//! Activations and their derivatives; the formulas stand at [`Activation`].
+use std::f64::consts::{FRAC_2_PI, PI};
+
+use super::check_elements;
 use crate::{Activation, Error};
 #[cfg(doc)]
 use crate::{ArgumentError, LimitError};
+
+/// One activation of one number. NaN passes through every one.
+///
+/// At y = −∞, both forms of GELU and SiLU are −∞ · 0 = NaN, as they are in PyTorch.
+pub fn activate(y: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::None => y,
+        // Not f64::max, which would make a 0 of NaN.
+        Activation::Relu => {
+            if y < 0.0 {
+                0.0
+            } else {
+                y
+            }
+        }
+        Activation::LeakyRelu(slope) => {
+            if y < 0.0 {
+                f64::from(slope) * y
+            } else {
+                y
+            }
+        }
+        Activation::Elu => {
+            if y < 0.0 {
+                y.exp_m1()
+            } else {
+                y
+            }
+        }
+        Activation::Gelu => y * normal_below(y),
+        // (1 + tanh z) / 2 does not cancel as a logistic function.
+        Activation::GeluTanh => y * logistic(2.0 * tanh_form(y)),
+        Activation::Silu => y * logistic(y),
+        Activation::Tanh => y.tanh(),
+    }
+}
+
+/// The derivative of [`activate`] with respect to y, by which a gradient from behind the activation is multiplied.
+///
+/// At 0, where ReLU and leaky ReLU have none, it is that from below, as in PyTorch; and as there at a NaN it is 1 of ReLU
+/// and ELU, the slope of leaky ReLU. GELU and SiLU have none at an infinity: NaN.
+pub fn activate_backward(y: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::None => 1.0,
+        Activation::Relu if y <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if y <= 0.0 || y.is_nan() => slope.into(),
+        Activation::Elu if y <= 0.0 => y.exp(),
+        Activation::Relu | Activation::LeakyRelu(_) | Activation::Elu => 1.0,
+        Activation::Gelu => normal_below(y) + y * density(y),
+        Activation::GeluTanh => {
+            let z = 2.0 * tanh_form(y);
+            let slope = 2.0 * FRAC_2_PI.sqrt() * (1.0 + 3.0 * 0.044715 * y * y);
+            logistic(z) + y * slope * (logistic(z) * logistic(-z))
+        }
+        Activation::Silu => logistic(y) + y * (logistic(y) * logistic(-y)),
+        Activation::Tanh => 1.0 / y.cosh().powi(2),
+    }
+}
+
+/// [`activate_backward`] from y = act(z), where it follows from y: of ReLU, leaky ReLU with a slope above 0, ELU, tanh.
+/// NaN of the others.
+pub fn activate_backward_from_output(y: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::Elu if y <= 0.0 => y + 1.0,
+        Activation::None | Activation::Relu | Activation::Elu => activate_backward(y, activation),
+        Activation::LeakyRelu(slope) if slope > 0.0 => activate_backward(y, activation),
+        Activation::Tanh => (1.0 - y) * (1.0 + y),
+        Activation::LeakyRelu(_) | Activation::Gelu | Activation::GeluTanh | Activation::Silu => f64::NAN,
+    }
+}
 
 /// The gradient of an activation y = act(z):
 ///
@@ -21,46 +93,40 @@ pub fn activation_backward(activation: Activation, z: &[f64], dy: &[f64]) -> Res
     check_elements("dy", &[z.len()], dy.len())?;
     let pulled_back = |(&z, &dy): (&f64, &f64)| match activation {
         Activation::Relu if z <= 0.0 => 0.0,
-        _ => dy * derivative(z, activation),
+        _ => dy * activate_backward(z, activation),
     };
     Ok(z.iter().zip(dy).map(pulled_back).collect())
 }
 
-/// The derivative of [`activate`] at z, as PyTorch has it: at 0 that of ReLU is 0, of leaky ReLU its slope; at a NaN
-/// that of ReLU and of ELU is 1, of leaky ReLU its slope. GELU and SiLU have none at an infinity: NaN.
-pub fn derivative(z: f64, activation: Activation) -> f64 {
-    // Of z·s(a), s(a) = 1 / (1 + exp(-a)): 1 - s(a) = s(-a).
-    let gated = |a: f64, slope_of_a: f64| {
-        let s = |a: f64| 1.0 / (1.0 + (-a).exp());
-        s(a) * (1.0 + z * slope_of_a * s(-a))
-    };
-    match activation {
-        Activation::None => 1.0,
-        Activation::Relu => f64::from(u8::from(z > 0.0 || z.is_nan())),
-        Activation::LeakyRelu(slope) => {
-            if z > 0.0 {
-                1.0
-            } else {
-                f64::from(slope)
-            }
-        }
-        _ if z.is_infinite() && activation != Activation::Tanh => f64::NAN,
-        Activation::Gelu => {
-            let c = (8.0 / std::f64::consts::PI).sqrt();
-            gated(c * (z + 0.044715 * z * z * z), c * (1.0 + 3.0 * 0.044715 * z * z))
-        }
-        Activation::Silu => gated(z, 1.0),
-        Activation::Tanh => derivative_from_output(activate(z, activation), activation),
-    }
+/// 1 / (1 + exp(-z))
+fn logistic(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
 }
 
-/// The same from y = act(z), where it follows from y: of ReLU, leaky ReLU with a slope above 0, tanh; NaN of the
-/// others.
-pub fn derivative_from_output(y: f64, activation: Activation) -> f64 {
-    match activation {
-        Activation::None | Activation::Relu => derivative(y, activation),
-        Activation::LeakyRelu(slope) if slope > 0.0 => derivative(y, activation),
-        Activation::Tanh => (1.0 - y) * (1.0 + y),
-        _ => f64::NAN,
-    }
+/// What the tanh form of GELU takes the tanh of.
+fn tanh_form(y: f64) -> f64 {
+    FRAC_2_PI.sqrt() * (y + 0.044715 * y * y * y)
+}
+
+/// The density of the normal distribution.
+fn density(y: f64) -> f64 {
+    (-y * y / 2.0).exp() / (2.0 * PI).sqrt()
+}
+
+/// The part of the normal distribution below y: (1 + erf(y/√2)) / 2, without cancelling far below 0.
+fn normal_below(y: f64) -> f64 {
+    let distance = y.abs();
+    let beyond = if distance < 2.0 {
+        // 1/2 − φ(s)·(s + s³/3 + s⁵/(3·5) + ..)
+        let (mut sum, mut term) = (0.0, distance);
+        for n in 1..60 {
+            sum += term;
+            term *= distance * distance / f64::from(2 * n + 1);
+        }
+        0.5 - density(distance) * sum
+    } else {
+        // φ(s)/(s + 1/(s + 2/(s + ..))), for 2 the slowest: off by 1e-24
+        density(distance) / (1..100).rev().fold(distance, |below, n| distance + f64::from(n) / below)
+    };
+    if y < 0.0 { beyond } else { 1.0 - beyond }
 }

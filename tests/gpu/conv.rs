@@ -486,7 +486,7 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 fn ends(gpu: &Gpu) -> Outcome {
-    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::Gelu], |&activation| {
+    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::GeluTanh], |&activation| {
         let case = Case { activation, ..Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1)) };
         case.check(gpu)?;
         Case { activation, ..Case::new(&[2, 5, 9], &[5, 4, 4], plain().stride(2)).transposed() }.check(gpu)
