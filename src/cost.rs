@@ -7,6 +7,7 @@
 /// | a product of B × K and K × N | 2·B·K·N |
 /// | norms and dot products over n elements | 2·n |
 /// | plain sums over n elements; scaling or shifting n elements | n |
+/// | the gradient of an activation of n elements | n |
 /// | the gradient of n elements of v, given that of w | 3·n |
 /// | a step of SGD over n parameters, with momentum, Nesterov's; of Adam, AdamW | 4·n, 6·n, 8·n; 15·n, 14·n |
 ///

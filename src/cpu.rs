@@ -33,7 +33,7 @@ mod optimizer;
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
-pub use activation::{activate, activate_backward, snake};
+pub use activation::{activate, activate_backward, activate_backward_from_output, activation_backward, snake};
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
     data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,

@@ -10,7 +10,9 @@ use crate::needs::{self, COOPERATIVE, DeviceRequirements};
 use crate::owner::Owner;
 use crate::scope::Scopes;
 use crate::windows::Capacities;
-use crate::{DeviceError, DeviceReport, Error, Options, ParameterPassing, Roofline, TuningTable, adapter};
+use crate::{
+    DeviceError, DeviceReport, Error, Options, ParameterPassing, Roofline, SCRATCH_BUFFERS, TuningTable, adapter,
+};
 
 /// A device with the crate's pipelines. Cheap to clone; all clones share one device, its pipelines and its scratch.
 ///
@@ -41,7 +43,7 @@ struct Inner {
     pipelines: Pipelines,
     tuning_table: TuningTable,
     roofline: OnceLock<Roofline>,
-    scratch: Mutex<[Option<wgpu::Buffer>; 5]>,
+    scratch: Mutex<[Option<wgpu::Buffer>; SCRATCH_BUFFERS]>,
     /// Bound where a kernel does not use a binding.
     placeholder_read: wgpu::Buffer,
     placeholder_written: wgpu::Buffer,
@@ -324,7 +326,7 @@ impl Gpu {
         &self.inner.scopes
     }
 
-    pub(crate) fn scratch_cells(&self) -> &Mutex<[Option<wgpu::Buffer>; 5]> {
+    pub(crate) fn scratch_cells(&self) -> &Mutex<[Option<wgpu::Buffer>; SCRATCH_BUFFERS]> {
         &self.inner.scratch
     }
 

@@ -61,7 +61,7 @@ pub trait Launch {
 }
 
 /// [`Launch::scratch`] is asked for so many buffers.
-pub const SCRATCH_BUFFERS: usize = 5;
+pub const SCRATCH_BUFFERS: usize = 6;
 
 /// One dispatch: which kernel, in which variant, on what.
 pub struct Planned<'a> {

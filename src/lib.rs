@@ -34,7 +34,7 @@
 //! | a weight | [`WeightNorm`], or [`Weight::Plain`] for an ordinary one; many of them: [`WeightSet`] |
 //! | norms, w, (v, g) of a w | [`Gpu::row_norms`], [`Gpu::normalize`], [`Gpu::decompose`] with [`Decompose`] |
 //! | a linear layer | [`Linear`] for [`Gpu::linear`]; to train: [`Gpu::linear_saved`], [`LinearBackward`] |
-//! | what follows a layer | [`Activation`]; [`MeanOnlyBatchNorm`], [`DataDependentInit`] |
+//! | what follows a layer | [`Activation`], [`ActivationBackward`]; [`MeanOnlyBatchNorm`], [`DataDependentInit`] |
 //! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Parameter`] |
 //! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
 //! | the same, on the CPU | [`cpu`], in f64, written to be read |
@@ -52,7 +52,8 @@
 //!
 //! ```no_run
 //! use weightnorm::{
-//!     Adam, AdamState, Error, Gpu, Gradients, Linear, LinearBackward, Parameter, Recorder, Tensor, WeightNorm,
+//!     Activation, Adam, AdamState, Error, Gpu, Gradients, Linear, LinearBackward, Parameter, Recorder, Tensor,
+//!     WeightNorm,
 //! };
 //!
 //! struct Layer {
@@ -68,13 +69,13 @@
 //! impl Layer {
 //!     fn forward(&self, ops: &mut Recorder<'_, '_>, x: &Tensor, y: &Tensor) -> Result<(), Error> {
 //!         let weight = WeightNorm::new(&self.v, &self.g);
-//!         ops.linear(Linear::new(x, weight).norms(&self.norms).u(&self.u), y)
+//!         ops.linear(Linear::new(x, weight).activation(Activation::Silu).norms(&self.norms).u(&self.u), y)
 //!     }
 //!
 //!     fn backward(&self, ops: &mut Recorder<'_, '_>, x: &Tensor, dy: &Tensor, dx: &Tensor) -> Result<(), Error> {
 //!         let weight = WeightNorm::new(&self.v, &self.g).norms(&self.norms);
 //!         let wanted = Gradients::default().dx(dx).dv(&self.dv).dg(&self.dg);
-//!         ops.linear_backward(LinearBackward::new(x, weight, dy).u(&self.u), &wanted)
+//!         ops.linear_backward(LinearBackward::new(x, weight, dy).activation(Activation::Silu).u(&self.u), &wanted)
 //!     }
 //!
 //!     fn update(&self, ops: &mut Recorder<'_, '_>, step: u64) -> Result<(), Error> {
@@ -203,6 +204,7 @@
 //! Made by another version of the crate, or for another adapter or driver, a table counts as none, and
 //! [`Gpu::tuning_table`] is empty; a line that the device cannot run is an error. A line changes which variant runs,
 //! and so the last bits.
+mod activation;
 mod adapter;
 mod arguments;
 mod batch;
@@ -241,6 +243,7 @@ mod vectors;
 mod weight;
 mod windows;
 
+pub use activation::ActivationBackward;
 pub use batch::{DataDependentInit, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward};
 pub use choose::Facts;
 pub use contract::{Layout, norms_shape};

@@ -111,8 +111,8 @@ impl<'a> Linear<'a> {
         Linear { norms: norms.into(), ..self }
     }
 
-    /// Writes u = (x·v)/n̂ out, what the gain multiplies and the backward pass wants: f32, shaped as y. For kept axis 0
-    /// and the whole tensor.
+    /// Writes u out, what the backward pass wants: f32, shaped as y. For kept axis 0 and the whole tensor u = (x·v)/n̂,
+    /// what the gain multiplies; for kept axis 1 and an ordinary weight u = x·w, what the bias is added to.
     pub fn u(self, u: impl Into<Option<&'a Tensor>>) -> Self {
         Linear { u: u.into(), ..self }
     }
@@ -135,6 +135,10 @@ impl<'a> Linear<'a> {
 pub struct Saved {
     /// The effective norms n̂, f32, with ones everywhere but at the kept axis; none for an ordinary weight.
     pub norms: Option<Tensor>,
-    /// u = (x·v)/n̂, f32, shaped as y; for kept axis 0 and the whole tensor.
+    /// u of [`Linear::u`], f32, shaped as y; for kept axis 0 and the whole tensor, and wherever there is an activation.
     pub u: Option<Tensor>,
+    /// The bias of the layer, if there is an activation: a handle to the same tensor. Its gradient wants it unchanged.
+    pub bias: Option<Tensor>,
+    /// The activation of the layer.
+    pub activation: Activation,
 }

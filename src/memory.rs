@@ -25,16 +25,18 @@ pub(crate) enum Scratch {
     Norms,
     Factors,
     Vectors,
+    ActivationGradient,
 }
 
 impl Gpu {
-    /// Preallocates scratch memory, four buffers of `bytes` each, so that recording allocates none up to that size.
+    /// Preallocates scratch memory, five buffers of `bytes` each, so that recording allocates none up to that size.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], [`LimitError::TooLarge`], [`DeviceError::Lost`].
     pub fn reserve(&self, bytes: u64) -> Result<(), Error> {
         self.check()?;
-        for which in [Scratch::Sums, Scratch::Scales, Scratch::Norms, Scratch::Factors] {
+        use Scratch::{ActivationGradient, Factors, Norms, Scales, Sums};
+        for which in [Sums, Scales, Norms, Factors, ActivationGradient] {
             self.scratch(which, bytes)?;
         }
         Ok(())

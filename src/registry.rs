@@ -1,7 +1,7 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{batch, conv, linear, optimizer, product, profile, weight};
+use crate::{activation, batch, conv, linear, optimizer, product, profile, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
@@ -9,6 +9,7 @@ pub fn modules() -> Vec<Module> {
     all.extend(weight::item::MODULES);
     all.extend(batch::statistics::MODULES);
     all.extend(optimizer::step::MODULES);
+    all.extend(activation::gradient::MODULES);
     all.extend(product::variant::modules());
     all.extend(conv::kernels::modules());
     all
@@ -23,6 +24,7 @@ pub fn kernels() -> Vec<&'static Kernel> {
         linear::backward::epilogue::KERNELS,
         batch::statistics::KERNELS,
         optimizer::step::KERNELS,
+        activation::gradient::KERNELS,
         profile::probe::KERNELS,
     ]
     .concat()

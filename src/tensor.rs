@@ -101,9 +101,14 @@ impl Tensor {
         Ok(Tensor { gpu: None, memory: Memory::Numbered(number), offset, shape: shape.to_vec(), dtype })
     }
 
-    /// Of scratch memory, which is large enough.
+    /// Of scratch memory, which is large enough: f32.
     pub(crate) fn in_scratch(gpu: Option<&Gpu>, memory: Memory, offset: u64, shape: &[usize]) -> Tensor {
-        Tensor { gpu: gpu.cloned(), memory, offset, shape: shape.to_vec(), dtype: DType::F32 }
+        Tensor { offset, ..Tensor::in_scratch_as(gpu, memory, shape, DType::F32) }
+    }
+
+    /// From the start of scratch memory, which is large enough.
+    pub(crate) fn in_scratch_as(gpu: Option<&Gpu>, memory: Memory, shape: &[usize], dtype: DType) -> Tensor {
+        Tensor { gpu: gpu.cloned(), memory, offset: 0, shape: shape.to_vec(), dtype }
     }
 
     /// A tensor in (a part of) a buffer of yours: row-major, `shape`, from byte `offset` on. The buffer needs `STORAGE`

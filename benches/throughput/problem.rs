@@ -373,7 +373,7 @@ impl Prepared {
                 } else {
                     cpu::Weight::Normalized { v, g: Some(g), axis: Axis::Kept(0), eps }
                 };
-                cpu::linear_backward(x, &[batch, k], weight, &v_shape, dy)
+                cpu::linear_backward(x, &[batch, k], weight, &v_shape, None, Activation::None, dy)
             };
             let of_outs = reference(&x, m, &v, &g, &dy_of)?;
             self.compare("dv", m + k, &matrix(&self.dv, &outs)?, &of_outs.dv)?;

@@ -1,7 +1,10 @@
 //! Activations and their derivatives; the formulas stand at [`Activation`].
 use std::f64::consts::{FRAC_2_PI, PI};
 
-use crate::Activation;
+use super::check_elements;
+use crate::{Activation, Error};
+#[cfg(doc)]
+use crate::{ArgumentError, LimitError};
 
 /// One activation of one number. NaN passes through every one.
 ///
@@ -41,17 +44,15 @@ pub fn activate(y: f64, activation: Activation) -> f64 {
 
 /// The derivative of [`activate`] with respect to y, by which a gradient from behind the activation is multiplied.
 ///
-/// At 0, where ReLU, leaky ReLU have none, it is that from below, as in PyTorch. NaN stays NaN but for
-/// [`Activation::None`].
+/// At 0, where ReLU and leaky ReLU have none, it is that from below, as in PyTorch; and as there at a NaN it is 1 of ReLU
+/// and ELU, the slope of leaky ReLU. GELU and SiLU have none at an infinity: NaN.
 pub fn activate_backward(y: f64, activation: Activation) -> f64 {
     match activation {
         Activation::None => 1.0,
-        _ if y.is_nan() => y,
-        Activation::Relu if y > 0.0 => 1.0,
-        Activation::Relu => 0.0,
-        Activation::LeakyRelu(_) | Activation::Elu if y > 0.0 => 1.0,
-        Activation::LeakyRelu(slope) => slope.into(),
-        Activation::Elu => y.exp(),
+        Activation::Relu if y <= 0.0 => 0.0,
+        Activation::LeakyRelu(slope) if y <= 0.0 || y.is_nan() => slope.into(),
+        Activation::Elu if y <= 0.0 => y.exp(),
+        Activation::Relu | Activation::LeakyRelu(_) | Activation::Elu => 1.0,
         Activation::Gelu => normal_below(y) + y * density(y),
         Activation::GeluTanh => {
             let z = 2.0 * tanh_form(y);
@@ -66,6 +67,40 @@ pub fn activate_backward(y: f64, activation: Activation) -> f64 {
 /// Snake, x + sin²(αx) / (α + 1e-9).
 pub fn snake(x: f64, alpha: f64) -> f64 {
     x + (alpha * x).sin().powi(2) / (alpha + 1e-9)
+}
+
+/// [`activate_backward`] from y = act(z), where it follows from y: of ReLU, leaky ReLU with a slope above 0, ELU, tanh.
+/// NaN of the others.
+pub fn activate_backward_from_output(y: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::Elu if y <= 0.0 => y + 1.0,
+        Activation::None | Activation::Relu | Activation::Elu => activate_backward(y, activation),
+        Activation::LeakyRelu(slope) if slope > 0.0 => activate_backward(y, activation),
+        Activation::Tanh => (1.0 - y) * (1.0 + y),
+        Activation::LeakyRelu(_) | Activation::Gelu | Activation::GeluTanh | Activation::Silu => f64::NAN,
+    }
+}
+
+/// The gradient of an activation y = act(z):
+///
+/// ```text
+/// dz = dy · act'(z)
+/// ```
+///
+/// - `z`, `dy` and the result: flat, of one size.
+/// - Where the derivative of ReLU is 0 so is dz, whatever dy is.
+///
+/// # Errors
+/// [`ArgumentError::Length`] for a `dy` of another size; [`ArgumentError::Number`] for a slope that is not finite;
+/// [`LimitError::TensorTooLarge`].
+pub fn activation_backward(activation: Activation, z: &[f64], dy: &[f64]) -> Result<Vec<f64>, Error> {
+    activation.check("activation_backward")?;
+    check_elements("dy", &[z.len()], dy.len())?;
+    let pulled_back = |(&z, &dy): (&f64, &f64)| match activation {
+        Activation::Relu if z <= 0.0 => 0.0,
+        _ => dy * activate_backward(z, activation),
+    };
+    Ok(z.iter().zip(dy).map(pulled_back).collect())
 }
 
 /// 1 / (1 + exp(-z))

@@ -1,5 +1,7 @@
 //! Gradients of the weight and of the linear layer.
-use super::{check_elements, check_gain, check_product, linear, normalize, row_norms};
+use super::{
+    activation_backward, check_elements, check_features, check_gain, check_product, linear, normalize, row_norms,
+};
 use crate::contract::Layout;
 use crate::{Activation, Axis, Eps, Error};
 #[cfg(doc)]
@@ -171,15 +173,16 @@ pub struct LinearGradients {
     pub dbias: Vec<f64>,
 }
 
-/// The gradients of [`linear`](super::linear) without an activation:
+/// The gradients of [`linear`](super::linear) with a bias and an activation, given dy:
 ///
 /// ```text
-/// dx[b,k] = Σ_j dy[b,j] · w[j,k]        dw[j,k] = Σ_b dy[b,j] · x[b,k]        dbias_j = Σ_b dy[b,j]
+/// z[b,j] = Σ_k x[b,k] · w[j,k] + bias_j        dz = dy · act'(z)
+/// dx[b,k] = Σ_j dz[b,j] · w[j,k]        dw[j,k] = Σ_b dz[b,j] · x[b,k]        dbias_j = Σ_b dz[b,j]
 /// ```
 ///
 /// and dv, dg by [`normalize_backward`] of dw. The GPU forms no dw; this is what it must come to.
 ///
-/// - `x`: `x_shape` = `[.., K]`. `weight`: `w_shape` = `[N, K]`. `dy`: `[.., N]`, the batch of x.
+/// - `x`: `x_shape` = `[.., K]`. `weight`: `w_shape` = `[N, K]`. `bias`: `[N]`. `dy`: `[.., N]`, the batch of x.
 /// - An empty batch gives dw, dg, dbias = 0.
 ///
 /// # Errors
@@ -189,24 +192,29 @@ pub fn linear_backward(
     x_shape: &[usize],
     weight: Weight,
     w_shape: &[usize],
+    bias: Option<&[f64]>,
+    activation: Activation,
     dy: &[f64],
 ) -> Result<LinearGradients, Error> {
     let (name, tensor) = weight.tensor();
     let (batch, [outs, ins]) = check_product("linear_backward", x, x_shape, name, tensor, w_shape)?;
+    check_features("linear_backward", "bias", bias, outs)?;
     check_elements("dy", &[batch, outs], dy.len())?;
     let w = weight.product(w_shape)?;
+    let z = linear(x, x_shape, &w, w_shape, bias, Activation::None)?;
+    let dz = activation_backward(activation, &z, dy)?;
 
     let mut dx = vec![0.0; batch * ins];
     let mut dw = vec![0.0; outs * ins];
     let mut dbias = vec![0.0; outs];
     for b in 0..batch {
         for j in 0..outs {
-            let dy = dy[b * outs + j];
+            let dz = dz[b * outs + j];
             for k in 0..ins {
-                dx[b * ins + k] += dy * w[j * ins + k];
-                dw[j * ins + k] += dy * x[b * ins + k];
+                dx[b * ins + k] += dz * w[j * ins + k];
+                dw[j * ins + k] += dz * x[b * ins + k];
             }
-            dbias[j] += dy;
+            dbias[j] += dz;
         }
     }
     let (dv, dg) = match weight {

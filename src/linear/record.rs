@@ -10,7 +10,7 @@ use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::weight::job::Form;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
-use crate::{ArgumentError, Axis, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
+use crate::{Activation, ArgumentError, Axis, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
 
 const OP: &str = "linear";
 
@@ -36,10 +36,12 @@ impl Gpu {
         let normalized = linear.weight.normalized();
         let norms = |w: WeightNorm<'_>| self.zeros(&norms_shape(w.v.shape(), w.axis), DType::F32);
         let norms = normalized.map(norms).transpose()?;
-        let has_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1));
+        let activation = linear.activation;
+        let has_u = activation != Activation::None || normalized.is_some_and(|w| w.axis != Axis::Kept(1));
         let u = if has_u { Some(self.zeros(y.shape(), DType::F32)?) } else { None };
         self.run(|ops| ops.linear(linear.norms(norms.as_ref()).u(u.as_ref()), &y))?;
-        Ok((y, Saved { norms, u }))
+        let bias = linear.bias.filter(|_| activation != Activation::None).cloned();
+        Ok((y, Saved { norms, u, bias, activation }))
     }
 }
 
@@ -150,10 +152,6 @@ fn check(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<
     if let Some(u) = u {
         expect_dtype(OP, "u", u, DType::F32)?;
         expect_shape(OP, "u", u, &shape)?;
-        if !normalized.is_some_and(|w| matches!(w.axis, Axis::Kept(0) | Axis::Whole)) {
-            let expected = "none: it wants a weight normalized along axis 0 or as a whole".to_owned();
-            return Err(ArgumentError::Shape { op: OP, arg: "u", got: u.shape().to_vec(), expected }.into());
-        }
     }
     Arguments::new(OP)
         .input("x", x)

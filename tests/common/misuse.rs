@@ -1,8 +1,8 @@
 //! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
 //! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
 use weightnorm::{
-    Axis, DType, Decompose, Element, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward,
-    MeanOnlyBatchNormBackward, NormalizeBackward, Recorder, Tensor, Tile, WeightNorm,
+    Activation, ActivationBackward, Axis, DType, Decompose, Element, Eps, Error, Gpu, Gradients, LimitError, Linear,
+    LinearBackward, MeanOnlyBatchNormBackward, NormalizeBackward, Recorder, Tensor, Tile, WeightNorm,
 };
 
 /// Records each misuse and compares its error with the text that belongs to it.
@@ -81,11 +81,6 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
         o.linear(Linear::new(&x, &v).norms(&norms), &y)
     });
     // The u of a forward pass: its own shape is named, and one that is missing is missing.
-    let text = "linear: u has shape [3, 4], expected none: it wants a weight normalized along axis 0 or as a whole";
-    refused(text, &|o| o.linear(Linear::new(&x, &v).u(&y), &zeros(&[3, 4])));
-    let square = zeros(&[4, 5]);
-    let of_inputs = WeightNorm::unit(&square).axis(Axis::Kept(1));
-    refused(text, &|o| o.linear(Linear::new(&x, of_inputs).u(&y), &zeros(&[3, 4])));
     refused("linear: u has shape [4], expected [3, 4]", &|o| o.linear(Linear::new(&x, weight).u(&norms), &y));
     let gradients = Gradients::default().dv(&w);
     refused("linear_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
@@ -94,6 +89,49 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("linear_backward: u has shape [4, 5], expected [3, 4]", &|o| {
         o.linear_backward(LinearBackward::new(&x, weight, &y).u(&v), &gradients)
     });
+    // Behind an activation every gradient wants u, whatever the weight; bias, slope and u are looked at there too.
+    let behind = LinearBackward::new(&x, &v, &y).activation(Activation::Relu);
+    let dbias = Gradients::default().dbias(&norms);
+    refused("linear_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
+        o.linear_backward(behind, &dbias)
+    });
+    let (u, half_u) = (zeros(&[3, 4]), gpu.zeros(&[3, 4], DType::F16).expect("a small tensor"));
+    refused("linear_backward: u is F16, expected F32", &|o| o.linear_backward(behind.u(&half_u), &dbias));
+    refused("linear_backward: bias has shape [3, 5], expected [4]", &|o| {
+        o.linear_backward(behind.u(&u).bias(&x), &dbias)
+    });
+    refused("linear_backward: output dbias overlaps input bias...", &|o| {
+        o.linear_backward(behind.u(&u).bias(&norms), &dbias)
+    });
+    for slope in [f32::NAN, f32::INFINITY] {
+        let leaky = Activation::LeakyRelu(slope);
+        let text = "linear_backward: the slope of leaky ReLU is ..";
+        refused(text, &|o| o.linear_backward(behind.u(&u).activation(leaky), &dbias));
+        let text = "activation_backward: the slope of leaky ReLU is ..";
+        refused(text, &|o| o.activation_backward(ActivationBackward::new(leaky, &u, &u), &y));
+    }
+    refused("activation_backward: dy has shape [4, 5], expected [3, 4]", &|o| {
+        o.activation_backward(ActivationBackward::new(Activation::Relu, &u, &v), &y)
+    });
+    refused("activation_backward: dz has shape [4, 5], expected [3, 4]", &|o| {
+        o.activation_backward(ActivationBackward::new(Activation::Relu, &u, &u), &w)
+    });
+    refused("activation_backward: output dz overlaps input z...", &|o| {
+        o.activation_backward(ActivationBackward::new(Activation::Relu, &y, &u), &y)
+    });
+    refused("activation_backward: output dz overlaps input dy...", &|o| {
+        o.activation_backward(ActivationBackward::new(Activation::Relu, &v, &front), &middle)
+    });
+    for shut in [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::LeakyRelu(0.0),
+        Activation::LeakyRelu(-0.5),
+    ] {
+        let text = format!("activation_backward: the forced variant {shut:?} from its output cannot run: ..");
+        refused(&text, &|o| o.activation_backward(ActivationBackward::new(shut, &u, &u).from_output(), &y));
+    }
     // What an operator computes, and gradients that it has not.
     refused("row_norms: norms are computed, known ones are not taken", &|o| o.row_norms(weight.norms(&g), &norms));
     refused("normalize_backward: dx has shape [4, 5], expected none: the operator has no such gradient", &|o| {

@@ -475,6 +475,84 @@ pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> 
     stored(dtype, result, slope * e + evaluation)
 }
 
+/// By how much act'(z) may be off, evaluated at z itself, in the order of `derivative.wgsl`.
+///
+/// exp(-a) is off by (6 + 4a)u of itself, and by 2a for each rounding of a before.
+///
+/// GELU's tanh form and SiLU are s + z·a'·s·r with s = 1/(1 + e), r = 1 - s, e = exp(-a): s changes by r times the
+/// relative error of e, r by s times it; 6 more roundings for each of s and r, 3 for the products. a has 5 roundings in
+/// GELU. tanh is 4e/(1 + e)² with e = exp(-2|z|), 10 roundings more. GELU by erf is the part of the normal distribution
+/// below z, as `activated_bound` has it, and z times the density, whose exponent z²/2 has two roundings. What exp makes
+/// of numbers below 2⁻¹²⁶ is below 2⁻¹¹⁰ of d when it is multiplied.
+pub fn derivative_bound(activation: Activation, z: f64) -> f64 {
+    let gated = |a: f64, slope_of_a: f64, of_a: f64| {
+        let (a, e) = (a.abs().min(200.0), (-a.abs().min(200.0)).exp());
+        let (larger, smaller) = (1.0 / (1.0 + e), e / (1.0 + e));
+        let (s, r) = if z < 0.0 { (smaller, larger) } else { (larger, smaller) };
+        let exp = gamma(8.0 + (4.0 + 2.0 * of_a) * a);
+        let gate = (z.clamp(-200.0, 200.0) * slope_of_a * r).abs();
+        s * ((gamma(8.0) + r * exp) * (1.0 + gate) + gate * (gamma(14.0) + s * exp)) + 2f64.powi(-110)
+    };
+    match activation {
+        Activation::None | Activation::Relu | Activation::LeakyRelu(_) => 0.0,
+        Activation::Elu if z > 0.0 => 0.0,
+        Activation::Elu => gamma(8.0 + 4.0 * z.abs().min(200.0)) * z.exp() + 2f64.powi(-110),
+        Activation::Gelu => {
+            let s = z.abs().min(20.0);
+            let below = |z: f64| if z == 0.0 { 0.5 } else { cpu::activate(z, activation) / z };
+            let density = (-s * s / 2.0).exp() * 0.4;
+            gamma(34.0 + 2.5 * s * s) * below(-s)
+                + gamma(3.0) * below(s.copysign(z))
+                + gamma(14.0 + 4.0 * s * s) * s * density
+                + 2f64.powi(-110)
+        }
+        Activation::GeluTanh => {
+            let b = z.clamp(-20.0, 20.0);
+            let c = 1.595_769_121_605_731;
+            gated(c * (b + 0.044715 * b * b * b), c * (1.0 + 0.134145 * b * b), 6.0)
+        }
+        Activation::Silu => gated(z, 1.0, 0.0),
+        Activation::Tanh => {
+            gamma(18.0 + 8.0 * z.abs().min(100.0)) * cpu::activate_backward(z, activation) + 2f64.powi(-110)
+        }
+    }
+}
+
+/// The same of a derivative that is taken from y: y + 1, or (1 - y)·(1 + y).
+pub fn derivative_from_output_bound(activation: Activation, y: f64) -> f64 {
+    match activation {
+        Activation::Elu | Activation::Tanh => gamma(4.0) * cpu::activate_backward_from_output(y, activation).abs(),
+        _ => 0.0,
+    }
+}
+
+/// By how much act'(z) changes where z is off by at most `e`: the second derivative is at most 1 (ELU's at 0, below it
+/// 0.8 of all others), and a kink within reach counts in full.
+pub fn derivative_change(activation: Activation, z: f64, e: f64) -> f64 {
+    let kink = match activation {
+        Activation::Relu => 1.0,
+        Activation::LeakyRelu(slope) => (1.0 - f64::from(slope)).abs(),
+        _ => 0.0,
+    };
+    match activation {
+        Activation::None => 0.0,
+        Activation::Relu | Activation::LeakyRelu(_) => {
+            if z.abs() <= e {
+                kink
+            } else {
+                0.0
+            }
+        }
+        _ => 1.1 * e,
+    }
+}
+
+/// For dz = scale·d·act'(z), where act'(z) is off by `e`: at most three products.
+pub fn pulled_back_bound(d: f64, derivative: f64, e: f64, dtype: DType) -> f64 {
+    let value = d * derivative;
+    stored(dtype, value, d.abs() * e + gamma(3.0) * (value.abs() + d.abs() * e))
+}
+
 /// Compares element by element and returns the largest error as a part of its bound, or the first offender.
 ///
 /// - An expected NaN wants a NaN, an expected infinity that infinity; their bounds are not looked at.

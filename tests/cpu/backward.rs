@@ -193,19 +193,24 @@ fn backward_of_empty_tensors() {
 
     let v = [3.0, 4.0];
     let weight = cpu::Weight::Normalized { v: &v, g: None, axis: Axis::Kept(0), eps: Eps::None };
-    let of_no_batch = cpu::linear_backward(&[], &[0, 2], weight, &[1, 2], &[]).unwrap();
+    let of_no_batch = cpu::linear_backward(&[], &[0, 2], weight, &[1, 2], None, Activation::None, &[]).unwrap();
     assert!(of_no_batch.dx.is_empty());
     assert_eq!((of_no_batch.dv, of_no_batch.dg, of_no_batch.dbias), (vec![0.0; 2], Some(vec![0.0]), vec![0.0]));
-    let of_no_inputs = cpu::linear_backward(&[], &[3, 0], cpu::Weight::Plain(&[]), &[2, 0], &[1.0; 6]).unwrap();
+    let of_no_inputs =
+        cpu::linear_backward(&[], &[3, 0], cpu::Weight::Plain(&[]), &[2, 0], None, Activation::None, &[1.0; 6])
+            .unwrap();
     assert_eq!((of_no_inputs.dg, of_no_inputs.dbias), (None, vec![3.0; 2]));
-    let of_no_outputs = cpu::linear_backward(&[1.0; 6], &[3, 2], cpu::Weight::Plain(&[]), &[0, 2], &[]).unwrap();
+    let of_no_outputs =
+        cpu::linear_backward(&[1.0; 6], &[3, 2], cpu::Weight::Plain(&[]), &[0, 2], None, Activation::None, &[])
+            .unwrap();
     assert_eq!(of_no_outputs.dx, [0.0; 6]);
 }
 
 #[test]
 fn linear_backward_by_hand() {
     let (x, w, dy) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0], [1.0, -2.0]);
-    let plain = cpu::linear_backward(&x, &[2, 2], cpu::Weight::Plain(&w), &[1, 2], &dy).unwrap();
+    let plain =
+        cpu::linear_backward(&x, &[2, 2], cpu::Weight::Plain(&w), &[1, 2], None, Activation::None, &dy).unwrap();
     assert_eq!((plain.dx, plain.dv), (vec![5.0, 6.0, -10.0, -12.0], vec![-5.0, -6.0]));
     assert_eq!((plain.dg, plain.dbias), (None, vec![-1.0]));
 }
@@ -265,7 +270,7 @@ impl Layer {
 
     fn backward(&self) -> cpu::LinearGradients {
         let (x_shape, w_shape) = ([self.batch, self.ins], [self.outs, self.ins]);
-        cpu::linear_backward(&self.x, &x_shape, self.weight(), &w_shape, &self.dy).unwrap()
+        cpu::linear_backward(&self.x, &x_shape, self.weight(), &w_shape, None, Activation::None, &self.dy).unwrap()
     }
 
     fn terms(&self) -> cpu::LinearGradients {

@@ -141,7 +141,7 @@ fn gradient_bounds_admit_f32_arithmetic_and_catch_a_lost_row() {
     let [x64, v64, g64, dy64] = [&x, &v, &g, &dy].map(|values| cpu::widen(values));
     let (axis, eps) = (Axis::Kept(0), Eps::None);
     let weight = cpu::Weight::Normalized { v: &v64, g: Some(&g64), axis, eps };
-    let expected = cpu::linear_backward(&x64, &[b, k], weight, &[n, k], &dy64).unwrap();
+    let expected = cpu::linear_backward(&x64, &[b, k], weight, &[n, k], None, Activation::None, &dy64).unwrap();
     let terms = linear_terms(&x64, weight, &[n, k], &dy64);
     let (expected_dg, terms_dg) = (expected.dg.clone().unwrap(), terms.dg.clone().unwrap());
 
@@ -163,7 +163,9 @@ fn gradient_bounds_admit_f32_arithmetic_and_catch_a_lost_row() {
     for result in check(&f32_gradients(&x, &v, &g, &dy, [b, n, k], 1)) {
         result.unwrap_err();
     }
-    let dw = cpu::linear_backward(&x64, &[b, k], cpu::Weight::Plain(&v64), &[n, k], &dy64).unwrap().dv;
+    let dw = cpu::linear_backward(&x64, &[b, k], cpu::Weight::Plain(&v64), &[n, k], None, Activation::None, &dy64)
+        .unwrap()
+        .dv;
     let norms = cpu::row_norms(&v64, &[n, k], axis, eps).unwrap();
     let uncorrected: Vec<f32> = (0..n * k).map(|at| (g64[at / k] / norms[at / k] * dw[at]) as f32).collect();
     let mut gradients = f32_gradients(&x, &v, &g, &dy, [b, n, k], 0);

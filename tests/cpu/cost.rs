@@ -1,9 +1,9 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Adam, Axis, Conv, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error, Gpu, Gradients, Linear,
-    LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, Recorder, Sgd,
-    Tensor, Timing, WeightNorm,
+    Activation, ActivationBackward, Adam, Axis, Conv, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error,
+    Gpu, Gradients, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options,
+    Parameter, Recorder, Sgd, Tensor, Timing, WeightNorm,
 };
 
 fn noop() -> Gpu {
@@ -155,6 +155,12 @@ fn work_of_linear_backward() {
         run(&|ops| ops.linear_backward(LinearBackward::new(x, v, dy), &none.dv(&dv).dbias(dbias))),
         [x_bytes + y_bytes, 4 * N * K + row, product + B * N]
     );
+    // Behind an activation u, g and the bias tell where its derivative is taken, and dz is an operation on each element.
+    let behind = LinearBackward::new(x, known, dy).activation(Activation::Silu).u(u).bias(norms);
+    assert_eq!(run(&|ops| ops.linear_backward(behind, &none.dbias(dbias))), [2 * y_bytes + 2 * row, row, 2 * B * N]);
+    let request = ActivationBackward::new(Activation::Silu, u, dy);
+    let of_activation = |dz| work(gpu, "activation_backward", |ops| ops.activation_backward(request, dz));
+    assert_eq!([of_activation(&layer.zeros(&[B, N])), of_activation(dy)], [[2 * y_bytes, y_bytes, B * N]; 2]);
     // Kept axis 1: dg takes the product of dy and v.
     let (g_in, norms_in, dg_in) = (layer.zeros(&[K]), layer.zeros(&[K]), layer.zeros(&[K]));
     let of_inputs = WeightNorm::new(v, &g_in).axis(Axis::Kept(1)).norms(&norms_in);

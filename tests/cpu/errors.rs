@@ -127,7 +127,7 @@ fn linear_backward_and_saved_reject_what_does_not_fit() {
     let v = [1.0; 6];
     let backward = |x_shape: &[usize], weight, w_shape: &[usize], dy: usize| {
         let x = vec![0.0; x_shape.iter().product()];
-        cpu::linear_backward(&x, x_shape, weight, w_shape, &vec![0.0; dy]).unwrap_err()
+        cpu::linear_backward(&x, x_shape, weight, w_shape, None, Activation::None, &vec![0.0; dy]).unwrap_err()
     };
     let normalized = |g, axis| cpu::Weight::Normalized { v: &v, g, axis, eps: Eps::None };
     let shape = |arg, got: &[usize], expected: &str| {

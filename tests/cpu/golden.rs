@@ -106,7 +106,8 @@ fn check_linear(case: &Golden) -> Result<(), String> {
 
     let dy = &case.tensor("dy")?.data;
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
-    let gradients = cpu::linear_backward(&x.data, &x.shape, weight, &v.shape, dy).map_err(failed)?;
+    let gradients =
+        cpu::linear_backward(&x.data, &x.shape, weight, &v.shape, None, Activation::None, dy).map_err(failed)?;
     let terms = linear_terms(&x.data, weight, &v.shape, dy);
     let batch = dy.len() / v.shape[0].max(1);
     let worst_norm = weights.norm_errors.iter().fold(0f64, |a, &b| a.max(b));

@@ -81,7 +81,13 @@ fn derivatives_of_activations_are_differences() {
             let got = cpu::activate_backward(y, activation);
             assert!((got - difference).abs() < 1e-9, "{activation:?} of {y}: {got}, {difference}");
         }
-        assert!(activation == Activation::None || cpu::activate_backward(f64::NAN, activation).is_nan());
+        // Where NaN is neither above nor below 0 PyTorch takes these.
+        let at_nan = cpu::activate_backward(f64::NAN, activation);
+        match activation {
+            Activation::None | Activation::Relu | Activation::Elu => assert_eq!(at_nan, 1.0),
+            Activation::LeakyRelu(slope) => assert_eq!(at_nan, f64::from(slope)),
+            _ => assert!(at_nan.is_nan(), "{activation:?}"),
+        }
         assert!(cpu::activate_backward(-800.0, activation).is_finite());
         assert_eq!(cpu::activate(0.0, activation), 0.0);
     }
@@ -178,5 +184,56 @@ proptest! {
         permuted.bias.reverse();
         let expected: Vec<_> = case.y().chunks_exact(n).flat_map(|row| row.iter().rev().copied()).collect();
         prop_assert_eq!(permuted.y(), expected);
+    }
+}
+
+/// From what an activation gave follows the same derivative, but for those that give a number twice.
+#[test]
+fn derivatives_follow_from_outputs() {
+    for activation in ACTIVATIONS {
+        for z in [-3.0, -0.3, -0.01, 0.0, 0.01, 0.4, 3.0] {
+            let got = cpu::activate_backward_from_output(cpu::activate(z, activation), activation);
+            let expected = cpu::activate_backward(z, activation);
+            let folds = matches!(activation, Activation::LeakyRelu(slope) if slope <= 0.0);
+            let follows = !folds && !matches!(activation, Activation::Gelu | Activation::GeluTanh | Activation::Silu);
+            assert!(
+                if follows { (got - expected).abs() < 1e-15 } else { got.is_nan() },
+                "{activation:?} of {z}: {got}"
+            );
+        }
+    }
+    let dz = cpu::activation_backward(Activation::Relu, &[-1.0, 0.0, 2.0, 2.0], &[f64::NAN, 3.0, 4.0, f64::INFINITY]);
+    assert_eq!(dz.unwrap(), [0.0, 0.0, 4.0, f64::INFINITY]);
+    assert!(cpu::activation_backward(Activation::Relu, &[1.0], &[]).is_err());
+    assert!(cpu::activation_backward(Activation::LeakyRelu(f32::NAN), &[1.0], &[1.0]).is_err());
+}
+
+/// The gradients of a layer with a bias and an activation against differences of what it gives.
+#[test]
+fn gradients_behind_activations_are_differences() {
+    let (x, v, g, bias) =
+        ([0.3, -0.7, 1.1, 0.2, 0.9, -0.4], [0.5, -0.2, 0.8, -0.6, 0.1, 0.4], [1.5, -0.7], [0.2, -0.1]);
+    let dy = [0.7, -1.3, 0.4, 0.9];
+    let eps = Eps::default();
+    for activation in ACTIVATIONS {
+        let loss = |parts: &[Vec<f64>]| -> f64 {
+            let w = cpu::normalize(&parts[1], &[2, 3], Some(&parts[2]), Axis::Kept(0), eps).unwrap();
+            let y = cpu::linear(&parts[0], &[2, 3], &w, &[2, 3], Some(&parts[3]), activation).unwrap();
+            y.iter().zip(dy).map(|(y, dy)| y * dy).sum()
+        };
+        let weight = cpu::Weight::Normalized { v: &v, g: Some(&g), axis: Axis::Kept(0), eps };
+        let d = cpu::linear_backward(&x, &[2, 3], weight, &[2, 3], Some(&bias), activation, &dy).unwrap();
+        let parts = [x.to_vec(), v.to_vec(), g.to_vec(), bias.to_vec()];
+        for (which, got) in [d.dx, d.dv, d.dg.unwrap(), d.dbias].iter().enumerate() {
+            for (i, got) in got.iter().enumerate() {
+                let at = |step: f64| {
+                    let mut parts = parts.clone();
+                    parts[which][i] += step;
+                    loss(&parts)
+                };
+                let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
+                assert!((got - difference).abs() < 1e-8, "{activation:?}, {which}[{i}]: {got}, {difference}");
+            }
+        }
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Mutex;
 
 use weightnorm::wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
 use weightnorm::{
-    ArgumentError, Axis, Conv, ConvGeometry, DType, DeviceError, Eps, Error, Facts, Gradients, Launch, LimitError,
-    Linear, LinearBackward, NormalizeBackward, Planned, PlannedBinding, Recorder, SCRATCH_BUFFERS, Tensor, WeightNorm,
+    Activation, ActivationBackward, ArgumentError, Axis, Conv, ConvGeometry, DType, DeviceError, Eps, Error, Facts,
+    Gradients, Launch, LimitError, Linear, LinearBackward, NormalizeBackward, Planned, PlannedBinding, Recorder,
+    SCRATCH_BUFFERS, Tensor, WeightNorm,
 };
 
 /// What was planned: names, workgroups and bindings.
@@ -188,7 +189,8 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
     for [batch, outs, ins] in
         [[64, 512, 259], [1, 4096, 4096], [3_000_001, 40, 7], [33, 257, 100_003], [7, 3_000_001, 8], [2, 3, 0]]
     {
-        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+        let layers = [Axis::Kept(0), Axis::Kept(1), Axis::Whole].map(|axis| (axis, Activation::None));
+        for (axis, activation) in layers.into_iter().chain([(Axis::Kept(0), Activation::Gelu)]) {
             let mut buffers = Buffers::default();
             let kept = [outs, ins, 1][if let Axis::Kept(kept) = axis { kept } else { 2 }];
             let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
@@ -203,8 +205,10 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
             let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
             for device in devices() {
                 let record = |ops: &mut Recorder<'_, '_>| {
-                    ops.linear(Linear::new(&x, weight).bias(&bias).norms(&norms).u(u), &y)?;
-                    ops.linear_backward(LinearBackward::new(&x, weight.norms(&norms), &dy).u(u), &gradients)
+                    let layer = Linear::new(&x, weight).bias(&bias).activation(activation);
+                    ops.linear(layer.norms(&norms).u(u), &y)?;
+                    let backward = LinearBackward::new(&x, weight.norms(&norms), &dy).bias(&bias);
+                    ops.linear_backward(backward.activation(activation).u(u), &gradients)
                 };
                 let listed = match buffers.list(&device, record) {
                     // Of x, dy and v 16 rows have to fit a binding.
@@ -226,6 +230,28 @@ fn plans_of_products_keep_every_limit() -> Result<(), Error> {
                     if bytes > 0 {
                         writes_all(&listed, number, bytes);
                     }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn plans_of_activations_keep_every_limit() -> Result<(), Error> {
+    let [f32, f16] = [DType::F32, DType::F16];
+    for (shape, dtypes) in
+        [(&[3_000_001, 7][..], [f32; 3]), (&[5, 7, 3], [f16; 3]), (&[10_000_003], [f32, f16, f16]), (&[0, 5], [f32; 3])]
+    {
+        let mut buffers = Buffers::default();
+        let [z, dy, dz] = [0, 1, 2].map(|i| buffers.tensor(shape, dtypes[i]));
+        let (z, dy, dz) = (z?, dy?, dz?);
+        for device in devices() {
+            for (number, dz) in [(2, &dz), (1, &dy)] {
+                let request = ActivationBackward::new(Activation::Gelu, &z, &dy);
+                let listed = buffers.list(&device, |ops| ops.activation_backward(request, dz))?;
+                if !z.is_empty() {
+                    writes_all(&listed, number, dz.len() as u64 * dz.dtype().size());
                 }
             }
         }

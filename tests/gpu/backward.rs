@@ -1,8 +1,8 @@
 //! The backward pass: linear_saved, linear_backward, normalize_backward.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, NormalizeBackward,
-    Recorder, Tensor, Tile, Weight, WeightNorm, cpu,
+    Activation, ArgumentError, Axis, DType, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward,
+    NormalizeBackward, Recorder, Tensor, Tile, Weight, WeightNorm, cpu,
 };
 
 use crate::common::{compare, dg_bound, dot_bound, dv_bound, dx_bound, norm_bound, sum_bound};
@@ -286,7 +286,7 @@ impl Case {
             None => cpu::Weight::Plain(&v),
             Some(axis) => cpu::Weight::Normalized { v: &v, g: g.as_deref(), axis, eps: self.eps },
         };
-        let gradients = cpu::linear_backward(&x, &[batch, ins], weight, &self.v_shape(), &dy)?;
+        let gradients = cpu::linear_backward(&x, &[batch, ins], weight, &self.v_shape(), None, Activation::None, &dy)?;
         let terms = linear_terms(&x, weight, &self.v_shape(), &dy);
         let lists = |g: cpu::LinearGradients| [g.dx, g.dv, g.dg.unwrap_or_default(), g.dbias];
         let (values, mut terms) = (lists(gradients), lists(terms));

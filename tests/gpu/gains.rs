@@ -315,7 +315,7 @@ impl Layer {
         let (_, saved) = gpu.linear_saved(Linear::new(&x_tensor, weight).bias(&bias_tensor))?;
         let norms = saved.norms.as_ref().ok_or("no norms")?;
         let of = cpu::Weight::Normalized { v: &v, g: Some(&g), axis, eps: Eps::default() };
-        let expected = cpu::linear_backward(&x, &x_shape, of, &shape, &dy)?;
+        let expected = cpu::linear_backward(&x, &x_shape, of, &shape, None, Activation::None, &dy)?;
         let terms = linear_terms(&x, of, &shape, &dy);
         let (dg, dg_terms) = (expected.dg.as_ref().ok_or("no dg")?, terms.dg.as_ref().ok_or("no dg")?);
         let (length, both) = (norm_length(&shape, axis), batch + ins + outs + norm_length(&shape, axis));

@@ -8,6 +8,7 @@ mod ranges;
 #[path = "../common/suite.rs"]
 mod suite;
 
+mod activation;
 mod arena;
 mod backward;
 mod banks;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         normalize::register(suite);
     };
     let second = |suite: &mut Suite| {
+        activation::register(suite);
         linear::register(suite);
         gains::register(suite);
         conv::register(suite);

@@ -250,7 +250,7 @@ impl<'a> Reference<'a> {
                 Some(g) => cpu::Weight::Normalized { v: &layer.v, g: Some(g), axis: Axis::Kept(0), eps: EPS },
                 None => cpu::Weight::Plain(&layer.v),
             };
-            let mut d = cpu::linear_backward(input, &[POINTS, ins], weight, &w_shape, &dy)?;
+            let mut d = cpu::linear_backward(input, &[POINTS, ins], weight, &w_shape, None, Activation::None, &dy)?;
             if random.is_some() {
                 let terms = linear_terms(input, weight, &w_shape, &dy);
                 shake(&mut d.dx, &mut random, |at, dx| dx_bound(ins, outs, terms.dx[at], dx, DType::F32));

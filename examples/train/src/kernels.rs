@@ -6,8 +6,8 @@ use weightnorm::{Error, Gpu, Tensor};
 pub struct Kernels {
     gpu: Gpu,
     join: wgpu::ComputePipeline,
+    join_backward: wgpu::ComputePipeline,
     relu: wgpu::ComputePipeline,
-    relu_backward: wgpu::ComputePipeline,
     loss: wgpu::ComputePipeline,
 }
 
@@ -34,8 +34,8 @@ impl Kernels {
         let points = [("POINTS", points as f64)];
         Kernels {
             join: pipeline("join", &points),
+            join_backward: pipeline("join_backward", &points),
             relu: pipeline("relu", &[]),
-            relu_backward: pipeline("relu_backward", &points),
             loss: pipeline("loss", &points),
             gpu: gpu.clone(),
         }
@@ -46,14 +46,14 @@ impl Kernels {
         self.call(&self.join, &[h, x, joined], joined.len())
     }
 
+    /// dh, of the gradient of joined = [h, x].
+    pub fn join_backward(&self, joined: &Tensor, dh: &Tensor) -> Result<Call, Error> {
+        self.call(&self.join_backward, &[joined, dh], dh.len())
+    }
+
     /// h = max(h, 0)
     pub fn relu(&self, h: &Tensor) -> Result<Call, Error> {
         self.call(&self.relu, &[h], h.len())
-    }
-
-    /// dy = dx where h > 0, else 0. dx may be wider than h.
-    pub fn relu_backward(&self, h: &Tensor, dx: &Tensor, dy: &Tensor) -> Result<Call, Error> {
-        self.call(&self.relu_backward, &[h, dx, dy], dy.len())
     }
 
     /// The loss of the output f for the points x, and its gradient df.

@@ -38,22 +38,19 @@ fn relu(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 }
 
-// dy = dx where the ReLU let through, else 0. dx may be wider than h: the part of the skip connection that belongs to
-// the input of the network, which no gradient is wanted of, is dropped.
+// The gradient of h alone, of that of joined = [h, x]: no gradient is wanted of the network's input.
 
-@group(0) @binding(0) var<storage, read> passed_h: array<f32>;
-@group(0) @binding(1) var<storage, read> passed_dx: array<f32>;
-@group(0) @binding(2) var<storage, read_write> passed_dy: array<f32>;
+@group(0) @binding(0) var<storage, read> joined_gradient: array<f32>;
+@group(0) @binding(1) var<storage, read_write> h_gradient: array<f32>;
 
 @compute @workgroup_size(64)
-fn relu_backward(@builtin(global_invocation_id) id: vec3<u32>) {
-    if id.x >= arrayLength(&passed_dy) {
+fn join_backward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if id.x >= arrayLength(&h_gradient) {
         return;
     }
-    let h_width = arrayLength(&passed_h) / POINTS;
-    let dx_width = arrayLength(&passed_dx) / POINTS;
-    let dx = passed_dx[id.x / h_width * dx_width + id.x % h_width];
-    passed_dy[id.x] = select(0.0, dx, passed_h[id.x] > 0.0);
+    let h_width = arrayLength(&h_gradient) / POINTS;
+    let width = arrayLength(&joined_gradient) / POINTS;
+    h_gradient[id.x] = joined_gradient[id.x / h_width * width + id.x % h_width];
 }
 
 // The loss |f - d|, its mean over the points, and the gradient. d is the distance to the round cross, the union of three

@@ -7,7 +7,7 @@
 //! Plain weights, weight normalization with two kinds of initialization, and weight normalization with mean-only batch
 //! normalization start from the same directions and see the same points, at several learning rates and with several
 //! seeds each. A step is one submission; step.rs records it, with this example's own kernels (kernels.wgsl) for the
-//! loss, the gradient of the ReLU and the skip connection among those of the crate.
+//! loss and the skip connection among those of the crate.
 //!
 //! Exit code: 0 done, 2 the arguments, a file or the GPU would not do.
 mod chart;

@@ -3,9 +3,9 @@
 //! All buffers are made once. The directions v of all layers are parts of one buffer, the gains and biases parts of
 //! another, and so are their gradients and what the optimizer remembers: one dispatch steps the whole network.
 use weightnorm::{
-    Activation, Adam, AdamState, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear, LinearBackward,
-    MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, Parameter, Recorder, Sgd, SgdState, Tensor, Weight,
-    WeightNorm,
+    Activation, ActivationBackward, Adam, AdamState, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear,
+    LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, Parameter, Recorder, Sgd, SgdState, Tensor,
+    Weight, WeightNorm,
 };
 
 use super::kernels::{Call, Kernels};
@@ -93,10 +93,10 @@ pub struct Layer {
     centring: Option<Centring>,
     /// The output, after the ReLU.
     pub h: Tensor,
-    /// The gradient of what goes into the ReLU.
+    /// The gradient of h, and then of what goes into the ReLU.
     pub dy: Tensor,
-    /// The gradient of the input, and what makes dy of the layer before of it. The first layer needs none.
-    dx: Option<(Tensor, Call)>,
+    /// The gradient of the input: dy of the layer before, or what that is taken from. The first layer needs none.
+    dx: Option<(Tensor, Option<Call>)>,
 }
 
 /// Mean-only batch normalization between the product t and the ReLU.
@@ -150,12 +150,12 @@ impl Network {
                 None => None,
             };
             let dx = match before {
-                Some(before) => {
+                Some(before) if skip => {
                     let dx = zeros(ins)?;
-                    let call = kernels.relu_backward(&before.h, &dx, &before.dy)?;
-                    Some((dx, call))
+                    let call = kernels.join_backward(&dx, &before.dy)?;
+                    Some((dx, Some(call)))
                 }
-                None => None,
+                before => before.map(|before| (before.dy.clone(), None)),
             };
             let centring = match variant == Variant::MeanOnly && i + 1 < sizes.len() {
                 true => Some(Centring {
@@ -306,12 +306,19 @@ impl Network {
 
     /// Everything from dy of the last layer on.
     fn backward(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Error> {
+        let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let before = if i > 0 { &self.layers[i - 1].h } else { &self.x };
             let input = layer.joined.as_ref().map_or(before, |(joined, _)| joined);
-            layer.backward(&mut self.gpu.record_pass(pass), input)?;
-            if let Some((_, relu_backward)) = &layer.dx {
-                relu_backward.record(pass);
+            let mut ops = self.gpu.record_pass(pass);
+            if i < last {
+                let relu = ActivationBackward::new(Activation::Relu, &layer.h, &layer.dy).from_output();
+                ops.activation_backward(relu, &layer.dy)?;
+            }
+            layer.backward(&mut ops, input)?;
+            drop(ops);
+            if let Some((_, Some(join_backward))) = &layer.dx {
+                join_backward.record(pass);
             }
         }
         Ok(())

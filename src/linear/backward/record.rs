@@ -1,6 +1,7 @@
 //! Recording the backward pass of a linear layer. Shader: `product/gradient.wgsl`.
 use super::epilogue::{GradientEpilogue, Grouping, OperandScale};
 use super::{LinearBackward, LinearGradients};
+use crate::activation::gradient::ActivationGradient;
 use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::batch::statistics::{self, Factors};
 use crate::binding::View;
@@ -12,7 +13,7 @@ use crate::product::record::{Operand, Product, are_halves, multiply};
 use crate::product::selection::Selection;
 use crate::vectors;
 use crate::weight::backward::{differentiable_norms, effective_norms};
-use crate::{ArgumentError, Axis, DType, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
+use crate::{Activation, ArgumentError, Axis, DType, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 
 const OP: &str = "linear_backward";
 
@@ -41,16 +42,33 @@ impl Recorder<'_, '_> {
     /// As [`LinearBackward`].
     pub fn linear_backward(&mut self, backward: LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
         check(self, &backward, gradients)?;
-        let &Gradients { dg, dbias, accumulate, .. } = gradients;
+        let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
+        let wants_any = [dx, dv, dg, dbias].iter().any(Option::is_some);
+        let dz = match backward.gradient_of_activation().filter(|_| wants_any) {
+            Some(gradient) => Some(gradient.record_into_scratch(self)?),
+            None => None,
+        };
+        // All that follows is linear: dz stands for dy.
+        let backward = LinearBackward { dy: dz.as_ref().unwrap_or(backward.dy), ..backward };
         vectors::in_f32(self, (accumulate, true), [dg, dbias], |ops, [dg, dbias]| {
             record(ops, &backward, &Gradients { dg, dbias, ..*gradients })
         })
     }
 }
 
-/// The gradients of checked arguments; dg and dbias are f32.
+impl<'a> LinearBackward<'a> {
+    /// dz of dy, at z = g·u + bias; none without an activation. For kept axis 1 and plain weights the gain is in u.
+    fn gradient_of_activation(&self) -> Option<ActivationGradient<'a>> {
+        let &LinearBackward { weight, dy, u, activation, bias, .. } = self;
+        let g = weight.normalized().filter(|w| w.axis != Axis::Kept(1)).and_then(|w| w.g);
+        let gradient = ActivationGradient { g, bias, ..ActivationGradient::new(activation, u, dy) };
+        Some(gradient).filter(|_| activation != Activation::None)
+    }
+}
+
+/// The gradients of checked arguments without an activation; dg and dbias are f32.
 fn record(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
-    let &LinearBackward { x, weight, dy, u, selection } = backward;
+    let &LinearBackward { x, weight, dy, u, selection, .. } = backward;
     let sizes = Sizes::new(x, weight.v());
     let &Gradients { dx, dv, dg, dbias, accumulate, .. } = gradients;
     let Some(norm) = weight.normalized() else {
@@ -115,10 +133,14 @@ fn record(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: 
 }
 
 fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
-    let &LinearBackward { x, weight, dy, u, selection } = backward;
+    let &LinearBackward { x, weight, dy, u, activation, bias, selection } = backward;
     let v = weight.v();
     let y_shape = y_shape(x, v)?;
     expect_shape(OP, "dy", dy, &y_shape)?;
+    activation.check(OP)?;
+    if let Some(bias) = bias {
+        expect_shape(OP, "bias", bias, &v.shape()[..1])?;
+    }
     let &Gradients { dx, dv, dg, dbias, .. } = gradients;
     let normalized = weight.normalized();
     if let Some(weight) = normalized {
@@ -128,7 +150,8 @@ fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &
         expect_dtype(OP, "u", u, DType::F32)?;
         expect_shape(OP, "u", u, &y_shape)?;
     }
-    let needs_u = normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
+    let activated = activation != Activation::None && [dx, dv, dg, dbias].iter().any(Option::is_some);
+    let needs_u = activated || normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
     if needs_u && u.is_none() {
         return Err(ArgumentError::Missing { op: OP, arg: "u" }.into());
     }
@@ -152,16 +175,17 @@ fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &
     let reads_v = wants_product || (normalized.is_some() && dv.is_some());
     let reads_norms = normalized.is_some() && (wants_product || wants_dg);
     let products = u64::from(wants_product) + u64::from(dv.is_some());
-    let sums = u64::from(dbias.is_some()) * dy.len() as u64
+    let sums = (u64::from(dbias.is_some()) + u64::from(activated)) * dy.len() as u64
         + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
     let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
     Arguments::new(OP)
         .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
         .input_if(reads_v, "weight", v)
-        .input_if(wants_product || dv.is_some(), "g", normalized.and_then(|w| w.g))
+        .input_if(wants_product || dv.is_some() || (activated && !of_inputs), "g", normalized.and_then(|w| w.g))
         .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
         .input("dy", dy)
-        .input_if(wants_dg && !of_inputs, "u", u)
+        .input_if(activated || (wants_dg && !of_inputs), "u", u)
+        .input_if(activated, "bias", bias)
         .output("dx", dx)
         .output_onto(gradients.accumulate, "dv", dv)
         .output_onto(gradients.accumulate, "dg", dg)
@@ -244,7 +268,7 @@ fn input_product_of_columns(
         norms_out: None,
         u,
         policy: (0, 0.0),
-        activation: crate::Activation::None,
+        activation: Activation::None,
         columns: sizes.ins,
     };
     multiply(
