@@ -23,7 +23,6 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_of_few_channels", few_channels);
     suite.sampled("conv_backward", backward);
     suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
-    suite.test("conv_ends", Needs::Nothing, ends);
     suite.test("conv_numbers", Needs::Nothing, numbers);
     suite.test("conv_with_one_tap_is_linear", Needs::Nothing, one_tap_is_linear);
     suite.test("conv_of_groups_is_a_concatenation", Needs::Nothing, groups);
@@ -528,14 +527,6 @@ fn few_channels(gpu: &Gpu, extent: Extent) -> Outcome {
             Case { tile: Some(tile), ..two.clone() }.check(gpu)?;
             Case { tile: Some(tile), ..depthwise.clone() }.check(gpu)
         })
-    })
-}
-
-fn ends(gpu: &Gpu) -> Outcome {
-    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::GeluTanh], |&activation| {
-        let case = Case { activation, ..Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1)) };
-        case.check(gpu)?;
-        Case { activation, ..Case::new(&[2, 5, 9], &[5, 4, 4], plain().stride(2)).transposed() }.check(gpu)
     })
 }
 
