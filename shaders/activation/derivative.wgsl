@@ -22,7 +22,8 @@ fn finite_only(z: vec4<f32>, slope: vec4<f32>) -> vec4<f32> {
     return select(slope, nan, (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(INFINITY));
 }
 
-// d times the derivative at z. What a ReLU drops is 0 whatever d is; NaN in z keeps d, as it does in PyTorch.
+// d times the derivative at z. What a ReLU drops is 0 whatever d is; NaN in z keeps d under ReLU and ELU, and is not
+// above 0 under leaky ReLU, as in PyTorch. By the bits, since compilers may assume that there is no NaN.
 fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(z);
     let not_above = (bits - vec4<u32>(0x80000000u) <= vec4<u32>(INFINITY)) | (bits == vec4<u32>());
@@ -30,7 +31,8 @@ fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
         return select(d, vec4<f32>(), not_above);
     }
     if ACTIVATION == ACT_LEAKY_RELU {
-        return select(d, d * slope, not_above);
+        let above = bits - vec4<u32>(1u) < vec4<u32>(INFINITY);
+        return select(d * slope, d, above);
     }
     if ACTIVATION == ACT_ELU {
         if FROM_OUTPUT {
