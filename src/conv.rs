@@ -54,15 +54,16 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// the norms and one. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
 ///
 /// # Not there yet
-/// Gradients of y's activation, of snakes, of a scale; of x through an activation of x, and beside a padding of other
-/// than zeros ([`cpu`](crate::cpu) has these two). x, v and y each have to fit a binding.
+/// Gradients of snakes, of activations of y that do not follow from y (GELU, SiLU: give them to the next layer as its
+/// activation of x), and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has this one). x, v and y each
+/// have to fit a binding.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit, for a slope or a scale that
 /// is not finite; [`ArgumentError::Alias`] for a residual in y; [`ArgumentError::Variant`] for two of residual and
 /// snakes, a snake beside an activation, a tile that convolutions do not have, and for a padding mode of a transposed
-/// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights past
-/// 65,535, and for sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
+/// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and
+/// heights past 65,535, and for sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Conv<'a> {
@@ -77,6 +78,7 @@ pub struct Conv<'a> {
     pub(crate) accumulate: bool,
     pub(crate) activation: Activation,
     pub(crate) snake: Option<&'a Tensor>,
+    pub(crate) output: Option<&'a Tensor>,
     pub(crate) norms: Option<&'a Tensor>,
     pub(crate) selection: Selection,
 }
@@ -96,6 +98,7 @@ impl<'a> Conv<'a> {
             accumulate: false,
             activation: Activation::None,
             snake: None,
+            output: None,
             norms: None,
             selection: Selection::default(),
         }
@@ -181,6 +184,12 @@ impl<'a> Conv<'a> {
     /// Applies snake to y, with an α for each output channel, as [`Conv::input_snake`] has it.
     pub fn snake(self, alpha: impl Into<Option<&'a Tensor>>) -> Self {
         Conv { snake: alpha.into(), ..self }
+    }
+
+    /// For gradients alone: y, as the forward pass wrote it. Wanted if there is an activation of y, whose derivative
+    /// follows from it.
+    pub fn output(self, y: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { output: y.into(), ..self }
     }
 
     /// Writes the effective norms n̂ out, as later calls want them: f32, shaped as g.

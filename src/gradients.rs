@@ -46,6 +46,11 @@ impl<'a> Gradients<'a> {
         Gradients { accumulate, ..self }
     }
 
+    /// Whether there is one at all.
+    pub(crate) fn any(&self) -> bool {
+        [self.dx, self.dv, self.dg, self.dbias].iter().any(Option::is_some)
+    }
+
     /// Refuses gradients of what an operator does not have.
     pub(crate) fn expect_none(op: &'static str, gradients: &[(&'static str, Option<&Tensor>)]) -> Result<(), Error> {
         match gradients.iter().find_map(|&(arg, tensor)| Some((arg, tensor?))) {

@@ -5,6 +5,7 @@ use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParam
 use super::layer::Ends;
 use super::plan::{Product, check_tile};
 use super::record::{apply, check_bindings, check_ends, check_parameters, of_input, of_output, record_weights};
+use crate::activation::gradient::ActivationGradient;
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::bind;
 use crate::contract::norms_shape;
@@ -63,16 +64,22 @@ impl Recorder<'_, '_> {
     /// - `conv`: what the forward pass was asked for; its bias plays no part. `dy`: y's shape. Of `gradients` dx has
     ///   the shape of x, dv that of v, dg that of the norms or flat, dbias is `[out]`; any storage types. dx is
     ///   written, the others as [`Gradients::accumulate`] says.
+    /// - With ends, z = scale · (sums + bias + residual) + old and y = act(z): dy is first multiplied by scale · act'(z),
+    ///   into scratch memory in its storage type, and dx at last by the derivative of the activation of x. The
+    ///   derivative at z follows from y, which [`Conv::output`] names. What was added to y gets dy · act'(z), a residual
+    ///   scale times that: see [`ActivationBackward`](crate::ActivationBackward).
     /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
     ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
     ///
     /// # Dispatches
     /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces,
-    /// and those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one.
+    /// and those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one. One more for an activation of y or a
+    /// scale, one for dx through an activation of x.
     ///
     /// # Errors
-    /// As [`Conv`]; [`ArgumentError::Variant`] for an activation, which has no gradient here yet, and for dx of a
-    /// padding of other than zeros.
+    /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants; [`ArgumentError::Variant`] for
+    /// a snake, for an activation of y whose derivative does not follow from y, and for dx of a padding of other than
+    /// zeros.
     pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
         let op = "conv_backward";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
@@ -123,8 +130,19 @@ impl Backward<'_> {
         let dv = Product::taps(sides)?;
         self.check(ops, gradients)?;
         let &Gradients { dg, dbias, accumulate, .. } = gradients;
+        let conv = self.conv;
+        let bent = conv.activation != Activation::None || conv.scale != 1.0;
+        let dz = match bent && gradients.any() {
+            true => {
+                let at = ActivationGradient::new(conv.activation, conv.output, self.dy);
+                Some(ActivationGradient { from_output: true, scale: conv.scale, ..at }.record_into_scratch(ops)?)
+            }
+            false => None,
+        };
+        // What follows is linear.
+        let linear = Backward { dy: dz.as_ref().unwrap_or(self.dy), ..*self };
         vectors::in_f32(ops, (accumulate, true), [dg, dbias], |ops, [dg, dbias]| {
-            self.of_checked(ops, &Gradients { dg, dbias, ..*gradients }, &dx, &dv)
+            linear.of_checked(ops, &Gradients { dg, dbias, ..*gradients }, &dx, &dv)
         })
     }
 
@@ -143,6 +161,9 @@ impl Backward<'_> {
             let of_dy = Conv { selection, ..of_dy };
             let norm = if self.transposed { of_output(conv) } else { of_input(conv) };
             apply(ops, &of_dy, dx, of_dx, norm)?;
+            if conv.input_activation != Activation::None {
+                ActivationGradient::new(conv.input_activation, Some(conv.x), dx).record(ops, dx)?;
+            }
         }
         let (c, a) = if self.transposed { (conv.x, dy) } else { (dy, conv.x) };
         // x is read as the forward pass read it, whichever operand it is.
@@ -178,17 +199,12 @@ impl Backward<'_> {
         let refused =
             |got: String, reason: &str| Err(ArgumentError::Variant { op, got, reason: reason.to_owned() }.into());
         if conv.activation != Activation::None {
-            return refused(format!("{:?}", conv.activation), "it has no gradient here yet: hand over dy behind it");
+            conv.activation.check_from_output(op)?;
+            let y = conv.output.ok_or(ArgumentError::Missing { op, arg: "output" })?;
+            expect_shape(op, "output", y, &y_shape)?;
         }
         if conv.input_snake.is_some() || conv.snake.is_some() {
             return refused("snake".to_owned(), "it has no gradient here yet");
-        }
-        if conv.scale != 1.0 {
-            return refused(format!("scale {}", conv.scale), "it has no gradient here yet: hand over dy behind it");
-        }
-        if conv.input_activation != Activation::None && dx.is_some() {
-            let reason = "dx has no gradient through it here yet; dv, dg and dbias have";
-            return refused(format!("{:?} of x", conv.input_activation), reason);
         }
         if let Some(weight) = normalized {
             weight.check(op)?;
@@ -218,7 +234,8 @@ impl Backward<'_> {
         let weights = dv.is_some() || dg.is_some();
         let norms = normalized.filter(|_| weights || dx.is_some()).map_or(0, |w| w.norms_operations());
         Arguments::new(op)
-            .input_if(weights, "x", x)
+            .input_if(conv.activation != Activation::None, "output", conv.output)
+            .input_if(weights || (dx.is_some() && conv.input_activation != Activation::None), "x", x)
             .input_if(weights || dx.is_some(), "weight", v)
             .input_if(weights || dx.is_some(), "g", normalized.and_then(|w| w.g))
             .input_if(weights || dx.is_some(), "known norms", normalized.and_then(|w| w.norms))

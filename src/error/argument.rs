@@ -165,5 +165,9 @@ pub enum ArgumentError {
 
 /// How to come by an argument that only another call gives.
 fn where_it_comes_from(arg: &str) -> &'static str {
-    if arg == "u" { ": the forward pass saves it (Linear::u)" } else { "" }
+    match arg {
+        "u" => ": the forward pass saves it (Linear::u)",
+        "output" => ": the y of the forward pass (Conv::output)",
+        _ => "",
+    }
 }

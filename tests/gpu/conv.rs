@@ -638,7 +638,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
     let x = gpu.upload(&[0.5f32; 36], &[1, 4, 9])?;
     let v = gpu.upload(&[0.5f32; 72], &[6, 4, 3])?;
     let g = gpu.upload(&[0.5f32; 4], &[4])?;
-    let (y, padded) = (gpu.zeros(&[1, 6, 7], DType::F32)?, gpu.zeros(&[1, 6, 9], DType::F32)?);
+    let padded = gpu.zeros(&[1, 6, 9], DType::F32)?;
     let matrix = gpu.upload(&[0.5f32; 8], &[2, 4])?;
     let conv = |conv: Conv<'_>| gpu.conv(conv).map(drop);
     let errors = [
@@ -651,7 +651,6 @@ fn rejects(gpu: &Gpu) -> Outcome {
         conv(Conv::new(&x, &v).norms(&g)),
         conv(Conv::new(&x, &v).stride(1 << 20).padding(1 << 20)),
         gpu.conv_transposed(Conv::new(&x, &v)).map(drop),
-        gpu.conv_backward(Conv::new(&x, &v).activation(Activation::Relu), &y).map(drop),
         gpu.conv_backward(Conv::new(&x, &v).padding(1).pad_mode(PadMode::Reflect), &padded).map(drop),
         gpu.conv_backward(Conv::new(&x, &v), &padded).map(drop),
         into_itself(gpu, &x, &v),
@@ -675,7 +674,6 @@ fn rejects(gpu: &Gpu) -> Outcome {
             "shape",
             "too large",
             "shape",
-            "variant",
             "variant",
             "shape",
             "alias",

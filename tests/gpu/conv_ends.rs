@@ -2,8 +2,8 @@
 use weightnorm::{Activation, ArgumentError, Axis, Conv, ConvGeometry, DType, Error, Gpu, Gradients, Tensor, Tile};
 use weightnorm::{PadMode, WeightNorm, cpu};
 
-use crate::common::sum_bound;
 use crate::common::{abs, activated_bound, compare, conv_terms, dg_bound, dot_bound, dv_bound, gamma, snake_bound};
+use crate::common::{derivative_bound, dx_bound, pulled_back_bound, sum_bound};
 use crate::data::{Guarded, all, gains, must_fail, norm_count, norm_length, random, rounded, upload};
 use crate::linear::ACTIVATIONS;
 use crate::{Extent, Outcome, Suite};
@@ -13,7 +13,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_ends_of_tiles_and_splits", tiles_and_splits);
     suite.sampled("conv_ends_of_dtypes", dtypes);
     suite.sampled("conv_ends_of_sums_out_of_range", out_of_range);
-    suite.sampled("conv_backward_of_an_activated_input", backward);
+    suite.sampled("conv_backward_through_ends", backward);
     suite.test("conv_snake_over_its_range", crate::Needs::Nothing, snake_range);
     suite.test("conv_ends_rejected", crate::Needs::Nothing, rejects);
     suite.test("conv_ends_comparison_can_fail", crate::Needs::Nothing, comparison_can_fail);
@@ -398,50 +398,80 @@ fn snake_range(gpu: &Gpu) -> Outcome {
 }
 
 /// dv, dg and dbias where x goes through an activation.
+/// Gradients through the ends: dz = scale·dy·act'(z), with the derivative from y as the GPU wrote it, and dx through the
+/// activation of x.
 fn backward(gpu: &Gpu, extent: Extent) -> Outcome {
-    let few = [(false, Activation::Elu), (true, Activation::LeakyRelu(0.1))].to_vec();
-    let every = ACTIVATIONS.iter().flat_map(|&activation| [(false, activation), (true, activation)]).collect();
-    all(extent.choose(few, every), |&(transposed, activation)| {
+    let (relu, leaky) = (Activation::Relu, Activation::LeakyRelu(0.1));
+    let few = vec![
+        (false, Activation::Elu, NONE, 1.0),
+        (true, leaky, leaky, 0.5),
+        (false, Activation::GeluTanh, Activation::Tanh, -2.0),
+    ];
+    let every = || {
+        let before = ACTIVATIONS.iter().map(|&activation| (activation, NONE));
+        before.chain([relu, leaky, Activation::Elu, Activation::Tanh].map(|activation| (NONE, activation)))
+    };
+    let every = every().flat_map(|(a, b)| [(false, a, b, 1.0), (true, a, b, 3.0)]).collect();
+    all(extent.choose(every, few), |&(transposed, input_activation, activation, scale)| {
         let case = if transposed { Case::conv_transposed() } else { Case::conv() };
-        let (x64, v64, g64, y_shape) = (case.x(), case.v(), case.g().unwrap_or_default(), case.y_shape());
-        let dy64 = random(9, y_shape.iter().product(), DType::F32);
-        let x = upload(gpu, &x64, &case.x_shape, DType::F32, 1)?;
-        let v = upload(gpu, &v64, &case.v_shape, DType::F32, 2)?;
-        let (g, dy) = (upload(gpu, &g64, &[g64.len()], DType::F32, 3)?, upload(gpu, &dy64, &y_shape, DType::F32, 4)?);
-        let dv = Guarded::poisoned(gpu, &case.v_shape, DType::F32, 4)?;
-        let dg = Guarded::poisoned(gpu, &[g64.len()], DType::F32, 4)?;
-        let dbias = Guarded::poisoned(gpu, &y_shape[1..2], DType::F32, 4)?;
-        let wanted = Gradients::default().dv(&dv.tensor).dg(&dg.tensor).dbias(&dbias.tensor);
-        let conv = Conv::new(&x, WeightNorm::new(&v, &g)).geometry(case.geometry).input_activation(activation);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut ops = gpu.record(&mut encoder);
-        if transposed {
-            ops.conv_transposed_backward(conv, &dy, &wanted)?;
-        } else {
-            ops.conv_backward(conv, &dy, &wanted)?;
-        }
-        drop(ops);
-        gpu.queue().submit([encoder.finish()]);
-
-        let axis = Axis::Kept(0);
-        let weight = cpu::Weight::Normalized { v: &v64, g: Some(&g64), axis, eps: Default::default() };
-        let backward = if transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
-        let expected = backward(&x64, &case.x_shape, weight, &case.v_shape, &dy64, &case.geometry, activation)?;
-        // An activation is off by less than 64 roundings of what it gives and of x.
-        let entered: Vec<f64> = x64.iter().map(|&x| cpu::activate(x, activation).abs() + x.abs()).collect();
-        let operands = (&entered[..], &case.x_shape[..]);
-        let (_, terms) = conv_terms(transposed, &case.geometry, operands, weight, &case.v_shape, None, &dy64);
-        let (of_norm, chain) = (norm_length(&case.v_shape, axis), v64.len() + dy64.len() + 64);
-        let f32s = Some(DType::F32);
-        let bound = |i: usize| dv_bound(of_norm, chain, terms.dv[i], expected.dv[i].abs(), DType::F32);
-        compare(&dv.read()?, &expected.dv, f32s, bound).map_err(|e| format!("{activation:?}: dv: {e}"))?;
-        let bound = |i: usize| sum_bound(chain, terms.dbias[i], expected.dbias[i].abs(), DType::F32);
-        compare(&dbias.read()?, &expected.dbias, f32s, bound).map_err(|e| format!("{activation:?}: dbias: {e}"))?;
-        let (expected, terms) = (expected.dg.unwrap_or_default(), terms.dg.unwrap_or_default());
-        let bound = |i: usize| dg_bound(of_norm, chain, terms[i], expected[i].abs());
-        compare(&dg.read()?, &expected, f32s, bound).map_err(|e| format!("{activation:?}: dg: {e}"))?;
-        Ok(())
+        let case = Case { input_activation, activation, scale, extra: Extra::Residual, ..case };
+        backward_of(gpu, &case).map_err(|e| format!("{case:?}: {}", e.message().unwrap_or_default()).into())
     })
+}
+
+fn backward_of(gpu: &Gpu, case: &Case) -> Outcome {
+    let (transposed, activation, f32s) = (case.transposed, case.activation, Some(DType::F32));
+    let y64 = case.run(gpu)?;
+    let (x64, v64, g64, y_shape) = (case.x(), case.v(), case.g().unwrap_or_default(), case.y_shape());
+    let dy64 = random(9, y_shape.iter().product(), DType::F32);
+    let x = upload(gpu, &x64, &case.x_shape, DType::F32, 1)?;
+    let v = upload(gpu, &v64, &case.v_shape, DType::F32, 2)?;
+    let (g, dy) = (upload(gpu, &g64, &[g64.len()], DType::F32, 3)?, upload(gpu, &dy64, &y_shape, DType::F32, 4)?);
+    let y = upload(gpu, &y64, &y_shape, DType::F32, 5)?;
+    let dx = Guarded::poisoned(gpu, &case.x_shape, DType::F32, 4)?;
+    let dv = Guarded::poisoned(gpu, &case.v_shape, DType::F32, 4)?;
+    let dg = Guarded::poisoned(gpu, &[g64.len()], DType::F32, 4)?;
+    let dbias = Guarded::poisoned(gpu, &y_shape[1..2], DType::F32, 4)?;
+    let wanted = Gradients::default().dx(&dx.tensor).dv(&dv.tensor).dg(&dg.tensor).dbias(&dbias.tensor);
+    let conv = Conv::new(&x, WeightNorm::new(&v, &g)).geometry(case.geometry).input_activation(case.input_activation);
+    let conv = conv.activation(activation).scale(case.scale).output(&y);
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    let mut ops = gpu.record(&mut encoder);
+    if transposed {
+        ops.conv_transposed_backward(conv, &dy, &wanted)?;
+    } else {
+        ops.conv_backward(conv, &dy, &wanted)?;
+    }
+    drop(ops);
+    gpu.queue().submit([encoder.finish()]);
+
+    let slope = |y: f64| f64::from(case.scale) * cpu::activate_backward_from_output(y, activation);
+    let dz: Vec<f64> = dy64.iter().zip(&y64).map(|(dy, &y)| dy * slope(y)).collect();
+    let axis = Axis::Kept(0);
+    let weight = cpu::Weight::Normalized { v: &v64, g: Some(&g64), axis, eps: Default::default() };
+    let backward = if transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
+    let of = |activation| backward(&x64, &case.x_shape, weight, &case.v_shape, &dz, &case.geometry, activation);
+    let (expected, straight) = (of(case.input_activation)?, of(NONE)?);
+    // An activation is off by less than 64 roundings of what it gives and of x, dz by some more.
+    let entered: Vec<f64> = x64.iter().map(|&x| cpu::activate(x, case.input_activation).abs() + x.abs()).collect();
+    let operands = (&entered[..], &case.x_shape[..]);
+    let (_, terms) = conv_terms(transposed, &case.geometry, operands, weight, &case.v_shape, None, &dz);
+    let (of_norm, chain) = (norm_length(&case.v_shape, axis), v64.len() + dy64.len() + 64);
+    let bound = |i: usize| {
+        let plain = dx_bound(of_norm, chain, terms.dx[i], straight.dx[i].abs(), DType::F32);
+        let derivative = cpu::activate_backward(x64[i], case.input_activation);
+        let off = derivative_bound(case.input_activation, x64[i]);
+        plain * (derivative.abs() + off) + pulled_back_bound(straight.dx[i], derivative, off, DType::F32)
+    };
+    compare(&dx.read()?, &expected.dx, f32s, bound).map_err(|e| format!("dx: {e}"))?;
+    let bound = |i: usize| dv_bound(of_norm, chain, terms.dv[i], expected.dv[i].abs(), DType::F32);
+    compare(&dv.read()?, &expected.dv, f32s, bound).map_err(|e| format!("dv: {e}"))?;
+    let bound = |i: usize| sum_bound(chain, terms.dbias[i], expected.dbias[i].abs(), DType::F32);
+    compare(&dbias.read()?, &expected.dbias, f32s, bound).map_err(|e| format!("dbias: {e}"))?;
+    let (expected, terms) = (expected.dg.unwrap_or_default(), terms.dg.unwrap_or_default());
+    let bound = |i: usize| dg_bound(of_norm, chain, terms[i], expected[i].abs());
+    compare(&dg.read()?, &expected, f32s, bound).map_err(|e| format!("dg: {e}"))?;
+    Ok(())
 }
 
 fn rejects(gpu: &Gpu) -> Outcome {
@@ -465,9 +495,12 @@ fn rejects(gpu: &Gpu) -> Outcome {
         (record(plain.residual(&y), &y), "alias"),
         (record(plain.scale(f32::INFINITY), &y), "number"),
         (record(plain.input_activation(nan), &y), "number"),
-        (gpu.conv_backward(plain.input_activation(relu), &y).map(drop), "variant"),
         (gpu.conv_backward(plain.input_snake(&four), &y).map(drop), "variant"),
-        (gpu.conv_backward(plain.scale(2.0), &y).map(drop), "variant"),
+        (gpu.conv_backward(plain.snake(&six), &y).map(drop), "variant"),
+        (gpu.conv_backward(plain.activation(relu), &y).map(drop), "missing"),
+        (gpu.conv_backward(plain.activation(relu).output(&six), &y).map(drop), "shape"),
+        (gpu.conv_backward(plain.activation(Activation::Silu).output(&y), &y).map(drop), "variant"),
+        (gpu.conv_backward(plain.activation(Activation::LeakyRelu(-0.1)).output(&y), &y).map(drop), "variant"),
     ];
     for (i, (result, expected)) in cases.into_iter().enumerate() {
         let kind = match result {
@@ -475,6 +508,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
             Err(Error::Argument(ArgumentError::Variant { .. })) => "variant",
             Err(Error::Argument(ArgumentError::Number { .. })) => "number",
             Err(Error::Argument(ArgumentError::Alias { .. })) => "alias",
+            Err(Error::Argument(ArgumentError::Missing { .. })) => "missing",
             other => return Err(format!("{i}: {other:?}").into()),
         };
         if kind != expected {

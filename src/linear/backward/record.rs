@@ -42,9 +42,8 @@ impl Recorder<'_, '_> {
     /// As [`LinearBackward`].
     pub fn linear_backward(&mut self, backward: LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
         check(self, &backward, gradients)?;
-        let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
-        let wants_any = [dx, dv, dg, dbias].iter().any(Option::is_some);
-        let dz = match backward.gradient_of_activation().filter(|_| wants_any) {
+        let &Gradients { dg, dbias, accumulate, .. } = gradients;
+        let dz = match backward.gradient_of_activation().filter(|_| gradients.any()) {
             Some(gradient) => Some(gradient.record_into_scratch(self)?),
             None => None,
         };
