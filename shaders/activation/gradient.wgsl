@@ -3,9 +3,9 @@
 // slot access = activation/words
 // import activation/derivative
 //
-// A unit is four elements where all tensors are f32, else eight: whole quads of four words of each. An invocation takes
-// EACH units, `run` apart, so that neighbours read neighbouring ones; where `run` is whole rows, all of its units lie in
-// the same columns. In place, `out` holds d.
+// A unit is four elements where all tensors are f32, else eight: whole quads of four words of each. An invocation
+// takes EACH units, `run` apart, so that neighbours read neighbouring ones; where `run` is whole rows, all of its units
+// lie in the same columns. In place, `out` holds d.
 
 struct Params {
     begin: u32, // the first element of the window, 0 unless windows meet within a unit, and

@@ -41,7 +41,8 @@ const EACH: u64 = 4;
 /// Windows start at multiples of so many elements, which are whole units and whole quads of every storage type.
 const WHOLE: u64 = 8;
 
-/// scale · d ⊙ act'(z), where z = g_j·u + bias_j by columns, or z itself, or the derivative follows from y. All checked.
+/// scale · d ⊙ act'(z), where z = g_j·u + bias_j by columns, or z itself, or the derivative follows from y. All of it
+/// is checked.
 #[derive(Clone, Copy)]
 pub(crate) struct ActivationGradient<'a> {
     pub activation: Activation,

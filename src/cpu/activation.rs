@@ -44,8 +44,8 @@ pub fn activate(y: f64, activation: Activation) -> f64 {
 
 /// The derivative of [`activate`] with respect to y, by which a gradient from behind the activation is multiplied.
 ///
-/// At 0, where ReLU and leaky ReLU have none, it is that from below, as in PyTorch; and as there at a NaN it is 1 of ReLU
-/// and ELU, the slope of leaky ReLU. GELU and SiLU have none at an infinity: NaN.
+/// At 0, where ReLU and leaky ReLU have none, it is that from below, as in PyTorch; and as there at a NaN it is 1 of
+/// ReLU and ELU, the slope of leaky ReLU. GELU and SiLU have none at an infinity: NaN.
 pub fn activate_backward(y: f64, activation: Activation) -> f64 {
     match activation {
         Activation::None => 1.0,

@@ -203,6 +203,9 @@ struct Layer {
     dtypes: [DType; 3],
 }
 
+/// Its elements, and how far each may be off.
+type Gradient = (Vec<f64>, Vec<f64>);
+
 /// A layer's numbers.
 struct Numbers {
     x: Vec<f64>,
@@ -260,7 +263,7 @@ impl Layer {
     }
 
     /// The gradients of f64, and how far those of f32 may be from them.
-    fn reference(&self, activation: Activation) -> Result<Vec<(Vec<f64>, Vec<f64>)>, Failed> {
+    fn reference(&self, activation: Activation) -> Result<Vec<Gradient>, Failed> {
         let [batch, outs, ins] = self.size;
         let Numbers { x, v, g, bias, dy } = self.numbers();
         let (x_shape, shape) = ([batch, ins], self.v_shape());
