@@ -156,7 +156,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
             }
             steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
             if SQUARES { // of what is not scaled
-                squares += (steps[0] * steps[0] + steps[1] * steps[1]) + (steps[2] * steps[2] + steps[3] * steps[3]);
+                squares += ((steps[0] * steps[0] + steps[1] * steps[1]) + steps[2] * steps[2]) + steps[3] * steps[3];
             }
             staged_bs[first] = steps[0];
             staged_bs[first + B_ROW] = steps[1];

@@ -61,7 +61,7 @@ fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Res
         let (spirv, bindings) = variant.spirv(&kernel).map_err(at(variant.label))?;
         let built = match &compiler {
             Compiler::Driver(driver) => driver.build(&spirv, variant.entry, &bindings),
-            Compiler::Ptxas(ptxas) => ptxas.build(&kernel, variant.entry),
+            Compiler::Ptxas(ptxas) => ptxas.build(&kernel, variant.entry, variant.is_product()),
         };
         let built = built.map_err(at(variant.label))?;
         if let Some(folder) = assembly {
@@ -134,6 +134,10 @@ impl<'a> Variant<'a> {
             .map(|word| pair(word).ok_or(format!("{label}: not NAME=NUMBER: {word}")))
             .collect::<Result<_, _>>()?;
         Ok(Variant { label, module, entry, constants })
+    }
+
+    fn is_product(&self) -> bool {
+        self.constants.contains_key("TM")
     }
 
     /// Multiply-adds of an invocation for the BK steps of k that a product in tiles stages at a time.
@@ -210,9 +214,11 @@ impl Display for Row<'_> {
             return write!(f, "{0:>7} {0:>6} {0:>6} {0:>6} {0:>6}", "-");
         }
         let program = assembly::Program::parse(&built.assembly);
-        let is_product = variant.constants.contains_key("TM");
-        let found =
-            if is_product { program.product_loop(variant.multiply_adds_per_step()) } else { program.memory_loop() };
+        let found = if variant.is_product() {
+            program.product_loop(variant.multiply_adds_per_step())
+        } else {
+            program.memory_loop()
+        };
         let share = 100 * found.multiply_adds / found.instructions.max(1);
         write!(f, "{:7} {:6} {share:4} %", found.instructions, found.multiply_adds)?;
         write!(f, "{:7} {:6}", found.full_waits, found.bytes_in_flight)

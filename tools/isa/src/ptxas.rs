@@ -39,15 +39,16 @@ impl Ptxas {
         Ok(Ptxas { clang, tools, version })
     }
 
-    pub fn build(&self, kernel: &Translated, entry: &str) -> Result<Built, String> {
+    /// `is_product`: limited by arithmetic.
+    pub fn build(&self, kernel: &Translated, entry: &str, is_product: bool) -> Result<Built, String> {
         let folder = std::env::temp_dir().join(format!("isa-ptxas-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(at(folder.display()))?;
-        let built = self.build_in(&folder, kernel, entry);
+        let built = self.build_in(&folder, kernel, entry, is_product);
         let _ = std::fs::remove_dir_all(&folder);
         built
     }
 
-    fn build_in(&self, folder: &Path, kernel: &Translated, entry: &str) -> Result<Built, String> {
+    fn build_in(&self, folder: &Path, kernel: &Translated, entry: &str, is_product: bool) -> Result<Built, String> {
         let unchecked = BoundsCheckPolicy::Unchecked;
         let options = msl::Options {
             lang_version: (2, 4),
@@ -69,7 +70,10 @@ impl Ptxas {
         let threads = kernel.module.entry_points.iter().find(|e| e.name == entry).map_or(1, |e| e.workgroup_size[0]);
         let (source, ptx, cubin) = (folder.join("k.cu"), folder.join("k.ptx"), folder.join("k.cubin"));
         let header = include_str!("ptxas.h");
-        let text = format!("{header}{}", cuda(&metal, threads)?);
+        // Left to itself, ptxas spills registers of small kernels so that 2048 invocations fit on a multiprocessor: in
+        // those that memory limits it is asked for 1536, as many as NVIDIA's smaller GPUs have at most.
+        let bounds = if is_product { format!("{threads}") } else { format!("{threads}, {}", 1536 / threads) };
+        let text = format!("{header}{}", cuda(&metal, threads, &bounds)?);
         std::fs::write(&source, text).map_err(at(source.display()))?;
         // Denormals count as zero, and products and sums may be contracted, as Vulkan's drivers have it.
         run(Command::new(self.clang.join("llvm-19/bin/clang++"))
@@ -104,8 +108,8 @@ fn run(command: &mut Command) -> Result<String, String> {
 }
 
 /// Metal's text as CUDA's: loops as `for` has them, and the kernel's arguments as the parameters, workgroup memory and
-/// special registers that they are.
-fn cuda(metal: &str, threads: u32) -> Result<String, String> {
+/// special registers that they are. `bounds`: of the launches.
+fn cuda(metal: &str, threads: u32, bounds: &str) -> Result<String, String> {
     let text = metal.lines().filter(|line| !line.starts_with("#include") && *line != "using metal::uint;");
     let text = with_for_loops(text.collect::<Vec<_>>().join("\n"));
     let (functions, kernel) = text.split_once("[[max_total_threads").ok_or("no kernel")?;
@@ -128,11 +132,15 @@ fn cuda(metal: &str, threads: u32) -> Result<String, String> {
         } else {
             let register = argument.split_once("[[").map_or("", |(_, rest)| rest.trim_end_matches("]]"));
             let _ = write!(locals, "{of_type} {name} = {register}();\n");
+            if register == "thread_index_in_threadgroup" {
+                // As every driver knows.
+                let _ = write!(locals, "__builtin_assume({name} < {threads});\n");
+            }
         }
     }
     let parameters = parameters.join(", ");
     Ok(format!(
-        "{functions}#pragma clang attribute pop\nextern \"C\" __attribute__((global)) __attribute__((launch_bounds({threads}))) \
+        "{functions}#pragma clang attribute pop\nextern \"C\" __attribute__((global)) __attribute__((launch_bounds({bounds}))) \
          void k({parameters}) {{\n{locals}{body}\n#pragma clang force_cuda_host_device end\n"
     ))
 }
@@ -173,7 +181,7 @@ mod tests {
                      loop_init = false;\n        break;\n    }\n}\n[[max_total_threads_per_threadgroup(64)]] kernel void main_(\n  \
                      metal::uint3 w [[threadgroup_position_in_grid]]\n, device type_1 const& v [[user(fake0)]]\n, threadgroup type_2& s\n, \
                      constant Params& p [[user(fake0)]]\n) {\n    return;\n}\n";
-        let found = cuda(metal, 64).unwrap();
+        let found = cuda(metal, 64, "64").unwrap();
         let words = found.split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(
             words,
