@@ -70,9 +70,9 @@ impl Ptxas {
         let threads = kernel.module.entry_points.iter().find(|e| e.name == entry).map_or(1, |e| e.workgroup_size[0]);
         let (source, ptx, cubin) = (folder.join("k.cu"), folder.join("k.ptx"), folder.join("k.cubin"));
         let header = include_str!("ptxas.h");
-        // Left to itself, ptxas spills registers of small kernels so that 2048 invocations fit on a multiprocessor: in
-        // those that memory limits it is asked for 1536, as many as NVIDIA's smaller GPUs have at most.
-        let bounds = if is_product { format!("{threads}") } else { format!("{threads}, {}", 1536 / threads) };
+        // Left to itself, ptxas makes small kernels wait for their reads, and spill, so that 2048 invocations fit on a
+        // multiprocessor: those that memory limits are asked for one workgroup at least, which lifts that.
+        let bounds = if is_product { format!("{threads}") } else { format!("{threads}, 1") };
         let text = format!("{header}{}", cuda(&metal, threads, &bounds)?);
         std::fs::write(&source, text).map_err(at(source.display()))?;
         // Denormals count as zero, and products and sums may be contracted, as Vulkan's drivers have it.
