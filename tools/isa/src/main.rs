@@ -79,7 +79,7 @@ fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Res
 /// What makes code of a kernel.
 enum Compiler {
     /// The first Vulkan driver.
-    Driver(driver::Driver),
+    Driver(Box<driver::Driver>),
     /// NVIDIA's assembler, where PTXAS names its folder.
     Ptxas(ptxas::Ptxas),
 }
@@ -88,7 +88,7 @@ impl Compiler {
     fn new() -> Result<Self, String> {
         Ok(match std::env::var_os("PTXAS") {
             Some(folder) => Compiler::Ptxas(ptxas::Ptxas::new(Path::new(&folder))?),
-            None => Compiler::Driver(driver::Driver::new()?),
+            None => Compiler::Driver(Box::new(driver::Driver::new()?)),
         })
     }
 

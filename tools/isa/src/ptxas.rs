@@ -124,17 +124,17 @@ fn cuda(metal: &str, threads: u32, bounds: &str) -> Result<String, String> {
         if let Some(of_type) = of_type.strip_prefix("device ") {
             // No two buffers overlap, as a read-only binding of Vulkan tells the driver.
             parameters.push(format!("{of_type}* __restrict__ {name}_"));
-            let _ = write!(locals, "{of_type}& {name} = *{name}_;\n");
+            let _ = writeln!(locals, "{of_type}& {name} = *{name}_;");
         } else if let Some(of_type) = of_type.strip_prefix("constant ") {
             parameters.push(format!("const {of_type} {name}"));
         } else if let Some(of_type) = of_type.strip_prefix("threadgroup ") {
-            let _ = write!(locals, "static __attribute__((shared)) {of_type} {name};\n");
+            let _ = writeln!(locals, "static __attribute__((shared)) {of_type} {name};");
         } else {
             let register = argument.split_once("[[").map_or("", |(_, rest)| rest.trim_end_matches("]]"));
-            let _ = write!(locals, "{of_type} {name} = {register}();\n");
+            let _ = writeln!(locals, "{of_type} {name} = {register}();");
             if register == "thread_index_in_threadgroup" {
                 // As every driver knows.
-                let _ = write!(locals, "__builtin_assume({name} < {threads});\n");
+                let _ = writeln!(locals, "__builtin_assume({name} < {threads});");
             }
         }
     }
