@@ -156,7 +156,7 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
             }
             steps = steps_there(steps, left_of(k0 + 4u * at.y, k_end, true));
             if SQUARES { // of what is not scaled
-                squares += (steps[0] * steps[0] + steps[1] * steps[1]) + (steps[2] * steps[2] + steps[3] * steps[3]);
+                squares += ((steps[0] * steps[0] + steps[1] * steps[1]) + steps[2] * steps[2]) + steps[3] * steps[3];
             }
             staged_bs[first] = steps[0];
             staged_bs[first + B_ROW] = steps[1];
@@ -180,6 +180,17 @@ fn multiply(k: u32, m: u32, n: u32) {
             }
         }
     }
+}
+
+fn multiply_eight(k: u32, m: u32, n: u32) {
+    multiply(k, m, n);
+    multiply(k + 1u, m, n);
+    multiply(k + 2u, m, n);
+    multiply(k + 3u, m, n);
+    multiply(k + 4u, m, n);
+    multiply(k + 5u, m, n);
+    multiply(k + 6u, m, n);
+    multiply(k + 7u, m, n);
 }
 
 fn end_piece() {
@@ -206,15 +217,10 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
         workgroupBarrier();
         // The next ones are on their way meanwhile; behind the last, what comes is not used.
         fetch(row0, column0, k0 + BK, k_end, t);
-        for (var k = 0u; k < BK; k += 8u) { // BK / 8 iterations
-            multiply(k, m, n);
-            multiply(k + 1u, m, n);
-            multiply(k + 2u, m, n);
-            multiply(k + 3u, m, n);
-            multiply(k + 4u, m, n);
-            multiply(k + 5u, m, n);
-            multiply(k + 6u, m, n);
-            multiply(k + 7u, m, n);
+        // Without a loop, behind which RADV moves the reads.
+        multiply_eight(0u, m, n);
+        if BK == 16u {
+            multiply_eight(8u, m, n);
         }
         if IN_PIECES && (k0 - k_first + BK) % SUM_PIECE == 0u {
             end_piece();

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Compiles the variants of variants.txt for GPUs that need not be there, and compares with the committed tables.
 #
-#   tools/isa/check.sh [amd | others] [--update]
+#   tools/isa/check.sh [amd | others | ptxas] [--update]
 #                           exit 0: as committed, 1: something differs, 3: a compiler is missing or another
 #
 # amd.txt: RDNA2, RDNA3 and RDNA4 by Mesa's RADV. RADV_MANIFEST: its Vulkan manifest
 # (~/.cache/weightnorm/drivers/radv25.json). Mesa 25 or later knows all three chips.
 # others.txt: NVIDIA Ampere, Qualcomm A740 and Apple G13 by Mesa's NAK, ir3 and asahi, which start only behind a stand-in
 # for the kernel's driver. COMPILERS: the command that starts a program so, `COMMAND CHIP PROGRAM ARGUMENT ..`.
-# A Mesa other than the table's makes other code, which says nothing of a change here.
+# ptxas.txt: NVIDIA Hopper by NVIDIA's own assembler. PTXAS_FOLDER: where ptxas.sh set it up (~/.cache/weightnorm/ptxas).
+# A compiler other than the table's makes other code, which says nothing of a change here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+ptxas=${PTXAS_FOLDER:-${XDG_CACHE_HOME:-$HOME/.cache}/weightnorm/ptxas}
 manifest=${RADV_MANIFEST:-${XDG_CACHE_HOME:-$HOME/.cache}/weightnorm/drivers/radv25.json}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -22,6 +24,10 @@ cargo build -q --locked
 
 radv() {
     RADV_FORCE_FAMILY=$1 VK_DRIVER_FILES=$manifest VK_ICD_FILENAMES=$manifest XDG_RUNTIME_DIR=$tmp "${@:2}"
+}
+
+ptxas() {
+    PTXAS=$ptxas "${@:2}"
 }
 
 # table FILE "CHIP .." COMMAND..: the rows of a compiler's chips, the chips of each variant below each other, beside FILE
@@ -44,11 +50,11 @@ table() {
     fi
 }
 
-tables="amd others" update=
+tables="amd others ptxas" update=
 for argument in "$@"; do
     case $argument in
     --update) update=yes ;;
-    amd | others) tables=$argument ;;
+    amd | others | ptxas) tables=$argument ;;
     *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
@@ -57,6 +63,10 @@ for name in $tables; do
         echo "isa: no COMPILERS for NVIDIA, Qualcomm and Apple"; status=3
     elif [ "$name" = others ]; then
         table others.txt "ampere adreno apple" $COMPILERS
+    elif [ "$name" = ptxas ] && [ ! -e "$ptxas/complete" ]; then
+        echo "isa: no ptxas in $ptxas"; status=3
+    elif [ "$name" = ptxas ]; then
+        table ptxas.txt sm_90 ptxas
     elif [ -e "$manifest" ]; then
         table amd.txt "navi21 navi31 gfx1201" radv
     else

@@ -1,14 +1,14 @@
 //! What the compilers print, as far as it counts: blocks, loops, multiply-adds, loads and the waits for them.
 //!
-//! Three languages: RADV's assembly, or its own IR where it has no disassembler for the chip (AMD); NAK's assembly
-//! (NVIDIA); ir3's (Qualcomm). Apple's compiler prints none.
+//! Four languages: RADV's assembly, or its own IR where it has no disassembler for the chip (AMD); NAK's assembly and
+//! that of NVIDIA's own disassembler; ir3's (Qualcomm). Apple's compiler prints none.
 
 /// An instruction.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Instruction {
     multiply_add: bool,
     reads_shared: bool,
-    /// Bytes that a lane loads from a buffer, and the counter (of 8) that tells when they are there.
+    /// Bytes that a lane loads from a buffer, and the counter (of 8) that tells when they are there, or the first register.
     load: Option<(u64, usize)>,
     wait: Wait,
 }
@@ -22,6 +22,8 @@ enum Wait {
     AllBut(usize),
     /// For those of these counters, a bit each.
     Counters(u8),
+    /// For those into these registers, a bit each, which it reads or writes.
+    Registers([u128; 2]),
 }
 
 /// A basic block.
@@ -55,6 +57,8 @@ impl Program {
     pub fn parse(text: &str) -> Self {
         if text.contains("BB0") {
             parse(text, radv)
+        } else if text.contains(".text.k:") {
+            parse(text, sass)
         } else if text.contains("block.u 0 ") || text.contains("block 0 ") {
             parse(text, nak)
         } else {
@@ -139,6 +143,9 @@ fn bytes_in_flight(code: &[Instruction]) -> u64 {
             Wait::None => {}
             Wait::AllBut(count) => drop(on_their_way.drain(..on_their_way.len().saturating_sub(count))),
             Wait::Counters(bits) => on_their_way.retain(|(_, counter)| bits >> counter & 1 == 0),
+            Wait::Registers(bits) => on_their_way.retain(|&(bytes, first)| {
+                (first..first + bytes.div_ceil(4) as usize).all(|r| bits[r / 128] >> (r % 128) & 1 == 0)
+            }),
         }
         on_their_way.extend(instruction.load);
         most = most.max(on_their_way.iter().map(|(bytes, _)| bytes).sum());
@@ -274,6 +281,47 @@ fn nak(line: &str) -> Line<'_> {
     Line::Code(instruction)
 }
 
+/// nvdisasm: `/*0860*/  @!P0 LDG.E.128.CONSTANT R4, desc[UR6][R4.64] ;`. What an instruction waits for is not printed: it
+/// is what its registers say.
+fn sass(line: &str) -> Line<'_> {
+    if let Some(name) = line.strip_suffix(':').filter(|name| name.starts_with(".L_")) {
+        return Line::Label(name);
+    }
+    let Some((_, code)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) else { return Line::Other };
+    let code = code.split(';').next().unwrap_or_default().trim();
+    let predicate = code.starts_with('@');
+    let code = if predicate { code.split_once(' ').map_or("", |(_, code)| code.trim()) } else { code };
+    let (operation, operands) = code.split_once(' ').unwrap_or((code, ""));
+    if operation.is_empty() {
+        return Line::Other;
+    }
+    if operation == "EXIT" && !predicate {
+        return Line::Branch("", true);
+    }
+    if operation.starts_with("BRA") {
+        let target = operands.split_once("`(").and_then(|(_, name)| name.split_once(')')).map_or("", |(name, _)| name);
+        return Line::Branch(target, !predicate && operation == "BRA");
+    }
+    let mut registers = [0; 2];
+    let words = operands.split(|c: char| !c.is_ascii_alphanumeric());
+    for register in words.filter_map(|word| word.strip_prefix('R')?.parse::<usize>().ok()).filter(|&r| r < 255) {
+        registers[register / 128] |= 1 << (register % 128);
+    }
+    let parts: Vec<&str> = operation.split('.').collect();
+    let bytes = (parts[0] == "LDG").then(|| match parts.iter().find_map(|part| part.parse::<u64>().ok()) {
+        Some(bits) => bits / 8,
+        None if parts.contains(&"U16") => 2,
+        None => 4,
+    });
+    let first = operands.split(',').next().and_then(|word| word.trim().strip_prefix('R')?.parse().ok());
+    Line::Code(Instruction {
+        multiply_add: parts[0] == "FFMA",
+        reads_shared: parts[0] == "LDS",
+        load: bytes.and_then(|bytes| Some((bytes, first?))),
+        wait: Wait::Registers(registers),
+    })
+}
+
 fn ir3(line: &str) -> Line<'_> {
     if line.starts_with('l') && line.ends_with(':') {
         return Line::Label(line.trim_end_matches(':'));
@@ -338,6 +386,11 @@ mod tests {
                       r7 = ffma r2 r6 r7 // delay=1 wt=000010\n@!p0  bra pT L1 // delay=1\n} -> [1, 2]\n";
         let found = Program::parse(nvidia).memory_loop();
         assert_eq!(found, Loop { instructions: 4, multiply_adds: 1, full_waits: 0, bytes_in_flight: 4 + 20 });
+        let ptxas = ".text.k:\n/*00*/  MOV R1, RZ ;\n.L_x_3:\n/*10*/ LDG.E.128.CONSTANT R4, desc[UR6][R2.64] ;\n\
+                     /*20*/ @!P0 LDG.E R8, desc[UR6][R2.64+0x10] ;\n/*30*/ FFMA R9, R6, R6, R9 ;\n/*40*/ FADD R9, R8, R9 ;\n\
+                     /*50*/ @P1 BRA `(.L_x_3) ;\n/*60*/ EXIT ;\n.L_x_4:\n/*70*/ BRA `(.L_x_4);\n";
+        let found = Program::parse(ptxas).memory_loop();
+        assert_eq!(found, Loop { instructions: 5, multiply_adds: 1, full_waits: 0, bytes_in_flight: 20 });
         let qualcomm = "l3:\nisam.v.base0 (u32)(xyzw)r9.x, r8.x, s#0, t#0\n(sy)(rpt1)mad.f32 r1.x, r9.x, r2.x, r1.x\n\
                         (ss)br p0.x, #l3\nend\n";
         let found = Program::parse(qualcomm).memory_loop();

@@ -21,7 +21,7 @@ pub struct Binding {
 
 /// What became of a pipeline.
 pub struct Built {
-    statistics: Vec<(String, u64)>,
+    pub statistics: Vec<(String, u64)>,
     pub assembly: String,
 }
 

@@ -1,5 +1,6 @@
-//! Prints one row for each variant of VARIANTS: what the first Vulkan driver's compiler makes of it. No GPU is needed:
-//! Mesa's drivers for AMD, NVIDIA, Apple and Qualcomm GPUs can be started so that they compile and run nothing.
+//! Prints one row for each variant of VARIANTS: what the first Vulkan driver's compiler makes of it, or NVIDIA's assembler
+//! where PTXAS names the folder that `ptxas.sh` set up. No GPU is needed: Mesa's drivers for AMD, NVIDIA, Apple and
+//! Qualcomm GPUs can be started so that they compile and run nothing.
 //!
 //!     isa SHADERS VARIANTS CHIP [ASSEMBLY]
 //!
@@ -8,6 +9,7 @@
 //! is a folder for what the driver prints, and for the SPIR-V. `check.sh` goes through the chips and compares with the committed table.
 mod assembly;
 mod driver;
+mod ptxas;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -41,22 +43,27 @@ fn at<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
 }
 
 fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Result<(), String> {
-    let driver = driver::Driver::new()?;
+    let compiler = Compiler::new()?;
     // The first line names the compiler: rows of another version cannot be compared.
-    println!("# {}", driver.version);
+    println!("# {}", compiler.version());
     println!("{}", Row::HEADER);
     let list = std::fs::read_to_string(variants).map_err(at(variants))?;
     for line in list.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        let variant = Variant::parse(line)?;
-        if variant.module.contains("coop") && !driver.cooperative {
+        let variant = Variant::parse(line, chip)?;
+        if variant.module.contains("coop") && !compiler.cooperative() {
             let Variant { label, entry, .. } = variant;
             println!("{label:24} {entry:18} {chip:8} no cooperative matrices");
             continue;
         }
         let path = Path::new(shaders).join(format!("{}.wgsl", variant.module));
         let source = std::fs::read_to_string(&path).map_err(at(path.display()))?;
-        let (spirv, bindings) = variant.compile(&source).map_err(at(variant.label))?;
-        let built = driver.build(&spirv, variant.entry, &bindings).map_err(at(variant.label))?;
+        let kernel = variant.translate(&source).map_err(at(variant.label))?;
+        let (spirv, bindings) = variant.spirv(&kernel).map_err(at(variant.label))?;
+        let built = match &compiler {
+            Compiler::Driver(driver) => driver.build(&spirv, variant.entry, &bindings),
+            Compiler::Ptxas(ptxas) => ptxas.build(&kernel, variant.entry, variant.is_product()),
+        };
+        let built = built.map_err(at(variant.label))?;
         if let Some(folder) = assembly {
             let path = Path::new(folder).join(format!("{}.{chip}.txt", variant.label));
             std::fs::write(&path, &built.assembly).map_err(at(path.display()))?;
@@ -69,6 +76,40 @@ fn run(shaders: &str, variants: &str, chip: &str, assembly: Option<&str>) -> Res
     Ok(())
 }
 
+/// What makes code of a kernel.
+enum Compiler {
+    /// The first Vulkan driver.
+    Driver(Box<driver::Driver>),
+    /// NVIDIA's assembler, where PTXAS names its folder.
+    Ptxas(ptxas::Ptxas),
+}
+
+impl Compiler {
+    fn new() -> Result<Self, String> {
+        Ok(match std::env::var_os("PTXAS") {
+            Some(folder) => Compiler::Ptxas(ptxas::Ptxas::new(Path::new(&folder))?),
+            None => Compiler::Driver(Box::new(driver::Driver::new()?)),
+        })
+    }
+
+    fn version(&self) -> &str {
+        match self {
+            Compiler::Driver(driver) => &driver.version,
+            Compiler::Ptxas(ptxas) => &ptxas.version,
+        }
+    }
+
+    fn cooperative(&self) -> bool {
+        matches!(self, Compiler::Driver(driver) if driver.cooperative)
+    }
+}
+
+/// A module with its overrides filled in.
+struct Translated {
+    module: naga::Module,
+    info: valid::ModuleInfo,
+}
+
 struct Variant<'a> {
     label: &'a str,
     module: &'a str,
@@ -77,16 +118,26 @@ struct Variant<'a> {
 }
 
 impl<'a> Variant<'a> {
-    fn parse(line: &'a str) -> Result<Self, String> {
+    /// `CHIP:NAME=VALUE` is for that chip alone, in place of another value before it.
+    fn parse(line: &'a str, chip: &str) -> Result<Self, String> {
         let mut words = line.split_whitespace();
         let (Some(label), Some(module), Some(entry)) = (words.next(), words.next(), words.next()) else {
             return Err(format!("not LABEL MODULE ENTRY ..: {line}"));
         };
         let pair = |word: &str| Some((word.split_once('=')?.0.to_owned(), word.split_once('=')?.1.parse().ok()?));
+        let own = |word: &'a str| match word.split_once(':') {
+            Some((other, word)) => (other == chip).then_some(word),
+            None => Some(word),
+        };
         let constants = words
+            .filter_map(own)
             .map(|word| pair(word).ok_or(format!("{label}: not NAME=NUMBER: {word}")))
             .collect::<Result<_, _>>()?;
         Ok(Variant { label, module, entry, constants })
+    }
+
+    fn is_product(&self) -> bool {
+        self.constants.contains_key("TM")
     }
 
     /// Multiply-adds of an invocation for the BK steps of k that a product in tiles stages at a time.
@@ -95,8 +146,7 @@ impl<'a> Variant<'a> {
         Some(value("TM")? * value("TN")? * value("BK")?)
     }
 
-    /// The SPIR-V that wgpu would hand to the driver, and the bindings it declares.
-    fn compile(&self, source: &str) -> Result<(Vec<u32>, Vec<driver::Binding>), String> {
+    fn translate(&self, source: &str) -> Result<Translated, String> {
         let module = front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
         for name in self.constants.keys() {
             if !module.overrides.iter().any(|(_, o)| o.name.as_ref() == Some(name)) {
@@ -110,6 +160,11 @@ impl<'a> Variant<'a> {
         let (module, info) =
             back::pipeline_constants::process_overrides(&module, &info, Some((stage, self.entry)), &self.constants)
                 .map_err(|e| e.to_string())?;
+        Ok(Translated { module: module.into_owned(), info: info.into_owned() })
+    }
+
+    /// The SPIR-V that wgpu would hand to the driver, and the bindings it declares.
+    fn spirv(&self, Translated { module, info }: &Translated) -> Result<(Vec<u32>, Vec<driver::Binding>), String> {
         // As src/unchecked.rs has it.
         let unchecked = BoundsCheckPolicy::Unchecked;
         let is_product = self.module.starts_with("linear") || self.module.starts_with("gradient");
@@ -126,8 +181,9 @@ impl<'a> Variant<'a> {
             force_loop_bounding: false,
             ..Default::default()
         };
+        let stage = naga::ShaderStage::Compute;
         let pipeline = back::spv::PipelineOptions { shader_stage: stage, entry_point: self.entry.to_owned() };
-        let spirv = back::spv::write_vec(&module, &info, &options, Some(&pipeline)).map_err(|e| e.to_string())?;
+        let spirv = back::spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|e| e.to_string())?;
         let bindings = module.global_variables.iter().filter_map(|(_, variable)| {
             let uniform = variable.space == naga::AddressSpace::Uniform;
             Some(driver::Binding { number: variable.binding?.binding, uniform })
@@ -158,9 +214,11 @@ impl Display for Row<'_> {
             return write!(f, "{0:>7} {0:>6} {0:>6} {0:>6} {0:>6}", "-");
         }
         let program = assembly::Program::parse(&built.assembly);
-        let is_product = variant.constants.contains_key("TM");
-        let found =
-            if is_product { program.product_loop(variant.multiply_adds_per_step()) } else { program.memory_loop() };
+        let found = if variant.is_product() {
+            program.product_loop(variant.multiply_adds_per_step())
+        } else {
+            program.memory_loop()
+        };
         let share = 100 * found.multiply_adds / found.instructions.max(1);
         write!(f, "{:7} {:6} {share:4} %", found.instructions, found.multiply_adds)?;
         write!(f, "{:7} {:6}", found.full_waits, found.bytes_in_flight)
