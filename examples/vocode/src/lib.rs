@@ -9,4 +9,4 @@ pub mod hifigan;
 pub mod network;
 pub mod random;
 pub mod reference;
-// pub mod vocoder;
+pub mod vocoder;
