@@ -16,10 +16,10 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// the rank of the weight.
 ///
 /// ```text
-/// conv              y[b, j, u] = act( Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j )
-/// conv_transposed   y[b, gO + o, t] = act( Σ_i,κ w[i, o, κ] · x[b, i, u] + bias )    over u·stride + κ·dilation − padding = t
+/// conv              c[b, j, u] = Σ_i,κ w[j, i, κ] · act_in(x)[b, gI + i, u·stride + κ·dilation − padding]
+/// conv_transposed   c[b, gO + o, t] = Σ_i,κ w[i, o, κ] · act_in(x)[b, i, u]    over u·stride + κ·dilation − padding = t
 ///
-/// w = g·v/n̂         g: the group of output j, of input i
+/// y = act( scale · (c + bias + residual) + old y )        w = g·v/n̂        g: the group of output j, of input i
 /// ```
 ///
 /// ```no_run
@@ -38,6 +38,11 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 ///   the norms are summed up inside the product. Neither w nor a matrix of windows is stored; of a transposed
 ///   convolution no inserted zero is multiplied, unless stride and dilation are both above 1 or a tap axis is kept.
 /// - Padding is zeros, or with [`Conv::pad_mode`] reflected or replicated (`conv`).
+/// - All of these but w and x may be left out; `old y` is added with [`Conv::accumulate`]. act and act_in are an
+///   [`Activation`] or snake, x + sin²(αx)/(α + 1e-9), which is to f32 accuracy for |αx| below 2¹⁷, and beyond x plus
+///   something from 0 to 1/(α + 1e-9). What is reflected or replicated in the padding is activated as any element is.
+/// - One more tensor can be read: of [`Conv::residual`], [`Conv::input_snake`] and [`Conv::snake`] one at a time. A y
+///   that holds what is to be added, x of the layer say, needs none: [`Conv::accumulate`].
 /// - y is right wherever it, and the sum of |x·w|, is representable. NaN and infinity in row j of v reach channel j of
 ///   y in `conv`, and in `conv_transposed` what it feeds. An infinite weight times the padding is NaN, as in a matrix
 ///   of windows. Error: a small multiple of in / groups · k · 2⁻²⁴ · Σ|x·w|, and y's rounding.
@@ -49,13 +54,14 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// the norms and one. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
 ///
 /// # Not there yet
-/// Gradients of activations, and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has that); activations
-/// of x, residuals. x, v and y each have to fit a binding. On a CPU `conv` is computed in subgroups, as
+/// Gradients of y's activation, of snakes, of a scale; of x through an activation of x, and beside a padding of other
+/// than zeros ([`cpu`](crate::cpu) has these two). x, v and y each have to fit a binding. On a CPU `conv` is computed in subgroups, as
 /// [`Gpu::linear`](crate::Gpu::linear); the others are computed from workgroup memory there, and are slow.
 ///
 /// # Errors
-/// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit; [`ArgumentError::Variant`]
-/// for a tile that convolutions do not have, and for a padding mode of a transposed convolution;
+/// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit, for a slope or a scale that
+/// is not finite; [`ArgumentError::Alias`] for a residual in y; [`ArgumentError::Variant`] for two of residual and
+/// snakes, a snake beside an activation, a tile that convolutions do not have, and for a padding mode of a transposed convolution;
 /// [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and heights past
 /// 65,535, and for sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +71,13 @@ pub struct Conv<'a> {
     pub(crate) weight: Weight<'a>,
     pub(crate) bias: Option<&'a Tensor>,
     pub(crate) geometry: ConvGeometry,
+    pub(crate) input_activation: Activation,
+    pub(crate) input_snake: Option<&'a Tensor>,
+    pub(crate) residual: Option<&'a Tensor>,
+    pub(crate) scale: f32,
+    pub(crate) accumulate: bool,
     pub(crate) activation: Activation,
+    pub(crate) snake: Option<&'a Tensor>,
     pub(crate) norms: Option<&'a Tensor>,
     pub(crate) selection: Selection,
 }
@@ -78,7 +90,13 @@ impl<'a> Conv<'a> {
             weight: weight.into(),
             bias: None,
             geometry: ConvGeometry::default(),
+            input_activation: Activation::None,
+            input_snake: None,
+            residual: None,
+            scale: 1.0,
+            accumulate: false,
             activation: Activation::None,
+            snake: None,
             norms: None,
             selection: Selection::default(),
         }
@@ -129,9 +147,41 @@ impl<'a> Conv<'a> {
         Conv { geometry: self.geometry.output_padding(output_padding), ..self }
     }
 
-    /// Applies an activation.
+    /// Applies an activation to x as it is read; x itself stays as it is.
+    pub fn input_activation(self, input_activation: Activation) -> Self {
+        Conv { input_activation, ..self }
+    }
+
+    /// Applies snake to x as it is read: x + sin²(αx)/(α + 1e-9), with an α for each input channel: `[in]`, or any
+    /// shape of so many elements, any storage type.
+    pub fn input_snake(self, alpha: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { input_snake: alpha.into(), ..self }
+    }
+
+    /// Adds a tensor of y's shape, any storage type, before scale and activation. What y itself holds is added by
+    /// [`Conv::accumulate`].
+    pub fn residual(self, residual: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { residual: residual.into(), ..self }
+    }
+
+    /// Multiplies sums, bias and residual; finite. By default 1.
+    pub fn scale(self, scale: f32) -> Self {
+        Conv { scale, ..self }
+    }
+
+    /// Adds to what y holds, before the activation.
+    pub fn accumulate(self, accumulate: bool) -> Self {
+        Conv { accumulate, ..self }
+    }
+
+    /// Applies an activation to y.
     pub fn activation(self, activation: Activation) -> Self {
         Conv { activation, ..self }
+    }
+
+    /// Applies snake to y, with an α for each output channel, as [`Conv::input_snake`] has it.
+    pub fn snake(self, alpha: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { snake: alpha.into(), ..self }
     }
 
     /// Writes the effective norms n̂ out, as later calls want them: f32, shaped as g.

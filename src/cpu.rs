@@ -24,6 +24,7 @@
 //!
 //! Every operator returns [`ArgumentError::Length`] where a slice does not hold what its shape says, and
 //! [`LimitError::TensorTooLarge`] past 2³² − 1 elements.
+mod activation;
 mod backward;
 mod batch;
 mod conv;
@@ -32,12 +33,13 @@ mod optimizer;
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
+pub use activation::{activate, activate_backward, snake};
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
     data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
     update_running_mean,
 };
-pub use conv::{conv, conv_backward, conv_transposed, conv_transposed_backward};
+pub use conv::{ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 
 /// The elements of a slice in any storage type, as f64. Exact.
@@ -162,37 +164,6 @@ pub fn linear(
         }
     }
     Ok(y)
-}
-
-/// One activation of one number; the formulas stand at [`Activation`]. NaN passes through every one.
-///
-/// At y = −∞, GELU and SiLU are −∞ · 0 = NaN, as they are in PyTorch.
-pub fn activate(y: f64, activation: Activation) -> f64 {
-    match activation {
-        Activation::None => y,
-        // Not f64::max, which would make a 0 of NaN.
-        Activation::Relu => {
-            if y < 0.0 {
-                0.0
-            } else {
-                y
-            }
-        }
-        Activation::LeakyRelu(slope) => {
-            if y < 0.0 {
-                f64::from(slope) * y
-            } else {
-                y
-            }
-        }
-        // (1 + tanh z) / 2 = 1 / (1 + exp(-2z)), which does not cancel where tanh z is near -1.
-        Activation::Gelu => {
-            let z = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y);
-            y / (1.0 + (-2.0 * z).exp())
-        }
-        Activation::Silu => y / (1.0 + (-y).exp()),
-        Activation::Tanh => y.tanh(),
-    }
 }
 
 /// n̂ from n², under a policy.

@@ -60,7 +60,7 @@ impl Eps {
     }
 }
 
-/// An activation in the epilogue of the forward product, for inference. NaN passes through every one.
+/// An activation of a layer's output, or of the input of a convolution. NaN passes through every one, and 0 stays 0.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Activation {
     /// y
@@ -70,8 +70,12 @@ pub enum Activation {
     Relu,
     /// y where y ≥ 0, else slope · y. The slope is finite.
     LeakyRelu(f32),
-    /// y/2 · (1 + tanh(√(2/π) · (y + 0.044715 y³))), GELU's tanh form
+    /// y where y ≥ 0, else exp(y) − 1
+    Elu,
+    /// y/2 · (1 + erf(y/√2)): GELU, PyTorch's default
     Gelu,
+    /// y/2 · (1 + tanh(√(2/π) · (y + 0.044715 y³))): GELU's tanh form
+    GeluTanh,
     /// y / (1 + exp(-y))
     Silu,
     /// tanh(y)
@@ -85,9 +89,11 @@ impl Activation {
             Activation::None => 0,
             Activation::Relu => 1,
             Activation::LeakyRelu(_) => 2,
-            Activation::Gelu => 3,
-            Activation::Silu => 4,
-            Activation::Tanh => 5,
+            Activation::Elu => 3,
+            Activation::Gelu => 4,
+            Activation::GeluTanh => 5,
+            Activation::Silu => 6,
+            Activation::Tanh => 7,
         }
     }
 

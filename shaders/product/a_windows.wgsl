@@ -3,6 +3,8 @@
 // slot params = product/params_windows
 // slot a = product/a_scalar
 // import product/block
+// import product/activation
+// import product/extra
 //
 // An element is at (row's y + tap's y, row's x + tap's x). What is not there is read elsewhere, and replaced by zero:
 // so nothing waits for a comparison. A row that is not there repeats the last position of its image.
@@ -14,6 +16,7 @@ override PAD_MODE: u32 = PAD_ZERO;
 // Positions are those of a, and taps go back from them: A = c of params_windows.wgsl.
 override BACKWARD: bool = false;
 override TAPS_ARE_ROWS: bool = false; // rows are taps and steps positions: the gradient of a weight
+override A_ACTIVATION: u32 = ACT_NONE; // of each element as it is read; a padding of zeros stays zero
 override DIVIDED: bool = false; // BACKWARD: of the positions of a only those that the stride divides are on c
 
 const PAD_ZERO = 0u;
@@ -27,9 +30,10 @@ struct Spots {
     x: vec4<i32>,
 }
 
-// A step: its channel's first element, and how far it is from tap 0.
+// A step: its channel, that one's first element, and how far it is from tap 0.
 struct Tap {
     channel: u32,
+    number: u32, // of the channel
     y: i32,
     x: i32,
 }
@@ -43,6 +47,7 @@ struct Window {
 var<private> spots_of: array<Spots, 3>; // of the invocation's blocks
 // Of each step of a block a bit for each element that is there, then one for each that is the upper half of a word.
 var<private> marks: array<vec4<u32>, 3>;
+var<private> alphas: array<vec4<f32>, 3>; // and α of its channel, for a snake
 
 // Of the positions from the i-th on.
 fn spots(i: u32) -> Spots {
@@ -73,8 +78,10 @@ fn tap(k: u32) -> Tap {
     }
     let x = at - y * width_of(p.taps);
     let sign = select(1, -1, BACKWARD);
+    let number = group * p.channels + channel;
     return Tap(
-        (group * p.channels + channel) * (width_of(p.heights) * p.a_width),
+        number * (width_of(p.heights) * p.a_width),
+        number,
         sign * i32(y * height_of(p.reach)),
         sign * i32(x * width_of(p.reach)),
     );
@@ -133,6 +140,13 @@ fn a_begin(stage: u32, m: u32, dk: u32) {
     }
 }
 
+fn alpha_of(t: Tap) -> f32 {
+    if EXTRA == EXTRA_INPUT_SNAKE {
+        return extra_at(t.number);
+    }
+    return 0.0;
+}
+
 fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
     let four = vec4<u32>(0u, 1u, 2u, 3u);
     var k = min(vec4<u32>(k0 + dk) + four, vec4<u32>(k_end - 1u));
@@ -141,29 +155,41 @@ fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
         k = p.row_first + min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u));
     }
     let s = spots_of[stage];
-    let first = window(s, tap(k.x));
-    let second = window(s, tap(k.y));
-    let third = window(s, tap(k.z));
-    let fourth = window(s, tap(k.w));
+    let taps = array<Tap, 4>(tap(k.x), tap(k.y), tap(k.z), tap(k.w));
+    let first = window(s, taps[0]);
+    let second = window(s, taps[1]);
+    let third = window(s, taps[2]);
+    let fourth = window(s, taps[3]);
+    alphas[stage] = vec4<f32>(alpha_of(taps[0]), alpha_of(taps[1]), alpha_of(taps[2]), alpha_of(taps[3]));
     marks[stage] = vec4<u32>(mark(first), mark(second), mark(third), mark(fourth));
     return Block(words_of(first.e), words_of(second.e), words_of(third.e), words_of(fourth.e));
 }
 
+// What an element is to the product.
+fn entered(values: vec4<f32>, alpha: f32) -> vec4<f32> {
+    if EXTRA == EXTRA_INPUT_SNAKE {
+        return snake(values, alpha);
+    }
+    return activated(values, A_ACTIVATION, p.input_slope);
+}
+
 // The elements of a step that are there.
-fn values_of(words: vec4<u32>, marked: u32) -> vec4<f32> {
+fn values_of(words: vec4<u32>, marked: u32, alpha: f32) -> vec4<f32> {
     let there = (vec4<u32>(marked) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>();
     var values = quad_low(words, A_DTYPE);
     if A_DTYPE != F32 {
         let upper = (vec4<u32>(marked) & vec4<u32>(16u, 32u, 64u, 128u)) != vec4<u32>();
         values = select(values, quad_high(words, A_DTYPE), upper);
     }
-    return select(vec4<f32>(), values, there);
+    return select(vec4<f32>(), entered(values, alpha), there);
 }
 
 fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
     let m = marks[stage];
+    let alpha = alphas[stage];
     let steps = mat4x4<f32>(
-        values_of(block[0], m.x), values_of(block[1], m.y), values_of(block[2], m.z), values_of(block[3], m.w),
+        values_of(block[0], m.x, alpha.x), values_of(block[1], m.y, alpha.y),
+        values_of(block[2], m.z, alpha.z), values_of(block[3], m.w, alpha.w),
     );
     if TAPS_ARE_ROWS {
         return transpose(steps);
@@ -178,8 +204,9 @@ fn a_lane_begin(r: u32, m: u32, step: u32) {
 }
 
 fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
-    let w = window(lane_spots[r], tap(min(k + step, p.depth - 1u)));
-    let four = values_of(words_of(w.e), mark(w));
+    let t = tap(min(k + step, p.depth - 1u));
+    let w = window(lane_spots[r], t);
+    let four = values_of(words_of(w.e), mark(w), alpha_of(t));
     return select(vec4<f32>(), four, vec4<bool>(there > 0u));
 }
 
@@ -189,8 +216,9 @@ fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
 
 fn a_element(m: u32, k: u32) -> f32 {
     let row = p.row_first + min(m, p.rows - 1u);
-    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), tap(select(k, row, TAPS_ARE_ROWS)));
-    return select(0.0, a_at(w.e.x), w.there.x);
+    let t = tap(select(k, row, TAPS_ARE_ROWS));
+    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), t);
+    return select(0.0, entered(vec4<f32>(a_at(w.e.x)), alpha_of(t)).x, w.there.x);
 }
 
 fn a_along_k(m: u32, k: u32, left: u32) -> vec4<f32> {

@@ -3,8 +3,11 @@
 // slot params = product/params_windows
 // slot b = product/b_scalar
 // import product/block
+// import product/activation
 //
 // An image has a multiple of four steps, of which those behind its last position are zero.
+
+override B_ACTIVATION: u32 = ACT_NONE; // of each element as it is read
 
 struct Positions {
     image: u32, // its first element
@@ -35,6 +38,7 @@ fn position_values(words: vec4<u32>, e: vec4<u32>, u: u32) -> vec4<f32> {
     if B_DTYPE != F32 {
         values = select(values, quad_high(words, B_DTYPE), (e & vec4<u32>(1u)) == vec4<u32>(1u));
     }
+    values = activated(values, B_ACTIVATION, p.input_slope);
     return select(vec4<f32>(), values, vec4<u32>(u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.positions));
 }
 

@@ -4,7 +4,6 @@
 // slot family = product/tile
 // slot c = product/c_matrix
 // import product/split
-// import product/activation
 // import numbers/norm
 //
 //   NORM_PLAIN  w = v
@@ -142,13 +141,12 @@ fn quotient_of(dot: Wide, norm: Wide) -> Wide {
 fn put_one(row: u32, column: u32, quotient: Wide) {
     var value = narrow(quotient);
     if WRITE_U {
-        put_u_element(u_place(row, column), value);
+        keep_one(row, column, value);
     }
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
         value = narrow(product_of(wide(gain_of(column)), quotient));
     }
-    let act = activate(vec4<f32>(value + bias_of(column)), p.slope);
-    put_result(row, column, act.x);
+    put_result(row, column, value + bias_of(column));
 }
 
 // Of the invocation's columns: 1 / n̂, g, bias.
@@ -157,8 +155,8 @@ var<private> gains: array<vec4<f32>, 2>;
 var<private> biases: array<vec4<f32>, 2>;
 
 // Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe
-// range.
-fn put_block(block: u32, row: u32, column: u32) -> u32 {
+// range. With ADD these, and all of the bad columns, are left out: each element is added to once.
+fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
@@ -166,8 +164,10 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
         let left = left_of(c, p.columns, true);
         var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
+            var skipped = 0u;
             if NORMED {
                 found |= look_at(i, q);
+                skipped = extractBits(found >> (4u * i) | bad_columns >> (4u * q), 0u, 4u);
             }
             if row + i < p.rows && left > 0u {
                 var values = sum_at(i, q);
@@ -175,12 +175,12 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
                     values *= reciprocals[q];
                 }
                 if WRITE_U {
-                    put_u(u_place(row + i, c), values, left);
+                    keep_row(row + i, c, values, left);
                 }
                 if NORMED {
                     values *= gains[q];
                 }
-                put_row(i, row + i, c, activate(values + biases[q], p.slope), left);
+                put_row(i, row + i, c, values + biases[q], left, skipped);
             }
         }
         unsafe_bits[q] = found;
@@ -189,18 +189,28 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
     return all_found;
 }
 
-// Writes once more what f32 did not hold safely in the block. `own`: of the first column's norm.
+// Writes once more what f32 did not hold safely in the block, or what was left out. `own`: of the first column's norm.
 fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32) {
     if TM > BLOCK {
         take_block(block);
         look_at_all();
     }
-    var redo = elements_to_redo(row, column, bad_columns, 0u, p.depth);
-    while any_of(redo) { // at most BLOCK * TN iterations
-        let at = lowest(redo);
-        redo = without_lowest(redo);
+    let redo = elements_to_redo(row, column, bad_columns, 0u, p.depth);
+    var left = redo;
+    if ADD { // zero sums too
+        let there = elements_there(row, column);
+        let found = elements_unsafe(bad_columns);
+        left = Elements(there.first & found.first, there.second & found.second);
+    }
+    while any_of(left) { // at most BLOCK * TN iterations
+        let at = lowest(left);
+        left = without_lowest(left);
         let norm = Wide(norm_m[own + at.y], norm_e[own + at.y]);
-        put_one(row + at.x, column + at.y, quotient_of(exact_dot(row + at.x, column + at.y, 0u, p.depth), norm));
+        var sum = Wide(0.0, NOTHING);
+        if !ADD || holds(redo, at) {
+            sum = exact_dot(row + at.x, column + at.y, 0u, p.depth);
+        }
+        put_one(row + at.x, column + at.y, quotient_of(sum, norm));
     }
 }
 
@@ -231,7 +241,7 @@ fn whole_sums(tile: u32, t: u32) {
     let row = origin.x + own_row(t);
     var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        found |= put_block(block, row + block * BLOCK, column);
+        found |= put_block(block, row + block * BLOCK, column, bad_columns);
     }
     if !NORMED {
         return;

@@ -14,7 +14,7 @@ struct Params {
     split_length: u32,  // steps of k in a split
     split_first: u32,
     splits: u32,
-    offsets: u32,       // 8 bits each: the first element within its binding of A, of B, of C
+    offsets: u32,       // 8 bits each: the first element within its binding of A, of B, of C, of the extra tensor
     more_offsets: u32,  // 8 bits each: of the gains, the biases, the norms or Scales, the norms that are written
     policy: u32,
     eps: f32,
@@ -38,14 +38,19 @@ struct Params {
     lead: u32,          // positions before
     c_image: u32,       // elements of C from an image to the next
     c_width: u32,
-    scale_step: u32,    // steps of k that share a Scale
-    scale_count: u32,   // Scales, after which they come anew
+    input_slope: f32,
+    scale: f32,         // of the result
 }
 
 var<immediate> p: Params;
 
 override PHASED: bool = false; // columns are (channel of a, phase); else channels of c
 override SCALE_BY_GROUP: bool = false; // each group has Scales of its own
+override SCALE_AXIS: u32 = SCALE_CHANNELS; // what has Scales of its own
+
+const SCALE_CHANNELS = 0u;
+const SCALE_HEIGHT = 1u;
+const SCALE_WIDTH = 2u;
 
 var<private> group: u32; // of the tile, of all
 
@@ -97,7 +102,13 @@ fn b_stride() -> u32 {
 }
 
 fn scale_index(k: u32) -> u32 {
-    return select(0u, group * p.scale_count, SCALE_BY_GROUP) + k / p.scale_step % p.scale_count;
+    if SCALE_AXIS == SCALE_WIDTH {
+        return k % width_of(p.kernel);
+    }
+    if SCALE_AXIS == SCALE_HEIGHT {
+        return k / width_of(p.kernel) % height_of(p.kernel);
+    }
+    return select(0u, group * p.channels, SCALE_BY_GROUP) + k / area_of(p.taps);
 }
 
 // Of a phased product the kept axis is that of a's channels within a group.

@@ -2,8 +2,9 @@
 use super::Conv;
 use super::geometry::{PadMode, Sides};
 use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
+use super::layer::Ends;
 use super::plan::{Product, check_tile};
-use super::record::{apply, check_bindings, check_parameters, of_input, of_output, record_weights};
+use super::record::{apply, check_bindings, check_ends, check_parameters, of_input, of_output, record_weights};
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::bind;
 use crate::contract::norms_shape;
@@ -138,21 +139,28 @@ impl Backward<'_> {
         let (v, normalized) = (conv.weight.v(), conv.weight.normalized());
         let (selection, add) = (conv.selection, gradients.accumulate);
         if let Some(dx) = gradients.dx {
-            let of_dy = Conv { x: dy, bias: None, norms: None, selection, ..*conv };
+            let of_dy = Conv::new(dy, conv.weight).geometry(conv.geometry);
+            let of_dy = Conv { selection, ..of_dy };
             let norm = if self.transposed { of_output(conv) } else { of_input(conv) };
-            apply(ops, &of_dy, dx, &self.sides, of_dx, norm)?;
+            apply(ops, &of_dy, dx, of_dx, norm)?;
         }
         let (c, a) = if self.transposed { (conv.x, dy) } else { (dy, conv.x) };
+        // x is read as the forward pass read it, whichever operand it is.
+        let mut inputs = [conv.input_activation, Activation::None];
+        if self.transposed {
+            inputs.reverse();
+        }
+        let ends = Ends { inputs, ..Ends::default() };
         match normalized {
             None => {
                 if let Some(dv) = gradients.dv {
-                    record_weights(ops, of_dv, (a, c), dv, add, selection)?;
+                    record_weights(ops, of_dv, (a, c), dv, Ends { add, ..ends }, selection)?;
                 }
             }
             Some(weight) if gradients.dv.is_some() || gradients.dg.is_some() => {
                 let dw = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
                 let dw = Tensor::in_scratch(ops.gpu(), dw, 0, v.shape());
-                record_weights(ops, of_dv, (a, c), &dw, false, selection)?;
+                record_weights(ops, of_dv, (a, c), &dw, ends, selection)?;
                 gradients_of_weight(ops, &dw, weight, gradients.dv, gradients.dg, add)?;
             }
             Some(_) => {}
@@ -166,9 +174,21 @@ impl Backward<'_> {
         let (x, v, normalized) = (conv.x, conv.weight.v(), conv.weight.normalized());
         let y_shape = self.y_shape();
         expect_shape(op, "dy", dy, &y_shape)?;
+        check_ends(op, conv)?;
+        let refused =
+            |got: String, reason: &str| Err(ArgumentError::Variant { op, got, reason: reason.to_owned() }.into());
         if conv.activation != Activation::None {
-            let reason = "it has no gradient here yet: hand over dy behind it".to_owned();
-            return Err(ArgumentError::Variant { op, got: format!("{:?}", conv.activation), reason }.into());
+            return refused(format!("{:?}", conv.activation), "it has no gradient here yet: hand over dy behind it");
+        }
+        if conv.input_snake.is_some() || conv.snake.is_some() {
+            return refused("snake".to_owned(), "it has no gradient here yet");
+        }
+        if conv.scale != 1.0 {
+            return refused(format!("scale {}", conv.scale), "it has no gradient here yet: hand over dy behind it");
+        }
+        if conv.input_activation != Activation::None && dx.is_some() {
+            let reason = "dx has no gradient through it here yet; dv, dg and dbias have";
+            return refused(format!("{:?} of x", conv.input_activation), reason);
         }
         if let Some(weight) = normalized {
             weight.check(op)?;
@@ -186,7 +206,7 @@ impl Backward<'_> {
         }
         check_tile(op, conv.selection.tile, false)?;
         conv.selection.check(op, ops.facts().traits, false)?;
-        check_bindings(ops.facts().capacities, [x, v, dy])?;
+        check_bindings(ops.facts().capacities, &[x, v, dy])?;
         check_parameters(ops)?;
         let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;
         if dbias.is_some() && of_channel >= MAX_ITERATIONS {

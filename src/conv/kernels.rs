@@ -38,8 +38,8 @@ params! {
         lead: u32,
         c_image: u32,
         c_width: u32,
-        scale_step: u32,
-        scale_count: u32,
+        input_slope: f32,
+        scale: f32,
     }
 }
 
@@ -60,10 +60,10 @@ pub(crate) const CHANNEL_THREADS: u64 = 128;
 kernels! {
     CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams, [0 Read, 1 Write];
     CONV_WHOLE = "product/conv" "conv", None, ConvParams,
-        [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write];
-    CONV_PARTIAL = "product/conv" "conv_partial", None, ConvParams, [0 Read, 1 Read, 4 Read, 8 Write];
+        [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Read];
+    CONV_PARTIAL = "product/conv" "conv_partial", None, ConvParams, [0 Read, 1 Read, 4 Read, 7 Read, 8 Write];
     CONV_FINISH = "product/conv" "conv_finish", Some(FINISH_THREADS), ConvParams,
-        [2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Write, 8 Write];
+        [2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Read, 8 Write];
 }
 
 /// How the operands lie.

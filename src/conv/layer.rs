@@ -1,7 +1,8 @@
 //! The dispatches of a convolution.
+use super::Conv;
 use super::kernels::{CONV_FINISH, CONV_PARTIAL, CONV_WHOLE, ConvParams, Pass, READS};
 use super::plan::Product;
-use crate::binding::{Bound, Span, View, bind, offsets};
+use crate::binding::{Span, View, bind, offsets};
 use crate::choose::Facts;
 use crate::contract::stored_as;
 use crate::kernel::Constants;
@@ -31,19 +32,84 @@ pub(crate) struct Layer<'a> {
     pub norms_in: Option<(View<'a>, u64)>,
     pub norms_out: Option<&'a Tensor>,
     pub axis: Option<Axis>,
-    pub activation: Activation,
+    pub ends: Ends<'a>,
     pub policy: (u32, f32),
+}
+
+/// What is done to elements as they are read, and to sums: `conv_ends.wgsl`.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    /// Of operands A and B; they share a slope, since one of them is x.
+    pub inputs: [Activation; 2],
+    pub extra: Option<(Extra, &'a Tensor)>,
+    pub scale: f32,
     /// Add to what y holds.
     pub add: bool,
+    pub activation: Activation,
+}
+
+/// What the one tensor more is: EXTRA of `extra.wgsl`.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Extra {
+    Residual = 1,
+    Snake,
+    InputSnake,
+}
+
+impl Default for Ends<'_> {
+    fn default() -> Self {
+        let none = Activation::None;
+        Ends { inputs: [none, none], extra: None, scale: 1.0, add: false, activation: none }
+    }
+}
+
+impl<'a> Ends<'a> {
+    /// Of a forward product, whose A is x.
+    pub fn of(conv: &Conv<'a>) -> Ends<'a> {
+        let residual = conv.residual.map(|residual| (Extra::Residual, residual));
+        let snake = conv.snake.map(|alpha| (Extra::Snake, alpha));
+        let input_snake = conv.input_snake.map(|alpha| (Extra::InputSnake, alpha));
+        Ends {
+            inputs: [conv.input_activation, Activation::None],
+            extra: residual.or(snake).or(input_snake),
+            scale: conv.scale,
+            add: conv.accumulate,
+            activation: conv.activation,
+        }
+    }
+
+    fn input_slope(&self) -> f32 {
+        self.inputs.into_iter().map(Activation::slope).find(|&slope| slope != 0.0).unwrap_or(0.0)
+    }
+
+    /// Of elements as they are read.
+    fn input_constants(&self) -> Constants {
+        let codes = ["A_ACTIVATION", "B_ACTIVATION"].into_iter().zip(self.inputs.map(Activation::code));
+        codes.filter(|&(_, code)| code != 0).chain(self.extra_constants(|extra| extra == Extra::InputSnake)).collect()
+    }
+
+    /// Of sums.
+    fn end_constants(&self) -> Constants {
+        let mut constants: Constants = vec![("ACTIVATION", self.activation.code()), ("ADD", self.add.into())];
+        constants.extend(self.extra_constants(|extra| extra != Extra::InputSnake));
+        constants
+    }
+
+    fn extra_constants(&self, wanted: impl Fn(Extra) -> bool) -> Constants {
+        let extra = self.extra.filter(|&(extra, _)| wanted(extra));
+        let code =
+            |(extra, tensor): (Extra, &Tensor)| [("EXTRA", extra as u32), ("EXTRA_DTYPE", tensor.dtype().code())];
+        extra.into_iter().flat_map(code).collect()
+    }
 }
 
 /// What dispatches bind, always whole: places within them are those of tensors.
 struct Bindings<'a> {
-    x: Bound<'a>,
-    v: Bound<'a>,
-    /// g, bias, norms, y, norms that are written, u, which is none.
+    x: Option<Span<'a>>,
+    v: Option<Span<'a>>,
+    /// g, bias, norms, y, norms that are written, what is extra.
     ends: Vec<Option<Span<'a>>>,
-    y_first: u32,
+    firsts: [u32; 4],
     more_offsets: [u32; 4],
 }
 
@@ -51,12 +117,14 @@ impl<'a> Layer<'a> {
     fn bindings(&self, capacities: Capacities) -> Bindings<'a> {
         let all = |tensor: Option<&'a Tensor>| bind(capacities, tensor, 0, tensor.map_or(0, |t| t.len() as u64));
         let (g, bias, y, norms_out) = (all(self.g), all(self.bias), all(Some(self.y)), all(self.norms_out));
+        let extra = all(self.ends.extra.map(|(_, tensor)| tensor));
+        let (x, v) = (all(Some(self.x)), all(Some(self.v)));
         let norms_in = self.norms_in.as_ref().map_or((None, 0), |(view, words)| view.bind(capacities, 0, *words));
         Bindings {
-            x: all(Some(self.x)),
-            v: all(Some(self.v)),
-            ends: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, None],
-            y_first: y.1,
+            firsts: [x.1, v.1, y.1, extra.1],
+            x: x.0,
+            v: v.0,
+            ends: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, extra.0],
             more_offsets: [g.1, bias.1, norms_in.1, norms_out.1],
         }
     }
@@ -110,14 +178,16 @@ impl<'a> Layer<'a> {
                     column_first: window.column as u32,
                     policy: self.policy.0,
                     eps: self.policy.1,
-                    slope: self.activation.slope(),
-                    offsets: offsets([bindings.x.1, bindings.v.1, bindings.y_first, 0]),
+                    slope: self.ends.activation.slope(),
+                    input_slope: self.ends.input_slope(),
+                    scale: self.ends.scale,
+                    offsets: offsets(bindings.firsts),
                     more_offsets: offsets(bindings.more_offsets),
                     ..self.product.params
                 };
                 let first = window.row == 0;
                 let Some(split_length) = plan.split_length else {
-                    let mut buffers = vec![bindings.x.0.clone(), bindings.v.0.clone()];
+                    let mut buffers = vec![bindings.x.clone(), bindings.v.clone()];
                     buffers.extend(bindings.ends.clone());
                     let mut constants = self.end_constants(first);
                     constants.extend(self.sum_constants(&plan, &bindings));
@@ -142,11 +212,19 @@ impl<'a> Layer<'a> {
                 for (split, split_count) in windows(splits, plan.split_step) {
                     let mut constants: Constants = vec![("NORM", self.norm as u32)];
                     constants.extend(self.sum_constants(&plan, &bindings));
+                    let of_input = self.ends.extra.is_some_and(|(extra, _)| extra == Extra::InputSnake);
+                    let input_extra = bindings.ends[5].clone().filter(|_| of_input);
                     ops.dispatch(&Dispatch {
                         kernel: &CONV_PARTIAL,
                         module: self.product.pass.module(plan.tile.tile.family(), self.read(&bindings), RESULTS[0]),
                         constants: &constants,
-                        buffers: &[bindings.x.0.clone(), bindings.v.0.clone(), bindings.ends[2].clone(), part.clone()],
+                        buffers: &[
+                            bindings.x.clone(),
+                            bindings.v.clone(),
+                            bindings.ends[2].clone(),
+                            input_extra,
+                            part.clone(),
+                        ],
                         params: ConvParams { split_first: split as u32, ..params },
                         groups: tiles * split_count * group_count,
                         work: work / splits * split_count * group_count,
@@ -175,7 +253,7 @@ impl<'a> Layer<'a> {
 
     /// How v is read: four elements at a time where its rows are whole quads.
     fn read(&self, bindings: &Bindings<'_>) -> &'static str {
-        let in_quads = self.product.depth.is_multiple_of(4) && bindings.v.1.is_multiple_of(4);
+        let in_quads = self.product.depth.is_multiple_of(4) && bindings.firsts[1].is_multiple_of(4);
         match (self.product.pass, in_quads, self.v.dtype()) {
             (Pass::Windows, true, DType::F32) => READS[1],
             (Pass::Windows, true, _) => READS[2],
@@ -185,7 +263,7 @@ impl<'a> Layer<'a> {
 
     /// How y is written: four positions at a time where each image's channel is whole quads.
     fn result(&self, bindings: &Bindings<'_>) -> &'static str {
-        let in_quads = self.product.params.positions.is_multiple_of(4) && bindings.y_first.is_multiple_of(4);
+        let in_quads = self.product.params.positions.is_multiple_of(4) && bindings.firsts[2].is_multiple_of(4);
         match (self.y.dtype(), self.product.pass) {
             (DType::F32, Pass::Windows) if in_quads => RESULTS[2],
             (DType::F32, _) => RESULTS[0],
@@ -197,7 +275,6 @@ impl<'a> Layer<'a> {
     fn end_constants(&self, first: bool) -> Constants {
         let mut constants: Constants = vec![
             ("NORM", self.norm as u32),
-            ("ACTIVATION", self.activation.code()),
             ("HAS_GAIN", self.g.is_some().into()),
             ("HAS_BIAS", self.bias.is_some().into()),
             ("WRITE_NORMS", (first && self.norms_out.is_some()).into()),
@@ -205,9 +282,7 @@ impl<'a> Layer<'a> {
         if self.y.dtype() != DType::F32 {
             constants.push(("Y_DTYPE", self.y.dtype().code()));
         }
-        if self.product.pass == Pass::Taps {
-            constants.push(("ADD", self.add.into()));
-        }
+        constants.extend(self.ends.end_constants());
         constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
         constants
     }
@@ -216,6 +291,7 @@ impl<'a> Layer<'a> {
     fn sum_constants(&self, plan: &ProductPlan, bindings: &Bindings<'_>) -> Constants {
         let shape = plan.tile;
         let mut constants = self.product.constants(self.axis, self.x);
+        constants.extend(self.ends.input_constants());
         constants.extend([
             ("WX", shape.wx as u32),
             ("WY", shape.wy as u32),

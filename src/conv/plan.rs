@@ -22,6 +22,8 @@ pub(crate) struct Product {
     /// Only positions that the stride divides meet a tap.
     divided: bool,
     two: bool,
+    /// What has Scales of its own: SCALE_AXIS of `params_windows.wgsl`.
+    scale_axis: u32,
     pad_mode: PadMode,
 }
 
@@ -131,8 +133,7 @@ impl Product {
             kernel: packed(kernel),
             stride: packed(stride),
             lead: packed(before),
-            scale_step: 1,
-            scale_count: 1,
+            scale: 1.0,
             ..ConvParams::zeroed()
         };
         Ok(Product {
@@ -144,21 +145,19 @@ impl Product {
             params,
             divided: false,
             two: sides.rank == 2,
+            scale_axis: 0,
             pad_mode: sides.pad_mode,
         })
     }
 
     /// The same with a Scale for each index of a kept axis of v along the sum.
-    pub fn scaled_by(self, axis: usize, sides: &Sides) -> Product {
-        let [_, kw] = sides.kernel;
-        let taps = area([self.params.taps as usize >> 16, self.params.taps as usize & 0xffff]) as u32;
-        let last = if self.two { 3 } else { 2 };
-        let (scale_step, scale_count) = match axis {
-            0 | 1 => (taps, self.params.channels),
-            axis if axis == last => (1, kw as u32),
-            _ => (kw as u32, sides.kernel[0] as u32),
+    pub fn scaled_by(self, axis: usize) -> Product {
+        let scale_axis = match (axis, self.two) {
+            (0 | 1, _) => 0,
+            (2, true) => 1,
+            _ => 2,
         };
-        Product { params: ConvParams { scale_step, scale_count, ..self.params }, ..self }
+        Product { scale_axis, ..self }
     }
 
     pub fn constants(&self, axis: Option<Axis>, a: &Tensor) -> Constants {
@@ -169,6 +168,7 @@ impl Product {
             ("TAPS_ARE_ROWS", (self.pass == Pass::Taps).into()),
             ("DIVIDED", self.divided.into()),
             ("PHASED", (self.pass == Pass::Phases).into()),
+            ("SCALE_AXIS", self.scale_axis),
             ("SCALE_BY_GROUP", (self.pass == Pass::Phases && axis == Some(Axis::Kept(0))).into()),
         ];
         constants.push(("A_DTYPE", a.dtype().code()));

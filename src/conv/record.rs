@@ -2,12 +2,12 @@
 use super::Conv;
 use super::geometry::Sides;
 use super::kernels::CONV_WHOLE;
-use super::layer::Layer;
+use super::layer::{Ends, Layer};
 use super::plan::{Product, check_tile};
 use crate::arguments::{Arguments, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::choose::Facts;
-use crate::contract::norms_shape;
+use crate::contract::{Range, norms_shape};
 use crate::linear::epilogue::NormSource;
 use crate::product::selection::Selection;
 use crate::weight::job::Form;
@@ -50,8 +50,8 @@ impl Recorder<'_, '_> {
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
         expect_shape(op, "y", y, &sides.c_shape())?;
         let product = Product::windows(&sides)?;
-        check(self, op, &conv, y, sides.wide)?;
-        apply(self, &conv, y, &sides, &product, of_output(&conv))
+        check(self, op, &conv, y, sides.wide, sides.groups * sides.channels)?;
+        apply(self, &conv, y, &product, of_output(&conv))
     }
 
     /// Records a transposed convolution into `y`:
@@ -64,8 +64,8 @@ impl Recorder<'_, '_> {
         let sides = Sides::of_transposed(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
         expect_shape(op, "y", y, &sides.a_shape())?;
         let product = Product::phases(&sides, conv.taps_are_kept())?;
-        check(self, op, &conv, y, sides.groups * sides.channels)?;
-        apply(self, &conv, y, &sides, &product, of_input(&conv))
+        check(self, op, &conv, y, sides.groups * sides.channels, sides.wide)?;
+        apply(self, &conv, y, &product, of_input(&conv))
     }
 }
 
@@ -96,7 +96,6 @@ pub(crate) fn apply(
     ops: &mut Recorder<'_, '_>,
     conv: &Conv<'_>,
     y: &Tensor,
-    sides: &Sides,
     product: &Product,
     mut norm: NormSource,
 ) -> Result<(), Error> {
@@ -115,7 +114,7 @@ pub(crate) fn apply(
     }
     let axis = normalized.map(|weight| weight.axis);
     let product = match (axis, norm) {
-        (Some(Axis::Kept(axis)), NormSource::In) => product.scaled_by(axis, sides),
+        (Some(Axis::Kept(axis)), NormSource::In) => product.scaled_by(axis),
         _ => *product,
     };
     let norms_in = match (normalized, norm) {
@@ -142,20 +141,19 @@ pub(crate) fn apply(
         norms_in,
         norms_out: conv.norms.filter(|_| norm == NormSource::Fused),
         axis,
-        activation: conv.activation,
+        ends: Ends::of(conv),
         policy: normalized.map_or((0, 0.0), |w| (w.eps.code(), w.eps.value())),
-        add: false,
     };
     layer.record(ops, conv.selection)
 }
 
-/// dw = Σ c·a of checked arguments, written or added.
+/// dw = Σ c·a of checked arguments, one of which goes through an activation as it is read.
 pub(crate) fn record_weights(
     ops: &mut Recorder<'_, '_>,
     product: &Product,
     (a, c): (&Tensor, &Tensor),
     dw: &Tensor,
-    add: bool,
+    ends: Ends<'_>,
     selection: Selection,
 ) -> Result<(), Error> {
     if dw.is_empty() {
@@ -172,14 +170,12 @@ pub(crate) fn record_weights(
         norms_in: None,
         norms_out: None,
         axis: None,
-        activation: Activation::None,
+        ends,
         policy: (0, 0.0),
-        add,
     };
     layer.record(ops, selection)
 }
 
-/// Every tensor is bound whole.
 /// Convolutions have more parameters than a device need have immediates for.
 pub(crate) fn check_parameters(ops: &Recorder<'_, '_>) -> Result<(), Error> {
     let Some(gpu) = ops.gpu().filter(|gpu| gpu.parameters_of(&CONV_WHOLE) != ParameterPassing::Auto) else {
@@ -193,8 +189,10 @@ pub(crate) fn check_parameters(ops: &Recorder<'_, '_>) -> Result<(), Error> {
     if fit { Ok(()) } else { Err(DeviceError::Unsupported { what }.into()) }
 }
 
-pub(crate) fn check_bindings(capacities: Capacities, tensors: [&Tensor; 3]) -> Result<(), Error> {
-    for (what, tensor) in ["x in bytes", "the weight in bytes", "y in bytes"].into_iter().zip(tensors) {
+/// Every tensor is bound whole.
+pub(crate) fn check_bindings(capacities: Capacities, tensors: &[&Tensor]) -> Result<(), Error> {
+    let names = ["x in bytes", "the weight in bytes", "y in bytes", "the residual in bytes"];
+    for (what, tensor) in names.into_iter().zip(tensors) {
         if tensor.bytes() > capacities.binding {
             return Err(LimitError::TooLarge { what, size: tensor.bytes(), limit: capacities.binding }.into());
         }
@@ -202,10 +200,49 @@ pub(crate) fn check_bindings(capacities: Capacities, tensors: [&Tensor; 3]) -> R
     Ok(())
 }
 
-fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tensor, outs: usize) -> Result<(), Error> {
-    let &Conv { x, weight, bias, activation, norms, selection, .. } = conv;
-    let (v, normalized) = (weight.v(), weight.normalized());
+/// Numbers, and what excludes each other.
+pub(crate) fn check_ends(op: &'static str, conv: &Conv<'_>) -> Result<(), Error> {
+    let &Conv { activation, input_activation, input_snake, snake, residual, scale, .. } = conv;
     activation.check(op)?;
+    input_activation.check(op)?;
+    Range::Finite.check(op, "the scale", scale.into())?;
+    let refused = |got: &str, reason: &str| {
+        Err(ArgumentError::Variant { op, got: got.to_owned(), reason: reason.to_owned() }.into())
+    };
+    let extras = [residual.is_some(), input_snake.is_some(), snake.is_some()];
+    if extras.into_iter().filter(|&given| given).count() > 1 {
+        return refused(
+            "more than one of residual, input_snake, snake",
+            "a dispatch reads one tensor more at most: what y holds is added by accumulate, without one",
+        );
+    }
+    if input_snake.is_some() && input_activation != Activation::None {
+        return refused("input_snake beside input_activation", "x goes through one of them");
+    }
+    if snake.is_some() && activation != Activation::None {
+        return refused("snake beside activation", "y goes through one of them");
+    }
+    Ok(())
+}
+
+fn check(
+    ops: &mut Recorder<'_, '_>,
+    op: &'static str,
+    conv: &Conv<'_>,
+    y: &Tensor,
+    outs: usize,
+    ins: usize,
+) -> Result<(), Error> {
+    let &Conv { x, weight, bias, norms, selection, input_snake, snake, residual, accumulate, .. } = conv;
+    let (v, normalized) = (weight.v(), weight.normalized());
+    check_ends(op, conv)?;
+    for (arg, alpha, channels) in [("input_snake", input_snake, ins), ("snake", snake, outs)] {
+        if let Some(alpha) = alpha.filter(|alpha| alpha.len() != channels) {
+            let expected = format!("{channels} elements, one for each channel");
+            return Err(ArgumentError::Shape { op, arg, got: alpha.shape().to_vec(), expected }.into());
+        }
+    }
+    residual.map_or(Ok(()), |residual| expect_shape(op, "residual", residual, y.shape()))?;
     if let Some(weight) = normalized {
         weight.check(op)?;
     }
@@ -222,7 +259,7 @@ fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tens
     check_tile(op, selection.tile, op == "conv")?;
     let Facts { traits, capacities } = ops.facts();
     selection.check(op, traits, false)?;
-    check_bindings(capacities, [x, v, y])?;
+    check_bindings(capacities, &[x, v, y, residual.unwrap_or(y)])?;
     check_parameters(ops)?;
     // Each element of the side of c goes through all taps.
     let windows = if op == "conv" { y } else { x };
@@ -233,7 +270,10 @@ fn check(ops: &mut Recorder<'_, '_>, op: &'static str, conv: &Conv<'_>, y: &Tens
         .input("g", normalized.and_then(|w| w.g))
         .input("known norms", normalized.and_then(|w| w.norms))
         .input("bias", bias)
-        .output("y", y)
+        .input("residual", residual)
+        .input("input_snake", input_snake)
+        .input("snake", snake)
+        .output_onto(accumulate, "y", y)
         .output("norms", norms)
         .operations(2 * windows.len() as u64 * taps + normalized.map_or(0, |w| w.norms_operations()))
         .begin(ops)

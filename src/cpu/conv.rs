@@ -1,20 +1,95 @@
 //! Convolutions and transposed convolutions, in 1-D and 2-D, with their gradients.
-use super::{LinearGradients, Weight, activate, check_elements, check_features, check_size, normalize_backward};
+use super::{LinearGradients, Weight, activate, activate_backward, snake};
+use super::{check_elements, check_features, check_size, normalize_backward};
 use crate::conv::geometry::Sides;
 use crate::{Activation, ConvGeometry, Error};
 #[cfg(doc)]
 use crate::{ArgumentError, LimitError};
 
+/// What is done before and behind the sums of a convolution:
+///
+/// ```text
+/// y = act( scale · (sums of act_in(x) + bias + residual) + onto )
+/// ```
+///
+/// `ConvEnds::default()` does nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvEnds<'a> {
+    /// act_in.
+    pub input_activation: Activation,
+    /// α of [`snake`] in place of act_in, for each input channel.
+    pub input_snake: Option<&'a [f64]>,
+    /// The shape of y.
+    pub residual: Option<&'a [f64]>,
+    /// What multiplies the sums.
+    pub scale: f64,
+    /// What y held, where it is added to.
+    pub onto: Option<&'a [f64]>,
+    /// act.
+    pub activation: Activation,
+    /// α of [`snake`] in place of act, for each output channel.
+    pub snake: Option<&'a [f64]>,
+}
+
+impl Default for ConvEnds<'_> {
+    fn default() -> Self {
+        let none = Activation::None;
+        ConvEnds {
+            input_activation: none,
+            input_snake: None,
+            residual: None,
+            scale: 1.0,
+            onto: None,
+            activation: none,
+            snake: None,
+        }
+    }
+}
+
+impl ConvEnds<'_> {
+    fn check(&self, op: &'static str, x_shape: &[usize], y_shape: &[usize]) -> Result<(), Error> {
+        self.input_activation.check(op)?;
+        self.activation.check(op)?;
+        check_features(op, "input_snake", self.input_snake, x_shape[1])?;
+        check_features(op, "snake", self.snake, y_shape[1])?;
+        self.residual.map_or(Ok(()), |residual| check_elements("residual", y_shape, residual.len()))?;
+        self.onto.map_or(Ok(()), |onto| check_elements("onto", y_shape, onto.len()))
+    }
+
+    /// act_in(x)
+    fn before(&self, x: &[f64], shape: &[usize]) -> Vec<f64> {
+        let each = |(at, &x): (usize, &f64)| match self.input_snake {
+            Some(alpha) => snake(x, alpha[channel_of(at, shape)]),
+            None => activate(x, self.input_activation),
+        };
+        x.iter().enumerate().map(each).collect()
+    }
+
+    /// y of sums.
+    fn behind(&self, sums: Vec<f64>, shape: &[usize], bias: Option<&[f64]>) -> Vec<f64> {
+        let each = |(at, sum): (usize, f64)| {
+            let channel = channel_of(at, shape);
+            let of = |tensor: Option<&[f64]>, at: usize| tensor.map_or(0.0, |tensor| tensor[at]);
+            let y = self.scale * (sum + of(bias, channel) + of(self.residual, at)) + of(self.onto, at);
+            match self.snake {
+                Some(alpha) => snake(y, alpha[channel]),
+                None => activate(y, self.activation),
+            }
+        };
+        sums.into_iter().enumerate().map(each).collect()
+    }
+}
+
 /// A convolution, in 1-D or 2-D by the rank of w:
 ///
 /// ```text
-/// y[b, j, u] = act( Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j )
+/// y[b, j, u] = Σ_i,κ w[j, i, κ] · x[b, gI + i, u·stride + κ·dilation − padding] + bias_j
 /// ```
 ///
 /// where j is in group g, and I = in / groups.
 ///
 /// - `x`: `x_shape` = `[B, in, T]` or `[B, in, H, W]`. `w`: `w_shape` = `[out, in / groups, k]` or `[.., kh, kw]`.
-///   `bias`: `[out]`. The result: [`ConvGeometry::conv_shape`].
+///   `bias`: `[out]`. The result: [`ConvGeometry::conv_shape`]. `ends`: what else is done before and behind.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::Number`] if shapes and `geometry` do not fit; [`ArgumentError::Length`];
@@ -26,20 +101,21 @@ pub fn conv(
     w_shape: &[usize],
     bias: Option<&[f64]>,
     geometry: &ConvGeometry,
-    activation: Activation,
+    ends: &ConvEnds,
 ) -> Result<Vec<f64>, Error> {
     let op = "conv";
     let sides = Sides::of_conv(op, geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, ("w", w), w_shape, &sides.c_shape())?;
     check_features(op, "bias", bias, sides.wide)?;
-    activation.check(op)?;
-    Ok(with_ends(c_of(&sides, x, w), &sides.c_shape(), bias, activation))
+    ends.check(op, x_shape, &sides.c_shape())?;
+    let sums = c_of(&sides, &ends.before(x, x_shape), w);
+    Ok(ends.behind(sums, &sides.c_shape(), bias))
 }
 
 /// A transposed convolution, in 1-D or 2-D by the rank of w: the gradient of [`conv`] with respect to its x.
 ///
 /// ```text
-/// y[b, gO + o, t] = act( Σ_i,κ w[i, o, κ] · x[b, i, u] + bias )        over u·stride + κ·dilation − padding = t
+/// y[b, gO + o, t] = Σ_i,κ w[i, o, κ] · x[b, i, u] + bias        over u·stride + κ·dilation − padding = t
 /// ```
 ///
 /// where i is in group g, and O = out / groups.
@@ -56,18 +132,19 @@ pub fn conv_transposed(
     w_shape: &[usize],
     bias: Option<&[f64]>,
     geometry: &ConvGeometry,
-    activation: Activation,
+    ends: &ConvEnds,
 ) -> Result<Vec<f64>, Error> {
     let op = "conv_transposed";
     let sides = Sides::of_transposed(op, geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, ("w", w), w_shape, &sides.a_shape())?;
     check_features(op, "bias", bias, sides.groups * sides.channels)?;
-    activation.check(op)?;
-    Ok(with_ends(a_of(&sides, x, w), &sides.a_shape(), bias, activation))
+    ends.check(op, x_shape, &sides.a_shape())?;
+    let sums = a_of(&sides, &ends.before(x, x_shape), w);
+    Ok(ends.behind(sums, &sides.a_shape(), bias))
 }
 
-/// The gradients of [`conv`] without an activation, each in the shape of what it belongs to. dv and dg are those of
-/// [`normalize_backward`] of dw.
+/// The gradients of [`conv`] with an activation of x alone, each in the shape of what it belongs to. dv and dg are
+/// those of [`normalize_backward`] of dw.
 ///
 /// - `dy`: the shape of y. dg: one element per index of the kept axis; none for an ordinary weight. dbias: `[out]`.
 ///
@@ -80,12 +157,15 @@ pub fn conv_backward(
     w_shape: &[usize],
     dy: &[f64],
     geometry: &ConvGeometry,
+    input_activation: Activation,
 ) -> Result<LinearGradients, Error> {
     let sides = Sides::of_conv("conv_backward", geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, weight.tensor(), w_shape, &sides.c_shape())?;
     check_elements("dy", &sides.c_shape(), dy.len())?;
-    let dx = a_of(&sides, dy, &weight.product(w_shape)?);
-    let (dv, dg) = of_weight(&v_of(&sides, dy, x), weight, w_shape)?;
+    input_activation.check("conv_backward")?;
+    let entered = ConvEnds { input_activation, ..Default::default() }.before(x, x_shape);
+    let dx = through(a_of(&sides, dy, &weight.product(w_shape)?), x, input_activation);
+    let (dv, dg) = of_weight(&v_of(&sides, dy, &entered), weight, w_shape)?;
     Ok(LinearGradients { dx, dv, dg, dbias: sum_of_channels(dy, &sides.c_shape()) })
 }
 
@@ -100,12 +180,15 @@ pub fn conv_transposed_backward(
     w_shape: &[usize],
     dy: &[f64],
     geometry: &ConvGeometry,
+    input_activation: Activation,
 ) -> Result<LinearGradients, Error> {
     let sides = Sides::of_transposed("conv_transposed_backward", geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, weight.tensor(), w_shape, &sides.a_shape())?;
     check_elements("dy", &sides.a_shape(), dy.len())?;
-    let dx = c_of(&sides, dy, &weight.product(w_shape)?);
-    let (dv, dg) = of_weight(&v_of(&sides, x, dy), weight, w_shape)?;
+    input_activation.check("conv_transposed_backward")?;
+    let entered = ConvEnds { input_activation, ..Default::default() }.before(x, x_shape);
+    let dx = through(c_of(&sides, dy, &weight.product(w_shape)?), x, input_activation);
+    let (dv, dg) = of_weight(&v_of(&sides, &entered, dy), weight, w_shape)?;
     Ok(LinearGradients { dx, dv, dg, dbias: sum_of_channels(dy, &sides.a_shape()) })
 }
 
@@ -168,11 +251,9 @@ fn channel_of(at: usize, shape: &[usize]) -> usize {
     at / shape[2..].iter().product::<usize>() % shape[1]
 }
 
-fn with_ends(mut y: Vec<f64>, shape: &[usize], bias: Option<&[f64]>, activation: Activation) -> Vec<f64> {
-    for (at, y) in y.iter_mut().enumerate() {
-        *y = activate(*y + bias.map_or(0.0, |bias| bias[channel_of(at, shape)]), activation);
-    }
-    y
+/// A gradient behind an activation of x, before it.
+fn through(dx: Vec<f64>, x: &[f64], activation: Activation) -> Vec<f64> {
+    dx.into_iter().zip(x).map(|(dx, &x)| dx * activate_backward(x, activation)).collect()
 }
 
 fn sum_of_channels(dy: &[f64], shape: &[usize]) -> Vec<f64> {

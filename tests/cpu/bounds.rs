@@ -180,7 +180,14 @@ fn activated_bound_admits_f32_activations() {
                 Activation::None => y,
                 Activation::Relu => y.max(0.0),
                 Activation::LeakyRelu(slope) => y.max(0.0) + slope * y.min(0.0),
+                Activation::Elu if y >= 0.0 => y,
+                Activation::Elu if y > -0.25 => (1..8).rev().fold(0.0, |sum, n| (sum + 1.0) * y / n as f32),
+                Activation::Elu => y.exp() - 1.0,
                 Activation::Gelu => {
+                    let beyond = normal_beyond(y.abs());
+                    y * if y < 0.0 { beyond } else { 1.0 - beyond }
+                }
+                Activation::GeluTanh => {
                     let z = (std::f32::consts::FRAC_2_PI.sqrt() * (y + 0.044715 * y * y * y)).clamp(-15.0, 15.0);
                     y / 2.0 * (1.0 + z.tanh())
                 }
@@ -196,11 +203,21 @@ fn activated_bound_admits_f32_activations() {
     }
 }
 
-const ACTIVATIONS: [Activation; 6] = [
+/// As `product/activation.wgsl`.
+fn normal_beyond(s: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.35 * s);
+    let polynomial =
+        [0.13961871, 0.13991229, 0.11944491, 0.10711459, -0.02704661, 0.165051, -0.26096123, 0.14654583, -0.02967952];
+    (-0.5 * s * s).exp() * (t * polynomial.into_iter().rev().fold(0.0, |sum, c| c + t * sum))
+}
+
+pub const ACTIVATIONS: [Activation; 8] = [
     Activation::None,
     Activation::Relu,
     Activation::LeakyRelu(0.01),
+    Activation::Elu,
     Activation::Gelu,
+    Activation::GeluTanh,
     Activation::Silu,
     Activation::Tanh,
 ];

@@ -3,11 +3,11 @@ use proptest::prelude::*;
 use weightnorm::{Activation, ArgumentError, Axis, ConvGeometry, Eps, Error, PadMode, cpu};
 
 fn conv(x: &[f64], x_shape: &[usize], w: &[f64], w_shape: &[usize], geometry: ConvGeometry) -> Vec<f64> {
-    cpu::conv(x, x_shape, w, w_shape, None, &geometry, Activation::None).unwrap()
+    cpu::conv(x, x_shape, w, w_shape, None, &geometry, &cpu::ConvEnds::default()).unwrap()
 }
 
 fn transposed(x: &[f64], x_shape: &[usize], w: &[f64], w_shape: &[usize], geometry: ConvGeometry) -> Vec<f64> {
-    cpu::conv_transposed(x, x_shape, w, w_shape, None, &geometry, Activation::None).unwrap()
+    cpu::conv_transposed(x, x_shape, w, w_shape, None, &geometry, &cpu::ConvEnds::default()).unwrap()
 }
 
 const PLAIN: fn() -> ConvGeometry = ConvGeometry::default;
@@ -23,7 +23,7 @@ fn conv_by_hand() {
     let of = |mode| conv(&x, &[1, 1, 4], &w, &[1, 1, 3], PLAIN().padding((2, 1)).pad_mode(mode));
     assert_eq!(of(PadMode::Reflect), [123.0, 212.0, 321.0, 432.0, 343.0]);
     assert_eq!(of(PadMode::Replicate), [111.0, 211.0, 321.0, 432.0, 443.0]);
-    let y = cpu::conv(&x, &[1, 1, 4], &w, &[1, 1, 3], Some(&[-400.0]), &PLAIN(), Activation::Relu).unwrap();
+    let y = cpu::conv(&x, &[1, 1, 4], &w, &[1, 1, 3], Some(&[-400.0]), &PLAIN(), &cpu::ConvEnds { activation: Activation::Relu, ..Default::default() }).unwrap();
     assert_eq!(y, [0.0, 32.0]);
     // Two groups, two outputs of each.
     let x = [1.0, 2.0, 3.0, 4.0];
@@ -38,6 +38,61 @@ fn conv_by_hand() {
     assert_eq!(conv(&x, &[1, 1, 2, 3], &[1.0, 10.0], &[1, 1, 1, 2], wide), [0.0, 30.0]);
 }
 
+/// y = act(scale · (sums of act_in(x) + bias + residual) + onto).
+#[test]
+fn conv_ends_by_hand() {
+    let (x, w) = ([1.0, -2.0, 3.0, 4.0], [1.0, 10.0]);
+    let plain = cpu::ConvEnds::default();
+    let of = |ends: cpu::ConvEnds| cpu::conv(&x, &[1, 1, 4], &w, &[1, 1, 2], Some(&[0.5]), &PLAIN(), &ends).unwrap();
+    assert_eq!(of(plain), [-18.5, 28.5, 43.5]);
+    assert_eq!(of(cpu::ConvEnds { input_activation: Activation::LeakyRelu(0.5), ..plain }), [-8.5, 29.5, 43.5]);
+    let all = cpu::ConvEnds {
+        residual: Some(&[1.0, 2.0, 3.0]),
+        scale: 2.0,
+        onto: Some(&[5.0, -70.0, 7.0]),
+        activation: Activation::Relu,
+        ..plain
+    };
+    assert_eq!(of(all), [0.0, 0.0, 100.0]);
+    let snake = |x: f64, alpha: f64| x + (alpha * x).sin() * (alpha * x).sin() / (alpha + 1e-9);
+    assert_eq!(of(cpu::ConvEnds { snake: Some(&[-0.3]), ..plain })[1], snake(28.5, -0.3));
+    let entered = of(cpu::ConvEnds { input_snake: Some(&[0.7]), ..plain });
+    assert_eq!(entered[2], snake(3.0, 0.7) + 10.0 * snake(4.0, 0.7) + 0.5);
+    let wrong = cpu::ConvEnds { residual: Some(&[1.0]), ..plain };
+    cpu::conv_transposed(&x, &[1, 1, 4], &w, &[1, 1, 2], None, &PLAIN(), &wrong).unwrap_err();
+}
+
+/// The gradients through an activation of x are differences of the forward pass.
+#[test]
+fn conv_gradients_go_through_the_activation_of_x() {
+    let (x, w) = ([1.0, -2.0, 0.3, -0.4, 0.9, 2.0], [0.5, -1.5, 2.0, 1.0]);
+    for (transposed, activation) in [(false, Activation::Elu), (true, Activation::Gelu), (false, Activation::Silu)] {
+        let ends = cpu::ConvEnds { input_activation: activation, ..Default::default() };
+        let loss = |x: &[f64], w: &[f64]| -> f64 {
+            let conv = if transposed { cpu::conv_transposed } else { cpu::conv };
+            conv(x, &[1, 1, 6], w, &[1, 1, 4], None, &PLAIN(), &ends).unwrap().iter().sum()
+        };
+        let backward = if transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
+        let dy = vec![1.0; if transposed { 9 } else { 3 }];
+        let weight = cpu::Weight::Plain(&w);
+        let d = backward(&x, &[1, 1, 6], weight, &[1, 1, 4], &dy, &PLAIN(), activation).unwrap();
+        let step = 1e-6;
+        let shifted = |values: &[f64], i: usize, by: f64| {
+            let mut values = values.to_vec();
+            values[i] += by;
+            values
+        };
+        for i in 0..6 {
+            let difference = loss(&shifted(&x, i, step), &w) - loss(&shifted(&x, i, -step), &w);
+            assert!((d.dx[i] - difference / (2.0 * step)).abs() < 1e-8, "{activation:?} dx {i}");
+        }
+        for i in 0..4 {
+            let difference = loss(&x, &shifted(&w, i, step)) - loss(&x, &shifted(&w, i, -step));
+            assert!((d.dv[i] - difference / (2.0 * step)).abs() < 1e-8, "{activation:?} dv {i}");
+        }
+    }
+}
+
 #[test]
 fn conv_transposed_by_hand() {
     let (x, w) = ([1.0, 2.0], [1.0, 10.0, 100.0]);
@@ -49,7 +104,7 @@ fn conv_transposed_by_hand() {
     assert_eq!(transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], apart), [1.0, 0.0, 10.0, 2.0, 100.0, 20.0, 0.0, 200.0]);
     // Axis 0 of w is in: two inputs, one output.
     assert_eq!(transposed(&x, &[1, 2, 1], &[1.0, 10.0, 3.0, 30.0], &[2, 1, 2], PLAIN()), [7.0, 70.0]);
-    let y = cpu::conv_transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], Some(&[0.5]), &PLAIN(), Activation::None).unwrap();
+    let y = cpu::conv_transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], Some(&[0.5]), &PLAIN(), &cpu::ConvEnds::default()).unwrap();
     assert_eq!(y, [1.5, 12.5, 120.5, 200.5]);
 }
 
@@ -182,7 +237,7 @@ proptest! {
         let y = conv(&x, &case.x_shape, &w, &case.w_shape, case.geometry);
         let dy = case.integers(3, y.len());
         let weight = cpu::Weight::Plain(&w);
-        let d = cpu::conv_backward(&x, &case.x_shape, weight, &case.w_shape, &dy, &case.geometry).unwrap();
+        let d = cpu::conv_backward(&x, &case.x_shape, weight, &case.w_shape, &dy, &case.geometry, Activation::None).unwrap();
         let all = dot(&y, &dy);
         prop_assert_eq!((dot(&d.dx, &x), dot(&d.dv, &w)), (all, all));
         prop_assert_eq!(d.dbias.iter().sum::<f64>(), dy.iter().sum::<f64>());
@@ -195,7 +250,7 @@ proptest! {
         let y_shape = geometry.conv_shape(&case.x_shape, &case.w_shape).unwrap();
         let (dy, w) = (case.integers(3, y_shape.iter().product()), case.w());
         let weight = cpu::Weight::Plain(&w);
-        let d = cpu::conv_backward(&case.x(), &case.x_shape, weight, &case.w_shape, &dy, &geometry).unwrap();
+        let d = cpu::conv_backward(&case.x(), &case.x_shape, weight, &case.w_shape, &dy, &geometry, Activation::None).unwrap();
         // What the stride left over at the end comes back by the output padding.
         let short = geometry.conv_transposed_shape(&y_shape, &case.w_shape);
         let rank = case.x_shape.len() - 2;
@@ -212,7 +267,7 @@ proptest! {
         let y = transposed(&dy, &y_shape, &w, &case.w_shape, geometry);
         prop_assert_eq!(&y, &d.dx);
         let e = case.integers(4, y.len());
-        let d = cpu::conv_transposed_backward(&dy, &y_shape, weight, &case.w_shape, &e, &geometry).unwrap();
+        let d = cpu::conv_transposed_backward(&dy, &y_shape, weight, &case.w_shape, &e, &geometry, Activation::None).unwrap();
         let all = dot(&y, &e);
         prop_assert_eq!((dot(&d.dx, &dy), dot(&d.dv, &w)), (all, all));
         prop_assert_eq!(d.dbias.iter().sum::<f64>(), e.iter().sum::<f64>());
@@ -261,7 +316,7 @@ fn conv_with_one_tap_is_linear() {
     let (x, w) = (case.x(), case.w());
     let rows: Vec<f64> =
         (0..14).flat_map(|m| (0..5).map(move |i| (m, i))).map(|(m, i)| x[m / 7 * 35 + i * 7 + m % 7]).collect();
-    let y = cpu::linear(&rows, &[14, 5], &w, &[3, 5], None, Activation::None).unwrap();
+    let y = cpu::linear(&rows, &[14, 5], &w, &[3, 5], None, &cpu::ConvEnds::default()).unwrap();
     let expected: Vec<f64> = (0..42).map(|at| y[(at / 21 * 7 + at % 7) * 3 + at / 7 % 3]).collect();
     assert_eq!(conv(&x, &case.x_shape, &w, &case.w_shape, case.geometry), expected);
 }
@@ -271,7 +326,7 @@ fn conv_rejects_what_does_not_fit() {
     let fail = |x_shape: &[usize], w_shape: &[usize], geometry: ConvGeometry| {
         let elements = |shape: &[usize]| vec![0.0; shape.iter().map(|&d| d.min(99)).product::<usize>().min(9999)];
         let (x, w) = (elements(x_shape), elements(w_shape));
-        cpu::conv(&x, x_shape, &w, w_shape, None, &geometry, Activation::None).unwrap_err().to_string()
+        cpu::conv(&x, x_shape, &w, w_shape, None, &geometry, &cpu::ConvEnds::default()).unwrap_err().to_string()
     };
     for (x, w, geometry, text) in [
         (&[1, 4, 9][..], &[6, 4][..], PLAIN(), "weight has shape [6, 4]"),
@@ -297,7 +352,7 @@ fn conv_rejects_what_does_not_fit() {
     }
     let transposed = |geometry: ConvGeometry| {
         let (x, w) = ([0.0; 12], [0.0; 24]);
-        cpu::conv_transposed(&x, &[1, 4, 3], &w, &[4, 2, 3], None, &geometry, Activation::None).unwrap_err()
+        cpu::conv_transposed(&x, &[1, 4, 3], &w, &[4, 2, 3], None, &geometry, &cpu::ConvEnds::default()).unwrap_err()
     };
     assert!(matches!(transposed(PLAIN().pad_mode(PadMode::Reflect)), Error::Argument(ArgumentError::Variant { .. })));
     assert!(matches!(
@@ -306,11 +361,11 @@ fn conv_rejects_what_does_not_fit() {
     ));
     assert!(matches!(transposed(PLAIN().padding(3)), Error::Argument(ArgumentError::Shape { arg: "x", .. })));
     let (x, w) = ([0.0; 12], [0.0; 24]);
-    let bias = cpu::conv(&x, &[1, 4, 3], &w, &[2, 4, 3], Some(&[0.0; 3]), &PLAIN(), Activation::None).unwrap_err();
+    let bias = cpu::conv(&x, &[1, 4, 3], &w, &[2, 4, 3], Some(&[0.0; 3]), &PLAIN(), &cpu::ConvEnds::default()).unwrap_err();
     assert!(matches!(bias, Error::Argument(ArgumentError::Shape { op: "conv", arg: "bias", .. })), "{bias}");
     let weight = cpu::Weight::Normalized { v: &w, g: None, axis: Axis::Kept(3), eps: Eps::None };
-    let error = cpu::conv_backward(&x, &[1, 4, 3], weight, &[2, 4, 3], &[0.0; 2], &PLAIN()).unwrap_err();
+    let error = cpu::conv_backward(&x, &[1, 4, 3], weight, &[2, 4, 3], &[0.0; 2], &PLAIN(), Activation::None).unwrap_err();
     assert_eq!(error, ArgumentError::Axis { axis: 3, rank: 3 }.into());
-    let error = cpu::conv_backward(&x, &[1, 4, 3], cpu::Weight::Plain(&w), &[2, 4, 3], &[0.0; 3], &PLAIN());
+    let error = cpu::conv_backward(&x, &[1, 4, 3], cpu::Weight::Plain(&w), &[2, 4, 3], &[0.0; 3], &PLAIN(), Activation::None);
     assert_eq!(error.unwrap_err(), ArgumentError::Length { got: 3, expected: 2, shape: vec![1, 2, 1] }.into());
 }

@@ -126,7 +126,7 @@ fn check_conv(case: &Golden) -> Result<(), String> {
     let (x, dy, bias) = (case.tensor("x")?, &case.tensor("dy")?.data, case.optional("b").map(|b| b.data.as_slice()));
     let conv = |x_data: &[f64], w: &[f64], bias: Option<&[f64]>| {
         let conv = if transposed { cpu::conv_transposed } else { cpu::conv };
-        conv(x_data, &x.shape, w, &v.shape, bias, &case.geometry, Activation::None).map_err(failed)
+        conv(x_data, &x.shape, w, &v.shape, bias, &case.geometry, &cpu::ConvEnds::default()).map_err(failed)
     };
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let (y_terms, terms) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, bias, dy);
@@ -137,7 +137,7 @@ fn check_conv(case: &Golden) -> Result<(), String> {
     compare_named(case, "y", &y, |i| from_w[i] + relative(steps) * y_terms[i])?;
 
     let backward = if transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
-    let gradients = backward(&x.data, &x.shape, weight, &v.shape, dy, &case.geometry).map_err(failed)?;
+    let gradients = backward(&x.data, &x.shape, weight, &v.shape, dy, &case.geometry, Activation::None).map_err(failed)?;
     let worst_norm = weights.norm_errors.iter().fold(0f64, |a, &b| a.max(b));
     compare_named(case, "dx", &gradients.dx, |i| (worst_norm + relative(steps)) * terms.dx[i])?;
     if bias.is_some() || case.optional("db").is_some() {

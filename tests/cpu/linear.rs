@@ -2,6 +2,7 @@
 use proptest::prelude::*;
 use weightnorm::{Activation, Axis, Eps, cpu};
 
+use crate::bounds::ACTIVATIONS;
 use crate::common::compare;
 
 fn plain(x: &[f64], x_shape: &[usize], w: &[f64], w_shape: &[usize]) -> Vec<f64> {
@@ -49,12 +50,41 @@ fn linear_activations_at_known_points() {
         at(y, Activation::LeakyRelu(0.25), if y > 0.0 { y } else { y / 4.0 });
         at(y, Activation::Tanh, (1.0 - (-2.0 * y).exp()) / (1.0 + (-2.0 * y).exp().min(1e300)));
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y.powi(3));
-        at(y, Activation::Gelu, y / 2.0 * (1.0 + inner.tanh()));
+        at(y, Activation::GeluTanh, y / 2.0 * (1.0 + inner.tanh()));
+        at(y, Activation::Elu, if y > 0.0 { y } else { y.exp() - 1.0 });
         at(y, Activation::Silu, y / 2.0 * (1.0 + (y / 2.0).tanh()));
     }
+    let gelu = [
+        (0.0, 0.0),
+        (0.5, 0.34573123063700656),
+        (1.0, 0.8413447460685429),
+        (-2.0, -0.04550026389635841),
+        (-3.0, -0.004049694094890284),
+        (-10.0, -7.619853024160527e-23),
+        (300.0, 300.0),
+    ];
+    for (y, expected) in gelu {
+        at(y, Activation::Gelu, expected);
+    }
     // Far out the tail is kept, where the form with 1 + tanh would cancel to 0.
-    assert!(cpu::activate(-7.0, Activation::Gelu) < 0.0);
+    assert!(cpu::activate(-7.0, Activation::GeluTanh) < 0.0);
     assert!(cpu::activate(-100.0, Activation::Silu) < 0.0);
+}
+
+#[test]
+fn derivatives_of_activations_are_differences() {
+    for activation in ACTIVATIONS {
+        for y in [-30.0, -7.0, -2.1, -1.9, -0.3, -0.01, 0.01, 0.4, 1.99, 2.01, 9.0, 40.0] {
+            let step = 1e-5;
+            let at = |y: f64| cpu::activate(y, activation);
+            let difference = (at(y + step) - at(y - step)) / (2.0 * step);
+            let got = cpu::activate_backward(y, activation);
+            assert!((got - difference).abs() < 1e-9, "{activation:?} of {y}: {got}, {difference}");
+        }
+        assert!(activation == Activation::None || cpu::activate_backward(f64::NAN, activation).is_nan());
+        assert!(cpu::activate_backward(-800.0, activation).is_finite());
+        assert_eq!(cpu::activate(0.0, activation), 0.0);
+    }
 }
 
 fn vector(len: usize) -> impl Strategy<Value = Vec<f64>> {

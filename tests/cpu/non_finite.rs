@@ -67,7 +67,9 @@ fn linear_activations_pass_nan() {
         Activation::None,
         Activation::Relu,
         Activation::LeakyRelu(0.1),
+        Activation::Elu,
         Activation::Gelu,
+        Activation::GeluTanh,
         Activation::Silu,
         Activation::Tanh,
     ] {
@@ -78,6 +80,8 @@ fn linear_activations_pass_nan() {
     assert_eq!(cpu::activate(-INF, Activation::Relu), 0.0);
     assert_eq!(cpu::activate(-INF, Activation::LeakyRelu(0.1)), -INF);
     assert_eq!(cpu::activate(-INF, Activation::Tanh), -1.0);
+    assert_eq!(cpu::activate(-INF, Activation::Elu), -1.0);
     assert!(cpu::activate(-INF, Activation::Gelu).is_nan());
+    assert!(cpu::activate(-INF, Activation::GeluTanh).is_nan());
     assert!(cpu::activate(-INF, Activation::Silu).is_nan());
 }

@@ -170,7 +170,9 @@ fn noop_builds_every_variant() {
                 Activation::None,
                 Activation::Relu,
                 Activation::LeakyRelu(0.1),
+                Activation::Elu,
                 Activation::Gelu,
+                Activation::GeluTanh,
                 Activation::Silu,
                 Activation::Tanh,
             ];

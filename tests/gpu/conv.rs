@@ -168,7 +168,7 @@ impl Case {
     /// The CPU reference.
     fn reference(&self, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
         let conv = if self.transposed { cpu::conv_transposed } else { cpu::conv };
-        conv(x, &self.x_shape, w, &self.v_shape, bias, &self.geometry, Activation::None).expect("shapes that fit")
+        conv(x, &self.x_shape, w, &self.v_shape, bias, &self.geometry, &cpu::ConvEnds::default()).expect("shapes that fit")
     }
 
     fn judge(&self, got: &[f64]) -> Result<(), String> {
@@ -239,7 +239,7 @@ impl Case {
             Some(axis) => cpu::Weight::Normalized { v: &v64, g: g64.as_deref(), axis, eps: self.eps },
         };
         let backward = if self.transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
-        let expected = backward(&x64, &self.x_shape, weight, &self.v_shape, &dy64, &self.geometry)?;
+        let expected = backward(&x64, &self.x_shape, weight, &self.v_shape, &dy64, &self.geometry, Activation::None)?;
         let operands = (&x64[..], &self.x_shape[..]);
         let (_, terms) = conv_terms(self.transposed, &self.geometry, operands, weight, &self.v_shape, None, &dy64);
         let exact = self.integers && self.axis.is_none();
@@ -486,7 +486,7 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
 }
 
 fn ends(gpu: &Gpu) -> Outcome {
-    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::Gelu], |&activation| {
+    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::GeluTanh], |&activation| {
         let case = Case { activation, ..Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1)) };
         case.check(gpu)?;
         Case { activation, ..Case::new(&[2, 5, 9], &[5, 4, 4], plain().stride(2)).transposed() }.check(gpu)
@@ -503,7 +503,7 @@ fn numbers(gpu: &Gpu) -> Outcome {
     };
     let reference = |x: &[f64], v: &[f64], eps| -> Result<Vec<f64>, Error> {
         let w = cpu::normalize(v, &[5, 3, 3], Some(&[1.0, -2.0, 0.5, 3.0, 0.0]), Axis::Kept(0), eps)?;
-        cpu::conv(x, &[1, 3, 40], &w, &[5, 3, 3], None, &plain().padding(1), Activation::None)
+        cpu::conv(x, &[1, 3, 40], &w, &[5, 3, 3], None, &plain().padding(1), &cpu::ConvEnds::default())
     };
     let (x, v) = (random(1, 120, DType::F32), random(2, 45, DType::F32));
     let agree = |x: &[f64], v: &[f64], eps| -> Outcome {

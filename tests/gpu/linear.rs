@@ -494,11 +494,13 @@ fn long_rows(gpu: &Gpu, extent: Extent) -> Outcome {
     all(extent.of(cases, 3), |case| case.check(gpu))
 }
 
-pub const ACTIVATIONS: [Activation; 6] = [
+pub const ACTIVATIONS: [Activation; 8] = [
     Activation::None,
     Activation::Relu,
     Activation::LeakyRelu(0.1),
+    Activation::Elu,
     Activation::Gelu,
+    Activation::GeluTanh,
     Activation::Silu,
     Activation::Tanh,
 ];
@@ -520,7 +522,7 @@ fn activations(gpu: &Gpu, extent: Extent) -> Outcome {
         let got = Case { activation, ..one.clone() }.run(gpu)?;
         compare(&got.y, &expected, Some(DType::F32), |i| activated_bound(activation, x[i], 0.0, DType::F32))?;
         // The other epilogue.
-        if extent == Extent::Few && !matches!(activation, Activation::LeakyRelu(_) | Activation::Gelu) {
+        if extent == Extent::Few && !matches!(activation, Activation::LeakyRelu(_) | Activation::GeluTanh) {
             return Ok(());
         }
         Case {
@@ -544,7 +546,7 @@ fn empty(gpu: &Gpu) -> Outcome {
         cases.push(Case { split_length: Some(16), ..Case::new(size) });
         cases.push(Case { known: true, ..Case::new(size) });
     }
-    cases.push(Case { activation: Activation::Gelu, ..Case::new([2, 3, 0]) });
+    cases.push(Case { activation: Activation::GeluTanh, ..Case::new([2, 3, 0]) });
     cases.push(Case { dtypes: [DType::Bf16; 3], ..Case::new([3, 3, 0]) });
     all(cases, |case| case.check(gpu))
 }
