@@ -8,7 +8,8 @@
 //! errors, and kinks that rounding decides about, too.
 use std::thread;
 
-use weightnorm::{Activation, Axis, Eps, Error, cpu};
+use weightnorm::cpu::{self, ConvEnds};
+use weightnorm::{Activation, Axis, Eps, Error};
 
 use crate::network::{Before, Layer, Network};
 use crate::random::Random;
@@ -75,7 +76,7 @@ fn apply(layer: &Layer, signals: &[Signal], rounding: Option<&Rounding>, random:
     let read: Vec<Read> = x.values.iter().enumerate().map(|(i, &x_i)| before(layer, i / x.shape[2], x_i)).collect();
     let conv = |x_values: Vec<f64>, w: &[f64], bias: Option<&[f64]>| {
         let conv = if layer.transposed { cpu::conv_transposed } else { cpu::conv };
-        conv(&x_values, &x.shape, w, &layer.weight.shape, bias, &layer.geometry(), Activation::None)
+        conv(&x_values, &x.shape, w, &layer.weight.shape, bias, &layer.geometry(), &ConvEnds::default())
     };
     // Values, sums of magnitudes and errors, side by side.
     let magnitudes = |data: &[f64]| data.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -145,7 +146,7 @@ fn before(layer: &Layer, channel: usize, x: f64) -> Read {
             let alpha = f64::from(alpha[channel]);
             let (angle, divisor) = (alpha * x, alpha + 1e-9);
             Read {
-                value: x + angle.sin().powi(2) / divisor,
+                value: cpu::snake(x, alpha),
                 slope: 1.0 + (2.0 * angle).sin() * alpha / divisor,
                 magnitude: x.abs() + angle.powi(2).min(1.0) / divisor.abs(),
             }
