@@ -23,7 +23,16 @@ fn conv_by_hand() {
     let of = |mode| conv(&x, &[1, 1, 4], &w, &[1, 1, 3], PLAIN().padding((2, 1)).pad_mode(mode));
     assert_eq!(of(PadMode::Reflect), [123.0, 212.0, 321.0, 432.0, 343.0]);
     assert_eq!(of(PadMode::Replicate), [111.0, 211.0, 321.0, 432.0, 443.0]);
-    let y = cpu::conv(&x, &[1, 1, 4], &w, &[1, 1, 3], Some(&[-400.0]), &PLAIN(), &cpu::ConvEnds { activation: Activation::Relu, ..Default::default() }).unwrap();
+    let y = cpu::conv(
+        &x,
+        &[1, 1, 4],
+        &w,
+        &[1, 1, 3],
+        Some(&[-400.0]),
+        &PLAIN(),
+        &cpu::ConvEnds { activation: Activation::Relu, ..Default::default() },
+    )
+    .unwrap();
     assert_eq!(y, [0.0, 32.0]);
     // Two groups, two outputs of each.
     let x = [1.0, 2.0, 3.0, 4.0];
@@ -104,7 +113,8 @@ fn conv_transposed_by_hand() {
     assert_eq!(transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], apart), [1.0, 0.0, 10.0, 2.0, 100.0, 20.0, 0.0, 200.0]);
     // Axis 0 of w is in: two inputs, one output.
     assert_eq!(transposed(&x, &[1, 2, 1], &[1.0, 10.0, 3.0, 30.0], &[2, 1, 2], PLAIN()), [7.0, 70.0]);
-    let y = cpu::conv_transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], Some(&[0.5]), &PLAIN(), &cpu::ConvEnds::default()).unwrap();
+    let y = cpu::conv_transposed(&x, &[1, 1, 2], &w, &[1, 1, 3], Some(&[0.5]), &PLAIN(), &cpu::ConvEnds::default())
+        .unwrap();
     assert_eq!(y, [1.5, 12.5, 120.5, 200.5]);
 }
 
@@ -361,11 +371,14 @@ fn conv_rejects_what_does_not_fit() {
     ));
     assert!(matches!(transposed(PLAIN().padding(3)), Error::Argument(ArgumentError::Shape { arg: "x", .. })));
     let (x, w) = ([0.0; 12], [0.0; 24]);
-    let bias = cpu::conv(&x, &[1, 4, 3], &w, &[2, 4, 3], Some(&[0.0; 3]), &PLAIN(), &cpu::ConvEnds::default()).unwrap_err();
+    let bias =
+        cpu::conv(&x, &[1, 4, 3], &w, &[2, 4, 3], Some(&[0.0; 3]), &PLAIN(), &cpu::ConvEnds::default()).unwrap_err();
     assert!(matches!(bias, Error::Argument(ArgumentError::Shape { op: "conv", arg: "bias", .. })), "{bias}");
     let weight = cpu::Weight::Normalized { v: &w, g: None, axis: Axis::Kept(3), eps: Eps::None };
-    let error = cpu::conv_backward(&x, &[1, 4, 3], weight, &[2, 4, 3], &[0.0; 2], &PLAIN(), Activation::None).unwrap_err();
+    let error =
+        cpu::conv_backward(&x, &[1, 4, 3], weight, &[2, 4, 3], &[0.0; 2], &PLAIN(), Activation::None).unwrap_err();
     assert_eq!(error, ArgumentError::Axis { axis: 3, rank: 3 }.into());
-    let error = cpu::conv_backward(&x, &[1, 4, 3], cpu::Weight::Plain(&w), &[2, 4, 3], &[0.0; 3], &PLAIN(), Activation::None);
+    let error =
+        cpu::conv_backward(&x, &[1, 4, 3], cpu::Weight::Plain(&w), &[2, 4, 3], &[0.0; 3], &PLAIN(), Activation::None);
     assert_eq!(error.unwrap_err(), ArgumentError::Length { got: 3, expected: 2, shape: vec![1, 2, 1] }.into());
 }

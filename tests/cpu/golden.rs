@@ -137,7 +137,8 @@ fn check_conv(case: &Golden) -> Result<(), String> {
     compare_named(case, "y", &y, |i| from_w[i] + relative(steps) * y_terms[i])?;
 
     let backward = if transposed { cpu::conv_transposed_backward } else { cpu::conv_backward };
-    let gradients = backward(&x.data, &x.shape, weight, &v.shape, dy, &case.geometry, Activation::None).map_err(failed)?;
+    let gradients =
+        backward(&x.data, &x.shape, weight, &v.shape, dy, &case.geometry, Activation::None).map_err(failed)?;
     let worst_norm = weights.norm_errors.iter().fold(0f64, |a, &b| a.max(b));
     compare_named(case, "dx", &gradients.dx, |i| (worst_norm + relative(steps)) * terms.dx[i])?;
     if bias.is_some() || case.optional("db").is_some() {

@@ -2,7 +2,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use weightnorm::{Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, Weight, WeightNorm, WeightSet};
+use weightnorm::{
+    Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, Weight, WeightNorm, WeightSet,
+};
 
 use crate::network::{Before, Layer, Network, Stretch};
 
@@ -11,7 +13,7 @@ pub struct Vocoder<'n> {
     gpu: Gpu,
     network: &'n Network,
     layers: Vec<LayerTensors>,
-    /// The transposed layers, whose norms no convolution sums up by itself: their axis 0 is that of x.
+    /// The transposed layers, whose norms no convolution sums up by itself: their axis 0 is that of x, along the sum.
     transposed: Option<WeightSet>,
     /// All that is between the layers.
     buffers: Vec<Tensor>,
@@ -24,8 +26,8 @@ pub struct Vocoder<'n> {
 struct LayerTensors {
     v: Tensor,
     g: Option<Tensor>,
-    /// Of a transposed layer.
-    norms: Option<Tensor>,
+    /// Of a transposed layer: g/‖v‖.
+    scales: Option<Tensor>,
     bias: Tensor,
     alpha: Option<Tensor>,
 }
@@ -50,26 +52,27 @@ impl<'n> Vocoder<'n> {
         let is_set = |layer: &Layer| layer.transposed && layer.weight.g.is_some();
         let in_set: Vec<&Layer> = network.layers.iter().filter(|layer| is_set(layer)).collect();
         let shapes: Vec<_> = in_set.iter().map(|layer| (&layer.weight.shape[..], DType::F32)).collect();
-        let counts: Vec<_> = in_set.iter().map(|layer| (&layer.weight.shape[..1], DType::F32)).collect();
+        let pairs: Vec<_> = in_set.iter().map(|layer| [layer.weight.shape[0], 2]).collect();
+        let pairs: Vec<_> = pairs.iter().map(|shape| (&shape[..], DType::F32)).collect();
         // What one dispatch is to reach lies in one buffer.
-        let (mut set_v, mut set_norms) = (gpu.tensors(&shapes)?.into_iter(), gpu.tensors(&counts)?.into_iter());
+        let (mut set_v, mut set_scales) = (gpu.tensors(&shapes)?.into_iter(), gpu.tensors(&pairs)?.into_iter());
         let mut layers = vec![];
         for layer in &network.layers {
-            let (v, norms) = match is_set(layer).then(|| set_v.next().zip(set_norms.next())).flatten() {
-                Some((v, norms)) => {
+            let (v, scales) = match is_set(layer).then(|| set_v.next().zip(set_scales.next())).flatten() {
+                Some((v, scales)) => {
                     gpu.queue().write_buffer(v.buffer()?, v.offset(), bytemuck::cast_slice(&layer.weight.v));
-                    (v, Some(norms))
+                    (v, Some(scales))
                 }
                 None => (gpu.upload(&layer.weight.v, &layer.weight.shape)?, None),
             };
             let vector = |data: &[f32]| gpu.upload(data, &[data.len()]);
             let alpha = if let Before::Snake(alpha) = &layer.before { Some(vector(alpha)?) } else { None };
             let g = layer.weight.g.as_deref().map(vector).transpose()?;
-            layers.push(LayerTensors { v, g, norms, bias: vector(&layer.bias)?, alpha });
+            layers.push(LayerTensors { v, g, scales, bias: vector(&layer.bias)?, alpha });
         }
         let members: Vec<_> = layers
             .iter()
-            .filter_map(|layer| Some(SetMember::new(layer.normalized()?).norms(layer.norms.as_ref()?)))
+            .filter_map(|layer| Some(SetMember::new(layer.normalized()?).scales(layer.scales.as_ref()?)))
             .collect();
         let transposed = if members.is_empty() { None } else { Some(gpu.weight_set(&members)?) };
         let buffer = |elements: usize| gpu.zeros(&[elements], DType::F32);
@@ -108,8 +111,7 @@ impl<'n> Vocoder<'n> {
                 ops.row_norms_set(set)?;
             }
             for (i, (layer, tensors)) in network.layers.iter().zip(&self.layers).enumerate() {
-                let norms = known.map_or(tensors.norms.as_ref(), |known| known[i].as_ref());
-                tensors.record(ops, layer, &views[i], norms)?;
+                tensors.record(ops, layer, &views[i], known.and_then(|known| known[i].as_ref()))?;
             }
             Ok(ops.dispatch_count())
         })?;
@@ -132,7 +134,11 @@ impl<'n> Vocoder<'n> {
     /// Times all stretches, from the upload of frames to the samples on the host: with the norms as they are summed up
     /// in every run, and in turn with known ones, as a measure of what they cost.
     pub fn speed(&mut self, input: &[f32], stretches: &[Stretch]) -> Result<Speed, Error> {
-        let norms = |layer: &LayerTensors| layer.normalized().map(|weight| self.gpu.row_norms(weight)).transpose();
+        // The transposed layers have their scales from the runs before.
+        let norms = |layer: &LayerTensors| {
+            let weight = layer.normalized().filter(|_| layer.scales.is_none());
+            weight.map(|weight| self.gpu.row_norms(weight)).transpose()
+        };
         let known = self.layers.iter().map(norms).collect::<Result<Vec<_>, _>>()?;
         let mut times = [vec![], vec![]];
         let start = Instant::now();
@@ -181,7 +187,8 @@ impl LayerTensors {
             (Some(weight), None) => Weight::Normalized(weight),
             (Some(weight), Some(norms)) => Weight::Normalized(weight.norms(norms)),
         };
-        let mut conv = Conv::new(&views.x, weight).bias(&self.bias).geometry(layer.geometry());
+        let mut conv =
+            Conv::new(&views.x, weight).scales(self.scales.as_ref()).bias(&self.bias).geometry(layer.geometry());
         conv = match (&layer.before, &self.alpha) {
             (Before::LeakyRelu(slope), _) => conv.input_activation(Activation::LeakyRelu(*slope as f32)),
             (Before::Snake(_), Some(alpha)) => conv.input_snake(alpha),
