@@ -6,7 +6,7 @@ use weightnorm::{
     Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, Weight, WeightNorm, WeightSet,
 };
 
-use crate::network::{Before, Layer, Network, Stretch};
+use crate::network::{Before, Layer, Network, Stretch, Weight};
 
 /// A network in GPU memory, with the buffers for so many frames at a time.
 pub struct Vocoder<'n> {
@@ -52,22 +52,25 @@ impl<'n> Vocoder<'n> {
         let is_set = |layer: &Layer| layer.transposed && layer.weight.g.is_some();
         let in_set: Vec<&Layer> = network.layers.iter().filter(|layer| is_set(layer)).collect();
         let shapes: Vec<_> = in_set.iter().map(|layer| (&layer.weight.shape[..], DType::F32)).collect();
+        let gains: Vec<_> = in_set.iter().map(|layer| (&layer.weight.shape[..1], DType::F32)).collect();
         let pairs: Vec<_> = in_set.iter().map(|layer| [layer.weight.shape[0], 2]).collect();
         let pairs: Vec<_> = pairs.iter().map(|shape| (&shape[..], DType::F32)).collect();
         // What one dispatch is to reach lies in one buffer.
-        let (mut set_v, mut set_scales) = (gpu.tensors(&shapes)?.into_iter(), gpu.tensors(&pairs)?.into_iter());
+        let [set_v, set_g, set_scales] = [gpu.tensors(&shapes)?, gpu.tensors(&gains)?, gpu.tensors(&pairs)?];
+        let mut set = set_v.into_iter().zip(set_g).zip(set_scales);
         let mut layers = vec![];
         for layer in &network.layers {
-            let (v, scales) = match is_set(layer).then(|| set_v.next().zip(set_scales.next())).flatten() {
-                Some((v, scales)) => {
-                    gpu.queue().write_buffer(v.buffer()?, v.offset(), bytemuck::cast_slice(&layer.weight.v));
-                    (v, Some(scales))
-                }
-                None => (gpu.upload(&layer.weight.v, &layer.weight.shape)?, None),
-            };
             let vector = |data: &[f32]| gpu.upload(data, &[data.len()]);
+            let Weight { shape, v, g } = &layer.weight;
+            let (v, g, scales) = match (is_set(layer).then(|| set.next()).flatten(), g) {
+                (Some(((set_v, set_g), scales)), Some(g)) => {
+                    gpu.queue().write_buffer(set_v.buffer()?, set_v.offset(), bytemuck::cast_slice(v));
+                    gpu.queue().write_buffer(set_g.buffer()?, set_g.offset(), bytemuck::cast_slice(g));
+                    (set_v, Some(set_g), Some(scales))
+                }
+                _ => (gpu.upload(v, shape)?, g.as_deref().map(vector).transpose()?, None),
+            };
             let alpha = if let Before::Snake(alpha) = &layer.before { Some(vector(alpha)?) } else { None };
-            let g = layer.weight.g.as_deref().map(vector).transpose()?;
             layers.push(LayerTensors { v, g, scales, bias: vector(&layer.bias)?, alpha });
         }
         let members: Vec<_> = layers
@@ -183,9 +186,9 @@ impl LayerTensors {
         norms: Option<&Tensor>,
     ) -> Result<(), Error> {
         let weight = match (self.normalized(), norms) {
-            (None, _) => Weight::Plain(&self.v),
-            (Some(weight), None) => Weight::Normalized(weight),
-            (Some(weight), Some(norms)) => Weight::Normalized(weight.norms(norms)),
+            (None, _) => weightnorm::Weight::Plain(&self.v),
+            (Some(weight), None) => weightnorm::Weight::Normalized(weight),
+            (Some(weight), Some(norms)) => weightnorm::Weight::Normalized(weight.norms(norms)),
         };
         let mut conv =
             Conv::new(&views.x, weight).scales(self.scales.as_ref()).bias(&self.bias).geometry(layer.geometry());
