@@ -2,9 +2,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use weightnorm::{
-    Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, Weight, WeightNorm, WeightSet,
-};
+use weightnorm::{Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, WeightNorm, WeightSet};
 
 use crate::network::{Before, Layer, Network, Stretch, Weight};
 
