@@ -319,7 +319,7 @@ fn stretches(
         let stretches = network.stretches(frames, chunk)?;
         let most = stretches.iter().map(|stretch| stretch.frames.len()).max().unwrap_or(0);
         let largest = network.capacities(most)?.into_iter().max().unwrap_or(0) as u64;
-        if largest <= u64::from(binding) || chunk == 1 {
+        if largest <= binding || chunk == 1 {
             return Ok(stretches);
         }
         chunk = chunk.div_ceil(2);
