@@ -140,6 +140,12 @@ pub(crate) fn expect_per_norm(
     expect_gain(op, arg, tensor, norms_shape)
 }
 
+/// Checks the scales of so many norms.
+pub(crate) fn expect_scales(op: &'static str, scales: &Tensor, kept: usize) -> Result<(), Error> {
+    expect_dtype(op, "scales", scales, DType::F32)?;
+    expect_shape(op, "scales", scales, &[kept, 2])
+}
+
 /// Checks one element of any storage type per kept index, shaped as [`expect_per_norm`] has it.
 pub(crate) fn expect_gain(
     op: &'static str,

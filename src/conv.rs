@@ -50,8 +50,8 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 ///
 /// # Dispatches
 /// `conv`: one for an ordinary weight and for kept axis 0, with known norms too; else those of the norms besides
-/// ([`WeightNorm`], or one if they are known). `conv_transposed`: one for an ordinary weight, else those of
-/// the norms and one. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
+/// ([`WeightNorm`], or one if they are known). `conv_transposed`: one for an ordinary weight, else those of the norms
+/// and one. One with [`Conv::scales`], which a set of weights has for all layers from one dispatch. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
 ///
 /// # Not there yet
 /// Gradients of snakes, of activations of y that do not follow from y (GELU, SiLU: give them to the next layer as its
@@ -80,6 +80,7 @@ pub struct Conv<'a> {
     pub(crate) snake: Option<&'a Tensor>,
     pub(crate) output: Option<&'a Tensor>,
     pub(crate) norms: Option<&'a Tensor>,
+    pub(crate) scales: Option<&'a Tensor>,
     pub(crate) selection: Selection,
 }
 
@@ -100,6 +101,7 @@ impl<'a> Conv<'a> {
             snake: None,
             output: None,
             norms: None,
+            scales: None,
             selection: Selection::default(),
         }
     }
@@ -195,6 +197,12 @@ impl<'a> Conv<'a> {
     /// Writes the effective norms n̂ out, as later calls want them: f32, shaped as g.
     pub fn norms(self, norms: impl Into<Option<&'a Tensor>>) -> Self {
         Conv { norms: norms.into(), ..self }
+    }
+
+    /// g/n̂ from [`SetMember::scales`](crate::SetMember::scales), where the norms lie along the sum: no norm is computed,
+    /// and none is read. Gradients do not read them.
+    pub fn scales(self, scales: impl Into<Option<&'a Tensor>>) -> Self {
+        Conv { scales: scales.into(), ..self }
     }
 
     /// Forces a tile, for tests and tuning.

@@ -4,7 +4,7 @@ use super::geometry::Sides;
 use super::kernels::CONV_WHOLE;
 use super::layer::{Ends, Layer};
 use super::plan::{Product, check_tile};
-use crate::arguments::{Arguments, expect_per_norm, expect_shape};
+use crate::arguments::{Arguments, expect_per_norm, expect_scales, expect_shape};
 use crate::binding::View;
 use crate::choose::Facts;
 use crate::contract::{Range, norms_shape};
@@ -50,8 +50,9 @@ impl Recorder<'_, '_> {
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
         expect_shape(op, "y", y, &sides.c_shape())?;
         let product = Product::windows(&sides)?;
-        check(self, op, &conv, y, sides.wide, sides.groups * sides.channels)?;
-        apply(self, &conv, y, &product, of_output(&conv))
+        let norm = of_output(&conv);
+        check(self, op, &conv, y, [sides.wide, sides.groups * sides.channels], norm)?;
+        apply(self, &conv, y, &product, norm)
     }
 
     /// Records a transposed convolution into `y`:
@@ -64,8 +65,9 @@ impl Recorder<'_, '_> {
         let sides = Sides::of_transposed(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
         expect_shape(op, "y", y, &sides.a_shape())?;
         let product = Product::phases(&sides, conv.taps_are_kept())?;
-        check(self, op, &conv, y, sides.groups * sides.channels, sides.wide)?;
-        apply(self, &conv, y, &product, of_input(&conv))
+        let norm = of_input(&conv);
+        check(self, op, &conv, y, [sides.groups * sides.channels, sides.wide], norm)?;
+        apply(self, &conv, y, &product, norm)
     }
 }
 
@@ -125,7 +127,11 @@ pub(crate) fn apply(
         (Some(weight), NormSource::Whole) => Some((scales(ops, weight, Form::Wide, conv.norms)?, 2)),
         (Some(weight), NormSource::In) => {
             let norms: usize = norms_shape(v.shape(), weight.axis).iter().product();
-            Some((scales(ops, weight, Form::Scales, conv.norms)?, 2 * norms as u64))
+            let view = match conv.scales {
+                Some(scales) => View::of(scales),
+                None => scales(ops, weight, Form::Scales, conv.norms)?,
+            };
+            Some((view, 2 * norms as u64))
         }
         _ => None,
     };
@@ -230,8 +236,8 @@ fn check(
     op: &'static str,
     conv: &Conv<'_>,
     y: &Tensor,
-    outs: usize,
-    ins: usize,
+    [outs, ins]: [usize; 2],
+    norm: NormSource,
 ) -> Result<(), Error> {
     let &Conv { x, weight, bias, norms, selection, input_snake, snake, residual, accumulate, .. } = conv;
     let (v, normalized) = (weight.v(), weight.normalized());
@@ -256,6 +262,18 @@ fn check(
         };
         expect_per_norm(op, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
     }
+    if let Some(scales) = conv.scales {
+        let refused = |reason: &str| {
+            Error::from(ArgumentError::Variant { op, got: "scales".to_owned(), reason: reason.to_owned() })
+        };
+        let Some(weight) = normalized.filter(|_| norm == NormSource::In) else {
+            return Err(refused("the norms of this weight do not lie along the sum"));
+        };
+        if norms.is_some() {
+            return Err(refused("norms are not computed then, and cannot be written"));
+        }
+        expect_scales(op, scales, norms_shape(v.shape(), weight.axis).iter().product())?;
+    }
     check_tile(op, selection.tile, false)?;
     let Facts { traits, capacities } = ops.facts();
     selection.check_device(op, traits, false)?;
@@ -269,6 +287,7 @@ fn check(
         .input("weight", v)
         .input("g", normalized.and_then(|w| w.g))
         .input("known norms", normalized.and_then(|w| w.norms))
+        .input("scales", conv.scales)
         .input("bias", bias)
         .input("residual", residual)
         .input("input_snake", input_snake)

@@ -1,5 +1,5 @@
 //! The members of a set, and how an operator sees one.
-use crate::arguments::{Arguments, expect_per_norm, expect_shape};
+use crate::arguments::{Arguments, expect_per_norm, expect_scales, expect_shape};
 use crate::contract::norms_shape;
 use crate::weight::job::{Action, Form, Job};
 use crate::weight::place::Region;
@@ -14,6 +14,7 @@ pub struct SetMember<'a> {
     weight: WeightNorm<'a>,
     pub(super) w: Option<&'a Tensor>,
     pub(super) norms: Option<&'a Tensor>,
+    pub(super) scales: Option<&'a Tensor>,
     pub(super) dw: Option<&'a Tensor>,
     pub(super) dv: Option<&'a Tensor>,
     pub(super) dg: Option<&'a Tensor>,
@@ -22,7 +23,7 @@ pub struct SetMember<'a> {
 impl<'a> SetMember<'a> {
     /// The weight alone, for the operators in place.
     pub fn new(weight: WeightNorm<'a>) -> Self {
-        SetMember { weight, w: None, norms: None, dw: None, dv: None, dg: None }
+        SetMember { weight, w: None, norms: None, scales: None, dw: None, dv: None, dg: None }
     }
 
     /// Where [`Recorder::normalize_set`] puts w: the shape of v, any storage type.
@@ -33,6 +34,12 @@ impl<'a> SetMember<'a> {
     /// Where [`Recorder::row_norms_set`] puts n̂: f32, one for each index of the kept axis.
     pub fn norms(self, norms: &'a Tensor) -> Self {
         SetMember { norms: Some(norms), ..self }
+    }
+
+    /// Where [`Recorder::row_norms_set`] puts g/n̂, as [`Conv::scales`](crate::Conv::scales) takes it, beside the norms
+    /// or in their place: f32, `[kept, 2]`.
+    pub fn scales(self, scales: &'a Tensor) -> Self {
+        SetMember { scales: Some(scales), ..self }
     }
 
     /// Where [`Recorder::normalize_backward_set`] finds the gradient of w: the shape of v, any storage type.
@@ -90,7 +97,7 @@ impl<'a> SetMember<'a> {
     /// What can be said of it alone.
     pub(super) fn check(&self) -> Result<(), Error> {
         const OP: &str = "weight_set";
-        let SetMember { weight, w, norms, dw, dv, dg } = *self;
+        let SetMember { weight, w, norms, scales, dw, dv, dg } = *self;
         weight.check(OP)?;
         if weight.norms.is_some() {
             return Err(ArgumentError::KnownNorms { op: OP }.into());
@@ -102,7 +109,8 @@ impl<'a> SetMember<'a> {
         for (arg, tensor) in [("norms", norms), ("dg", dg)] {
             tensor.map_or(Ok(()), |tensor| expect_per_norm(OP, arg, tensor, &norms_shape(shape, axis)))?;
         }
-        Ok(())
+        let kept: usize = norms_shape(shape, axis).iter().product();
+        scales.map_or(Ok(()), |scales| expect_scales(OP, scales, kept))
     }
 }
 
@@ -112,7 +120,10 @@ impl SetOperator {
         let need = |arg, tensor: Option<&'a Tensor>| tensor.ok_or(ArgumentError::Missing { op: self.name(), arg });
         let job = Job::new(member.weight)?;
         Ok(match self {
-            SetOperator::RowNorms => Job { g: None, out: Some(Region::of(need("norms", member.norms)?)), ..job },
+            SetOperator::RowNorms => match member.scales {
+                Some(scales) => Job { form: Form::Scales, out: Some(Region::of(scales)), beside: member.norms, ..job },
+                None => Job { g: None, out: Some(Region::of(need("norms", member.norms)?)), ..job },
+            },
             SetOperator::Normalize => Job { w: Some(need("w", member.w)?), form: Form::Scales, ..job },
             SetOperator::InPlace => Job { w: Some(job.v), in_place: true, form: Form::Scales, ..job },
             SetOperator::Backward => {
@@ -124,9 +135,13 @@ impl SetOperator {
     }
 
     pub(super) fn arguments<'a>(self, member: &SetMember<'a>, all: Arguments<'a>) -> Arguments<'a> {
-        let SetMember { weight: WeightNorm { v, g, .. }, w, norms, dw, dv, dg } = *member;
+        let SetMember { weight: WeightNorm { v, g, .. }, w, norms, scales, dw, dv, dg } = *member;
         match self {
-            SetOperator::RowNorms => all.input("v", v).output("norms", norms),
+            SetOperator::RowNorms => all
+                .input("v", v)
+                .input("g", g.filter(|_| scales.is_some()))
+                .output("norms", norms)
+                .output("scales", scales),
             SetOperator::Normalize => all.input("v", v).input("g", g).output("w", w),
             SetOperator::InPlace => all.input("g", g).output_onto(true, "v", v),
             SetOperator::Backward => all.input("dw", dw).input("v", v).input("g", g).output("dv", dv).output("dg", dg),

@@ -84,7 +84,7 @@ impl Gpu {
         let [norms, normalize, in_place, backward] = SetOperator::ALL.map(plan);
         // What a member has tensors for has to work. In place is what nobody asked for yet.
         for (declared, plan) in [
-            (members.iter().any(|m| m.norms.is_some()), &norms),
+            (members.iter().any(|m| m.norms.is_some() || m.scales.is_some()), &norms),
             (members.iter().any(|m| m.w.is_some()), &normalize),
             (members.iter().any(|m| m.dw.is_some() || m.dv.is_some() || m.dg.is_some()), &backward),
         ] {
@@ -145,7 +145,8 @@ impl Gpu {
 }
 
 impl Recorder<'_, '_> {
-    /// Records [`Gpu::row_norms`] of all members of a set, into their [`SetMember::norms`]. Makes nothing anew.
+    /// Records [`Gpu::row_norms`] of all members of a set, into their [`SetMember::norms`], [`SetMember::scales`]. Makes
+    /// nothing anew.
     ///
     /// # Errors
     /// [`ArgumentError::Missing`] if the members lack these. Besides those of every operator ([`Error`]).

@@ -1,6 +1,6 @@
 //! conv and conv_transposed: geometries, axes, storage types, tiles, against the CPU reference.
 use weightnorm::{Activation, ArgumentError, Axis, Conv, ConvGeometry, DType, Eps, Error, Gpu, Gradients, LimitError};
-use weightnorm::{Linear, PadMode, Tensor, Tile, WeightNorm, cpu};
+use weightnorm::{Linear, PadMode, SetMember, Tensor, Tile, WeightNorm, cpu};
 
 use crate::common::{abs, activated_bound, compare, conv_terms, norm_bound};
 use crate::common::{dg_bound, dot_bound, dv_bound, dx_bound, sum_bound};
@@ -23,6 +23,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_of_few_channels", few_channels);
     suite.sampled("conv_backward", backward);
     suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
+    suite.test("conv_with_scales_of_a_set", Needs::Nothing, scales_of_a_set);
     suite.test("conv_numbers", Needs::Nothing, numbers);
     suite.test("conv_with_one_tap_is_linear", Needs::Nothing, one_tap_is_linear);
     suite.test("conv_of_groups_is_a_concatenation", Needs::Nothing, groups);
@@ -565,6 +566,68 @@ fn numbers(gpu: &Gpu) -> Outcome {
     let expected = reference(&x, &v, Eps::None)?;
     let wrong = (0..200).find(|&at| if at / 40 == 2 { !y[at].is_nan() } else { (y[at] - expected[at]).abs() > 1e-5 });
     wrong.map_or(Ok(()), |at| Err(format!("[{at}] of a weight with a NaN is {}", y[at]).into()))
+}
+
+/// Where the norms lie along the sum: two layers' scales in one dispatch, and the same bits as with those of each by
+/// itself.
+fn scales_of_a_set(gpu: &Gpu) -> Outcome {
+    let (x, g) =
+        (gpu.upload(&[0.5f32; 2 * 6 * 9], &[2, 6, 9])?, gpu.upload(&[3.0f32, 1.0, -2.0, 0.0, 1e30, 0.5], &[6])?);
+    let v = gpu.tensors(&[(&[6, 4, 5], DType::F32), (&[3, 6, 7], DType::F32)])?;
+    for (v, seed) in v.iter().zip([61, 62]) {
+        let mut data: Vec<f32> = random(seed, v.len(), DType::F32).iter().map(|&x| x as f32).collect();
+        if seed == 61 {
+            data[80..100].iter_mut().for_each(|x| *x *= 1e-30); // beside the gain of 1e30
+        }
+        gpu.queue().write_buffer(v.buffer()?, v.offset(), bytemuck::cast_slice(&data));
+    }
+    let weights = [WeightNorm::new(&v[0], &g), WeightNorm::new(&v[1], &g).axis(Axis::Kept(1))];
+    let scales = gpu.tensors(&[(&[6, 2], DType::F32), (&[6, 2], DType::F32)])?;
+    let norms = gpu.tensors(&[(&[6], DType::F32), (&[6], DType::F32)])?;
+    let member = |i: usize| SetMember::new(weights[i]).scales(&scales[i]).norms(&norms[i]);
+    let set = gpu.weight_set(&[member(0), member(1)])?;
+    gpu.run(|ops| ops.row_norms_set(&set))?;
+    for (weight, norms) in weights.iter().zip(&norms) {
+        if norms.read::<f32>()? != gpu.row_norms(*weight)?.read::<f32>()? {
+            return Err("other norms beside the scales".into());
+        }
+    }
+    let request = |i: usize| Conv::new(&x, weights[i]).padding(1);
+    for transposed in [true, false] {
+        let i = usize::from(!transposed);
+        let conv = if transposed { request(i).stride(2) } else { request(i) };
+        let run = |conv: Conv<'_>| if transposed { gpu.conv_transposed(conv) } else { gpu.conv(conv) };
+        let (own, given) = (run(conv)?, run(conv.scales(&scales[i]))?);
+        let values = given.read::<f32>()?;
+        if own.read::<f32>()? != values || values.iter().any(|y| !y.is_finite()) {
+            return Err(format!("transposed: {transposed}: other numbers with given scales").into());
+        }
+        let count = gpu.run(|ops| {
+            let conv = conv.scales(&scales[i]);
+            if transposed {
+                ops.conv_transposed(conv, &given)?
+            } else {
+                ops.conv(conv, &given)?
+            }
+            Ok(ops.dispatch_count())
+        })?;
+        if count != 1 {
+            return Err(format!("transposed: {transposed}: {count} dispatches with given scales").into());
+        }
+    }
+    let wide = gpu.zeros(&[6, 3], DType::F32)?;
+    let along = Conv::new(&x, WeightNorm::unit(&v[1])).scales(&scales[1]);
+    for (what, refused) in [
+        ("a wrong shape", gpu.conv_transposed(request(0).scales(&wide))),
+        ("beside norms that are written", gpu.conv_transposed(request(0).scales(&scales[0]).norms(&norms[0]))),
+        ("norms of output channels", gpu.conv(along)),
+        ("a plain weight", gpu.conv_transposed(Conv::new(&x, &v[0]).scales(&scales[0]))),
+    ] {
+        let Err(Error::Argument(ArgumentError::Shape { .. } | ArgumentError::Variant { .. })) = refused else {
+            return Err(format!("scales: {what} is not refused as it should be").into());
+        };
+    }
+    Ok(())
 }
 
 fn one_tap_is_linear(gpu: &Gpu) -> Outcome {
