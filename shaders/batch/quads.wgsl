@@ -121,7 +121,7 @@ fn batch_sums(
             var once_more = false;
             if WIDE && HAS_U {
                 let bits = unpack(seen[k][select(i / 2u, i % 4u, A_DTYPE == F32)], i, A_DTYPE);
-                once_more = lift(s.y) != 0 && magnitude(bits) != 0u;
+                once_more = scale_exponent(s.y) != 0 && magnitude(bits) != 0u;
                 again |= select(0u, 1u << (k * QUAD + i), once_more);
             }
             if !once_more {

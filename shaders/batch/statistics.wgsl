@@ -139,9 +139,9 @@ fn write_factors(column: u32, dg: Wide) {
         let at = extractBits(p.more_offsets, 8u, 8u) + column;
         gain = unpack(g[word_holding(at, GAIN_DTYPE)], at, GAIN_DTYPE);
     }
-    let d = wide(norms[extractBits(p.more_offsets, 16u, 8u) + column]);
+    let d = wide_of(norms[extractBits(p.more_offsets, 16u, 8u) + column]);
     let factors = factors_of_dg(dg, d, gain, p.policy, p.eps);
-    let size_of_dg = wide(dg.m).e + dg.e;
+    let size_of_dg = wide_of(dg.m).e + dg.e;
     let far = magnitude(dg.m) != 0u && abs(size_of_dg) >= 60;
     var share_t = factors.share.t;
     if far || factors.a.t != 1.0 || share_t != 1.0 {
@@ -176,7 +176,7 @@ fn write_end(column: u32, stat: Stat) {
         if has(HAS_SECOND) {
             var sum = stat.s.y;
             if WIDE {
-                sum = narrow(dot_of(stat));
+                sum = f32_of(dot_of(stat));
             }
             if has(ACCUMULATE) {
                 sum += second[at_second];

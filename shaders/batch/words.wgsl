@@ -65,7 +65,7 @@ fn column_stat(column: u32, begin: u32, end: u32) -> Stat {
     }
     if STATISTIC == STATISTIC_DOTS && WIDE && HAS_U {
         // Once more, term by term, where the sum left the safe range; a sum of zeros did not.
-        let again = lift(total.s.y) != 0 && (seen & MAGNITUDE) != 0u;
+        let again = scale_exponent(total.s.y) != 0 && (seen & MAGNITUDE) != 0u;
         var dot = Wide(0.0, NOTHING);
         for (row = select(end, begin, again); row < end; row += CY) { // (end - begin) / CY iterations
             let x = pair(row, column);

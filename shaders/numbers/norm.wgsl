@@ -9,23 +9,23 @@ const EPS_AFTER = 3u;
 
 // The effective norm of a row whose squares add up to `sum`, settled.
 fn effective_norm(sum: Wide, policy: u32, eps: f32) -> Wide {
-    var square = wide(sum.m);
+    var square = wide_of(sum.m);
     square.e += sum.e;
     if magnitude(square.m) < SMALLEST {
         square = Wide(0.0, 0);
     }
     if policy == EPS_INSIDE_SQRT {
-        square = sum_of(square, wide(eps));
+        square = sum_of(square, wide_of(eps));
     }
     let odd = square.e & 1;
     let norm = Wide(sqrt(square.m * f32(1 + odd)), (square.e - odd) / 2);
-    if policy == EPS_CLAMP && magnitude(narrow(norm)) < bitcast<u32>(eps) {
+    if policy == EPS_CLAMP && magnitude(f32_of(norm)) < bitcast<u32>(eps) {
         return Wide(eps, 0);
     }
     if policy == EPS_AFTER {
-        return settled(sum_of(norm, wide(eps)));
+        return without_exponent(sum_of(norm, wide_of(eps)));
     }
-    return settled(norm);
+    return without_exponent(norm);
 }
 
 // The effective norms where neither they nor `sum` are near the ends of f32's range, in a fraction of the time; 0
@@ -71,8 +71,8 @@ fn factors_of_products(products: Wide, d: Wide, gain: f32, policy: u32, eps: f32
 }
 
 fn factors_of_dg(dg: Wide, d: Wide, gain: f32, policy: u32, eps: f32) -> NormFactors {
-    let a = scale_of(quotient(wide(gain), norm_of_divisor(d, policy, eps)));
-    let size = magnitude(narrow(d));
+    let a = scale_of(quotient(wide_of(gain), norm_of_divisor(d, policy, eps)));
+    let size = magnitude(f32_of(d));
     if (policy == EPS_CLAMP && size == bitcast<u32>(eps)) || (policy == EPS_AFTER && size < SMALLEST) {
         return NormFactors(dg, a, Scale(1.0, 0.0));
     }
@@ -81,7 +81,7 @@ fn factors_of_dg(dg: Wide, d: Wide, gain: f32, policy: u32, eps: f32) -> NormFac
 
 fn norm_of_divisor(d: Wide, policy: u32, eps: f32) -> Wide {
     if policy == EPS_AFTER {
-        return settled(sum_of(d, wide(eps)));
+        return without_exponent(sum_of(d, wide_of(eps)));
     }
     return d;
 }

@@ -12,7 +12,7 @@ struct Wide {
 const NOTHING = -100000;
 
 // x with 1 <= |m| < 2; zero, subnormals, infinity and NaN as they are.
-fn wide(x: f32) -> Wide {
+fn wide_of(x: f32) -> Wide {
     // Without branches: some compilers take minutes over this function's many copies otherwise.
     let a = magnitude(x);
     let normal = a - SMALLEST < INFINITY - SMALLEST;
@@ -22,7 +22,7 @@ fn wide(x: f32) -> Wide {
 
 // m * 2^e in three steps of one direction, so that no step leaves the range unless the result does.
 // (A Wide of exponent NOTHING is zero.)
-fn narrow(x: Wide) -> f32 {
+fn f32_of(x: Wide) -> f32 {
     let e = clamp(x.e, -378, 378);
     let third = exp2i(e / 3);
     return ((x.m * third) * exp2i(e - 2 * (e / 3))) * third;
@@ -30,8 +30,8 @@ fn narrow(x: Wide) -> f32 {
 
 // a / b with IEEE's results for zeros, infinities and NaN, which WGSL's division does not promise.
 fn quotient(a: Wide, b: Wide) -> Wide {
-    let x = wide(a.m);
-    let y = wide(b.m);
+    let x = wide_of(a.m);
+    let y = wide_of(b.m);
     let p = magnitude(x.m);
     let q = magnitude(y.m);
     let sign = (bitcast<u32>(x.m) ^ bitcast<u32>(y.m)) & 0x80000000u;
@@ -48,15 +48,15 @@ fn quotient(a: Wide, b: Wide) -> Wide {
 }
 
 fn product_of(a: Wide, b: Wide) -> Wide {
-    let x = wide(a.m);
-    let y = wide(b.m);
+    let x = wide_of(a.m);
+    let y = wide_of(b.m);
     return Wide(x.m * y.m, x.e + a.e + y.e + b.e);
 }
 
 // a + b, rounded once.
 fn sum_of(a: Wide, b: Wide) -> Wide {
-    let x = wide(a.m);
-    let y = wide(b.m);
+    let x = wide_of(a.m);
+    let y = wide_of(b.m);
     let p = select(x.e + a.e, NOTHING, magnitude(x.m) == 0u);
     let q = select(y.e + b.e, NOTHING, magnitude(y.m) == 0u);
     let top = max(p, q);
@@ -82,27 +82,27 @@ fn scaled(x: f32, scale: Scale) -> f32 {
     return ((x * scale.t) * scale.m) * scale.t;
 }
 
-fn wide_scale(scale: Scale) -> Wide {
-    let t = wide(scale.t);
-    let m = wide(scale.m);
+fn wide_of_scale(scale: Scale) -> Wide {
+    let t = wide_of(scale.t);
+    let m = wide_of(scale.m);
     return Wide(m.m, m.e + 2 * t.e);
 }
 
-// Sums of squares: of values scaled by 2^c, with c = 0 where that is safe and else ±LIFT, as in Blue's and LAPACK's
-// nrm2. They are wide numbers then, s * 2^(-2c). NaN and infinity come with c = -LIFT.
-const LIFT = 96;
+// Sums of squares: of values scaled by 2^c, with c = 0 where that is safe and else ±SCALING, as in Blue's and LAPACK's
+// nrm2. They are wide numbers then, s * 2^(-2c). NaN and infinity come with c = -SCALING.
+const SCALING = 96;
 const SUM_LOW = 0x0f800000u; // 2^-96: what squares below 2^-126 lose is far below the rounding of the sum
 const SUM_HIGH = 0x71800000u; // 2^100
 
 // The c with which a sum of squares has to be formed, given the sum formed with c = 0.
-fn lift(s: f32) -> i32 {
+fn scale_exponent(s: f32) -> i32 {
     let a = magnitude(s);
-    return select(select(0, LIFT, a < SUM_LOW), -LIFT, a >= SUM_HIGH);
+    return select(select(0, SCALING, a < SUM_LOW), -SCALING, a >= SUM_HIGH);
 }
 
 // x with an exponent of 0 if f32 holds it safely.
-fn settled(x: Wide) -> Wide {
-    let value = narrow(x);
+fn without_exponent(x: Wide) -> Wide {
+    let value = f32_of(x);
     let a = magnitude(value);
     if a >= SUM_LOW && a < SUM_HIGH {
         return Wide(value, 0);

@@ -150,7 +150,7 @@ fn optimizer_rows(
                 s += a * a;
             }
         }
-        let up = lift(s);
+        let up = scale_exponent(s);
         if up != 0 {
             s = 0.0;
             for (var word = begin; word < end; word += LANES) { // words / LANES iterations
@@ -166,7 +166,7 @@ fn optimizer_rows(
     for (var word = begin; word < end; word += LANES) { // words / LANES iterations
         var pair = vec2<f32>();
         for (var half = 0u; half < V_PER_WORD; half += 1u) { // at most 2 iterations
-            pair[half] = narrow(quotient(wide(v_step_again(word * V_PER_WORD + half)), norm));
+            pair[half] = f32_of(quotient(wide_of(v_step_again(word * V_PER_WORD + half)), norm));
         }
         put_word(word, pair, V_PER_WORD);
     }

@@ -45,7 +45,7 @@ override NORMED: bool = NORM == NORM_FUSED || NORM == NORM_GIVEN || NORM == NORM
 // The sum of squares of column c of those that start at column0. Call stage_squares before.
 fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     var s = column_square(c);
-    let up = lift(s);
+    let up = scale_exponent(s);
     if up != 0 {
         s = exact_squares(column0 + c, k_first, k_end, up);
     }
@@ -64,7 +64,7 @@ fn find_norms(column0: u32, t: u32, write: bool) {
             if NORM == NORM_FUSED {
                 let s = column_square(c);
                 let at = (c - first_norm(t)) / SHARE;
-                found |= select(0u, 1u << at, lift(s) != 0);
+                found |= select(0u, 1u << at, scale_exponent(s) != 0);
                 put_norm(c, base, Wide(norm_in_range(s, p.policy, p.eps), 0), write);
             } else {
                 put_norm(c, base, known_norm(base + c), false);
@@ -82,7 +82,7 @@ fn find_norms(column0: u32, t: u32, write: bool) {
 
 fn put_norm(c: u32, base: u32, norm: Wide, write: bool) {
     if WRITE_NORMS && write {
-        norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(base + c)] = narrow(norm);
+        norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(base + c)] = f32_of(norm);
     }
     norm_m[c] = norm.m;
     norm_e[c] = norm.e;
@@ -139,12 +139,12 @@ fn quotient_of(dot: Wide, norm: Wide) -> Wide {
 
 // Writes one element of y out of u, and u.
 fn put_one(row: u32, column: u32, quotient: Wide) {
-    var value = narrow(quotient);
+    var value = f32_of(quotient);
     if WRITE_U {
         keep_one(row, column, value);
     }
     if HAS_GAIN && NORM != NORM_PLAIN && NORM != NORM_IN {
-        value = narrow(product_of(wide(gain_of(column)), quotient));
+        value = f32_of(product_of(wide_of(gain_of(column)), quotient));
     }
     put_result(row, column, value + bias_of(column));
 }
@@ -288,7 +288,7 @@ fn finish_sum(element: u32) {
         }
         norm = effective_norm(sum, p.policy, p.eps);
         if WRITE_NORMS && row == 0u {
-            norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(column)] = narrow(norm);
+            norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(column)] = f32_of(norm);
         }
     }
     if NORM == NORM_GIVEN || NORM == NORM_WHOLE {

@@ -104,8 +104,8 @@ fn corrected_four(c: vec4<f32>, v: vec4<f32>, f: Factors) -> vec4<f32> {
 
 // The same, whatever the exponents.
 fn corrected(c: Wide, v: f32, factors: vec4<f32>) -> f32 {
-    let part = product_of(wide(v), wide_scale(Scale(factors.z, factors.w)));
-    return narrow(product_of(sum_of(c, Wide(-part.m, part.e)), wide_scale(Scale(factors.x, factors.y))));
+    let part = product_of(wide_of(v), wide_of_scale(Scale(factors.z, factors.w)));
+    return f32_of(product_of(sum_of(c, Wide(-part.m, part.e)), wide_of_scale(Scale(factors.x, factors.y))));
 }
 
 // Writes a block of C, or adds to it; the block's first element is at (row, column). With ACCUMULATE the unsafe sums
@@ -266,7 +266,7 @@ fn gradient_finish(
     let sum = sum_of_partials(row, column);
     var value: f32;
     if GROUPING == GROUP_NONE {
-        value = narrow(sum);
+        value = f32_of(sum);
     } else {
         value = corrected(sum, v_element(v_place(row, column)), factors_of(row, column));
     }

@@ -17,7 +17,7 @@ fn squares_again(m: Member, first: u32, step: u32, count: u32, scale: f32) -> f3
 fn products_again(m: Member, first: u32, step: u32, count: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
     for (var i = 0u; i < count; i += 1u) { // count iterations
-        sum = sum_of(sum, product_of(wide(v_at(m, first + i * step)), wide(dw_at(m, first + i * step))));
+        sum = sum_of(sum, product_of(wide_of(v_at(m, first + i * step)), wide_of(dw_at(m, first + i * step))));
     }
     return sum;
 }

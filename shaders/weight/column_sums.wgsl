@@ -83,7 +83,7 @@ fn sum_down(item: Columns, at: u32, first: u32, count: u32, whole: bool) {
     // Rarely. A loop, since some drivers run all code between the braces of an `if`, and throw it away.
     for (var i = select(0u, per, again == 0u); i < per; i += 1u) { // at most UNIT iterations
         if ((again >> i) & 1u) == 1u {
-            let up = lift(sums_in(sums, i).squares);
+            let up = scale_exponent(sums_in(sums, i).squares);
             let squares = squares_again(m, first + i, item.stride, count, exp2i(up));
             var products = Wide(0.0, NOTHING);
             if DOT {

@@ -128,14 +128,14 @@ fn held_rows(
         return;
     }
     // Rarely, where a row is too near the ends of f32's range; lanes of other rows come along.
-    let up = lift(plain_sum);
+    let up = scale_exponent(plain_sum);
     var again = vec4<f32>();
     for (var k = 0u; k < count; k += 1u) { // HELD iterations
         again += squares(quad_at(first + k * run), exp2i(up));
     }
     let wide_sum = Wide(sum_of_lanes(total_of(again), t, lanes, 1u), -2 * up);
     let wide_norm = effective_norm(wide_sum, policy, member.eps);
-    let scale = scale_of(quotient(wide(gain_of(member, item.norm + r)), wide_norm));
+    let scale = scale_of(quotient(wide_of(gain_of(member, item.norm + r)), wide_norm));
     for (var k = select(0u, count, is_plain || !exists); k < count; k += 1u) { // HELD iterations
         put_quad(member.w, first + k * run, scaled_quad(quad_at(first + k * run), scale));
     }

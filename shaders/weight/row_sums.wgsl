@@ -120,7 +120,7 @@ fn put_plain_row(item: Rows, r: u32, sums: Sums) -> bool {
     if !DOT && direct {
         return put_plain_sum(item.member, item.norm + r, sums.squares);
     }
-    let plain = lift(sums.squares) == 0;
+    let plain = scale_exponent(sums.squares) == 0;
     let all = WideSums(Wide(sums.squares, 0), Wide(sums.products, 0));
     if plain && DOT {
         put_row(item, r, all);
@@ -143,7 +143,7 @@ fn rows_of_a_lane(item: Rows, t: u32) {
         let r = firstTrailingBit(again) * THREADS + t;
         let first = item.first + r * item.length;
         let count = min(first + item.length, item.end) - first;
-        let up = lift(squares_again(item.member, first, 1u, count, 1.0));
+        let up = scale_exponent(squares_again(item.member, first, 1u, count, 1.0));
         let squares = squares_again(item.member, first, 1u, count, exp2i(up));
         var products = Wide(0.0, NOTHING);
         if DOT {
@@ -199,7 +199,7 @@ fn row_sums(
         var up = 0;
         var squares = 0.0;
         for (var go = 0u; go < 2u; go += 1u) { // 2 iterations
-            up = select(lift(squares), 0, go == 0u);
+            up = select(scale_exponent(squares), 0, go == 0u);
             let own_squares = squares_again(item.member, first, lanes, count, exp2i(up));
             squares = sum_of_lanes(own_squares, t, lanes, go);
         }

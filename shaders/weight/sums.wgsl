@@ -39,7 +39,7 @@ struct WideSums {
 
 // Whether f32 holds them safely.
 fn is_fine(sums: Sums) -> bool {
-    return lift(sums.squares) == 0 && (!DOT || is_safe(sums.products));
+    return scale_exponent(sums.squares) == 0 && (!DOT || is_safe(sums.products));
 }
 
 fn total_of(x: vec4<f32>) -> f32 {
@@ -72,7 +72,7 @@ fn gain_of(m: Member, j: u32) -> f32 {
 }
 
 fn known_norm(m: Member, j: u32) -> Wide {
-    return wide(known[extractBits(m.flags, OF_KNOWN, 8u) + j]);
+    return wide_of(known[extractBits(m.flags, OF_KNOWN, 8u) + j]);
 }
 
 fn put_scale(at: u32, scale: Scale) {
@@ -82,13 +82,13 @@ fn put_scale(at: u32, scale: Scale) {
 
 fn put_norm(m: Member, j: u32, norm: Wide) {
     if (m.flags & HAS_BESIDE) != 0u {
-        beside[m.w + j] = narrow(norm);
+        beside[m.w + j] = f32_of(norm);
     }
     let form = extractBits(m.flags, OF_OUT, 2u);
     if form == OUT_NORMS {
-        out[m.out + j] = narrow(norm);
+        out[m.out + j] = f32_of(norm);
     } else if form == OUT_SCALES {
-        put_scale(m.out + 2u * j, scale_of(quotient(wide(gain_of(m, j)), norm)));
+        put_scale(m.out + 2u * j, scale_of(quotient(wide_of(gain_of(m, j)), norm)));
     } else {
         put_scale(m.out + 2u * j, Scale(norm.m, bitcast<f32>(norm.e)));
     }
@@ -109,7 +109,7 @@ fn put_sums(m: Member, j: u32, sums: WideSums) {
     }
     let factors = factors_of_products(sums.products, d, gain_of(m, j), policy, m.eps);
     if (m.flags & HAS_BESIDE) != 0u {
-        beside[m.w + j] = select(0.0, beside[m.w + j], ADD) + narrow(factors.dg);
+        beside[m.w + j] = select(0.0, beside[m.w + j], ADD) + f32_of(factors.dg);
     }
     put_scale(m.out + 4u * j, factors.a);
     put_scale(m.out + 4u * j + 2u, factors.share);

@@ -10,7 +10,7 @@ use crate::choose::Facts;
 use crate::contract::{Range, norms_shape};
 use crate::linear::epilogue::NormSource;
 use crate::product::selection::Selection;
-use crate::weight::job::Form;
+use crate::weight::job::NormOutput;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
 use crate::windows::Capacities;
@@ -109,7 +109,7 @@ pub(crate) fn apply(
     if let (Some(weight), Some(norms)) = (normalized, conv.norms)
         && (norm == NormSource::Plain || (norm == NormSource::Given && weight.norms.is_some()))
     {
-        norms_into(ops, weight, Form::Norms, Region::of(norms))?;
+        norms_into(ops, weight, NormOutput::Norms, Region::of(norms))?;
     }
     if y.is_empty() {
         return Ok(());
@@ -122,14 +122,14 @@ pub(crate) fn apply(
     let norms_in = match (normalized, norm) {
         (Some(weight), NormSource::Given) => match weight.norms {
             Some(norms) => Some((View::of(norms), norms.len() as u64)),
-            None => Some((scales(ops, weight, Form::Norms, conv.norms)?, v.shape()[1] as u64)),
+            None => Some((scales(ops, weight, NormOutput::Norms, conv.norms)?, v.shape()[1] as u64)),
         },
-        (Some(weight), NormSource::Whole) => Some((scales(ops, weight, Form::Wide, conv.norms)?, 2)),
+        (Some(weight), NormSource::Whole) => Some((scales(ops, weight, NormOutput::Wide, conv.norms)?, 2)),
         (Some(weight), NormSource::In) => {
             let norms: usize = norms_shape(v.shape(), weight.axis).iter().product();
             let view = match conv.scales {
                 Some(scales) => View::of(scales),
-                None => scales(ops, weight, Form::Scales, conv.norms)?,
+                None => scales(ops, weight, NormOutput::Scales, conv.norms)?,
             };
             Some((view, 2 * norms as u64))
         }

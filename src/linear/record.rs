@@ -7,7 +7,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_per_norm, expect_shape};
 use crate::binding::View;
 use crate::contract::norms_shape;
 use crate::product::record::{Operand, Product, are_halves, multiply};
-use crate::weight::job::Form;
+use crate::weight::job::NormOutput;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
 use crate::{Activation, ArgumentError, Axis, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
@@ -90,15 +90,15 @@ fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result
         },
     };
     if let (Some(weight), Some(norms), NormSource::Plain | NormSource::Given) = (normalized, norms, norm) {
-        norms_into(ops, weight, Form::Norms, Region::of(norms))?;
+        norms_into(ops, weight, NormOutput::Norms, Region::of(norms))?;
     }
     if batch * outs == 0 {
         return Ok(());
     }
     let norms_in = match (normalized, norm) {
         (Some(weight), NormSource::Given) => weight.norms.map(View::of),
-        (Some(weight), NormSource::Whole) => Some(scales(ops, weight, Form::Wide, norms)?),
-        (Some(weight), NormSource::In) => Some(scales(ops, weight, Form::Scales, norms)?),
+        (Some(weight), NormSource::Whole) => Some(scales(ops, weight, NormOutput::Wide, norms)?),
+        (Some(weight), NormSource::In) => Some(scales(ops, weight, NormOutput::Scales, norms)?),
         _ => None,
     };
     let epilogue = LinearEpilogue {

@@ -4,7 +4,7 @@ use crate::binding::View;
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
 use crate::vectors;
-use crate::weight::job::{Action, Form, Job};
+use crate::weight::job::{Action, Job, NormOutput};
 use crate::weight::norms::norms_into;
 use crate::weight::place::Region;
 use crate::weight::record::record;
@@ -110,9 +110,9 @@ pub(crate) fn gradients_of_weight(
     // Under [`Eps::After`] the gradients want n, which is not known.
     let known = weight.norms.filter(|_| !matches!(weight.eps, Eps::After(_)));
     let job = Job::new(weight)?;
-    let memory = ops.scratch(Scratch::Scales, job.layout.kept * Form::Backward.size())?;
+    let memory = ops.scratch(Scratch::Scales, job.layout.kept * NormOutput::Backward.size())?;
     let job = Job { action: Action::Backward, dw: Some(dw), w: dv, beside: dg, known, ..job };
-    record(ops, &job.into_scratch(Form::Backward, &memory), accumulate)
+    record(ops, &job.into_scratch(NormOutput::Backward, &memory), accumulate)
 }
 
 /// What the gradients want of the norms: n under [`Eps::After`], else n̂. Known, or in scratch memory.
@@ -146,6 +146,6 @@ fn norms_in_scratch(
     let kept = Layout::new(weight.v.shape(), weight.axis)?.wide().kept;
     let memory = ops.scratch(Scratch::Norms, 2 * kept * 4)?;
     let out = View { offset: place * kept * 4, ..View::scratch(memory, 4) };
-    norms_into(ops, WeightNorm { g: None, norms: None, eps, ..weight }, Form::Norms, Region::view(&out))?;
+    norms_into(ops, WeightNorm { g: None, norms: None, eps, ..weight }, NormOutput::Norms, Region::view(&out))?;
     Ok(out)
 }

@@ -14,7 +14,7 @@ use crate::{DType, Eps, Error, Tensor, WeightNorm};
 
 /// What is written or read for each norm: OUT of `sums.wgsl`, and what else there is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Form {
+pub(crate) enum NormOutput {
     Norms,
     Scales,
     Wide,
@@ -22,13 +22,13 @@ pub(crate) enum Form {
     Backward,
 }
 
-impl Form {
+impl NormOutput {
     /// Bytes.
     pub fn size(self) -> u64 {
         match self {
-            Form::Norms => 4,
-            Form::Scales | Form::Wide => 8,
-            Form::Backward => 16,
+            NormOutput::Norms => 4,
+            NormOutput::Scales | NormOutput::Wide => 8,
+            NormOutput::Backward => 16,
         }
     }
 }
@@ -62,7 +62,7 @@ pub(crate) struct Job<'a> {
     /// The gains, or the bias.
     pub g: Option<&'a Tensor>,
     /// What is written or read for the norms, and where.
-    pub form: Form,
+    pub form: NormOutput,
     pub out: Option<Region>,
     /// The norms beside `out`, or dg.
     pub beside: Option<&'a Tensor>,
@@ -106,13 +106,13 @@ impl<'a> Job<'a> {
         let WeightNorm { v, g, axis, eps, norms: known } = weight;
         let layout = Layout::new(v.shape(), axis)?;
         let layout = if layout.len() == 0 { Layout { outer: 1, inner: 0, ..layout } } else { layout }.wide();
-        let (action, form) = (Action::Scale, Form::Norms);
+        let (action, form) = (Action::Scale, NormOutput::Norms);
         let (dw, w, out, beside, in_place) = (None, None, None, None, false);
         Ok(Job { layout, eps, action, v, dw, w, in_place, g, form, out, beside, known })
     }
 
     /// With what is written for the norms in scratch memory.
-    pub fn into_scratch(self, form: Form, memory: &Memory) -> Job<'a> {
+    pub fn into_scratch(self, form: NormOutput, memory: &Memory) -> Job<'a> {
         Job { form, out: Some(Region { source: Source::Given(memory.clone()), offset: 0 }), ..self }
     }
 

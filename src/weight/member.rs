@@ -1,7 +1,7 @@
 //! The members of a set, and how an operator sees one.
 use crate::arguments::{Arguments, expect_per_norm, expect_scales, expect_shape};
 use crate::contract::norms_shape;
-use crate::weight::job::{Action, Form, Job};
+use crate::weight::job::{Action, Job, NormOutput};
 use crate::weight::place::Region;
 use crate::{ArgumentError, Error, Tensor, WeightNorm};
 #[cfg(doc)]
@@ -121,15 +121,17 @@ impl SetOperator {
         let job = Job::new(member.weight)?;
         Ok(match self {
             SetOperator::RowNorms => match member.scales {
-                Some(scales) => Job { form: Form::Scales, out: Some(Region::of(scales)), beside: member.norms, ..job },
+                Some(scales) => {
+                    Job { form: NormOutput::Scales, out: Some(Region::of(scales)), beside: member.norms, ..job }
+                }
                 None => Job { g: None, out: Some(Region::of(need("norms", member.norms)?)), ..job },
             },
-            SetOperator::Normalize => Job { w: Some(need("w", member.w)?), form: Form::Scales, ..job },
-            SetOperator::InPlace => Job { w: Some(job.v), in_place: true, form: Form::Scales, ..job },
+            SetOperator::Normalize => Job { w: Some(need("w", member.w)?), form: NormOutput::Scales, ..job },
+            SetOperator::InPlace => Job { w: Some(job.v), in_place: true, form: NormOutput::Scales, ..job },
             SetOperator::Backward => {
                 need("dv", member.dv.or(member.dg))?;
                 let (dw, w, beside) = (Some(need("dw", member.dw)?), member.dv, member.dg);
-                Job { dw, w, beside, action: Action::Backward, form: Form::Backward, ..job }
+                Job { dw, w, beside, action: Action::Backward, form: NormOutput::Backward, ..job }
             }
         })
     }

@@ -5,7 +5,7 @@ use crate::arguments::{Arguments, expect_dtype, expect_gain, expect_shape};
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
 use crate::vectors;
-use crate::weight::job::{Form, Job};
+use crate::weight::job::{Job, NormOutput};
 use crate::weight::record::record;
 use crate::weight::rescale;
 use crate::{Axis, DType, Eps, Error, Gpu, Recorder, Tensor, WeightNorm};
@@ -140,6 +140,6 @@ impl Recorder<'_, '_> {
 /// w of a checked weight, in its place or another one.
 fn normalized(ops: &mut Recorder<'_, '_>, weight: WeightNorm<'_>, w: &Tensor, in_place: bool) -> Result<(), Error> {
     let job = Job { w: Some(w), in_place, ..Job::new(weight)? };
-    let memory = ops.scratch(Scratch::Scales, job.layout.kept * Form::Scales.size())?;
-    record(ops, &job.into_scratch(Form::Scales, &memory), false)
+    let memory = ops.scratch(Scratch::Scales, job.layout.kept * NormOutput::Scales.size())?;
+    record(ops, &job.into_scratch(NormOutput::Scales, &memory), false)
 }

@@ -3,7 +3,7 @@ use crate::arguments::{Arguments, expect_per_norm};
 use crate::binding::View;
 use crate::contract::norms_shape;
 use crate::memory::Scratch;
-use crate::weight::job::{Form, Job};
+use crate::weight::job::{Job, NormOutput};
 use crate::weight::place::Region;
 use crate::weight::record::record;
 use crate::{ArgumentError, DType, Error, Gpu, Recorder, Tensor, WeightNorm};
@@ -35,7 +35,7 @@ impl Recorder<'_, '_> {
         }
         expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), axis))?;
         Arguments::new(OP).input("v", v).output("norms", norms).operations(2 * v.len() as u64).begin(self)?;
-        norms_into(self, WeightNorm::unit(v).axis(axis).eps(eps), Form::Norms, Region::of(norms))
+        norms_into(self, WeightNorm::unit(v).axis(axis).eps(eps), NormOutput::Norms, Region::of(norms))
     }
 }
 
@@ -43,7 +43,7 @@ impl Recorder<'_, '_> {
 pub(crate) fn norms_into(
     ops: &mut Recorder<'_, '_>,
     weight: WeightNorm<'_>,
-    form: Form,
+    form: NormOutput,
     out: Region,
 ) -> Result<(), Error> {
     record(ops, &Job { g: None, form, out: Some(out), ..Job::new(weight)? }, false)
@@ -53,12 +53,12 @@ pub(crate) fn norms_into(
 pub(crate) fn scales(
     ops: &mut Recorder<'_, '_>,
     weight: WeightNorm<'_>,
-    form: Form,
+    form: NormOutput,
     beside: Option<&Tensor>,
 ) -> Result<View<'static>, Error> {
     let job = Job::new(weight)?;
     let memory = ops.scratch(Scratch::Scales, job.layout.kept * form.size())?;
-    let g = weight.g.filter(|_| form == Form::Scales);
+    let g = weight.g.filter(|_| form == NormOutput::Scales);
     record(ops, &Job { g, beside, ..job }.into_scratch(form, &memory), false)?;
     Ok(View::scratch(memory, 4))
 }

@@ -1,6 +1,6 @@
 //! What is done to every element without norms: copies, and centering.
 use crate::binding::View;
-use crate::weight::job::{Action, Form, Job};
+use crate::weight::job::{Action, Job, NormOutput};
 use crate::weight::place::Region;
 use crate::weight::record::record;
 use crate::{Axis, Error, Recorder, Tensor, WeightNorm};
@@ -20,6 +20,6 @@ pub(crate) fn center(
     y: &Tensor,
 ) -> Result<(), Error> {
     let job = Job::new(WeightNorm::unit(t).axis(Axis::Kept(t.shape().len() - 1)))?;
-    let (form, out) = (Form::Norms, Some(Region::view(centers)));
+    let (form, out) = (NormOutput::Norms, Some(Region::view(centers)));
     record(ops, &Job { w: Some(y), action: Action::Center, g: bias, form, out, ..job }, false)
 }
