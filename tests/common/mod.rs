@@ -475,6 +475,15 @@ pub fn activated_bound(activation: Activation, y: f64, e: f64, dtype: DType) -> 
     stored(dtype, result, slope * e + evaluation)
 }
 
+/// For snake, x + sin²(αx)/(α + 1e-9), of an x that is off by at most `e`, which its slope at most doubles.
+///
+/// αx is off by a rounding, so sin² by u·|αx|, and that by u·|x| of the result. The sine is off by 4u of itself, its
+/// square by 9, the quotient and its divisor by 7; then the sum.
+pub fn snake_bound(alpha: f64, x: f64, e: f64, dtype: DType) -> f64 {
+    let result = cpu::snake(x, alpha);
+    stored(dtype, result, 2.0 * e + gamma(2.0) * x.abs() + gamma(16.0) * (result - x).abs() + U * result.abs())
+}
+
 /// Compares element by element and returns the largest error as a part of its bound, or the first offender.
 ///
 /// - An expected NaN wants a NaN, an expected infinity that infinity; their bounds are not looked at.

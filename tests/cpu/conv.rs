@@ -326,7 +326,7 @@ fn conv_with_one_tap_is_linear() {
     let (x, w) = (case.x(), case.w());
     let rows: Vec<f64> =
         (0..14).flat_map(|m| (0..5).map(move |i| (m, i))).map(|(m, i)| x[m / 7 * 35 + i * 7 + m % 7]).collect();
-    let y = cpu::linear(&rows, &[14, 5], &w, &[3, 5], None, &cpu::ConvEnds::default()).unwrap();
+    let y = cpu::linear(&rows, &[14, 5], &w, &[3, 5], None, Activation::None).unwrap();
     let expected: Vec<f64> = (0..42).map(|at| y[(at / 21 * 7 + at % 7) * 3 + at / 7 % 3]).collect();
     assert_eq!(conv(&x, &case.x_shape, &w, &case.w_shape, case.geometry), expected);
 }

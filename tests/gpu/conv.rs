@@ -21,7 +21,6 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_tiles_and_splits", tiles_and_splits);
     suite.sampled("conv_backward", backward);
     suite.test("conv_backward_adds", Needs::Nothing, backward_adds);
-    suite.test("conv_ends", Needs::Nothing, ends);
     suite.test("conv_with_scales_of_a_set", Needs::Nothing, scales_of_a_set);
     suite.test("conv_numbers", Needs::Nothing, numbers);
     suite.test("conv_with_one_tap_is_linear", Needs::Nothing, one_tap_is_linear);
@@ -484,14 +483,6 @@ fn tiles_and_splits(gpu: &Gpu, extent: Extent) -> Outcome {
             }
             Ok(())
         })
-    })
-}
-
-fn ends(gpu: &Gpu) -> Outcome {
-    all([Activation::LeakyRelu(0.1), Activation::Tanh, Activation::GeluTanh], |&activation| {
-        let case = Case { activation, ..Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1)) };
-        case.check(gpu)?;
-        Case { activation, ..Case::new(&[2, 5, 9], &[5, 4, 4], plain().stride(2)).transposed() }.check(gpu)
     })
 }
 

@@ -13,6 +13,7 @@ mod backward;
 mod banks;
 mod batch;
 mod conv;
+mod conv_ends;
 mod coop;
 mod data;
 mod device;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         linear::register(suite);
         gains::register(suite);
         conv::register(suite);
+        conv_ends::register(suite);
         coop::register(suite);
         numbers::register(suite);
         properties::register(suite);
