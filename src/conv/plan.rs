@@ -183,9 +183,10 @@ impl Product {
         }
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
-        if let (Some(lanes), false) = (Tile::Subgroup4.lanes(traits), traits.is_gpu()) {
-            let tile = Tile::choose_subgroup(lanes, self.rows, self.columns, self.depth);
-            return if has_lanes(tile) { tile } else { Tile::Subgroup4 };
+        if Tile::Subgroup8.runs(traits) && !traits.is_gpu() {
+            // Larger ones are up to 1.6 times as fast, but lavapipe compiles each pipeline of theirs for 10 to 30 s, of
+            // which a vocoder has a dozen. These take a second or two.
+            return if self.rows <= 4 { Tile::Subgroup4 } else { Tile::Subgroup8 };
         }
         match self.columns {
             ..=8 if self.rows > 8 => Tile::Tile128x8, // of gradients of weights
