@@ -69,6 +69,7 @@ static inline float4 exp(float4 x) { return float4{exp(x.x), exp(x.y), exp(x.z),
 static inline float sign(float x) { return x > 0 ? 1.f : x < 0 ? -1.f : 0.f; }
 static inline float4 sign(float4 x) { return float4{sign(x.x), sign(x.y), sign(x.z), sign(x.w)}; }
 static inline float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+static inline float4 rint(float4 x) { return __builtin_elementwise_rint(x); }
 static inline uint ctz(uint x) { return x ? __builtin_ctz(x) : 32; }
 static inline uint extract_bits(uint x, uint offset, uint bits) { return (x >> offset) & ((1u << bits) - 1u); }
 static inline uint4 extract_bits(uint4 x, uint offset, uint bits) { return (x >> offset) & ((1u << bits) - 1u); }
@@ -79,6 +80,7 @@ template <class T> static inline T select(T a, T b, bool4 which) {
         v[i] = which[i] ? b[i] : a[i];
     return v;
 }
+static inline uint4 select(uint4 a, uint b, bool4 which) { return select(a, uint4{b, b, b, b}, which); }
 
 // A matrix of C columns of R numbers.
 template <class Column, int C> struct matrix {
