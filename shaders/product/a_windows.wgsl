@@ -22,17 +22,17 @@ const PAD_ZERO = 0u;
 const PAD_REFLECT = 1u;
 const PAD_REPLICATE = 2u;
 
-// Four neighbouring rows: their image's first element, and where tap 0 is.
+// Four neighbouring rows: the first element of their image's group, and where tap 0 is.
 struct Spots {
     image: u32,
     y: vec4<i32>,
     x: vec4<i32>,
 }
 
-// A step: its channel, that one's first element, and how far it is from tap 0.
+// A step: its channel's first element, of some image, and how far it is from tap 0.
 struct Tap {
     channel: u32,
-    number: u32, // of the channel
+    number: u32, // of the channel within the group
     y: i32,
     x: i32,
 }
@@ -62,7 +62,7 @@ fn spots(i: u32) -> Spots {
         y = u / p.width;
     }
     let x = u - y * p.width;
-    let image_first = extractBits(p.offsets, 0u, 8u) + image * p.a_image;
+    let image_first = extractBits(p.offsets, 0u, 8u) + image * p.a_image + group * p.channels * plane();
     if BACKWARD {
         return Spots(image_first, vec4<i32>(y), vec4<i32>(x));
     }
@@ -73,26 +73,35 @@ fn spots(i: u32) -> Spots {
     );
 }
 
-fn tap(k: u32) -> Tap {
-    let channel = divided(k, area_of(p.taps));
-    let at = k - channel * area_of(p.taps);
+// Elements and taps of a channel.
+fn plane() -> u32 {
+    return select(p.a_width, width_of(p.heights) * p.a_width, TWO_D);
+}
+
+fn all_taps() -> u32 {
+    return select(width_of(p.taps), area_of(p.taps), TWO_D);
+}
+
+// Step k, in the image of `s`.
+fn tap(s: Spots, k: u32) -> Tap {
+    let channel = divided(k, all_taps());
+    let at = k - channel * all_taps();
     var y = 0u;
     if TWO_D {
         y = divided(at, width_of(p.taps));
     }
     let x = at - y * width_of(p.taps);
     let sign = select(1, -1, BACKWARD);
-    let number = group * p.channels + channel;
     return Tap(
-        number * (width_of(p.heights) * p.a_width),
-        number,
+        s.image + channel * plane(),
+        channel,
         sign * i32(y * height_of(p.reach)),
         sign * i32(x * width_of(p.reach)),
     );
 }
 
-// The next step. One behind the last channel repeats that one's.
-fn next(t: Tap) -> Tap {
+// The step behind t. One behind the last channel lies in that one.
+fn next(s: Spots, t: Tap) -> Tap {
     let sign = select(1, -1, BACKWARD);
     let reach = sign * vec2<i32>(i32(height_of(p.reach)), i32(width_of(p.reach)));
     let last = reach * (vec2<i32>(i32(height_of(p.taps)), i32(width_of(p.taps))) - 1);
@@ -104,12 +113,11 @@ fn next(t: Tap) -> Tap {
         row_ends = row_ends & (t.y == last.x);
         y = select(y, 0, row_ends);
     }
-    let plane = width_of(p.heights) * p.a_width;
-    var channel = t.channel + select(0u, plane, row_ends);
+    var channel = t.channel + select(0u, plane(), row_ends);
     var number = t.number + select(0u, 1u, row_ends);
     if !WHOLE_STEPS || TAPS_ARE_ROWS {
-        number = min(number, (group + 1u) * p.channels - 1u);
-        channel = min(channel, ((group + 1u) * p.channels - 1u) * plane);
+        number = min(number, p.channels - 1u);
+        channel = min(channel, s.image + (p.channels - 1u) * plane());
     }
     return Tap(channel, number, y, x);
 }
@@ -147,7 +155,7 @@ fn window(s: Spots, t: Tap) -> Window {
         there = there & (vec4<u32>(y) < vec4<u32>(height));
         place += vec4<u32>(y) * p.a_width;
     }
-    return Window(s.image + t.channel + select(vec4<u32>(), place, there), there);
+    return Window(t.channel + select(vec4<u32>(), place, there), there);
 }
 
 fn words_of(e: vec4<u32>) -> vec4<u32> {
@@ -166,7 +174,7 @@ fn a_begin(stage: u32, m: u32, dk: u32) {
 
 fn alpha_of(t: Tap) -> f32 {
     if EXTRA == EXTRA_INPUT_SNAKE {
-        return extra_at(t.number);
+        return extra_at(group * p.channels + t.number);
     }
     return 0.0;
 }
@@ -178,10 +186,10 @@ fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
         k = p.row_first + min(m, p.rows - 1u);
     }
     let s = spots_of[stage];
-    let t0 = tap(k);
-    let t1 = next(t0);
-    let t2 = next(t1);
-    let t3 = next(t2);
+    let t0 = tap(s, k);
+    let t1 = next(s, t0);
+    let t2 = next(s, t1);
+    let t3 = next(s, t2);
     let w0 = window(s, t0);
     let w1 = window(s, t1);
     let w2 = window(s, t2);
@@ -220,18 +228,18 @@ fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
 
 // Of the reads of a lane of subgroup.wgsl.
 var<private> lane_spots: array<Spots, 8>;
-var<private> lane_taps: array<Tap, 8>; // TAPS_ARE_ROWS
+var<private> lane_taps: array<Tap, 8>; // TAPS_ARE_ROWS: of no image
 
 fn a_lane_begin(r: u32, m: u32, step: u32) {
     if TAPS_ARE_ROWS {
-        lane_taps[r] = tap(p.row_first + m);
+        lane_taps[r] = tap(Spots(), p.row_first + m);
     } else {
         lane_spots[r] = spots(p.row_first + m);
     }
 }
 
 fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
-    let t = tap(min(k + step, p.depth - 1u));
+    let t = tap(lane_spots[r], min(k + step, p.depth - 1u));
     let w = window(lane_spots[r], t);
     let four = values_of(words_of(w.e), marks_of(w, t));
     return select(vec4<f32>(), four, vec4<bool>(there > 0u));
@@ -239,15 +247,18 @@ fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
 
 // An image has whole quads of steps, so all four are there; behind its last position B is zero.
 fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
-    let t = lane_taps[r];
-    let w = window(spots(k), t);
+    let s = spots(k);
+    var t = lane_taps[r];
+    t.channel += s.image;
+    let w = window(s, t);
     return values_of(words_of(w.e), marks_of(w, t));
 }
 
 fn a_element(m: u32, k: u32) -> f32 {
     let row = p.row_first + min(m, p.rows - 1u);
-    let t = tap(select(k, row, TAPS_ARE_ROWS));
-    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), t);
+    let s = spots(select(row, k, TAPS_ARE_ROWS));
+    let t = tap(s, select(k, row, TAPS_ARE_ROWS));
+    let w = window(s, t);
     return select(0.0, entered(vec4<f32>(a_at(w.e.x)), alpha_of(t)).x, w.there.x);
 }
 

@@ -116,7 +116,7 @@ enum class mem_flags { mem_threadgroup, mem_device };
 enum memory_order { memory_order_relaxed };
 static inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 struct atomic_uint { uint value; };
-static inline uint atomic_load_explicit(atomic_uint *a, memory_order) { return __atomic_load_n(&a->value, 0); }
+static inline uint atomic_load_explicit(const atomic_uint *a, memory_order) { return __atomic_load_n(&a->value, 0); }
 static inline void atomic_store_explicit(atomic_uint *a, uint x, memory_order) { __atomic_store_n(&a->value, x, 0); }
 static inline uint atomic_fetch_or_explicit(atomic_uint *a, uint x, memory_order) { return __atomic_fetch_or(&a->value, x, 0); }
 static inline uint atomic_fetch_and_explicit(atomic_uint *a, uint x, memory_order) { return __atomic_fetch_and(&a->value, x, 0); }
