@@ -93,6 +93,7 @@ template <class Column, int C> struct matrix {
 typedef matrix<float4, 4> float4x4;
 typedef matrix<float4, 2> float2x4;
 typedef matrix<float2, 4> float4x2;
+static inline float4 operator*(float4x4 m, float4 v) { return m[0] * v.x + m[1] * v.y + m[2] * v.z + m[3] * v.w; }
 static inline float4x4 transpose(float4x4 m) {
     float4x4 t;
     for (int i = 0; i < 4; i++)
