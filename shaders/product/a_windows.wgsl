@@ -22,17 +22,17 @@ const PAD_ZERO = 0u;
 const PAD_REFLECT = 1u;
 const PAD_REPLICATE = 2u;
 
-// Four neighbouring rows: their image's first element, and where tap 0 is.
+// Four neighbouring rows: the first element of their image's group, and where tap 0 is.
 struct Spots {
     image: u32,
     y: vec4<i32>,
     x: vec4<i32>,
 }
 
-// A step: its channel, that one's first element, and how far it is from tap 0.
+// A step: its channel's first element, of some image, and how far it is from tap 0.
 struct Tap {
     channel: u32,
-    number: u32, // of the channel
+    number: u32, // of the channel within the group
     y: i32,
     x: i32,
 }
@@ -43,10 +43,15 @@ struct Window {
     there: vec4<bool>,
 }
 
+// Of four elements of a step which are there, and which are upper halves of a word; α of their channel, for a snake.
+struct Marks {
+    there: vec4<bool>,
+    upper: vec4<bool>,
+    alpha: f32,
+}
+
 var<private> spots_of: array<Spots, 3>; // of the invocation's blocks
-// Of each step of a block a bit for each element that is there, then one for each that is the upper half of a word.
-var<private> marks: array<vec4<u32>, 3>;
-var<private> alphas: array<vec4<f32>, 3>; // and α of its channel, for a snake
+var<private> marks: array<array<Marks, 4>, 3>; // and of their steps
 
 // Of the positions from the i-th on.
 fn spots(i: u32) -> Spots {
@@ -57,7 +62,7 @@ fn spots(i: u32) -> Spots {
         y = u / p.width;
     }
     let x = u - y * p.width;
-    let image_first = image * p.a_image;
+    let image_first = extractBits(p.offsets, 0u, 8u) + image * p.a_image + group * p.channels * plane();
     if BACKWARD {
         return Spots(image_first, vec4<i32>(y), vec4<i32>(x));
     }
@@ -68,22 +73,53 @@ fn spots(i: u32) -> Spots {
     );
 }
 
-fn tap(k: u32) -> Tap {
-    let channel = divided(k, area_of(p.taps));
-    let at = k - channel * area_of(p.taps);
+// Elements and taps of a channel.
+fn plane() -> u32 {
+    return select(p.a_width, width_of(p.heights) * p.a_width, TWO_D);
+}
+
+fn all_taps() -> u32 {
+    return select(width_of(p.taps), area_of(p.taps), TWO_D);
+}
+
+// Step k, in the image of `s`.
+fn tap(s: Spots, k: u32) -> Tap {
+    let channel = divided(k, all_taps());
+    let at = k - channel * all_taps();
     var y = 0u;
     if TWO_D {
         y = divided(at, width_of(p.taps));
     }
     let x = at - y * width_of(p.taps);
     let sign = select(1, -1, BACKWARD);
-    let number = group * p.channels + channel;
     return Tap(
-        number * (width_of(p.heights) * p.a_width),
-        number,
+        s.image + channel * plane(),
+        channel,
         sign * i32(y * height_of(p.reach)),
         sign * i32(x * width_of(p.reach)),
     );
+}
+
+// The step behind t. One behind the last channel lies in that one.
+fn next(s: Spots, t: Tap) -> Tap {
+    let sign = select(1, -1, BACKWARD);
+    let reach = sign * vec2<i32>(i32(height_of(p.reach)), i32(width_of(p.reach)));
+    let last = reach * (vec2<i32>(i32(height_of(p.taps)), i32(width_of(p.taps))) - 1);
+    var row_ends = t.x == last.y;
+    let x = select(t.x + reach.y, 0, row_ends);
+    var y = t.y;
+    if TWO_D {
+        y += select(0, reach.x, row_ends);
+        row_ends = row_ends & (t.y == last.x);
+        y = select(y, 0, row_ends);
+    }
+    var channel = t.channel + select(0u, plane(), row_ends);
+    var number = t.number + select(0u, 1u, row_ends);
+    if !WHOLE_STEPS || TAPS_ARE_ROWS {
+        number = min(number, p.channels - 1u);
+        channel = min(channel, s.image + (p.channels - 1u) * plane());
+    }
+    return Tap(channel, number, y, x);
 }
 
 // Where a position in the padding is read.
@@ -114,23 +150,20 @@ fn window(s: Spots, t: Tap) -> Window {
         }
     }
     there = there & (vec4<u32>(x) < vec4<u32>(p.a_width)); // below 0 it is large
-    var e = vec4<u32>(s.image + t.channel) + vec4<u32>(x);
+    var place = vec4<u32>(x);
     if TWO_D {
         there = there & (vec4<u32>(y) < vec4<u32>(height));
-        e += vec4<u32>(y) * p.a_width;
+        place += vec4<u32>(y) * p.a_width;
     }
-    return Window(extractBits(p.offsets, 0u, 8u) + select(vec4<u32>(), e, there), there);
+    return Window(t.channel + select(vec4<u32>(), place, there), there);
 }
 
 fn words_of(e: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(a_word(e.x), a_word(e.y), a_word(e.z), a_word(e.w));
 }
 
-fn mark(w: Window) -> u32 {
-    let bits = vec4<u32>(1u, 2u, 4u, 8u);
-    let there = select(vec4<u32>(), bits, w.there);
-    let upper = (w.e & vec4<u32>(1u)) * bits;
-    return (there.x | there.y | there.z | there.w) | ((upper.x | upper.y | upper.z | upper.w) << 4u);
+fn marks_of(w: Window, t: Tap) -> Marks {
+    return Marks(w.there, (w.e & vec4<u32>(1u)) == vec4<u32>(1u), alpha_of(t));
 }
 
 fn a_begin(stage: u32, m: u32, dk: u32) {
@@ -141,27 +174,28 @@ fn a_begin(stage: u32, m: u32, dk: u32) {
 
 fn alpha_of(t: Tap) -> f32 {
     if EXTRA == EXTRA_INPUT_SNAKE {
-        return extra_at(t.number);
+        return extra_at(group * p.channels + t.number);
     }
     return 0.0;
 }
 
 fn a_fetch(stage: u32, m: u32, dk: u32, k0: u32, k_end: u32) -> Block {
-    let four = vec4<u32>(0u, 1u, 2u, 3u);
-    var k = min(vec4<u32>(k0 + dk) + four, vec4<u32>(k_end - 1u));
+    var k = min(k0 + dk, k_end - select(1u, 4u, WHOLE_STEPS));
     if TAPS_ARE_ROWS {
         spots_of[stage] = spots(min(k0 + dk, p.depth - 4u));
-        k = p.row_first + min(vec4<u32>(m) + four, vec4<u32>(p.rows - 1u));
+        k = p.row_first + min(m, p.rows - 1u);
     }
     let s = spots_of[stage];
-    let taps = array<Tap, 4>(tap(k.x), tap(k.y), tap(k.z), tap(k.w));
-    let first = window(s, taps[0]);
-    let second = window(s, taps[1]);
-    let third = window(s, taps[2]);
-    let fourth = window(s, taps[3]);
-    alphas[stage] = vec4<f32>(alpha_of(taps[0]), alpha_of(taps[1]), alpha_of(taps[2]), alpha_of(taps[3]));
-    marks[stage] = vec4<u32>(mark(first), mark(second), mark(third), mark(fourth));
-    return Block(words_of(first.e), words_of(second.e), words_of(third.e), words_of(fourth.e));
+    let t0 = tap(s, k);
+    let t1 = next(s, t0);
+    let t2 = next(s, t1);
+    let t3 = next(s, t2);
+    let w0 = window(s, t0);
+    let w1 = window(s, t1);
+    let w2 = window(s, t2);
+    let w3 = window(s, t3);
+    marks[stage] = array<Marks, 4>(marks_of(w0, t0), marks_of(w1, t1), marks_of(w2, t2), marks_of(w3, t3));
+    return Block(words_of(w0.e), words_of(w1.e), words_of(w2.e), words_of(w3.e));
 }
 
 // What an element is to the product.
@@ -173,22 +207,18 @@ fn entered(values: vec4<f32>, alpha: f32) -> vec4<f32> {
 }
 
 // The elements of a step that are there.
-fn values_of(words: vec4<u32>, marked: u32, alpha: f32) -> vec4<f32> {
-    let there = (vec4<u32>(marked) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>();
+fn values_of(words: vec4<u32>, m: Marks) -> vec4<f32> {
     var values = quad_low(words, A_DTYPE);
     if A_DTYPE != F32 {
-        let upper = (vec4<u32>(marked) & vec4<u32>(16u, 32u, 64u, 128u)) != vec4<u32>();
-        values = select(values, quad_high(words, A_DTYPE), upper);
+        values = select(values, quad_high(words, A_DTYPE), m.upper);
     }
-    return select(vec4<f32>(), entered(values, alpha), there);
+    return select(vec4<f32>(), entered(values, m.alpha), m.there);
 }
 
 fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
     let m = marks[stage];
-    let alpha = alphas[stage];
     let steps = mat4x4<f32>(
-        values_of(block[0], m.x, alpha.x), values_of(block[1], m.y, alpha.y),
-        values_of(block[2], m.z, alpha.z), values_of(block[3], m.w, alpha.w),
+        values_of(block[0], m[0]), values_of(block[1], m[1]), values_of(block[2], m[2]), values_of(block[3], m[3]),
     );
     if TAPS_ARE_ROWS {
         return transpose(steps);
@@ -198,34 +228,37 @@ fn a_steps(stage: u32, block: Block) -> mat4x4<f32> {
 
 // Of the reads of a lane of subgroup.wgsl.
 var<private> lane_spots: array<Spots, 8>;
-var<private> lane_taps: array<Tap, 8>; // TAPS_ARE_ROWS
+var<private> lane_taps: array<Tap, 8>; // TAPS_ARE_ROWS: of no image
 
 fn a_lane_begin(r: u32, m: u32, step: u32) {
     if TAPS_ARE_ROWS {
-        lane_taps[r] = tap(p.row_first + m);
+        lane_taps[r] = tap(Spots(), p.row_first + m);
     } else {
         lane_spots[r] = spots(p.row_first + m);
     }
 }
 
 fn a_lane_across(r: u32, k: u32, step: u32, there: u32) -> vec4<f32> {
-    let t = tap(min(k + step, p.depth - 1u));
+    let t = tap(lane_spots[r], min(k + step, p.depth - 1u));
     let w = window(lane_spots[r], t);
-    let four = values_of(words_of(w.e), mark(w), alpha_of(t));
+    let four = values_of(words_of(w.e), marks_of(w, t));
     return select(vec4<f32>(), four, vec4<bool>(there > 0u));
 }
 
 // An image has whole quads of steps, so all four are there; behind its last position B is zero.
 fn a_lane_along(r: u32, k: u32, left: u32) -> vec4<f32> {
-    let t = lane_taps[r];
-    let w = window(spots(k), t);
-    return values_of(words_of(w.e), mark(w), alpha_of(t));
+    let s = spots(k);
+    var t = lane_taps[r];
+    t.channel += s.image;
+    let w = window(s, t);
+    return values_of(words_of(w.e), marks_of(w, t));
 }
 
 fn a_element(m: u32, k: u32) -> f32 {
     let row = p.row_first + min(m, p.rows - 1u);
-    let t = tap(select(k, row, TAPS_ARE_ROWS));
-    let w = window(spots(select(row, k, TAPS_ARE_ROWS)), t);
+    let s = spots(select(row, k, TAPS_ARE_ROWS));
+    let t = tap(s, select(k, row, TAPS_ARE_ROWS));
+    let w = window(s, t);
     return select(0.0, entered(vec4<f32>(a_at(w.e.x)), alpha_of(t)).x, w.there.x);
 }
 

@@ -149,10 +149,7 @@ fn put_one(row: u32, column: u32, quotient: Wide) {
     put_result(row, column, value + bias_of(column));
 }
 
-// Of the invocation's columns: 1 / n̂, g, bias.
-var<private> reciprocals: array<vec4<f32>, 2>;
-var<private> gains: array<vec4<f32>, 2>;
-var<private> biases: array<vec4<f32>, 2>;
+var<private> reciprocals: array<vec4<f32>, 2>; // of the invocation's columns: 1 / n̂
 
 // Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe
 // range. With ADD these, and all of the bad columns, are left out: each element is added to once.
@@ -162,6 +159,8 @@ fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
     for (var q = 0u; q < QUADS; q += 1u) {
         let c = column + STEP * q;
         let left = left_of(c, p.columns, true);
+        let gains = gains_of(c);
+        let biases = biases_of(c);
         var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
             var skipped = 0u;
@@ -178,9 +177,9 @@ fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
                     keep_row(row + i, c, values, left);
                 }
                 if NORMED {
-                    values *= gains[q];
+                    values *= gains;
                 }
-                put_row(i, row + i, c, values + biases[q], left, skipped);
+                put_row(i, row + i, c, values + biases, left, skipped);
             }
         }
         unsafe_bits[q] = found;
@@ -233,10 +232,6 @@ fn whole_sums(tile: u32, t: u32) {
             reciprocals[q] = 1.0 / m;
             bad_columns |= bits_of((unsafe_distance(m) >= vec4<u32>(UNSAFE)) | (e != vec4<i32>())) << (4u * q);
         }
-    }
-    for (var q = 0u; q < QUADS; q += 1u) {
-        gains[q] = gains_of(min(column + STEP * q, p.columns - 1u));
-        biases[q] = biases_of(min(column + STEP * q, p.columns - 1u));
     }
     let row = origin.x + own_row(t);
     var found = bad_columns;

@@ -167,7 +167,7 @@ impl<'a> Variant<'a> {
     fn spirv(&self, Translated { module, info }: &Translated) -> Result<(Vec<u32>, Vec<driver::Binding>), String> {
         // As src/unchecked.rs has it.
         let unchecked = BoundsCheckPolicy::Unchecked;
-        let is_product = self.module.starts_with("linear") || self.module.starts_with("gradient");
+        let is_product = ["linear", "conv_", "gradient"].iter().any(|family| self.module.starts_with(family));
         let options = back::spv::Options {
             lang_version: (1, 6),
             flags: back::spv::WriterFlags::LABEL_VARYINGS,

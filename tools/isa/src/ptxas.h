@@ -69,6 +69,7 @@ static inline float4 exp(float4 x) { return float4{exp(x.x), exp(x.y), exp(x.z),
 static inline float sign(float x) { return x > 0 ? 1.f : x < 0 ? -1.f : 0.f; }
 static inline float4 sign(float4 x) { return float4{sign(x.x), sign(x.y), sign(x.z), sign(x.w)}; }
 static inline float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+static inline float4 rint(float4 x) { return __builtin_elementwise_rint(x); }
 static inline uint ctz(uint x) { return x ? __builtin_ctz(x) : 32; }
 static inline uint extract_bits(uint x, uint offset, uint bits) { return (x >> offset) & ((1u << bits) - 1u); }
 static inline uint4 extract_bits(uint4 x, uint offset, uint bits) { return (x >> offset) & ((1u << bits) - 1u); }
@@ -79,6 +80,7 @@ template <class T> static inline T select(T a, T b, bool4 which) {
         v[i] = which[i] ? b[i] : a[i];
     return v;
 }
+static inline uint4 select(uint4 a, uint b, bool4 which) { return select(a, uint4{b, b, b, b}, which); }
 
 // A matrix of C columns of R numbers.
 template <class Column, int C> struct matrix {
@@ -91,6 +93,7 @@ template <class Column, int C> struct matrix {
 typedef matrix<float4, 4> float4x4;
 typedef matrix<float4, 2> float2x4;
 typedef matrix<float2, 4> float4x2;
+static inline float4 operator*(float4x4 m, float4 v) { return m[0] * v.x + m[1] * v.y + m[2] * v.z + m[3] * v.w; }
 static inline float4x4 transpose(float4x4 m) {
     float4x4 t;
     for (int i = 0; i < 4; i++)
@@ -114,7 +117,7 @@ enum class mem_flags { mem_threadgroup, mem_device };
 enum memory_order { memory_order_relaxed };
 static inline void threadgroup_barrier(mem_flags) { __syncthreads(); }
 struct atomic_uint { uint value; };
-static inline uint atomic_load_explicit(atomic_uint *a, memory_order) { return __atomic_load_n(&a->value, 0); }
+static inline uint atomic_load_explicit(const atomic_uint *a, memory_order) { return __atomic_load_n(&a->value, 0); }
 static inline void atomic_store_explicit(atomic_uint *a, uint x, memory_order) { __atomic_store_n(&a->value, x, 0); }
 static inline uint atomic_fetch_or_explicit(atomic_uint *a, uint x, memory_order) { return __atomic_fetch_or(&a->value, x, 0); }
 static inline uint atomic_fetch_and_explicit(atomic_uint *a, uint x, memory_order) { return __atomic_fetch_and(&a->value, x, 0); }
