@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         suite.test("vocode_dac_is_pytorch_s", Needs::Nothing, |gpu| shipped(gpu, MODELS[1], 23 + 1));
     };
     let second = |suite: &mut Suite| {
-        suite.test("vocode_of_other_shapes", Needs::Nothing, other_shapes);
+        suite.test("vocode_of_other_shapes", Needs::Time, other_shapes);
         suite.test("vocode_counts_dispatches_of_real_shapes", Needs::Nothing, real_shapes);
         suite.test("vocode_program", Needs::Nothing, program);
     };
