@@ -3,8 +3,8 @@
 //! Worst cases do not do. One layer's own rounding has a bound by the sizes of what it adds up; led on through all
 //! further layers by Σ|w|, it grows some tenfold a layer, and after thirty of them says nothing. So signs are taken to
 //! be as good as random, within a sum (k roundings come to √k of them: Higham and Mary 2019) and from element to
-//! element: each layer adds its rounding, with a random sign, to a few [`DRAWS`] of errors, and its exact derivative
-//! leads them on. A sample's bound is [`MARGIN`] times their root mean square there. The margin covers products of
+//! element: each layer adds its rounding, with a random sign, to a few `DRAWS` of errors, and its exact derivative
+//! leads them on. A sample's bound is `MARGIN` times their root mean square there. The margin covers products of
 //! errors, and kinks that rounding decides about, too.
 use std::thread;
 
