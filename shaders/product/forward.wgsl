@@ -166,7 +166,7 @@ fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
             var skipped = 0u;
             if NORMED {
                 found |= look_at(i, q);
-                skipped = extractBits(found >> (4u * i) | bad_columns >> (4u * q), 0u, 4u);
+                skipped = extractBits((found >> (4u * i)) | (bad_columns >> (4u * q)), 0u, 4u);
             }
             if row + i < p.rows && left > 0u {
                 var values = sum_at(i, q);
