@@ -177,8 +177,9 @@ impl Product {
 
     /// The tile, where none is forced: one whose columns are not much more than there are.
     pub fn tile(&self, traits: Traits) -> Tile {
+        // Four rows at a time, which have to be positions.
         let narrow = if self.columns <= 4 { Tile::Narrow4 } else { Tile::Narrow8 };
-        if self.columns <= 8 && self.rows > 8 && self.has_narrow() && narrow.runs(traits) {
+        if self.columns <= 8 && self.rows > 8 && self.pass != Pass::Taps && narrow.runs(traits) {
             return narrow;
         }
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
@@ -201,11 +202,6 @@ impl Product {
 }
 
 impl Product {
-    /// Rows are positions, which it reads four of.
-    pub fn has_narrow(&self) -> bool {
-        self.pass != Pass::Taps
-    }
-
     /// The length of the pieces of sums over positions, where whole ones would keep few workgroups busy.
     pub fn pieces(&self, traits: Traits, tile: Tile) -> Option<u32> {
         let groups = self.groups * tile.grid(traits, true, self.rows, self.columns).0;

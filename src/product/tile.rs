@@ -34,7 +34,7 @@ pub(crate) enum Family {
 #[non_exhaustive]
 pub enum Tile {
     /// From workgroup memory, 128 rows by 128 columns, 8 by 8 an invocation: half of what [`Tile::Tile64x64`] reads for
-    /// a multiply-add. Chosen only if it is asked for, or by [`Gpu::tune`](crate::Gpu::tune).
+    /// a multiply-add. For products of 192 such tiles or more, of 24 on a GPU within a processor.
     Tile128x128,
     /// From workgroup memory, 64 rows by 64 columns, 8 by 8 an invocation.
     Tile64x64,

@@ -14,6 +14,7 @@ mod foreign;
 mod inspect;
 mod kill;
 mod others;
+mod patterns;
 mod prefer;
 mod read;
 mod reference;

@@ -8,3 +8,5 @@ mod program;
 
 mod cli;
 mod devices;
+#[cfg(target_os = "linux")]
+mod limits;
