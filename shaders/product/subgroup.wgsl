@@ -21,7 +21,6 @@ override RAGGED: bool = true; // depth is no multiple of eight, or quads may end
 override TURN: u32 = select(8u, 4u, RAGGED);
 
 var<private> acc: array<vec4<f32>, 128>; // [m][quad of n], in registers, since only constants index it
-var<private> finished: array<vec4<f32>, 128>; // a copy of acc, for any index
 var<private> squares: array<f32, 8>; // SQUARES: of each own column of B
 
 // Fetches the scales of four steps of k, the lanes together.
@@ -37,19 +36,33 @@ fn prepare_b(k: u32, t: u32) {
     }
 }
 
+// By constants alone, so that acc stays in registers: where an index is found while a shader runs, Mesa reads each
+// lane by itself, and takes ten times as long to compile it.
 fn take_block(block: u32) {
-    for (var i = 0u; i < BLOCK; i += 1u) {
-        sums[i] = finished[(block * BLOCK + i) * QUADS];
-        if QUADS == 2u {
-            more_sums[i] = finished[(block * BLOCK + i) * QUADS + 1u];
-        }
+    take_if(block, 0u);
+    if TM > 8u {
+        take_if(block, 1u);
+    }
+    if TM > 16u {
+        take_if(block, 2u);
+        take_if(block, 3u);
+    }
+    if TM > 32u {
+        take_if(block, 4u);
+        take_if(block, 5u);
+        take_if(block, 6u);
+        take_if(block, 7u);
     }
 }
 
-// Copies the sums of a block to where take_block finds them.
-fn finish_block(block: u32) {
-    for (var i = 0u; i < BLOCK * QUADS; i += 1u) {
-        finished[block * BLOCK * QUADS + i] = acc[block * BLOCK * QUADS + i];
+fn take_if(block: u32, own: u32) {
+    let taken = block == own;
+    for (var i = 0u; i < BLOCK; i += 1u) {
+        let at = (own * BLOCK + i) * QUADS;
+        sums[i] = select(sums[i], acc[at], taken);
+        if QUADS == 2u {
+            more_sums[i] = select(more_sums[i], acc[at + 1u], taken);
+        }
     }
 }
 
@@ -99,7 +112,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
                 b.second_later = four_steps(4u, k + 4u, 4u, column);
             }
         }
-        // Written out, here and below, since drivers unroll loops of this size only by luck.
+        // Written out, here and below, since drivers unroll loops of own size only by luck.
         add_rows(0u, k, left, row0, t, b);
         if A_READS > 1u {
             add_rows(1u, k, left, row0, t, b);
@@ -114,20 +127,6 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
             add_rows(6u, k, left, row0, t, b);
             add_rows(7u, k, left, row0, t, b);
         }
-    }
-    finish_block(0u);
-    if TM > 8u {
-        finish_block(1u);
-    }
-    if TM > 16u {
-        finish_block(2u);
-        finish_block(3u);
-    }
-    if TM > 32u {
-        finish_block(4u);
-        finish_block(5u);
-        finish_block(6u);
-        finish_block(7u);
     }
 }
 

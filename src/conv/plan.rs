@@ -184,10 +184,9 @@ impl Product {
         }
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
-        if Tile::Subgroup8.runs(traits) && !traits.is_gpu() {
-            // Larger ones are up to 1.6 times as fast, but lavapipe compiles each pipeline of theirs for 10 to 30 s, of
-            // which a vocoder has a dozen. These take a second or two.
-            return if self.rows <= 4 { Tile::Subgroup4 } else { Tile::Subgroup8 };
+        if let Some(lanes) = Tile::Subgroup4.lanes(traits).filter(|_| !traits.is_gpu()) {
+            // Lanes have four rows at least.
+            return Tile::choose_subgroup(lanes, self.rows.max(4), self.columns, self.depth);
         }
         match self.columns {
             ..=8 if self.rows > 8 => Tile::Tile128x8, // of gradients of weights
