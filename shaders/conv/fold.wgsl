@@ -25,8 +25,8 @@ override REPLICATED: bool = false; // else reflected
 
 const THREADS = 64u;
 
-// The positions along an axis that are read at one of its own: behind each other, or in up to three places, the mirror's
-// images before and behind it.
+// The positions along an axis that are read at one of its own: behind each other, or in up to three places, the
+// mirror's images before and behind it.
 struct Run {
     first: u32,
     count: u32,

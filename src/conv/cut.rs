@@ -130,6 +130,9 @@ fn scaled((first, count): Range, by: u64) -> Range {
 
 /// The most, up to `limit`, of which it is true that they fit, given that fewer fit as well; 0 if not even 1 does.
 fn most(limit: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    if fits(limit) {
+        return limit;
+    }
     let (mut yes, mut no) = (0, limit + 1);
     while no - yes > 1 {
         let middle = yes + (no - yes) / 2;
