@@ -1,5 +1,7 @@
 //! Convolutions: what is asked of them.
 pub(crate) mod backward;
+pub(crate) mod cut;
+pub(crate) mod fold;
 pub(crate) mod geometry;
 pub(crate) mod kernels;
 pub(crate) mod layer;
@@ -51,19 +53,26 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// # Dispatches
 /// `conv`: one for an ordinary weight and for kept axis 0, with known norms too; else those of the norms besides
 /// ([`WeightNorm`], or one if they are known). `conv_transposed`: one for an ordinary weight, else those of the norms
-/// and one. One with [`Conv::scales`], which a set of weights has for all layers from one dispatch. One more where the sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
+/// and one. One with [`Conv::scales`], which a set of weights has for all layers from one dispatch. One more where the
+/// sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
+///
+/// Past a binding (128 MiB of x, v or y, unless the device has more) the product is that many windows: of as many
+/// images as fit whole; else each image by itself, in as many groups as fit; else in as many channels of a group. Where
+/// not all input channels of a group fit, the sums are formed in pieces: a dispatch for each window of these, and one
+/// that adds them up. Positions are cut where the partial sums would be more than 2²³ (64 MiB), or fewer as a binding
+/// has it. The bits of y are those of the same cuts each time.
 ///
 /// # Not there yet
-/// Gradients of snakes, of activations of y that do not follow from y (GELU, SiLU: give them to the next layer as its
-/// activation of x), and of x beside a padding of other than zeros ([`cpu`](crate::cpu) has this one). x, v and y each
-/// have to fit a binding.
+/// Gradients of snakes, and of activations of y that do not follow from y (GELU, SiLU: give them to the next layer as
+/// its activation of x).
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit, for a slope or a scale that
 /// is not finite; [`ArgumentError::Alias`] for a residual in y; [`ArgumentError::Variant`] for two of residual and
 /// snakes, a snake beside an activation, a tile that convolutions do not have, and for a padding mode of a transposed
-/// convolution; [`LimitError::TooLarge`] for what is past a binding, for strides, dilations, paddings, kernels and
-/// heights past 65,535, and for sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
+/// convolution; [`LimitError::TooLarge`] where a channel of an image, or the taps of a kernel, are past a binding, for
+/// strides, dilations, paddings, kernels and heights past 65,535, and for sums of 2²⁰ products or more. Besides those of
+/// every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Conv<'a> {

@@ -85,7 +85,7 @@ files! {
     "weight/again" "weight/row_sums" "weight/column_sums" "weight/finish_sums" "weight/rescale" "weight/held_rows" "weight/all"
     "batch/statistics" "batch/words" "batch/quads"
     "optimizer/steps" "optimizer/words" "optimizer/quads"
-    "conv/channel_sums"
+    "conv/channel_sums" "conv/fold"
     "activation/derivative" "activation/gradient" "activation/words" "activation/quads"
     "probe"
 }

@@ -2,9 +2,11 @@
 // import numbers/storage
 
 struct Params {
-    channels: u32,
+    channels: u32, // in this dispatch, and so are positions and images
     positions: u32,
     images: u32,
+    image: u32,    // elements from an image to the next
+    channel: u32,  // and from a channel to the next
     dy_first: u32, // the first element within its binding
     out_first: u32,
 }
@@ -24,7 +26,7 @@ var<workgroup> sums: array<f32, THREADS>;
 
 fn element(channel: u32, i: u32) -> f32 {
     let image = i / p.positions;
-    let e = p.dy_first + (image * p.channels + channel) * p.positions + (i - image * p.positions);
+    let e = p.dy_first + image * p.image + channel * p.channel + (i - image * p.positions);
     return unpack(dy[word_holding(e, DY_DTYPE)], e, DY_DTYPE);
 }
 

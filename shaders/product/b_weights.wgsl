@@ -37,8 +37,7 @@ fn weights(c: Columns, k: u32) -> Weights {
     let y = c.y + tap * height_of(p.phases);
     let x = c.x + (at - tap * width_of(p.taps)) * width_of(p.phases);
     let there = (y < vec4<u32>(height_of(p.kernel))) & (x < vec4<u32>(width_of(p.kernel)));
-    // Rows of v have the channels of a in a group.
-    let row = (group * p.channels + channel) * (p.group_columns / area_of(p.phases)) * area_of(p.kernel);
+    let row = (group * p.channels + channel) * p.v_row;
     let e = row + c.first + y * width_of(p.kernel) + x;
     return Weights(extractBits(p.offsets, 8u, 8u) + select(vec4<u32>(), e, there), there);
 }

@@ -6,6 +6,7 @@
 //   c[b, p, u] = sum_(q,κ) v[p, q, κ] * a[b, gQ + q, u * stride + κ * reach - lead]        p in group g
 // Rows of the product are positions of all images, an image having a multiple of four of them, of which the last may
 // not be there. Sizes along height and width are packed, 16 bits each, height above; one in 1-D has height 1.
+// Images, groups and channels are counted from the first ones that are bound, and so are rows, columns and steps.
 
 struct Params {
     rows: u32,          // of C in this dispatch
@@ -19,9 +20,9 @@ struct Params {
     policy: u32,
     eps: f32,
     slope: f32,
-    group_first: u32,   // of this dispatch
+    window_split: u32,  // the first split of the steps that are bound
     group_count: u32,   // in this dispatch
-    group_columns: u32, // columns of a group in all dispatches
+    v_row: u32,         // elements of v from a row to the next
     row_first: u32,
     column_first: u32,
     a_image: u32,       // elements of A from an image to the next
@@ -29,7 +30,7 @@ struct Params {
     heights: u32,       // of A; above it that of C
     positions: u32,     // rows of an image that are there
     width: u32,         // of them
-    channels: u32,      // of a group, on the sum
+    channels: u32,      // of a group, of A
     taps: u32,          // of the sum
     kernel: u32,        // taps of v
     phases: u32,        // positions of C for one row of the product
@@ -52,19 +53,19 @@ const SCALE_CHANNELS = 0u;
 const SCALE_HEIGHT = 1u;
 const SCALE_WIDTH = 2u;
 
-var<private> group: u32; // of the tile, of all
+var<private> group: u32; // of the tile
 
 fn group_count() -> u32 {
     return p.group_count;
 }
 
 fn in_group(tile: u32, tiles: u32) -> u32 {
-    group = p.group_first + tile / tiles;
+    group = tile / tiles;
     return tile % tiles;
 }
 
 fn column_in_group(column: u32) -> u32 {
-    group = p.group_first + column / p.columns;
+    group = column / p.columns;
     return column % p.columns;
 }
 
@@ -73,15 +74,16 @@ fn all_columns() -> u32 {
 }
 
 fn column_of_all(column: u32) -> u32 {
-    return (group - p.group_first) * p.columns + column;
+    return group * p.columns + column;
 }
 
+// A dispatch of several groups has all of their columns.
 fn first_column() -> u32 {
-    return group * p.group_columns + p.column_first;
+    return group * p.columns + p.column_first;
 }
 
 fn split_begin(i: u32) -> u32 {
-    return (p.split_first + i) * p.split_length;
+    return (p.split_first - p.window_split + i) * p.split_length;
 }
 
 fn height_of(packed: u32) -> u32 {
@@ -98,7 +100,7 @@ fn area_of(packed: u32) -> u32 {
 
 // Rows of B are those of v.
 fn b_stride() -> u32 {
-    return p.channels * area_of(p.kernel);
+    return p.v_row;
 }
 
 fn scale_index(k: u32) -> u32 {

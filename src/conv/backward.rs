@@ -1,20 +1,24 @@
 //! The gradients of convolutions, checked and recorded.
 use super::Conv;
-use super::geometry::{PadMode, Sides};
+use super::fold::Fold;
+use super::geometry::Sides;
 use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
 use super::layer::Ends;
 use super::plan::{Product, check_tile};
-use super::record::{apply, check_bindings, check_ends, check_parameters, of_input, of_output, record_weights};
+use super::record::{apply, check_ends, check_parameters, of_input, of_output, record_weights};
+#[cfg(doc)]
+use crate::LimitError;
 use crate::activation::gradient::ActivationGradient;
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::bind;
 use crate::contract::norms_shape;
+use crate::linear::epilogue::NormSource;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::vectors;
 use crate::weight::backward::gradients_of_weight;
-use crate::windows::MAX_ITERATIONS;
-use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LimitError, LinearGradients, Recorder, Tensor};
+use crate::windows::{MAX_ITERATIONS, windows};
+use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LinearGradients, Recorder, Tensor};
 
 impl Gpu {
     /// The gradients of a convolution, given dy, the gradient of its y: see [`Recorder::conv_backward`].
@@ -70,24 +74,23 @@ impl Recorder<'_, '_> {
     ///   scale times that: see [`ActivationBackward`](crate::ActivationBackward).
     /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
     ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
+    /// - Beside a padding of other than zeros dx has first the size of the padded x, in scratch memory, f32; then each
+    ///   element is the sum, in order, over all padded positions at which it was read.
     ///
     /// # Dispatches
-    /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces,
-    /// and those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one. One more for an activation of y or a
-    /// scale, one for dx through an activation of x.
+    /// dx: those of [`Gpu::conv_transposed`], and one more beside a padding of other than zeros. dv: one product, two
+    /// where its sums over positions are formed in pieces, and those of
+    /// [`NormalizeBackward`](crate::NormalizeBackward). dbias: one. One more for an activation of y or a scale, one for
+    /// dx through an activation of x. Past limits more: see [`Conv`]; of dv images are parts of the sum, dbias has a
+    /// dispatch for each window of dy.
     ///
     /// # Errors
     /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants; [`ArgumentError::Variant`] for
-    /// a snake, for an activation of y whose derivative does not follow from y, and for dx of a padding of other than
-    /// zeros.
+    /// a snake, and for an activation of y whose derivative does not follow from y; [`LimitError::TooLarge`] where more
+    /// than 60,000 padded positions repeat one element of x.
     pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
         let op = "conv_backward";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
-        let refused = conv.geometry.pad_mode != PadMode::Zero && gradients.dx.is_some();
-        if refused {
-            let reason = "dx wants a padding of zeros so far".to_owned();
-            return Err(ArgumentError::Variant { op, got: format!("{:?}", conv.geometry.pad_mode), reason }.into());
-        }
         let backward = Backward { op, conv: &conv, dy, sides, transposed: false };
         backward.record(self, gradients)
     }
@@ -122,13 +125,25 @@ impl Backward<'_> {
         if self.transposed { self.sides.a_shape() } else { self.sides.c_shape() }
     }
 
+    fn norm_of_dx(&self) -> NormSource {
+        if self.transposed { of_output(self.conv) } else { of_input(self.conv) }
+    }
+
+    /// c and a, given dy or what stands for it.
+    fn operands<'t>(&'t self, dy: &'t Tensor) -> (&'t Tensor, &'t Tensor) {
+        if self.transposed { (self.conv.x, dy) } else { (dy, self.conv.x) }
+    }
+
     fn record(&self, ops: &mut Recorder<'_, '_>, gradients: &Gradients<'_>) -> Result<(), Error> {
         let sides = &self.sides;
         // What is past a limit is found before anything is recorded.
         let by_taps = self.conv.taps_are_kept();
-        let dx = if self.transposed { Product::windows(sides)? } else { Product::phases(sides, by_taps)? };
+        let fold = if self.transposed || gradients.dx.is_none() { None } else { Fold::of(sides)? };
+        let whole = fold.as_ref().map_or(sides, |fold| &fold.padded);
+        let dx = if self.transposed { Product::windows(sides)? } else { Product::phases(whole, by_taps)? };
         let dv = Product::taps(sides)?;
-        self.check(ops, gradients)?;
+        self.check(ops, gradients, [&dx, &dv], fold.is_some())?;
+        let padded = fold.map(|fold| Ok::<_, Error>((fold, fold.scratch(ops)?))).transpose()?;
         let &Gradients { dg, dbias, accumulate, .. } = gradients;
         let conv = self.conv;
         let bent = conv.activation != Activation::None || conv.scale != 1.0;
@@ -142,7 +157,7 @@ impl Backward<'_> {
         // What follows is linear.
         let linear = Backward { dy: dz.as_ref().unwrap_or(self.dy), ..*self };
         vectors::in_f32(ops, (accumulate, true), [dg, dbias], |ops, [dg, dbias]| {
-            linear.of_checked(ops, &Gradients { dg, dbias, ..*gradients }, &dx, &dv)
+            linear.of_checked(ops, &Gradients { dg, dbias, ..*gradients }, (&dx, padded.as_ref()), &dv)
         })
     }
 
@@ -150,7 +165,7 @@ impl Backward<'_> {
         &self,
         ops: &mut Recorder<'_, '_>,
         gradients: &Gradients<'_>,
-        of_dx: &Product,
+        (of_dx, padded): (&Product, Option<&(Fold, Tensor)>),
         of_dv: &Product,
     ) -> Result<(), Error> {
         let (conv, dy) = (self.conv, self.dy);
@@ -159,13 +174,13 @@ impl Backward<'_> {
         if let Some(dx) = gradients.dx {
             let of_dy = Conv::new(dy, conv.weight).geometry(conv.geometry);
             let of_dy = Conv { selection, ..of_dy };
-            let norm = if self.transposed { of_output(conv) } else { of_input(conv) };
-            apply(ops, &of_dy, dx, of_dx, norm)?;
+            apply(ops, &of_dy, padded.map_or(dx, |(_, padded)| padded), of_dx, self.norm_of_dx())?;
+            padded.map_or(Ok(()), |(fold, padded)| fold.record(ops, padded, dx))?;
             if conv.input_activation != Activation::None {
                 ActivationGradient::new(conv.input_activation, Some(conv.x), dx).record(ops, dx)?;
             }
         }
-        let (c, a) = if self.transposed { (conv.x, dy) } else { (dy, conv.x) };
+        let (c, a) = self.operands(dy);
         // x is read as the forward pass read it, whichever operand it is.
         let mut inputs = [conv.input_activation, Activation::None];
         if self.transposed {
@@ -189,7 +204,13 @@ impl Backward<'_> {
         gradients.dbias.map_or(Ok(()), |dbias| channel_sums(ops, dy, &self.y_shape(), dbias, add))
     }
 
-    fn check(&self, ops: &mut Recorder<'_, '_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+    fn check(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        gradients: &Gradients<'_>,
+        [of_dx, of_dv]: [&Product; 2],
+        folds: bool,
+    ) -> Result<(), Error> {
         let &Backward { op, conv, dy, sides: _, transposed: _ } = self;
         let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
         let (x, v, normalized) = (conv.x, conv.weight.v(), conv.weight.normalized());
@@ -222,13 +243,17 @@ impl Backward<'_> {
         }
         check_tile(op, conv.selection.tile, dv.is_some() || dg.is_some())?;
         conv.selection.check_device(op, ops.facts().traits, false)?;
-        check_bindings(ops.facts().capacities, &[x, v, dy])?;
-        check_parameters(ops)?;
-        let of_channel = dy.len() as u64 / (y_shape[1] as u64).max(1) / CHANNEL_THREADS;
-        if dbias.is_some() && of_channel >= MAX_ITERATIONS {
-            let (what, limit) = ("elements of a channel of dy", MAX_ITERATIONS * CHANNEL_THREADS);
-            return Err(LimitError::TooLarge { what, size: of_channel * CHANNEL_THREADS, limit }.into());
+        if let Some(dx) = dx {
+            let squares = self.norm_of_dx() == NormSource::Fused;
+            let made = if folds { DType::F32 } else { dx.dtype() };
+            of_dx.plan(ops.facts(), [dy.dtype(), v.dtype(), made], squares, conv.selection)?;
         }
+        if dv.is_some() || dg.is_some() {
+            let (c, a) = self.operands(dy);
+            let dw = dv.filter(|_| normalized.is_none()).map_or(DType::F32, Tensor::dtype);
+            of_dv.plan(ops.facts(), [a.dtype(), c.dtype(), dw], false, conv.selection)?;
+        }
+        check_parameters(ops)?;
         let windows = if self.transposed { x } else { dy };
         let products = windows.len() as u64 * v.shape()[1..].iter().product::<usize>() as u64;
         let weights = dv.is_some() || dg.is_some();
@@ -257,22 +282,48 @@ fn channel_sums(
     add: bool,
 ) -> Result<(), Error> {
     let capacities = ops.facts().capacities;
-    let all = |tensor| bind(capacities, Some(tensor), 0, Tensor::len(tensor) as u64);
-    let ((source, dy_first), (target, out_first)) = (all(dy), all(dbias));
-    let positions: usize = shape[2..].iter().product();
-    ops.dispatch(&Dispatch {
-        kernel: &CHANNEL_SUMS,
-        module: CHANNEL_MODULE,
-        constants: &vec![("DY_DTYPE", dy.dtype().code()), ("ADD", add.into())],
-        buffers: &[source, target],
-        params: ChannelParams {
-            channels: shape[1] as u32,
-            positions: positions as u32,
-            images: shape[0] as u32,
-            dy_first,
-            out_first,
-        },
-        groups: shape[1] as u64,
-        work: dy.len() as u64,
-    })
+    let [images, channels] = [shape[0], shape[1]].map(|n| n as u64);
+    let positions = shape[2..].iter().product::<usize>() as u64;
+    let image = channels * positions;
+    // What an invocation can loop over, and what a binding holds.
+    let of_channel = MAX_ITERATIONS * CHANNEL_THREADS;
+    let elements = capacities.step().bound(dy.dtype().size()).work(1).get();
+    let at_once = channels.min((elements / positions.max(1)).max(1)).min(capacities.groups);
+    let whole = at_once == channels && positions <= of_channel.min(elements);
+    let images_at_once = if whole { (elements / image.max(1)).min(of_channel / positions.max(1)) } else { 1 };
+    let part = positions.min(of_channel).min(elements).max(1);
+    for (channel, channel_count) in windows(channels, at_once) {
+        let (target, out_first) = bind(capacities, Some(dbias), channel, channel_count);
+        // Without elements the sums are zero all the same.
+        let pieces = windows(images.max(1), images_at_once.max(1))
+            .flat_map(|images| windows(positions.max(1), part).map(move |part| (images, part)));
+        for ((first_image, image_count), (first, count)) in pieces {
+            let (image_count, count) = (image_count.min(images), count.min(positions));
+            let range = match image_count * count {
+                0 => 0,
+                _ => (image_count - 1) * image + (channel_count - 1) * positions + count,
+            };
+            let (source, dy_first) =
+                bind(capacities, Some(dy), first_image * image + channel * positions + first, range);
+            let add = add || first_image > 0 || first > 0;
+            ops.dispatch(&Dispatch {
+                kernel: &CHANNEL_SUMS,
+                module: CHANNEL_MODULE,
+                constants: &vec![("DY_DTYPE", dy.dtype().code()), ("ADD", add.into())],
+                buffers: &[source, target.clone()],
+                params: ChannelParams {
+                    channels: channel_count as u32,
+                    positions: count as u32,
+                    images: image_count as u32,
+                    image: image as u32,
+                    channel: positions as u32,
+                    dy_first,
+                    out_first,
+                },
+                groups: channel_count,
+                work: image_count * channel_count * count,
+            })?;
+        }
+    }
+    Ok(())
 }

@@ -363,6 +363,15 @@ impl Sides {
         self.dilation[axis] as u64 * (self.kernel[axis] as u64 - 1) + 1
     }
 
+    /// The same over a with its padding, as far as windows reach, in place of a.
+    pub fn padded(&self) -> Sides {
+        let a_size = [0, 1].map(|axis| {
+            let reached = (self.c_size[axis] - 1) as u64 * self.stride[axis] as u64 + self.reach(axis);
+            (self.before[axis] + self.a_size[axis]).max(usize::try_from(reached).unwrap_or(usize::MAX))
+        });
+        Sides { a_size, before: [0; 2], pad_mode: PadMode::Zero, ..*self }
+    }
+
     fn shape(&self, channels: usize, size: [usize; 2]) -> Vec<usize> {
         [&[self.batch, channels][..], &size[2 - self.rank..]].concat()
     }

@@ -1,4 +1,6 @@
 //! Kernels, modules and parameters of convolutions. Shaders: `product/conv.wgsl` and its views.
+use super::cut::{CHANNELS, IMAGES, WIDE};
+use crate::DType;
 use crate::kernel::{kernels, params};
 use crate::product::epilogue::FINISH_THREADS;
 use crate::product::tile::Family;
@@ -19,9 +21,9 @@ params! {
         policy: u32,
         eps: f32,
         slope: f32,
-        group_first: u32,
+        window_split: u32,
         group_count: u32,
-        group_columns: u32,
+        v_row: u32,
         row_first: u32,
         column_first: u32,
         a_image: u32,
@@ -49,16 +51,37 @@ params! {
         channels: u32,
         positions: u32,
         images: u32,
+        image: u32,
+        channel: u32,
         dy_first: u32,
         out_first: u32,
     }
 }
 
+params! {
+    /// `Params` of `conv/fold.wgsl`.
+    pub(crate) struct FoldParams {
+        begin: u32,
+        end: u32,
+        height: u32,
+        width: u32,
+        padded_height: u32,
+        padded_width: u32,
+        before_y: u32,
+        before_x: u32,
+        padded_first: u32,
+        dx_first: u32,
+    }
+}
+
 /// `THREADS` of `conv/channel_sums.wgsl`.
 pub(crate) const CHANNEL_THREADS: u64 = 128;
+/// And of `conv/fold.wgsl`.
+pub(crate) const FOLD_THREADS: u64 = 64;
 
 kernels! {
     CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams, [0 Read, 1 Write];
+    FOLD = "conv/fold" "fold", Some(FOLD_THREADS), FoldParams, [0 Read, 5 Write];
     CONV_WHOLE = "product/conv" "conv", None, ConvParams,
         [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Read];
     CONV_PARTIAL = "product/conv" "conv_partial", None, ConvParams, [0 Read, 1 Read, 4 Read, 7 Read, 8 Write];
@@ -81,6 +104,15 @@ pub(crate) enum Pass {
 pub(crate) const READS: [&str; 3] = ["product/b_scalar", "product/b_quad", "product/b_pair"];
 
 impl Pass {
+    /// What rows, columns and steps of k are made of.
+    pub fn axes(self) -> [usize; 3] {
+        match self {
+            Pass::Windows => [IMAGES, WIDE, CHANNELS],
+            Pass::Phases => [IMAGES, CHANNELS, WIDE],
+            Pass::Taps => [CHANNELS, WIDE, IMAGES],
+        }
+    }
+
     pub fn module(self, family: Family, read: &'static str, result: &'static str) -> Module {
         let (view, c) = match self {
             Pass::Windows => ("product/view_windows", "product/c_windows"),
@@ -95,6 +127,11 @@ impl Pass {
 /// The module of [`CHANNEL_SUMS`].
 pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
 
+/// The module of [`FOLD`] for a dx of such a type.
+pub(crate) fn fold_module(dx: DType) -> Module {
+    Module::new("conv/fold").fill("result", if dx == DType::F32 { RESULTS[0] } else { RESULTS[1] })
+}
+
 /// Every module.
 pub(crate) fn modules() -> Vec<Module> {
     let families = [Family::Tile, Family::Subgroup].into_iter();
@@ -106,5 +143,6 @@ pub(crate) fn modules() -> Vec<Module> {
     let others = others.flat_map(|(family, pass)| RESULTS[..2].iter().map(move |r| pass.module(family, READS[0], r)));
     let narrow = RESULTS.map(|result| Pass::Windows.module(Family::Narrow, READS[0], result)).into_iter();
     let narrow = narrow.chain(RESULTS[..2].iter().map(|r| Pass::Phases.module(Family::Narrow, READS[0], r)));
-    [CHANNEL_MODULE].into_iter().chain(windows).chain(others).chain(narrow).collect()
+    let folds = [DType::F32, DType::F16].map(fold_module);
+    [CHANNEL_MODULE].into_iter().chain(folds).chain(windows).chain(others).chain(narrow).collect()
 }

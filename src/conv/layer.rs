@@ -1,21 +1,21 @@
 //! The dispatches of a convolution.
 use super::Conv;
+use super::cut::{GROUPS, Range, Region};
 use super::kernels::{CONV_FINISH, CONV_PARTIAL, CONV_WHOLE, ConvParams, Pass, READS};
-use super::plan::Product;
+use super::plan::{Plan, Product};
 use crate::binding::{Span, View, bind, offsets};
-use crate::choose::Facts;
 use crate::contract::stored_as;
 use crate::kernel::Constants;
 use crate::linear::epilogue::NormSource;
 use crate::memory::Scratch;
-use crate::product::epilogue::FINISH_THREADS;
-use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
-use crate::product::selection::{Problem, Selection};
+use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
+use crate::product::plan::PARTIAL_BYTES;
+use crate::product::selection::Selection;
 use crate::product::tile::{Family, Tile};
 use crate::product::variant::RESULTS;
 use crate::record::Dispatch;
 use crate::windows::{Capacities, windows};
-use crate::{Activation, Axis, DType, Error, LimitError, Recorder, Tensor};
+use crate::{Activation, Axis, DType, Error, Recorder, Tensor};
 
 /// A product whose arguments are checked.
 pub(crate) struct Layer<'a> {
@@ -78,6 +78,14 @@ impl<'a> Ends<'a> {
         }
     }
 
+    /// The widest type of what is shaped as y, of which this is the type.
+    pub fn widest(&self, y: DType) -> DType {
+        match self.extra {
+            Some((Extra::Residual, residual)) if residual.dtype().size() > y.size() => residual.dtype(),
+            _ => y,
+        }
+    }
+
     fn input_slope(&self) -> f32 {
         self.inputs.into_iter().map(Activation::slope).find(|&slope| slope != 0.0).unwrap_or(0.0)
     }
@@ -103,164 +111,195 @@ impl<'a> Ends<'a> {
     }
 }
 
-/// What dispatches bind, always whole: places within them are those of tensors.
+/// What dispatches bind of a region.
 struct Bindings<'a> {
-    x: Option<Span<'a>>,
-    v: Option<Span<'a>>,
+    a: Option<Span<'a>>,
+    b: Option<Span<'a>>,
     /// g, bias, norms, y, norms that are written, what is extra.
-    ends: Vec<Option<Span<'a>>>,
-    firsts: [u32; 4],
-    more_offsets: [u32; 4],
+    ends: [Option<Span<'a>>; 6],
+    params: ConvParams,
+    /// Whether v is read, and y written, four elements at a time.
+    in_quads: [bool; 2],
 }
 
 impl<'a> Layer<'a> {
-    fn bindings(&self, capacities: Capacities) -> Bindings<'a> {
-        let all = |tensor: Option<&'a Tensor>| bind(capacities, tensor, 0, tensor.map_or(0, |t| t.len() as u64));
-        let (g, bias, y, norms_out) = (all(self.g), all(self.bias), all(Some(self.y)), all(self.norms_out));
-        let extra = all(self.ends.extra.map(|(_, tensor)| tensor));
-        let (x, v) = (all(Some(self.x)), all(Some(self.v)));
-        let norms_in = self.norms_in.as_ref().map_or((None, 0), |(view, words)| view.bind(capacities, 0, *words));
-        Bindings {
-            firsts: [x.1, v.1, y.1, extra.1],
-            x: x.0,
-            v: v.0,
-            ends: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, extra.0],
-            more_offsets: [g.1, bias.1, norms_in.1, norms_out.1],
-        }
-    }
-
-    fn plan(&self, facts: Facts, selection: Selection) -> Result<ProductPlan, Error> {
-        let Product { rows, columns, depth, .. } = self.product;
-        let dtypes = [self.x.dtype(), self.v.dtype()];
-        let facts_of = ProductFacts {
-            problem: Problem { along_k: [true, true], dtypes, size: [rows, columns, depth] },
-            c_bytes: 4,
-            cooperative: false,
-            bytes_per_step: 0,
-            column_sums: self.norm == NormSource::Fused,
+    /// Of a region that has a part of the sum, or with `finished` all of it and nothing that belongs to steps.
+    fn bindings(&self, capacities: Capacities, region: &Region, finished: bool) -> Bindings<'a> {
+        let product = &self.product;
+        let of = |tensor: Option<&'a Tensor>, (first, count): Range| bind(capacities, tensor, first, count);
+        let [of_a, of_b, of_c] = product.ranges(region);
+        let [inputs, outputs] = product.channels(region);
+        let (a, b) = match finished {
+            true => ((None, 0), (None, 0)),
+            false => (of(Some(self.x), of_a), of(Some(self.v), of_b)),
         };
-        let tile = selection.tile.unwrap_or_else(|| self.product.tile(facts.traits));
-        let split_length = selection.split_length.or_else(|| self.product.pieces(facts.traits, tile));
-        // Whatever is bound is bound whole, and fits.
-        let capacities = Capacities { binding: 1 << 40, ..facts.capacities };
-        ProductPlan::new(&facts_of, facts.traits, capacities, Selection { tile: Some(tile), split_length })
+        let of_norms = product.norms(region);
+        let norms_in = self.norms_in.as_ref().map_or((None, 0), |(view, words)| match self.norm {
+            NormSource::In if finished => (None, 0),
+            NormSource::In => {
+                let (first, count) = product.scales(region, words / 2);
+                view.bind(capacities, 2 * first, 2 * count)
+            }
+            NormSource::Whole => view.bind(capacities, 0, *words),
+            _ => view.bind(capacities, of_norms.0, of_norms.1),
+        });
+        let g = of(self.g, if self.norm == NormSource::Whole { (0, 1) } else { of_norms });
+        let (bias, y, norms_out) = (of(self.bias, outputs), of(Some(self.y), of_c), of(self.norms_out, of_norms));
+        let extra = self.ends.extra.map_or((None, 0), |(extra, tensor)| match extra {
+            Extra::Residual => of(Some(tensor), of_c),
+            Extra::Snake => of(Some(tensor), outputs),
+            Extra::InputSnake if finished => (None, 0),
+            Extra::InputSnake => of(Some(tensor), inputs),
+        });
+        let quads = |n: u64| n.is_multiple_of(4);
+        let params = product.bound(region);
+        let rows_of_v = quads(product.depth) && quads(params.depth.into()) && quads(b.1.into());
+        Bindings {
+            a: a.0,
+            b: b.0,
+            ends: [g.0, bias.0, norms_in.0, y.0, norms_out.0, extra.0],
+            params: ConvParams {
+                offsets: offsets([a.1, b.1, y.1, extra.1]),
+                more_offsets: offsets([g.1, bias.1, norms_in.1, norms_out.1]),
+                policy: self.policy.0,
+                eps: self.policy.1,
+                slope: self.ends.activation.slope(),
+                input_slope: self.ends.input_slope(),
+                scale: self.ends.scale,
+                ..params
+            },
+            in_quads: [rows_of_v, quads(params.positions.into()) && quads(y.1.into())],
+        }
     }
 
     pub fn record(&self, ops: &mut Recorder<'_, '_>, selection: Selection) -> Result<(), Error> {
         let facts = ops.facts();
-        let Facts { capacities, .. } = facts;
-        let plan = self.plan(facts, selection)?;
-        let Product { rows, columns, depth, groups, .. } = self.product;
-        let splits = plan.split_length.map_or(1, |length| depth.div_ceil(length));
-        let beside = u64::from(self.norm == NormSource::Fused);
-        let bindings = self.bindings(capacities);
-        for window in plan.windows([rows, columns, depth]) {
-            let (tiles, work) = (plan.tiles(&window), plan.work(&window));
-            let sums = splits * window.columns * (window.rows + beside);
-            let mut most = (capacities.groups / (tiles * splits)).min(capacities.work(work));
-            if plan.split_length.is_some() {
-                most = most.min(capacities.partial_sums(PARTIAL_BYTES) / sums);
-                if most == 0 {
-                    let (what, limit) = ("partial sums", capacities.partial_sums(PARTIAL_BYTES));
-                    return Err(LimitError::TooLarge { what, size: sums, limit }.into());
+        let product = &self.product;
+        let dtypes = [self.x.dtype(), self.v.dtype(), self.ends.widest(self.y.dtype())];
+        let plan = product.plan(facts, dtypes, self.norm == NormSource::Fused, selection)?;
+        let [rows, columns, _] = product.pass.axes();
+        for region in plan.regions(product) {
+            let size = [region[rows].1 * product.units[0], region[columns].1 * product.units[1], plan.depth];
+            for window in plan.product.windows(size) {
+                let (first, count) = region[GROUPS];
+                for (group, groups) in windows(count, plan.groups(facts.capacities, &window, size[1]).min(count)) {
+                    let mut region = region;
+                    region[GROUPS] = (first + group, groups);
+                    match plan.product.split_length {
+                        None => self.whole_sums(ops, &plan, &region, &window)?,
+                        Some(length) => self.split_sums(ops, &plan, &region, &window, length)?,
+                    }
                 }
-            }
-            for (group, group_count) in windows(groups, most.clamp(1, groups)) {
-                let params = ConvParams {
-                    rows: window.rows as u32,
-                    columns: window.columns as u32,
-                    depth: depth as u32,
-                    split_length: plan.split_length.unwrap_or(depth) as u32,
-                    splits: splits as u32,
-                    group_first: group as u32,
-                    group_count: group_count as u32,
-                    row_first: window.row as u32,
-                    column_first: window.column as u32,
-                    policy: self.policy.0,
-                    eps: self.policy.1,
-                    slope: self.ends.activation.slope(),
-                    input_slope: self.ends.input_slope(),
-                    scale: self.ends.scale,
-                    offsets: offsets(bindings.firsts),
-                    more_offsets: offsets(bindings.more_offsets),
-                    ..self.product.params
-                };
-                let first = window.row == 0;
-                let Some(split_length) = plan.split_length else {
-                    let mut buffers = vec![bindings.x.clone(), bindings.v.clone()];
-                    buffers.extend(bindings.ends.clone());
-                    let mut constants = self.end_constants(first);
-                    constants.extend(self.sum_constants(&plan, &bindings));
-                    ops.dispatch(&Dispatch {
-                        kernel: &CONV_WHOLE,
-                        module: self.product.pass.module(
-                            plan.tile.tile.family(),
-                            self.read(&plan, &bindings),
-                            self.result(&bindings),
-                        ),
-                        constants: &constants,
-                        buffers: &buffers,
-                        params,
-                        groups: tiles * group_count,
-                        work: work * group_count,
-                    })?;
-                    continue;
-                };
-                let count = sums * group_count;
-                let scratch = ops.scratch(Scratch::Sums, count * PARTIAL_BYTES)?;
-                let (part, _) = View::scratch(scratch, PARTIAL_BYTES).bind(capacities, 0, count);
-                for (split, split_count) in windows(splits, plan.split_step) {
-                    let mut constants: Constants = vec![("NORM", self.norm as u32)];
-                    constants.extend(self.sum_constants(&plan, &bindings));
-                    let of_input = self.ends.extra.is_some_and(|(extra, _)| extra == Extra::InputSnake);
-                    let input_extra = bindings.ends[5].clone().filter(|_| of_input);
-                    ops.dispatch(&Dispatch {
-                        kernel: &CONV_PARTIAL,
-                        module: self.product.pass.module(
-                            plan.tile.tile.family(),
-                            self.read(&plan, &bindings),
-                            RESULTS[0],
-                        ),
-                        constants: &constants,
-                        buffers: &[
-                            bindings.x.clone(),
-                            bindings.v.clone(),
-                            bindings.ends[2].clone(),
-                            input_extra,
-                            part.clone(),
-                        ],
-                        params: ConvParams { split_first: split as u32, ..params },
-                        groups: tiles * split_count * group_count,
-                        work: work / splits * split_count * group_count,
-                    })?;
-                }
-                let elements = window.rows * window.columns * group_count;
-                let mut buffers = bindings.ends.clone();
-                buffers.push(part);
-                let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
-                let mut constants = self.end_constants(first);
-                constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
-                debug_assert!(split_length > 0);
-                ops.dispatch(&Dispatch {
-                    kernel: &CONV_FINISH,
-                    module: self.product.pass.module(Family::Tile, READS[0], result),
-                    constants: &constants,
-                    buffers: &buffers,
-                    params,
-                    groups: elements.div_ceil(FINISH_THREADS),
-                    work: elements * splits,
-                })?;
             }
         }
         Ok(())
     }
 
+    /// Of a dispatch in a window of a region.
+    fn params(&self, plan: &Plan, bindings: &Bindings<'a>, window: &ProductWindow) -> ConvParams {
+        ConvParams {
+            rows: window.rows as u32,
+            columns: window.columns as u32,
+            split_length: plan.product.split_length.unwrap_or(plan.depth) as u32,
+            splits: plan.splits as u32,
+            row_first: window.row as u32,
+            column_first: window.column as u32,
+            ..bindings.params
+        }
+    }
+
+    /// The first rows write the norms.
+    fn is_first(&self, region: &Region, window: &ProductWindow) -> bool {
+        window.row == 0 && region[self.product.pass.axes()[0]].0 == 0
+    }
+
+    fn whole_sums(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        plan: &Plan,
+        region: &Region,
+        window: &ProductWindow,
+    ) -> Result<(), Error> {
+        let bindings = self.bindings(ops.facts().capacities, region, false);
+        let groups = region[GROUPS].1;
+        let mut constants = self.end_constants(self.is_first(region, window));
+        constants.extend(self.sum_constants(plan, &bindings));
+        let read = self.read(plan, &bindings);
+        let mut buffers = vec![bindings.a.clone(), bindings.b.clone()];
+        buffers.extend(bindings.ends.clone());
+        ops.dispatch(&Dispatch {
+            kernel: &CONV_WHOLE,
+            module: self.product.pass.module(plan.product.tile.tile.family(), read, self.result(&bindings)),
+            constants: &constants,
+            buffers: &buffers,
+            params: self.params(plan, &bindings, window),
+            groups: plan.product.tiles(window) * groups,
+            work: plan.product.work(window) * groups,
+        })
+    }
+
+    /// Pieces of the sums, in each part of the region along them, and what becomes of their sum.
+    fn split_sums(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        plan: &Plan,
+        region: &Region,
+        window: &ProductWindow,
+        split_length: u64,
+    ) -> Result<(), Error> {
+        let (capacities, groups) = (ops.facts().capacities, region[GROUPS].1);
+        let count = plan.sums(window) * groups;
+        let scratch = ops.scratch(Scratch::Sums, count * PARTIAL_BYTES)?;
+        let (sums, _) = View::scratch(scratch, PARTIAL_BYTES).bind(capacities, 0, count);
+        let (tiles, family) = (plan.product.tiles(window), plan.product.tile.tile.family());
+        let mut before = 0;
+        for part in plan.parts(&self.product, *region) {
+            let bindings = self.bindings(capacities, &part, false);
+            let [_, _, norms, _, _, extra] = &bindings.ends;
+            let extra = extra.clone().filter(|_| matches!(self.ends.extra, Some((Extra::InputSnake, _))));
+            let mut constants: Constants = vec![("NORM", self.norm as u32)];
+            constants.extend(self.sum_constants(plan, &bindings));
+            let splits = u64::from(bindings.params.depth).div_ceil(split_length);
+            for (split, split_count) in windows(splits, plan.product.split_step) {
+                ops.dispatch(&Dispatch {
+                    kernel: &CONV_PARTIAL,
+                    module: self.product.pass.module(family, self.read(plan, &bindings), RESULTS[0]),
+                    constants: &constants,
+                    buffers: &[bindings.a.clone(), bindings.b.clone(), norms.clone(), extra.clone(), sums.clone()],
+                    params: ConvParams {
+                        split_first: (before + split) as u32,
+                        window_split: before as u32,
+                        ..self.params(plan, &bindings, window)
+                    },
+                    groups: tiles * split_count * groups,
+                    work: plan.product.work(window) / plan.splits * split_count * groups,
+                })?;
+            }
+            before += splits;
+        }
+        let bindings = self.bindings(capacities, region, true);
+        let elements = window.rows * window.columns * groups;
+        let mut constants = self.end_constants(self.is_first(region, window));
+        constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
+        let mut buffers = bindings.ends.to_vec();
+        buffers.push(sums);
+        let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
+        ops.dispatch(&Dispatch {
+            kernel: &CONV_FINISH,
+            module: self.product.pass.module(Family::Tile, READS[0], result),
+            constants: &constants,
+            buffers: &buffers,
+            params: self.params(plan, &bindings, window),
+            groups: elements.div_ceil(FINISH_THREADS),
+            work: elements * plan.splits,
+        })
+    }
+
     /// How v is read: four elements at a time where its rows are whole quads.
-    fn read(&self, plan: &ProductPlan, bindings: &Bindings<'_>) -> &'static str {
+    fn read(&self, plan: &Plan, bindings: &Bindings<'_>) -> &'static str {
         // All invocations of a narrow tile read the same of v, which is little.
-        let narrow = plan.tile.tile.family() == Family::Narrow;
-        let in_quads = !narrow && self.product.depth.is_multiple_of(4) && bindings.firsts[1].is_multiple_of(4);
-        match (self.product.pass, in_quads, self.v.dtype()) {
+        let narrow = plan.product.tile.tile.family() == Family::Narrow;
+        match (self.product.pass, !narrow && bindings.in_quads[0], self.v.dtype()) {
             (Pass::Windows, true, DType::F32) => READS[1],
             (Pass::Windows, true, _) => READS[2],
             _ => READS[0],
@@ -269,9 +308,8 @@ impl<'a> Layer<'a> {
 
     /// How y is written: four positions at a time where each image's channel is whole quads.
     fn result(&self, bindings: &Bindings<'_>) -> &'static str {
-        let in_quads = self.product.params.positions.is_multiple_of(4) && bindings.firsts[2].is_multiple_of(4);
         match (self.y.dtype(), self.product.pass) {
-            (DType::F32, Pass::Windows) if in_quads => RESULTS[2],
+            (DType::F32, Pass::Windows) if bindings.in_quads[1] => RESULTS[2],
             (DType::F32, _) => RESULTS[0],
             _ => RESULTS[1],
         }
@@ -294,8 +332,8 @@ impl<'a> Layer<'a> {
     }
 
     /// Of the sums.
-    fn sum_constants(&self, plan: &ProductPlan, bindings: &Bindings<'_>) -> Constants {
-        let shape = plan.tile;
+    fn sum_constants(&self, plan: &Plan, bindings: &Bindings<'_>) -> Constants {
+        let shape = plan.product.tile;
         let mut constants = self.product.constants(self.axis, self.x);
         constants.extend(self.ends.input_constants());
         constants.extend([
@@ -306,10 +344,10 @@ impl<'a> Layer<'a> {
             ("SQUARES", (self.norm == NormSource::Fused).into()),
             ("SCALED_B", (self.norm == NormSource::In).into()),
         ]);
-        let depth = self.product.depth;
+        let depth = u64::from(bindings.params.depth);
         match shape.tile.family() {
             Family::Subgroup => {
-                let length = plan.split_length.unwrap_or(depth);
+                let length = plan.product.split_length.unwrap_or(depth);
                 constants.extend([
                     ("RAGGED", (self.read(plan, bindings) == READS[0] || !depth.is_multiple_of(8)).into()),
                     ("REDO_STEPS", shape.redo_steps(length) as u32),

@@ -1,11 +1,16 @@
 //! A convolution in numbers: what the parameters of its dispatches say, and the limits that it keeps.
+use super::cut::{CHANNELS, Extents, GROUPS, Range, Region, WIDE, Widths, regions};
 use super::geometry::{PadMode, Sides};
 use super::kernels::{ConvParams, Pass};
-use crate::choose::Traits;
+use crate::choose::{Facts, Traits};
 use crate::kernel::Constants;
+use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
+use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
+use crate::product::selection::{Problem, Selection};
 use crate::product::shape::BK;
 use crate::product::tile::{Family, Tile};
-use crate::{ArgumentError, Axis, Error, LimitError, Tensor};
+use crate::windows::{Capacities, windows};
+use crate::{ArgumentError, Axis, DType, Error, LimitError, Tensor};
 use bytemuck::Zeroable;
 
 /// The product that a convolution comes to.
@@ -17,8 +22,11 @@ pub(crate) struct Product {
     pub columns: u64,
     pub depth: u64,
     pub groups: u64,
+    /// Rows of an image or channel, columns of a channel, steps of a channel or image.
+    pub units: [u64; 3],
     /// All that follows from the geometry.
     pub params: ConvParams,
+    pub sides: Sides,
     /// Only positions that the stride divides meet a tap.
     divided: bool,
     two: bool,
@@ -34,6 +42,15 @@ fn packed([height, width]: [usize; 2]) -> u32 {
 
 fn area([height, width]: [usize; 2]) -> u64 {
     height as u64 * width as u64
+}
+
+/// Elements from an image to the next. Past 32 bits a binding has but one.
+fn a_image(sides: &Sides) -> u32 {
+    (sides.groups as u64 * sides.channels as u64 * sides.a_plane()) as u32
+}
+
+fn c_image(sides: &Sides) -> u32 {
+    (sides.wide as u64 * sides.c_plane()) as u32
 }
 
 /// Past these a shader would count wrong.
@@ -52,11 +69,11 @@ impl Product {
         let product = Product::new(Pass::Windows, sides, sides.c_size, sides.kernel, per_group as u64, sides.channels)?;
         Ok(Product {
             params: ConvParams {
-                a_image: (sides.groups * sides.channels) as u32 * area(sides.a_size) as u32,
+                a_image: a_image(sides),
                 a_width: sides.a_size[1] as u32,
                 heights: packed([sides.c_size[0], sides.a_size[0]]),
                 reach: packed(sides.dilation),
-                c_image: sides.wide as u32 * area(sides.c_size) as u32,
+                c_image: c_image(sides),
                 c_width: sides.c_size[1] as u32,
                 phases: packed([1, 1]),
                 ..product.params
@@ -82,11 +99,11 @@ impl Product {
         Ok(Product {
             divided,
             params: ConvParams {
-                a_image: sides.wide as u32 * area(sides.c_size) as u32,
+                a_image: c_image(sides),
                 a_width: sides.c_size[1] as u32,
                 heights: packed([sides.a_size[0], sides.c_size[0]]),
                 reach: packed(reach),
-                c_image: (sides.groups * sides.channels) as u32 * area(sides.a_size) as u32,
+                c_image: a_image(sides),
                 c_width: sides.a_size[1] as u32,
                 phases: packed(phases),
                 ..product.params
@@ -99,7 +116,8 @@ impl Product {
     pub fn taps(sides: &Sides) -> Result<Product, Error> {
         let windows = Product::windows(sides)?;
         let rows = sides.channels as u64 * area(sides.kernel);
-        Ok(Product { pass: Pass::Taps, rows, depth: windows.rows, ..windows })
+        let [image, _, taps] = windows.units;
+        Ok(Product { pass: Pass::Taps, rows, depth: windows.rows, units: [taps, 1, image], ..windows })
     }
 
     fn new(
@@ -125,10 +143,9 @@ impl Product {
         let widest = sides.a_size[1].max(sides.c_size[1]) as u64;
         at_most("width of an image", widest, MOST_ROWS / 2)?;
         let params = ConvParams {
-            group_columns: columns as u32,
+            v_row: (sides.channels as u64 * area(kernel)) as u32,
             positions: area(positions) as u32,
             width: positions[1] as u32,
-            channels: channels as u32,
             taps: packed(taps),
             kernel: packed(kernel),
             stride: packed(stride),
@@ -142,7 +159,9 @@ impl Product {
             columns,
             depth,
             groups: sides.groups as u64,
+            units: [image, columns / (sides.extents()[pass.axes()[1]]).max(1), area(taps)],
             params,
+            sides: *sides,
             divided: false,
             two: sides.rank == 2,
             scale_axis: 0,
@@ -196,6 +215,149 @@ impl Product {
             }
             _ if traits.is_gpu() && groups(Tile::Tile64x64) < traits.enough_groups() => Tile::Tile32x32,
             _ => Tile::Tile64x64,
+        }
+    }
+}
+
+/// How a product is cut for a device: into regions of what is bound, and each of these into windows of rows and columns
+/// and pieces of sums.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Of the largest region.
+    pub product: ProductPlan,
+    pub step: Extents,
+    /// Steps of the sums, or of all pieces of them.
+    pub depth: u64,
+    /// Pieces of a sum, in all regions.
+    pub splits: u64,
+    /// Whether sums of squares are kept beside pieces.
+    beside: u64,
+}
+
+impl Plan {
+    /// What is bound at once; along the sum all of it.
+    pub fn regions(&self, product: &Product) -> Vec<Region> {
+        let [rows, columns, _] = product.pass.axes();
+        regions(product.sides.extents().map(|n| (0, n)), self.step, &[GROUPS, columns, rows])
+    }
+
+    /// The parts of a region along the sum.
+    pub fn parts(&self, product: &Product, region: Region) -> Vec<Region> {
+        regions(region, self.step, &[product.pass.axes()[2]])
+    }
+
+    /// Partial sums of a group.
+    pub fn sums(&self, window: &ProductWindow) -> u64 {
+        self.splits * window.columns * (window.rows + self.beside)
+    }
+
+    /// Groups in one dispatch, of which `columns` are bound: those of several have all of their columns.
+    pub fn groups(&self, capacities: Capacities, window: &ProductWindow, columns: u64) -> u64 {
+        if window.columns < columns {
+            return 1;
+        }
+        let most = capacities.groups / (self.product.tiles(window) * self.splits);
+        let most = most.min(capacities.work(self.product.work(window)));
+        let most = match self.product.split_length {
+            None => most,
+            Some(_) => most
+                .min(capacities.partial_sums(PARTIAL_BYTES) / self.sums(window))
+                .min(capacities.groups * FINISH_THREADS / (window.rows * window.columns)),
+        };
+        most.max(1)
+    }
+}
+
+impl Product {
+    /// `dtypes`: of A, of B, and of the widest of what is shaped as C. `squares`: norms are summed up beside it.
+    pub fn plan(&self, facts: Facts, dtypes: [DType; 3], squares: bool, selection: Selection) -> Result<Plan, Error> {
+        let Facts { traits, capacities } = facts;
+        let [a, b, c] = dtypes.map(DType::size);
+        let widths = match self.pass {
+            Pass::Windows => Widths { a, weight: b, c },
+            Pass::Phases => Widths { c: a, weight: b, a: c },
+            Pass::Taps => Widths { a, c: b, weight: c },
+        };
+        let step = self.sides.fitting(capacities, widths)?;
+        let [rows, columns, steps] = self.pass.axes();
+        let tile = selection.tile.unwrap_or_else(|| self.tile(traits));
+        let mut split_length = selection.split_length.or_else(|| self.pieces(traits, tile)).map(u64::from);
+        let mut depth = self.depth;
+        let all = self.sides.extents()[steps];
+        if step[steps] < all {
+            // Each part is cut into pieces from its own start.
+            let (part, longest) = (step[steps] * self.units[2], tile.longest(traits));
+            let even = part.div_ceil(part.div_ceil(longest));
+            let length = split_length.unwrap_or(even).next_multiple_of(BK).min(longest);
+            let pieces = windows(all, step[steps]).map(|(_, count)| (count * self.units[2]).div_ceil(length));
+            depth = pieces.sum::<u64>() * length;
+            split_length = Some(length);
+        }
+        // What is bound has to have a row and a column, of which there are none where nothing is computed.
+        let size = [step[rows] * self.units[0], step[columns] * self.units[1]].map(|n| n.max(1));
+        let facts_of = ProductFacts {
+            problem: Problem { along_k: [true, true], dtypes: [dtypes[0], dtypes[1]], size: [size[0], size[1], depth] },
+            c_bytes: 4,
+            cooperative: false,
+            bytes_per_step: 0,
+            column_sums: squares,
+            bound: true,
+        };
+        let selection = Selection { tile: Some(tile), split_length: split_length.map(|length| length as u32) };
+        let mut product = ProductPlan::new(&facts_of, traits, capacities, selection)?;
+        let splits = product.split_length.map_or(1, |length| depth.div_ceil(length));
+        if self.pass != Pass::Taps && product.rows < size[0] {
+            // Four positions are written together.
+            product.rows = product.rows / 4 * 4;
+            if product.rows == 0 {
+                let (what, limit) = ("partial sums of four positions", capacities.partial_sums(PARTIAL_BYTES));
+                return Err(LimitError::TooLarge { what, size: 4 * splits, limit }.into());
+            }
+        }
+        Ok(Plan { product, step, depth, splits, beside: squares.into() })
+    }
+
+    /// Elements of A, of B and of C in a region.
+    pub fn ranges(&self, region: &Region) -> [Range; 3] {
+        let sides = &self.sides;
+        let [a, c, weight] = [sides.a_range(region), sides.c_range(region), sides.weight_range(region)];
+        match self.pass {
+            Pass::Windows => [a, weight, c],
+            Pass::Phases => [c, weight, a],
+            Pass::Taps => [a, c, weight],
+        }
+    }
+
+    /// Channels of A in a region, and of C.
+    pub fn channels(&self, region: &Region) -> [Range; 2] {
+        let [a, c] = [self.sides.channels_of(region), self.sides.wide_of(region)];
+        if self.pass == Pass::Phases { [c, a] } else { [a, c] }
+    }
+
+    /// What a norm belongs to in a region: a channel of C, of a phased product within its group.
+    pub fn norms(&self, region: &Region) -> Range {
+        if self.pass == Pass::Phases { region[CHANNELS] } else { self.sides.wide_of(region) }
+    }
+
+    /// The Scales of steps in a region.
+    pub fn scales(&self, region: &Region, all: u64) -> Range {
+        match (self.scale_axis, self.pass) {
+            (0, Pass::Phases) => self.sides.wide_of(region),
+            (0, _) => region[CHANNELS],
+            _ => (0, all),
+        }
+    }
+
+    /// The parameters of a dispatch that follow from what it binds.
+    pub fn bound(&self, region: &Region) -> ConvParams {
+        let [_, _, steps] = self.pass.axes();
+        let channels = region[if self.pass == Pass::Phases { WIDE } else { CHANNELS }].1;
+        let depth = region[steps].1 * self.units[2];
+        ConvParams {
+            depth: depth as u32,
+            channels: channels as u32,
+            group_count: region[GROUPS].1 as u32,
+            ..self.params
         }
     }
 }

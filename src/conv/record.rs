@@ -6,15 +6,13 @@ use super::layer::{Ends, Layer};
 use super::plan::{Product, check_tile};
 use crate::arguments::{Arguments, expect_per_norm, expect_scales, expect_shape};
 use crate::binding::View;
-use crate::choose::Facts;
 use crate::contract::{Range, norms_shape};
 use crate::linear::epilogue::NormSource;
 use crate::product::selection::Selection;
 use crate::weight::job::NormOutput;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
-use crate::windows::Capacities;
-use crate::{Activation, ArgumentError, Axis, DeviceError, Error, Gpu, LimitError, ParameterPassing, Recorder, Tensor};
+use crate::{Activation, ArgumentError, Axis, DeviceError, Error, Gpu, ParameterPassing, Recorder, Tensor};
 
 impl Gpu {
     /// A convolution: see [`Conv`].
@@ -51,7 +49,7 @@ impl Recorder<'_, '_> {
         expect_shape(op, "y", y, &sides.c_shape())?;
         let product = Product::windows(&sides)?;
         let norm = of_output(&conv);
-        check(self, op, &conv, y, [sides.wide, sides.groups * sides.channels], norm)?;
+        check(self, op, &conv, y, [sides.wide, sides.groups * sides.channels], (&product, norm))?;
         apply(self, &conv, y, &product, norm)
     }
 
@@ -66,7 +64,7 @@ impl Recorder<'_, '_> {
         expect_shape(op, "y", y, &sides.a_shape())?;
         let product = Product::phases(&sides, conv.taps_are_kept())?;
         let norm = of_input(&conv);
-        check(self, op, &conv, y, [sides.groups * sides.channels, sides.wide], norm)?;
+        check(self, op, &conv, y, [sides.groups * sides.channels, sides.wide], (&product, norm))?;
         apply(self, &conv, y, &product, norm)
     }
 }
@@ -195,17 +193,6 @@ pub(crate) fn check_parameters(ops: &Recorder<'_, '_>) -> Result<(), Error> {
     if fit { Ok(()) } else { Err(DeviceError::Unsupported { what }.into()) }
 }
 
-/// Every tensor is bound whole.
-pub(crate) fn check_bindings(capacities: Capacities, tensors: &[&Tensor]) -> Result<(), Error> {
-    let names = ["x in bytes", "the weight in bytes", "y in bytes", "the residual in bytes"];
-    for (what, tensor) in names.into_iter().zip(tensors) {
-        if tensor.bytes() > capacities.binding {
-            return Err(LimitError::TooLarge { what, size: tensor.bytes(), limit: capacities.binding }.into());
-        }
-    }
-    Ok(())
-}
-
 /// Numbers, and what excludes each other.
 pub(crate) fn check_ends(op: &'static str, conv: &Conv<'_>) -> Result<(), Error> {
     let &Conv { activation, input_activation, input_snake, snake, residual, scale, .. } = conv;
@@ -237,7 +224,7 @@ fn check(
     conv: &Conv<'_>,
     y: &Tensor,
     [outs, ins]: [usize; 2],
-    norm: NormSource,
+    (product, norm): (&Product, NormSource),
 ) -> Result<(), Error> {
     let &Conv { x, weight, bias, norms, selection, input_snake, snake, residual, accumulate, .. } = conv;
     let (v, normalized) = (weight.v(), weight.normalized());
@@ -275,9 +262,10 @@ fn check(
         expect_scales(op, scales, norms_shape(v.shape(), weight.axis).iter().product())?;
     }
     check_tile(op, selection.tile, false)?;
-    let Facts { traits, capacities } = ops.facts();
-    selection.check_device(op, traits, false)?;
-    check_bindings(capacities, &[x, v, y, residual.unwrap_or(y)])?;
+    let facts = ops.facts();
+    selection.check_device(op, facts.traits, false)?;
+    let dtypes = [x.dtype(), v.dtype(), Ends::of(conv).widest(y.dtype())];
+    product.plan(facts, dtypes, norm == NormSource::Fused, selection)?;
     check_parameters(ops)?;
     // Each element of the side of c goes through all taps.
     let windows = if op == "conv" { y } else { x };

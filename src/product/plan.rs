@@ -22,6 +22,8 @@ pub(crate) struct ProductFacts {
     pub bytes_per_step: u64,
     /// Whether sums of squares are kept beside the partial sums of C: one for each column and split.
     pub column_sums: bool,
+    /// Whether all of A, B and C is known to fit bindings.
+    pub bound: bool,
 }
 
 /// How a product is cut: steps of rows, columns and k that one dispatch takes, and the length of a split if the sum is
@@ -116,6 +118,7 @@ impl ProductPlan {
         };
         let tile = tile.shape(traits, along_k[1]);
         let groups = capacities.groups;
+        let capacities = if facts.bound { Capacities { binding: u64::MAX, ..capacities } } else { capacities };
         let epilogue_steps = capacities.bound(facts.bytes_per_step);
         let (rows, columns) = facts.fitting(capacities, depth);
         let [a, b] = facts.operands(capacities);
@@ -210,7 +213,7 @@ mod tests {
 
     fn facts(along_k: [bool; 2], size: [u64; 3]) -> ProductFacts {
         let problem = Problem { along_k, dtypes: [DType::F32; 2], size };
-        ProductFacts { problem, c_bytes: 4, cooperative: false, bytes_per_step: 0, column_sums: true }
+        ProductFacts { problem, c_bytes: 4, cooperative: false, bytes_per_step: 0, column_sums: true, bound: false }
     }
 
     fn plan(facts: &ProductFacts, capacities: Capacities) -> Result<ProductPlan, Error> {

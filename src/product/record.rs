@@ -259,6 +259,7 @@ impl<'a> Product<'a> {
             cooperative: are_halves([self.a.tensor, self.b.tensor]) && !self.epilogue.scales_b(),
             bytes_per_step: self.epilogue.bytes_per_step(),
             column_sums: self.epilogue.column_sums(),
+            bound: false,
         }
     }
 

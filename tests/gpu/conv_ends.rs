@@ -21,7 +21,7 @@ pub fn register(suite: &mut Suite) {
 
 /// Which tensor is the one more.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Extra {
+pub enum Extra {
     None,
     Residual,
     Snake,
@@ -29,24 +29,24 @@ enum Extra {
 }
 
 #[derive(Debug, Clone)]
-struct Case {
-    transposed: bool,
-    x_shape: Vec<usize>,
-    v_shape: Vec<usize>,
-    geometry: ConvGeometry,
+pub struct Case {
+    pub transposed: bool,
+    pub x_shape: Vec<usize>,
+    pub v_shape: Vec<usize>,
+    pub geometry: ConvGeometry,
     /// `None`: a plain weight.
-    axis: Option<Axis>,
+    pub axis: Option<Axis>,
     /// Of x, v, y and the extra tensor.
-    dtypes: [DType; 4],
+    pub dtypes: [DType; 4],
     /// What v is multiplied by; with a norm y stays the same.
-    size: f64,
-    extra: Extra,
-    input_activation: Activation,
-    activation: Activation,
-    scale: f32,
-    accumulate: bool,
-    tile: Option<Tile>,
-    split_length: Option<u32>,
+    pub size: f64,
+    pub extra: Extra,
+    pub input_activation: Activation,
+    pub activation: Activation,
+    pub scale: f32,
+    pub accumulate: bool,
+    pub tile: Option<Tile>,
+    pub split_length: Option<u32>,
 }
 
 const NONE: Activation = Activation::None;
@@ -56,7 +56,7 @@ fn plain() -> ConvGeometry {
 }
 
 impl Case {
-    fn new(x_shape: &[usize], v_shape: &[usize], geometry: ConvGeometry) -> Case {
+    pub fn new(x_shape: &[usize], v_shape: &[usize], geometry: ConvGeometry) -> Case {
         Case {
             transposed: false,
             x_shape: x_shape.into(),
@@ -228,7 +228,7 @@ impl Case {
         compare(got, &expected, Some(self.dtypes[2]), bound).map(drop)
     }
 
-    fn check(&self, gpu: &Gpu) -> Outcome {
+    pub fn check(&self, gpu: &Gpu) -> Outcome {
         let judged = self.run(gpu).and_then(|y| Ok(self.judge(&y)?));
         judged.map_err(|e| format!("{self:?}: {}", e.message().unwrap_or_default()).into())
     }
@@ -416,7 +416,11 @@ fn backward(gpu: &Gpu, extent: Extent) -> Outcome {
         let case = if transposed { Case::conv_transposed() } else { Case::conv() };
         let case = Case { input_activation, activation, scale, extra: Extra::Residual, ..case };
         backward_of(gpu, &case).map_err(|e| format!("{case:?}: {}", e.message().unwrap_or_default()).into())
-    })
+    })?;
+    // What is reflected goes through the activation as well.
+    let reflected = plain().padding((3, 2)).pad_mode(PadMode::Reflect);
+    let case = Case { input_activation: leaky, extra: Extra::Residual, geometry: reflected, ..Case::conv() };
+    backward_of(gpu, &case)
 }
 
 fn backward_of(gpu: &Gpu, case: &Case) -> Outcome {

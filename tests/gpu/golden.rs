@@ -1,7 +1,7 @@
-//! PyTorch's cases on the GPU, forward and backward; of convolutions without dx beside a padding of other than zeros.
+//! PyTorch's cases on the GPU, forward and backward.
 use weightnorm::{
-    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, PadMode, Tensor, Tile,
-    WeightNorm, cpu,
+    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Tensor, Tile, WeightNorm,
+    cpu,
 };
 
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
@@ -194,9 +194,7 @@ fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
     let zeros = |of: &Tensor| gpu.zeros(of.shape(), of.dtype());
     let outs = case.tensor("y")?.shape[1];
     let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[outs], DType::F32)?);
-    // What dx of a padding that is not zeros would be is on the CPU alone.
-    let dx = Some(&dx).filter(|_| case.geometry.pad_mode == PadMode::Zero);
-    let wanted = Gradients::default().dx(dx).dv(&dv).dg(&dg).dbias(&dbias);
+    let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
     let request = Conv::new(&x, weight).geometry(case.geometry).tile(Tile::Tile32x32);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let mut ops = gpu.record(&mut encoder);
@@ -210,32 +208,24 @@ fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let (_, terms) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, None, &dy.data);
-    agree(case, [dx, Some(&dv), Some(&dg), Some(&dbias)], &terms, v.data.len() + dy.data.len())
+    agree(case, [&dx, &dv, &dg, &dbias], &terms, v.data.len() + dy.data.len())
 }
 
 fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome {
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let terms = linear_terms(&x.data, weight, &v.shape, &dy.data);
-    agree(case, [Some(dx), Some(dv), Some(dg), Some(dbias)], &terms, x.shape[0] + v.shape[0] + v.shape[1])
+    agree(case, [dx, dv, dg, dbias], &terms, x.shape[0] + v.shape[0] + v.shape[1])
 }
 
-/// dx if it is there, dv, dg and dbias, whose sums have `chain` terms at most.
-fn agree(
-    case: &Golden,
-    [dx, dv, dg, dbias]: [Option<&Tensor>; 4],
-    terms: &cpu::LinearGradients,
-    chain: usize,
-) -> Outcome {
+/// dx, dv, dg and dbias, whose sums have `chain` terms at most.
+fn agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4], terms: &cpu::LinearGradients, chain: usize) -> Outcome {
     let (v, g) = (case.tensor("v")?, case.tensor("g")?);
-    let (dv, dg, dbias) = (dv.ok_or("no dv")?, dg.ok_or("no dg")?, dbias.ok_or("no dbias")?);
     let norm_chain = v.data.len() / g.data.len().max(1);
     let dtype = Some(case.dtype);
-    if let Some(dx) = dx {
-        let expected = &case.tensor("dx")?.data;
-        let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
-        named("dx", compare(&read(dx)?, expected, dtype, bound))?;
-    }
+    let expected = &case.tensor("dx")?.data;
+    let bound = |i: usize| dx_bound(norm_chain, chain, terms.dx[i], expected[i], case.dtype);
+    named("dx", compare(&read(dx)?, expected, dtype, bound))?;
     let expected = &case.tensor("dv")?.data;
     let bound = |i: usize| dv_bound(norm_chain, chain, terms.dv[i], expected[i], case.dtype);
     named("dv", compare(&read(dv)?, expected, dtype, bound))?;
