@@ -4,7 +4,7 @@ use super::geometry::{PadMode, Sides};
 use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
 use super::layer::Ends;
 use super::plan::{Product, check_tile};
-use super::record::{apply, check_bindings, check_ends, check_parameters, of_input, of_output, record_weights};
+use super::record::{apply, check_bindings, check_ends, check_parameters, of_input, of_output, weights};
 use crate::activation::gradient::ActivationGradient;
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::bind;
@@ -12,9 +12,10 @@ use crate::contract::norms_shape;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::vectors;
-use crate::weight::backward::gradients_of_weight;
+use crate::weight::backward::{adds_pieces, gradients_of_weight};
 use crate::windows::MAX_ITERATIONS;
-use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LimitError, LinearGradients, Recorder, Tensor};
+use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LimitError, LinearGradients};
+use crate::{Recorder, Tensor, WeightNorm};
 
 impl Gpu {
     /// The gradients of a convolution, given dy, the gradient of its y: see [`Recorder::conv_backward`].
@@ -154,7 +155,7 @@ impl Backward<'_> {
         of_dv: &Product,
     ) -> Result<(), Error> {
         let (conv, dy) = (self.conv, self.dy);
-        let (v, normalized) = (conv.weight.v(), conv.weight.normalized());
+        let normalized = conv.weight.normalized();
         let (selection, add) = (conv.selection, gradients.accumulate);
         if let Some(dx) = gradients.dx {
             let of_dy = Conv::new(dy, conv.weight).geometry(conv.geometry);
@@ -174,19 +175,48 @@ impl Backward<'_> {
         let ends = Ends { inputs, ..Ends::default() };
         match normalized {
             None => {
-                if let Some(dv) = gradients.dv {
-                    record_weights(ops, of_dv, (a, c), dv, Ends { add, ..ends }, selection)?;
+                if let Some(dv) = gradients.dv.filter(|dv| !dv.is_empty()) {
+                    weights(of_dv, (a, c), dv, Ends { add, ..ends }).record(ops, selection)?;
                 }
             }
             Some(weight) if gradients.dv.is_some() || gradients.dg.is_some() => {
-                let dw = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
-                let dw = Tensor::in_scratch(ops.gpu(), dw, 0, v.shape());
-                record_weights(ops, of_dv, (a, c), &dw, ends, selection)?;
+                let dw = self.dw(ops, of_dv, (a, c), ends, weight, gradients.dv)?;
                 gradients_of_weight(ops, &dw, weight, gradients.dv, gradients.dg, add)?;
             }
             Some(_) => {}
         }
         gradients.dbias.map_or(Ok(()), |dbias| channel_sums(ops, dy, &self.y_shape(), dbias, add))
+    }
+
+    /// dw in scratch memory: the pieces of its sums, where the gradients add these up, else whole.
+    fn dw(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        product: &Product,
+        operands: (&Tensor, &Tensor),
+        ends: Ends<'_>,
+        weight: WeightNorm<'_>,
+        dv: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let (v, selection, facts) = (weight.v, self.conv.selection, ops.facts());
+        if !v.is_empty() {
+            // v stands for dw, which has its shape.
+            let in_pieces = weights(product, operands, v, ends);
+            if let Some(pieces) = in_pieces.pieces(facts, selection)?
+                && adds_pieces(facts, weight, dv, pieces.count)?
+            {
+                let memory = ops.scratch(Scratch::Sums, pieces.count * v.len() as u64 * 4)?;
+                in_pieces.record_pieces(ops, &pieces, memory.clone())?;
+                let shape = [&[pieces.count as usize], v.shape()].concat();
+                return Ok(Tensor::in_scratch(ops.gpu(), memory, 0, &shape));
+            }
+        }
+        let memory = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
+        let dw = Tensor::in_scratch(ops.gpu(), memory, 0, v.shape());
+        if !v.is_empty() {
+            weights(product, operands, &dw, ends).record(ops, selection)?;
+        }
+        Ok(dw)
     }
 
     fn check(&self, ops: &mut Recorder<'_, '_>, gradients: &Gradients<'_>) -> Result<(), Error> {

@@ -7,8 +7,8 @@ use crate::choose::Facts;
 use crate::contract::stored_as;
 use crate::kernel::Constants;
 use crate::linear::epilogue::NormSource;
-use crate::memory::Scratch;
-use crate::product::epilogue::FINISH_THREADS;
+use crate::memory::{Memory, Scratch};
+use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
 use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
 use crate::product::selection::{Problem, Selection};
 use crate::product::tile::{Family, Tile};
@@ -103,6 +103,13 @@ impl<'a> Ends<'a> {
     }
 }
 
+/// Sums in pieces: how many, and their plan.
+pub(crate) struct Pieces {
+    plan: ProductPlan,
+    window: ProductWindow,
+    pub count: u64,
+}
+
 /// What dispatches bind, always whole: places within them are those of tensors.
 struct Bindings<'a> {
     x: Option<Span<'a>>,
@@ -151,42 +158,14 @@ impl<'a> Layer<'a> {
         let Facts { capacities, .. } = facts;
         let plan = self.plan(facts, selection)?;
         let Product { rows, columns, depth, groups, .. } = self.product;
-        let splits = plan.split_length.map_or(1, |length| depth.div_ceil(length));
-        let beside = u64::from(self.norm == NormSource::Fused);
+        let splits = self.splits(&plan);
         let bindings = self.bindings(capacities);
         for window in plan.windows([rows, columns, depth]) {
             let (tiles, work) = (plan.tiles(&window), plan.work(&window));
-            let sums = splits * window.columns * (window.rows + beside);
-            let mut most = (capacities.groups / (tiles * splits)).min(capacities.work(work));
-            if plan.split_length.is_some() {
-                most = most.min(capacities.partial_sums(PARTIAL_BYTES) / sums);
-                if most == 0 {
-                    let (what, limit) = ("partial sums", capacities.partial_sums(PARTIAL_BYTES));
-                    return Err(LimitError::TooLarge { what, size: sums, limit }.into());
-                }
-            }
-            for (group, group_count) in windows(groups, most.clamp(1, groups)) {
-                let params = ConvParams {
-                    rows: window.rows as u32,
-                    columns: window.columns as u32,
-                    depth: depth as u32,
-                    split_length: plan.split_length.unwrap_or(depth) as u32,
-                    splits: splits as u32,
-                    group_first: group as u32,
-                    group_count: group_count as u32,
-                    row_first: window.row as u32,
-                    column_first: window.column as u32,
-                    policy: self.policy.0,
-                    eps: self.policy.1,
-                    slope: self.ends.activation.slope(),
-                    input_slope: self.ends.input_slope(),
-                    scale: self.ends.scale,
-                    offsets: offsets(bindings.firsts),
-                    more_offsets: offsets(bindings.more_offsets),
-                    ..self.product.params
-                };
+            for (group, group_count) in windows(groups, self.groups_at_once(capacities, &plan, &window)?) {
+                let params = self.params(&plan, &bindings, &window, (group, group_count));
                 let first = window.row == 0;
-                let Some(split_length) = plan.split_length else {
+                if plan.split_length.is_none() {
                     let mut buffers = vec![bindings.x.clone(), bindings.v.clone()];
                     buffers.extend(bindings.ends.clone());
                     let mut constants = self.end_constants(first);
@@ -205,42 +184,16 @@ impl<'a> Layer<'a> {
                         work: work * group_count,
                     })?;
                     continue;
-                };
-                let count = sums * group_count;
-                let scratch = ops.scratch(Scratch::Sums, count * PARTIAL_BYTES)?;
-                let (part, _) = View::scratch(scratch, PARTIAL_BYTES).bind(capacities, 0, count);
-                for (split, split_count) in windows(splits, plan.split_step) {
-                    let mut constants: Constants = vec![("NORM", self.norm as u32)];
-                    constants.extend(self.sum_constants(&plan, &bindings));
-                    let of_input = self.ends.extra.is_some_and(|(extra, _)| extra == Extra::InputSnake);
-                    let input_extra = bindings.ends[5].clone().filter(|_| of_input);
-                    ops.dispatch(&Dispatch {
-                        kernel: &CONV_PARTIAL,
-                        module: self.product.pass.module(
-                            plan.tile.tile.family(),
-                            self.read(&plan, &bindings),
-                            RESULTS[0],
-                        ),
-                        constants: &constants,
-                        buffers: &[
-                            bindings.x.clone(),
-                            bindings.v.clone(),
-                            bindings.ends[2].clone(),
-                            input_extra,
-                            part.clone(),
-                        ],
-                        params: ConvParams { split_first: split as u32, ..params },
-                        groups: tiles * split_count * group_count,
-                        work: work / splits * split_count * group_count,
-                    })?;
                 }
+                let bytes = self.sums(&plan, &window) * group_count * self.product.pass.partial_bytes();
+                let memory = ops.scratch(Scratch::Sums, bytes)?;
+                let part = self.record_partials(ops, &plan, &bindings, &window, params, memory)?;
                 let elements = window.rows * window.columns * group_count;
                 let mut buffers = bindings.ends.clone();
                 buffers.push(part);
                 let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
                 let mut constants = self.end_constants(first);
                 constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
-                debug_assert!(split_length > 0);
                 ops.dispatch(&Dispatch {
                     kernel: &CONV_FINISH,
                     module: self.product.pass.module(Family::Tile, READS[0], result),
@@ -253,6 +206,110 @@ impl<'a> Layer<'a> {
             }
         }
         Ok(())
+    }
+
+    fn splits(&self, plan: &ProductPlan) -> u64 {
+        plan.split_length.map_or(1, |length| self.product.depth.div_ceil(length))
+    }
+
+    /// Partial sums of a group.
+    fn sums(&self, plan: &ProductPlan, window: &ProductWindow) -> u64 {
+        let beside = u64::from(self.norm == NormSource::Fused);
+        self.splits(plan) * window.columns * (window.rows + beside)
+    }
+
+    /// Groups of a dispatch.
+    fn groups_at_once(&self, capacities: Capacities, plan: &ProductPlan, window: &ProductWindow) -> Result<u64, Error> {
+        let (tiles, work) = (plan.tiles(window), plan.work(window));
+        let mut most = (capacities.groups / (tiles * self.splits(plan))).min(capacities.work(work));
+        if plan.split_length.is_some() {
+            let (size, limit) = (self.sums(plan, window), capacities.partial_sums(PARTIAL_BYTES));
+            most = most.min(limit / size);
+            if most == 0 {
+                return Err(LimitError::TooLarge { what: "partial sums", size, limit }.into());
+            }
+        }
+        Ok(most.clamp(1, self.product.groups))
+    }
+
+    fn params(
+        &self,
+        plan: &ProductPlan,
+        bindings: &Bindings<'_>,
+        window: &ProductWindow,
+        (group, group_count): (u64, u64),
+    ) -> ConvParams {
+        let depth = self.product.depth;
+        ConvParams {
+            rows: window.rows as u32,
+            columns: window.columns as u32,
+            depth: depth as u32,
+            split_length: plan.split_length.unwrap_or(depth) as u32,
+            splits: self.splits(plan) as u32,
+            group_first: group as u32,
+            group_count: group_count as u32,
+            row_first: window.row as u32,
+            column_first: window.column as u32,
+            policy: self.policy.0,
+            eps: self.policy.1,
+            slope: self.ends.activation.slope(),
+            input_slope: self.ends.input_slope(),
+            scale: self.ends.scale,
+            offsets: offsets(bindings.firsts),
+            more_offsets: offsets(bindings.more_offsets),
+            ..self.product.params
+        }
+    }
+
+    /// The partial sums of a window, from the start of `memory` on.
+    fn record_partials(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        plan: &ProductPlan,
+        bindings: &Bindings<'a>,
+        window: &ProductWindow,
+        params: ConvParams,
+        memory: Memory,
+    ) -> Result<Option<Span<'static>>, Error> {
+        let (splits, group_count) = (self.splits(plan), u64::from(params.group_count));
+        let (tiles, work) = (plan.tiles(window), plan.work(window));
+        let sums = View::scratch(memory, self.product.pass.partial_bytes());
+        let (part, _) = sums.bind(ops.facts().capacities, 0, self.sums(plan, window) * group_count);
+        for (split, split_count) in windows(splits, plan.split_step) {
+            let mut constants: Constants = vec![("NORM", self.norm as u32)];
+            constants.extend(self.sum_constants(plan, bindings));
+            let of_input = self.ends.extra.is_some_and(|(extra, _)| extra == Extra::InputSnake);
+            let input_extra = bindings.ends[5].clone().filter(|_| of_input);
+            ops.dispatch(&Dispatch {
+                kernel: &CONV_PARTIAL,
+                module: self.product.pass.module(plan.tile.tile.family(), self.read(plan, bindings), RESULTS[0]),
+                constants: &constants,
+                buffers: &[bindings.x.clone(), bindings.v.clone(), bindings.ends[2].clone(), input_extra, part.clone()],
+                params: ConvParams { split_first: split as u32, ..params },
+                groups: tiles * split_count * group_count,
+                work: work / splits * split_count * group_count,
+            })?;
+        }
+        Ok(part)
+    }
+
+    /// The pieces of the sums, where they can all be kept at a time. Each lies as y does.
+    pub fn pieces(&self, facts: Facts, selection: Selection) -> Result<Option<Pieces>, Error> {
+        let plan = self.plan(facts, selection)?;
+        let Product { rows, columns, depth, groups, .. } = self.product;
+        let all: Vec<_> = plan.windows([rows, columns, depth]).take(2).collect();
+        let (&[window], Some(_)) = (&all[..], plan.split_length) else { return Ok(None) };
+        let at_once = self.groups_at_once(facts.capacities, &plan, &window)? == groups;
+        let count = self.splits(&plan);
+        Ok(at_once.then_some(Pieces { plan, window, count }))
+    }
+
+    /// Records them into `memory`.
+    pub fn record_pieces(&self, ops: &mut Recorder<'_, '_>, pieces: &Pieces, memory: Memory) -> Result<(), Error> {
+        let Pieces { plan, window, .. } = pieces;
+        let bindings = self.bindings(ops.facts().capacities);
+        let params = self.params(plan, &bindings, window, (0, self.product.groups));
+        self.record_partials(ops, plan, &bindings, window, params, memory).map(drop)
     }
 
     /// How v is read: four elements at a time where its rows are whole quads.

@@ -15,6 +15,7 @@ mod banks;
 mod batch;
 mod conv;
 mod conv_ends;
+mod conv_weights;
 mod coop;
 mod data;
 mod device;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         gains::register(suite);
         conv::register(suite);
         conv_ends::register(suite);
+        conv_weights::register(suite);
         coop::register(suite);
         numbers::register(suite);
         properties::register(suite);
