@@ -69,13 +69,17 @@ impl Recorder<'_, '_> {
     ///   into scratch memory in its storage type, and dx at last by the derivative of the activation of x. The
     ///   derivative at z follows from y, which [`Conv::output`] names. What was added to y gets dy · act'(z), a residual
     ///   scale times that: see [`ActivationBackward`](crate::ActivationBackward).
-    /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
-    ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
+    /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw has to
+    ///   be representable in f32, and so have its sums over pieces of the positions; of an ordinary weight it goes to
+    ///   dv. In scratch memory it is whole, or those pieces alone, 64 MiB of them at most.
     ///
     /// # Dispatches
-    /// dx: those of [`Gpu::conv_transposed`]. dv: one product, two where its sums over positions are formed in pieces,
-    /// and those of [`NormalizeBackward`](crate::NormalizeBackward). dbias: one. One more for an activation of y or a
-    /// scale, one for dx through an activation of x.
+    /// - dx: those of [`Gpu::conv_transposed`], and one through an activation of x.
+    /// - dv and dg together: one product, and those of [`NormalizeBackward`](crate::NormalizeBackward). Two in all
+    ///   where these are one: where a workgroup can hold the rows. It adds up the pieces of sums that are formed in
+    ///   pieces; where it cannot, that takes one more.
+    /// - dbias: one. One for all together behind an activation of y or a scale. A dg or dbias that is not f32 takes one
+    ///   more, two with [`Gradients::accumulate`].
     ///
     /// # Errors
     /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants; [`ArgumentError::Variant`] for

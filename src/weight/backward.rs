@@ -25,11 +25,11 @@ use crate::{DType, Eps, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 /// - Reference: PyTorch's `weight_norm` backward, in the factored form that stays in range.
 ///
 /// # Dispatches
-/// - One, where a workgroup can hold the rows: contiguous (kept axis 0), of 4096 elements at most, and of 1024 where they
-///   fill no whole units (four elements in f32, else eight), in which case a dv that is wanted has to be f32. On a CPU
-///   only small tensors.
-/// - Else those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are summed
-///   up; one for dv.
+/// - One, where a workgroup can hold the rows: contiguous (kept axis 0, or the whole tensor), of 4096 elements at most,
+///   and of 1024 where they fill no whole units (four elements in f32, else eight), in which case a dv that is wanted
+///   has to be f32. On a CPU only small tensors.
+/// - Else those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are
+///   summed up; one for dv.
 /// - A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
 ///
 /// # Errors

@@ -57,7 +57,8 @@ pub(crate) const LAST: usize = 5;
 pub(crate) const KNOWN: usize = 6;
 pub(crate) const SLOTS: usize = 7;
 
-/// Declares the kernels, each for one weight and for a set, then those for one weight alone, with what their bindings are.
+/// Declares the kernels, each for one weight and for a set, then those for one weight alone, with what their bindings
+/// are.
 macro_rules! of_one_and_of_sets {
     ($($kind:ident $one:ident $table:ident $entry:literal [$($binding:literal $access:ident $slot:ident),*];)*
      =>
