@@ -317,7 +317,7 @@ fn plans_of_gradients_keep_dw_in_pieces() -> Result<(), Error> {
     const FACTORS: usize = 3;
     for (x_shape, v_shape, transposed, pieces) in [
         (&[16, 32, 8192][..], &[32, 32, 11][..], false, 46),
-        (&[16, 128, 1024], &[128, 64, 16], true, 16),
+        (&[16, 128, 1024], &[128, 64, 16], true, 4),
         (&[16, 512, 32], &[512, 512, 3], false, 1),
     ] {
         let mut buffers = Buffers::default();
