@@ -44,6 +44,17 @@ fn combine_lanes(own: Wide, t: u32, lanes: u32) -> Wide {
     return total;
 }
 
+// The same, right in all of them.
+fn combine_for_all(own: Wide, t: u32, lanes: u32) -> Wide {
+    let total = combine_lanes(own, t, lanes);
+    workgroupBarrier();
+    sums[t] = total.m;
+    exponents[t] = total.e;
+    workgroupBarrier();
+    let first = t / lanes * lanes;
+    return Wide(sums[first], exponents[first]);
+}
+
 var<workgroup> bits: array<u32, THREADS>;
 var<workgroup> any_bits: u32;
 

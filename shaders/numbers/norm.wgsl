@@ -85,3 +85,10 @@ fn norm_of_divisor(d: Wide, policy: u32, eps: f32) -> Wide {
     }
     return d;
 }
+
+// dv = a * (dw - share * v), of four elements with the Scales (t, m) of their norms.
+fn gradient_of_v(
+    dw: vec4<f32>, v: vec4<f32>, t: vec4<f32>, m: vec4<f32>, share_t: vec4<f32>, share_m: vec4<f32>,
+) -> vec4<f32> {
+    return (((dw - ((v * share_t) * share_m) * share_t) * t) * m) * t;
+}

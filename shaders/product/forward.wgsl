@@ -259,7 +259,7 @@ fn partial_sums(number: u32, t: u32) {
         let base = norms_column(piece.column, t);
         for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
             if piece.row == 0u && base + c < p.columns {
-                let at = (p.splits * p.rows + piece.split) * all_columns() + column_of_all(base + c);
+                let at = partial_place(p.splits, piece.split, column_of_all(base + c));
                 put_partial(at, column_sum(c, base, piece.k_first, piece.k_end));
             }
         }
@@ -268,9 +268,9 @@ fn partial_sums(number: u32, t: u32) {
 
 // One element of y.
 fn finish_sum(element: u32) {
-    let row = element / all_columns();
-    let of_all = element % all_columns();
-    if row >= p.rows {
+    let row = finished_place(element).x;
+    let of_all = finished_place(element).y;
+    if row >= p.rows || of_all >= all_columns() {
         return;
     }
     let column = column_in_group(of_all);
@@ -279,7 +279,7 @@ fn finish_sum(element: u32) {
     if NORM == NORM_FUSED {
         var sum = Wide(0.0, NOTHING);
         for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
-            sum = sum_of(sum, partial_at((p.splits * p.rows + s) * all_columns() + of_all));
+            sum = sum_of(sum, partial_at(partial_place(p.splits, s, of_all)));
         }
         norm = effective_norm(sum, p.policy, p.eps);
         if WRITE_NORMS && row == 0u {

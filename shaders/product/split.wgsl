@@ -1,18 +1,8 @@
 // Products whose sums over k are split: partial sums of each split, then their sum in order.
 // slot family = product/tile
+// slot partials = product/partials_wide
 
 const FINISH_THREADS = 64u;
-
-// Wide, f32 m and i32 e: (splits, rows, columns of all groups).
-@group(0) @binding(8) var<storage, read_write> partials: array<vec2<u32>>;
-
-fn put_partial(at: u32, sum: Wide) {
-    partials[at] = vec2<u32>(bitcast<u32>(sum.m), bitcast<u32>(sum.e));
-}
-
-fn partial_at(at: u32) -> Wide {
-    return Wide(bitcast<f32>(partials[at].x), bitcast<i32>(partials[at].y));
-}
 
 // Where a workgroup computes: a split of a tile.
 struct Piece {
@@ -30,9 +20,9 @@ fn piece_of(group: u32) -> Piece {
     return Piece(origin.x, origin.y, p.split_first + split, k_first, min(k_first + p.split_length, p.depth));
 }
 
-// Writes a block as the partial sums of the rows from partial_row on; the block's first element is at (row, column).
-// Bits of its sums that left the safe range.
-fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32 {
+// Writes a block as partial sums of a split; the block's first element is at (row, column). Bits of its sums that left
+// the safe range.
+fn put_partial_block(block: u32, split: u32, row: u32, column: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
@@ -43,7 +33,7 @@ fn put_partial_block(block: u32, partial_row: u32, row: u32, column: u32) -> u32
             for (var c = 0u; c < 4u; c += 1u) {
                 let n = column + STEP * q + c;
                 if row + i < p.rows && n < p.columns {
-                    put_partial((partial_row + row + i) * all_columns() + column_of_all(n), Wide(four[c], 0));
+                    put_partial(partial_place(split, row + i, column_of_all(n)), Wide(four[c], 0));
                 }
             }
         }
@@ -59,10 +49,9 @@ fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
     product(piece.row, piece.column, piece.k_first, piece.k_end, t);
     let row0 = piece.row + own_row(t);
     let column = piece.column + own_column(t);
-    let partial_row = piece.split * p.rows;
     var found = 0u;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        found |= put_partial_block(block, partial_row, row0 + block * BLOCK, column);
+        found |= put_partial_block(block, piece.split, row0 + block * BLOCK, column);
     }
     if !exact {
         return;
@@ -78,7 +67,7 @@ fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
             let at = lowest(redo);
             redo = without_lowest(redo);
             let sum = exact_dot(row + at.x, column + at.y, piece.k_first, piece.k_end);
-            put_partial((partial_row + row + at.x) * all_columns() + column_of_all(column + at.y), sum);
+            put_partial(partial_place(piece.split, row + at.x, column_of_all(column + at.y)), sum);
         }
     }
 }
@@ -87,7 +76,7 @@ fn put_partial_sums(piece: Piece, t: u32, exact: bool) {
 fn sum_of_partials(row: u32, column: u32) -> Wide {
     var sum = Wide(0.0, NOTHING);
     for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
-        sum = sum_of(sum, partial_at((s * p.rows + row) * all_columns() + column));
+        sum = sum_of(sum, partial_at(partial_place(s, row, column)));
     }
     return sum;
 }

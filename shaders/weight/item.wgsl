@@ -5,6 +5,8 @@
 //   sum_item(id), column_item(id), finish_item(id), rescale_item(id)
 //   takes_gains() -> bool          whether any g is to be taken
 //
+// and item_one.wgsl alone pieces_of_dw(), for held_gradients.wgsl.
+//
 // A tensor's elements are counted from a place that is a multiple of eight elements from its start; where that lies in
 // its binding, modulo 2^32, says the slot `access`.
 // import numbers/storage
@@ -29,7 +31,8 @@ const OF_POLICY = 6u;
 const HAS_GAIN = 0x100u;
 const DIRECT = 0x200u; // row_sums: a stretch is one norm: write it out
 const HAS_BESIDE = 0x400u;
-const WHOLE = 0x800u; // row_sums: stretches of whole units; column_sums: rows of them; rescale: each has one norm
+const WHOLE = 0x800u; // row_sums: stretches of whole units; column_sums, held_gradients: rows of them; rescale:
+                      // each has one norm
 const KEEPS = 0x1000u; // rescale: all units of an invocation have the same norms
 const OF_GAIN = 13u;
 const OF_KNOWN = 16u; // eight bits: element of `known` or `centers`

@@ -13,13 +13,13 @@ struct Params {
                       // first one to behind its last one, more than `each` where it goes down columns;
                       // finish_sums: log2 of the lanes of a norm
     stride: u32,      // elements from a row to the next; finish_sums: see Finish, a_stride
-    rows: u32,        // column_sums: all of them; finish_sums: see Finish, outer
+    rows: u32,        // column_sums: all of them; finish_sums: see Finish, outer; held_gradients: pieces of dw
     step: u32,        // column_sums: rows of an item; rescale: see Rescale
-    inner: u32,       // see Finish, Rescale
+    inner: u32,       // see Finish, Rescale; held_gradients: units from a piece of dw to the next
     kept: u32,        // see Rescale
     position: u32,    // see Rescale
     part: u32,        // the first partial sum
-    places: u32,      // 8 bits each: v, dw, g, out of Member
+    places: u32,      // 8 bits each: v, dw, g, out of Member (held_gradients: dg is out)
     more_places: u32, // 8 bits each: w of Member; the first element
     flags: u32,
     eps: f32,
@@ -36,6 +36,11 @@ fn is_item(id: u32) -> bool {
 
 fn takes_gains() -> bool {
     return true;
+}
+
+// How many there are, and units from one to the next.
+fn pieces_of_dw() -> vec2<u32> {
+    return vec2<u32>(p.rows, p.inner);
 }
 
 fn member_at(part: u32) -> Member {

@@ -1,5 +1,6 @@
 // What is done to every element of a weight, given what its norm is to it.
 // import weight/elements
+// import numbers/norm
 // import numbers/lanes
 //
 //   SCALE     w = g * v / n̂, or with IN_PLACE the same with v in w's place
@@ -117,7 +118,7 @@ fn result_of(x: vec4<f32>, v: vec4<f32>, dv: vec4<f32>, f: Factors) -> vec4<f32>
         return x - f.t + f.m;
     }
     if ACTION == BACKWARD {
-        let result = (((x - ((v * f.share_t) * f.share_m) * f.share_t) * f.t) * f.m) * f.t;
+        let result = gradient_of_v(x, v, f.t, f.m, f.share_t, f.share_m);
         if ADD {
             return result + dv;
         }

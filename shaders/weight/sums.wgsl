@@ -15,7 +15,7 @@
 @group(0) @binding(4) var<storage, read_write> part: array<vec2<u32>>; // Wide: f32 m, i32 e
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(0) @binding(6) var<storage, read_write> beside: array<f32>;
-@group(0) @binding(7) var<storage, read> known: array<f32>; // KNOWN: d; known_norms: n̂
+@group(0) @binding(8) var<storage, read> known: array<f32>; // KNOWN: d; known_norms: n̂
 
 override DOT: bool = false;
 override KNOWN: bool = false; // with DOT: the norms need no sums of squares

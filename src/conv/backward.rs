@@ -5,7 +5,7 @@ use super::geometry::Sides;
 use super::kernels::{CHANNEL_MODULE, CHANNEL_SUMS, CHANNEL_THREADS, ChannelParams};
 use super::layer::Ends;
 use super::plan::{Product, check_tile};
-use super::record::{apply, check_ends, check_parameters, of_input, of_output, record_weights};
+use super::record::{apply, check_ends, check_parameters, of_input, of_output, weights};
 #[cfg(doc)]
 use crate::LimitError;
 use crate::activation::gradient::ActivationGradient;
@@ -16,9 +16,9 @@ use crate::linear::epilogue::NormSource;
 use crate::memory::Scratch;
 use crate::record::Dispatch;
 use crate::vectors;
-use crate::weight::backward::gradients_of_weight;
+use crate::weight::backward::{adds_pieces, gradients_of_weight};
 use crate::windows::{MAX_ITERATIONS, windows};
-use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LinearGradients, Recorder, Tensor};
+use crate::{Activation, ArgumentError, DType, Error, Gpu, Gradients, LinearGradients, Recorder, Tensor, WeightNorm};
 
 impl Gpu {
     /// The gradients of a convolution, given dy, the gradient of its y: see [`Recorder::conv_backward`].
@@ -72,17 +72,21 @@ impl Recorder<'_, '_> {
     ///   into scratch memory in its storage type, and dx at last by the derivative of the activation of x. The
     ///   derivative at z follows from y, which [`Conv::output`] names. What was added to y gets dy · act'(z), a residual
     ///   scale times that: see [`ActivationBackward`](crate::ActivationBackward).
-    /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw is in
-    ///   scratch memory, f32, and has to be representable; of an ordinary weight it goes to dv.
+    /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw has to
+    ///   be representable in f32, and so have its sums over pieces of the positions; of an ordinary weight it goes to
+    ///   dv. In scratch memory it is whole, or those pieces alone, 64 MiB of them at most.
     /// - Beside a padding of other than zeros dx has first the size of the padded x, in scratch memory, f32; then each
     ///   element is the sum, in order, over all padded positions at which it was read.
     ///
     /// # Dispatches
-    /// dx: those of [`Gpu::conv_transposed`], and one more beside a padding of other than zeros. dv: one product, two
-    /// where its sums over positions are formed in pieces, and those of
-    /// [`NormalizeBackward`](crate::NormalizeBackward). dbias: one. One more for an activation of y or a scale, one for
-    /// dx through an activation of x. Past limits more: see [`Conv`]; of dv images are parts of the sum, dbias has a
-    /// dispatch for each window of dy.
+    /// - dx: those of [`Gpu::conv_transposed`], one more beside a padding of other than zeros, and one through an
+    ///   activation of x.
+    /// - dv and dg together: one product, and those of [`NormalizeBackward`](crate::NormalizeBackward). Two in all
+    ///   where these are one: where a workgroup can hold the rows. It adds up the pieces of sums that are formed in
+    ///   pieces; where it cannot, that takes one more.
+    /// - dbias: one. One for all together behind an activation of y or a scale. A dg or dbias that is not f32 takes one
+    ///   more, two with [`Gradients::accumulate`].
+    /// - Past limits more: see [`Conv`]; of dv images are parts of the sum, dbias has a dispatch for each window of dy.
     ///
     /// # Errors
     /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants; [`ArgumentError::Variant`] for
@@ -169,7 +173,7 @@ impl Backward<'_> {
         of_dv: &Product,
     ) -> Result<(), Error> {
         let (conv, dy) = (self.conv, self.dy);
-        let (v, normalized) = (conv.weight.v(), conv.weight.normalized());
+        let normalized = conv.weight.normalized();
         let (selection, add) = (conv.selection, gradients.accumulate);
         if let Some(dx) = gradients.dx {
             let of_dy = Conv::new(dy, conv.weight).geometry(conv.geometry);
@@ -189,19 +193,48 @@ impl Backward<'_> {
         let ends = Ends { inputs, ..Ends::default() };
         match normalized {
             None => {
-                if let Some(dv) = gradients.dv {
-                    record_weights(ops, of_dv, (a, c), dv, Ends { add, ..ends }, selection)?;
+                if let Some(dv) = gradients.dv.filter(|dv| !dv.is_empty()) {
+                    weights(of_dv, (a, c), dv, Ends { add, ..ends }).record(ops, selection)?;
                 }
             }
             Some(weight) if gradients.dv.is_some() || gradients.dg.is_some() => {
-                let dw = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
-                let dw = Tensor::in_scratch(ops.gpu(), dw, 0, v.shape());
-                record_weights(ops, of_dv, (a, c), &dw, ends, selection)?;
+                let dw = self.dw(ops, of_dv, (a, c), ends, weight, gradients.dv)?;
                 gradients_of_weight(ops, &dw, weight, gradients.dv, gradients.dg, add)?;
             }
             Some(_) => {}
         }
         gradients.dbias.map_or(Ok(()), |dbias| channel_sums(ops, dy, &self.y_shape(), dbias, add))
+    }
+
+    /// dw in scratch memory: the pieces of its sums, where the gradients add these up, else whole.
+    fn dw(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        product: &Product,
+        operands: (&Tensor, &Tensor),
+        ends: Ends<'_>,
+        weight: WeightNorm<'_>,
+        dv: Option<&Tensor>,
+    ) -> Result<Tensor, Error> {
+        let (v, selection, facts) = (weight.v, self.conv.selection, ops.facts());
+        if !v.is_empty() {
+            // v stands for dw, which has its shape.
+            let in_pieces = weights(product, operands, v, ends);
+            if let Some(pieces) = in_pieces.pieces(facts, selection)?
+                && adds_pieces(facts, weight, dv, pieces.count)?
+            {
+                let memory = ops.scratch(Scratch::Sums, pieces.count * v.len() as u64 * 4)?;
+                in_pieces.record_pieces(ops, &pieces, memory.clone())?;
+                let shape = [&[pieces.count as usize], v.shape()].concat();
+                return Ok(Tensor::in_scratch(ops.gpu(), memory, 0, &shape));
+            }
+        }
+        let memory = ops.scratch(Scratch::Factors, v.len() as u64 * 4)?;
+        let dw = Tensor::in_scratch(ops.gpu(), memory, 0, v.shape());
+        if !v.is_empty() {
+            weights(product, operands, &dw, ends).record(ops, selection)?;
+        }
+        Ok(dw)
     }
 
     fn check(

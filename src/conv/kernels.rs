@@ -3,6 +3,7 @@ use super::cut::{CHANNELS, IMAGES, WIDE};
 use crate::DType;
 use crate::kernel::{kernels, params};
 use crate::product::epilogue::FINISH_THREADS;
+use crate::product::plan::PARTIAL_BYTES;
 use crate::product::tile::Family;
 use crate::product::variant::RESULTS;
 use crate::source::Module;
@@ -120,7 +121,13 @@ impl Pass {
             Pass::Taps => ("product/view_taps", "product/c_taps"),
         };
         let module = Module::new("product/conv").fill("view", view).fill("c", c).fill("b", read).fill("result", result);
-        module.fill("params", "product/params_windows").fill("family", family.file())
+        let module = module.fill("params", "product/params_windows").fill("family", family.file());
+        if self == Pass::Taps { module.fill("partials", "product/partials_plain") } else { module }
+    }
+
+    /// Bytes of a partial sum.
+    pub fn partial_bytes(self) -> u64 {
+        if self == Pass::Taps { 4 } else { PARTIAL_BYTES }
     }
 }
 

@@ -4,12 +4,12 @@ use super::cut::{GROUPS, Range, Region};
 use super::kernels::{CONV_FINISH, CONV_PARTIAL, CONV_WHOLE, ConvParams, Pass, READS};
 use super::plan::{Plan, Product};
 use crate::binding::{Span, View, bind, offsets};
+use crate::choose::Facts;
 use crate::contract::stored_as;
 use crate::kernel::Constants;
 use crate::linear::epilogue::NormSource;
-use crate::memory::Scratch;
+use crate::memory::{Memory, Scratch};
 use crate::product::epilogue::{FINISH_THREADS, ProductWindow};
-use crate::product::plan::PARTIAL_BYTES;
 use crate::product::selection::Selection;
 use crate::product::tile::{Family, Tile};
 use crate::product::variant::RESULTS;
@@ -111,6 +111,14 @@ impl<'a> Ends<'a> {
     }
 }
 
+/// Sums in pieces: how many, and where they are formed.
+pub(crate) struct Pieces {
+    plan: Plan,
+    region: Region,
+    window: ProductWindow,
+    pub count: u64,
+}
+
 /// What dispatches bind of a region.
 struct Bindings<'a> {
     a: Option<Span<'a>>,
@@ -175,11 +183,9 @@ impl<'a> Layer<'a> {
     pub fn record(&self, ops: &mut Recorder<'_, '_>, selection: Selection) -> Result<(), Error> {
         let facts = ops.facts();
         let product = &self.product;
-        let dtypes = [self.x.dtype(), self.v.dtype(), self.ends.widest(self.y.dtype())];
-        let plan = product.plan(facts, dtypes, self.norm == NormSource::Fused, selection)?;
-        let [rows, columns, _] = product.pass.axes();
+        let plan = self.plan(facts, selection)?;
         for region in plan.regions(product) {
-            let size = [region[rows].1 * product.units[0], region[columns].1 * product.units[1], plan.depth];
+            let size = plan.size(product, &region);
             for window in plan.product.windows(size) {
                 let (first, count) = region[GROUPS];
                 for (group, groups) in windows(count, plan.groups(facts.capacities, &window, size[1]).min(count)) {
@@ -187,7 +193,7 @@ impl<'a> Layer<'a> {
                     region[GROUPS] = (first + group, groups);
                     match plan.product.split_length {
                         None => self.whole_sums(ops, &plan, &region, &window)?,
-                        Some(length) => self.split_sums(ops, &plan, &region, &window, length)?,
+                        Some(_) => self.split_sums(ops, &plan, &region, &window)?,
                     }
                 }
             }
@@ -238,19 +244,48 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Pieces of the sums, in each part of the region along them, and what becomes of their sum.
+    /// Pieces of the sums, and what becomes of their sum.
     fn split_sums(
         &self,
         ops: &mut Recorder<'_, '_>,
         plan: &Plan,
         region: &Region,
         window: &ProductWindow,
-        split_length: u64,
     ) -> Result<(), Error> {
+        let groups = region[GROUPS].1;
+        let bytes = plan.sums(window) * groups * self.product.pass.partial_bytes();
+        let memory = ops.scratch(Scratch::Sums, bytes)?;
+        let sums = self.partial_sums(ops, plan, region, window, memory)?;
+        let bindings = self.bindings(ops.facts().capacities, region, true);
+        let elements = window.rows * window.columns * groups;
+        let mut constants = self.end_constants(self.is_first(region, window));
+        constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
+        let mut buffers = bindings.ends.to_vec();
+        buffers.push(sums);
+        let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
+        ops.dispatch(&Dispatch {
+            kernel: &CONV_FINISH,
+            module: self.product.pass.module(Family::Tile, READS[0], result),
+            constants: &constants,
+            buffers: &buffers,
+            params: self.params(plan, &bindings, window),
+            groups: elements.div_ceil(FINISH_THREADS),
+            work: elements * plan.splits,
+        })
+    }
+
+    /// Pieces of the sums, in each part of the region along them, from the start of `memory` on.
+    fn partial_sums(
+        &self,
+        ops: &mut Recorder<'_, '_>,
+        plan: &Plan,
+        region: &Region,
+        window: &ProductWindow,
+        memory: Memory,
+    ) -> Result<Option<Span<'static>>, Error> {
         let (capacities, groups) = (ops.facts().capacities, region[GROUPS].1);
-        let count = plan.sums(window) * groups;
-        let scratch = ops.scratch(Scratch::Sums, count * PARTIAL_BYTES)?;
-        let (sums, _) = View::scratch(scratch, PARTIAL_BYTES).bind(capacities, 0, count);
+        let of_all = View::scratch(memory, self.product.pass.partial_bytes());
+        let (sums, _) = of_all.bind(capacities, 0, plan.sums(window) * groups);
         let (tiles, family) = (plan.product.tiles(window), plan.product.tile.tile.family());
         let mut before = 0;
         for part in plan.parts(&self.product, *region) {
@@ -259,7 +294,7 @@ impl<'a> Layer<'a> {
             let extra = extra.clone().filter(|_| matches!(self.ends.extra, Some((Extra::InputSnake, _))));
             let mut constants: Constants = vec![("NORM", self.norm as u32)];
             constants.extend(self.sum_constants(plan, &bindings));
-            let splits = u64::from(bindings.params.depth).div_ceil(split_length);
+            let splits = u64::from(bindings.params.depth).div_ceil(plan.product.split_length.unwrap_or(plan.depth));
             for (split, split_count) in windows(splits, plan.product.split_step) {
                 ops.dispatch(&Dispatch {
                     kernel: &CONV_PARTIAL,
@@ -277,22 +312,30 @@ impl<'a> Layer<'a> {
             }
             before += splits;
         }
-        let bindings = self.bindings(capacities, region, true);
-        let elements = window.rows * window.columns * groups;
-        let mut constants = self.end_constants(self.is_first(region, window));
-        constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
-        let mut buffers = bindings.ends.to_vec();
-        buffers.push(sums);
-        let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
-        ops.dispatch(&Dispatch {
-            kernel: &CONV_FINISH,
-            module: self.product.pass.module(Family::Tile, READS[0], result),
-            constants: &constants,
-            buffers: &buffers,
-            params: self.params(plan, &bindings, window),
-            groups: elements.div_ceil(FINISH_THREADS),
-            work: elements * plan.splits,
-        })
+        Ok(sums)
+    }
+
+    fn plan(&self, facts: Facts, selection: Selection) -> Result<Plan, Error> {
+        let dtypes = [self.x.dtype(), self.v.dtype(), self.ends.widest(self.y.dtype())];
+        self.product.plan(facts, dtypes, self.norm == NormSource::Fused, selection)
+    }
+
+    /// The pieces of the sums, where they can all be kept at a time. Each lies as y does.
+    pub fn pieces(&self, facts: Facts, selection: Selection) -> Result<Option<Pieces>, Error> {
+        let plan = self.plan(facts, selection)?;
+        let regions = plan.regions(&self.product);
+        let (&[region], Some(_)) = (&regions[..], plan.product.split_length) else { return Ok(None) };
+        let size = plan.size(&self.product, &region);
+        let windows: Vec<_> = plan.product.windows(size).take(2).collect();
+        let &[window] = &windows[..] else { return Ok(None) };
+        let at_once = plan.groups(facts.capacities, &window, size[1]) >= region[GROUPS].1;
+        Ok(at_once.then(|| Pieces { count: plan.splits, plan, region, window }))
+    }
+
+    /// Records them into `memory`.
+    pub fn record_pieces(&self, ops: &mut Recorder<'_, '_>, pieces: &Pieces, memory: Memory) -> Result<(), Error> {
+        let Pieces { plan, region, window, .. } = pieces;
+        self.partial_sums(ops, plan, region, window, memory).map(drop)
     }
 
     /// How v is read: four elements at a time where its rows are whole quads.

@@ -241,6 +241,12 @@ impl Plan {
         regions(product.sides.extents().map(|n| (0, n)), self.step, &[GROUPS, columns, rows])
     }
 
+    /// Rows, columns and steps of a region.
+    pub fn size(&self, product: &Product, region: &Region) -> [u64; 3] {
+        let [rows, columns, _] = product.pass.axes();
+        [region[rows].1 * product.units[0], region[columns].1 * product.units[1], self.depth]
+    }
+
     /// The parts of a region along the sum.
     pub fn parts(&self, product: &Product, region: Region) -> Vec<Region> {
         regions(region, self.step, &[product.pass.axes()[2]])

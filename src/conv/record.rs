@@ -8,7 +8,6 @@ use crate::arguments::{Arguments, expect_per_norm, expect_scales, expect_shape};
 use crate::binding::View;
 use crate::contract::{Range, norms_shape};
 use crate::linear::epilogue::NormSource;
-use crate::product::selection::Selection;
 use crate::weight::job::NormOutput;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
@@ -151,19 +150,14 @@ pub(crate) fn apply(
     layer.record(ops, conv.selection)
 }
 
-/// dw = Σ c·a of checked arguments, one of which goes through an activation as it is read.
-pub(crate) fn record_weights(
-    ops: &mut Recorder<'_, '_>,
+/// The product dw = Σ c·a of checked arguments, one of which goes through an activation as it is read.
+pub(crate) fn weights<'a>(
     product: &Product,
-    (a, c): (&Tensor, &Tensor),
-    dw: &Tensor,
-    ends: Ends<'_>,
-    selection: Selection,
-) -> Result<(), Error> {
-    if dw.is_empty() {
-        return Ok(());
-    }
-    let layer = Layer {
+    (a, c): (&'a Tensor, &'a Tensor),
+    dw: &'a Tensor,
+    ends: Ends<'a>,
+) -> Layer<'a> {
+    Layer {
         product: *product,
         x: a,
         v: c,
@@ -176,8 +170,7 @@ pub(crate) fn record_weights(
         axis: None,
         ends,
         policy: (0, 0.0),
-    };
-    layer.record(ops, selection)
+    }
 }
 
 /// Convolutions have more parameters than a device need have immediates for.

@@ -1,6 +1,7 @@
 //! The backward pass of w = g·v/n̂: the sums of products, and dv of them.
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::binding::View;
+use crate::choose::Facts;
 use crate::contract::{Layout, norms_shape};
 use crate::memory::Scratch;
 use crate::vectors;
@@ -24,8 +25,12 @@ use crate::{DType, Eps, Error, Gpu, Gradients, Recorder, Tensor, WeightNorm};
 /// - Reference: PyTorch's `weight_norm` backward, in the factored form that stays in range.
 ///
 /// # Dispatches
-/// Those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are summed up;
-/// one for dv. A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
+/// - One, where a workgroup can hold the rows: contiguous (kept axis 0, or the whole tensor), of 4096 elements at most,
+///   and of 1024 where they fill no whole units (four elements in f32, else eight), in which case a dv that is wanted
+///   has to be f32. On a CPU only small tensors.
+/// - Else those of the norms ([`WeightNorm`]) for the sums of products, beside which norms that are not known are
+///   summed up; one for dv.
+/// - A dg that is not f32 takes one more, two with [`Gradients::accumulate`].
 ///
 /// # Errors
 /// As [`WeightNorm`].
@@ -98,7 +103,18 @@ impl Recorder<'_, '_> {
     }
 }
 
-/// The gradients of checked arguments; dg is f32.
+/// Whether [`gradients_of_weight`] takes dw as so many pieces in f32: its sum does not stand in memory then.
+pub(crate) fn adds_pieces(
+    facts: Facts,
+    weight: WeightNorm<'_>,
+    dv: Option<&Tensor>,
+    pieces: u64,
+) -> Result<bool, Error> {
+    let job = Job { action: Action::Backward, w: dv, ..Job::new(weight)? };
+    Ok(job.held_gradients(facts, None, pieces).is_some())
+}
+
+/// The gradients of checked arguments; dg is f32. `dw` has v's shape, or one axis before it, of [`adds_pieces`].
 pub(crate) fn gradients_of_weight(
     ops: &mut Recorder<'_, '_>,
     dw: &Tensor,

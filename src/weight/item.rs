@@ -43,12 +43,13 @@ params! {
 
 /// What an item reaches, in the order in which the first words of a table's item give their places.
 pub(crate) const V: usize = 0;
+/// One or more tensors of v's shape, one after another: pieces, whose sum dw is.
 pub(crate) const DW: usize = 1;
 /// The gains; of [`Action::Center`](super::job::Action) the bias.
 pub(crate) const G: usize = 2;
 /// Partial sums.
 pub(crate) const SUMS: usize = 3;
-/// What is written for the norms, or read of them.
+/// What is written for the norms, or read of them; of [`Kind::HeldGradients`] dg.
 pub(crate) const OUT: usize = 4;
 /// Where elements are rescaled w or dv, else what is written beside the norms.
 pub(crate) const LAST: usize = 5;
@@ -56,26 +57,33 @@ pub(crate) const LAST: usize = 5;
 pub(crate) const KNOWN: usize = 6;
 pub(crate) const SLOTS: usize = 7;
 
-/// Declares the kernels, each for one weight and for a set, with what its bindings are.
+/// Declares the kernels, each for one weight and for a set, then those for one weight alone, with what their bindings
+/// are.
 macro_rules! of_one_and_of_sets {
-    ($($kind:ident $one:ident $table:ident $entry:literal [$($binding:literal $access:ident $slot:ident),*];)*) => {
+    ($($kind:ident $one:ident $table:ident $entry:literal [$($binding:literal $access:ident $slot:ident),*];)*
+     =>
+     $($kind1:ident $one1:ident $entry1:literal [$($binding1:literal $access1:ident $slot1:ident),*];)*) => {
         kernels! {
             $($one = "weight/item_one" $entry, Some(THREADS), Params, [$($binding $access),*];
             $table = "weight/item_table" $entry, Some(THREADS), TableParams, [0 Read, $($binding $access),*];)*
+            $($one1 = "weight/item_one" $entry1, Some(THREADS), Params, [$($binding1 $access1),*];)*
         }
 
         /// The kernels, in the order of their dispatches.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Kind {
-            $($kind),*
+            $($kind,)*
+            $($kind1),*
         }
 
         impl Kind {
+            /// Those of sets.
             pub const ALL: &'static [Kind] = &[$(Kind::$kind),*];
 
             pub fn kernel(self, in_table: bool) -> &'static Kernel {
                 match (self, in_table) {
                     $((Kind::$kind, false) => &$one, (Kind::$kind, true) => &$table,)*
+                    $((Kind::$kind1, _) => &$one1,)*
                 }
             }
 
@@ -83,6 +91,7 @@ macro_rules! of_one_and_of_sets {
             pub fn slots(self) -> &'static [usize] {
                 match self {
                     $(Kind::$kind => &[$($slot),*],)*
+                    $(Kind::$kind1 => &[$($slot1),*],)*
                 }
             }
         }
@@ -92,36 +101,43 @@ macro_rules! of_one_and_of_sets {
 of_one_and_of_sets! {
     HeldRows HELD_ROWS TABLE_HELD_ROWS "held_rows" [1 Read V, 3 Read G, 7 Write LAST];
     RowSums ROW_SUMS TABLE_ROW_SUMS "row_sums"
-        [1 Read V, 2 Read DW, 3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
+        [1 Read V, 2 Read DW, 3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 8 Read KNOWN];
     ColumnSums COLUMN_SUMS TABLE_COLUMN_SUMS "column_sums" [1 Read V, 2 Read DW, 4 Write SUMS];
     FinishSums FINISH_SUMS TABLE_FINISH_SUMS "finish_sums"
-        [3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
-    KnownNorms KNOWN_NORMS TABLE_KNOWN_NORMS "known_norms" [3 Read G, 5 Write OUT, 6 Write LAST, 7 Read KNOWN];
+        [3 Read G, 4 Write SUMS, 5 Write OUT, 6 Write LAST, 8 Read KNOWN];
+    KnownNorms KNOWN_NORMS TABLE_KNOWN_NORMS "known_norms" [3 Read G, 5 Write OUT, 6 Write LAST, 8 Read KNOWN];
     Rescale RESCALE TABLE_RESCALE "rescale" [1 Read V, 2 Read DW, 3 Read G, 4 Read KNOWN, 5 Read OUT, 7 Write LAST];
+    =>
+    HeldGradients HELD_GRADIENTS "held_gradients"
+        [1 Read V, 2 Read DW, 3 Read G, 5 Write OUT, 7 Write LAST, 8 Read KNOWN];
 }
 
 const WORDS: Module = Module::new("weight/all");
 const HELD: Module = Module::new("weight/held_rows");
-pub(crate) const MODULES: [Module; 6] = [
+const GRADIENTS: Module = Module::new("weight/held_gradients");
+pub(crate) const MODULES: [Module; 8] = [
     WORDS,
     WORDS.fill("access", "weight/quads"),
     WORDS.fill("item", "weight/item_table"),
     WORDS.fill("item", "weight/item_table").fill("access", "weight/quads"),
     HELD,
     HELD.fill("item", "weight/item_table"),
+    GRADIENTS,
+    GRADIENTS.fill("access", "weight/quads"),
 ];
 
 impl Kind {
     pub fn module(self, in_table: bool, in_quads: bool) -> Module {
         match self {
             Kind::HeldRows => MODULES[4 + usize::from(in_table)],
+            Kind::HeldGradients => MODULES[6 + usize::from(in_quads)],
             _ => MODULES[2 * usize::from(in_table) + usize::from(in_quads)],
         }
     }
 
     /// Whether it writes w.
     pub fn is_elementwise(self) -> bool {
-        matches!(self, Kind::HeldRows | Kind::Rescale)
+        matches!(self, Kind::HeldRows | Kind::HeldGradients | Kind::Rescale)
     }
 
     /// Whether it reads sums over elements.
@@ -177,7 +193,8 @@ pub(crate) struct Cut {
     pub run_bits: u32,
     /// Elements of a unit.
     pub unit: u64,
-    /// Quads that a lane holds, and whether all lanes hold so many: [`Kind::HeldRows`].
+    /// Quads that a lane holds, and whether all lanes hold so many: [`Kind::HeldRows`]; units:
+    /// [`Kind::HeldGradients`].
     pub held: u64,
     pub full: bool,
     /// Of v, dw and w.
@@ -226,7 +243,7 @@ impl Cut {
         let count = each.min(all.saturating_sub(x));
         let (lane_bits, run_bits) = (u64::from(self.lane_bits), u64::from(self.run_bits));
         let (words, elements, norms, sums, work) = match self.kind {
-            Kind::HeldRows | Kind::RowSums => {
+            Kind::HeldRows | Kind::HeldGradients | Kind::RowSums => {
                 let begin = first + y * stride + x * length;
                 let end = first + (y + 1) * stride;
                 let own = (count * length).min(end - begin);

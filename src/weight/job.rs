@@ -54,6 +54,7 @@ pub(crate) struct Job<'a> {
     /// For w, if there is one. [`Action::Backward`] is of the sums of products too.
     pub action: Action,
     pub v: &'a Tensor,
+    /// Shaped as v, or with one axis before: its pieces.
     pub dw: Option<&'a Tensor>,
     /// w, or dv. Without it there are only norms.
     pub w: Option<&'a Tensor>,
@@ -118,7 +119,8 @@ impl<'a> Job<'a> {
 
     /// Its dispatches, and the partial sums that they need.
     pub fn plan(&self, facts: Facts, share: Option<Share>) -> Result<Plan, Error> {
-        if let Some(cuts) = self.held_rows(facts, share) {
+        let held = self.held_rows(facts, share).or_else(|| self.held_gradients(facts, share, self.pieces()));
+        if let Some(cuts) = held {
             return Ok(Plan { cuts, sums: 0 });
         }
         let sums = self.problem(Kind::RowSums, share);
@@ -143,6 +145,18 @@ impl<'a> Job<'a> {
         if pays && self.are_in_quads(Kind::HeldRows) { sums::held_rows(facts, &problem, w.dtype()) } else { None }
     }
 
+    /// Both gradients of rows that a workgroup holds, dw being so many pieces. (Not in sets yet.)
+    pub fn held_gradients(&self, facts: Facts, share: Option<Share>, pieces: u64) -> Option<Vec<Cut>> {
+        let in_words = self.w.is_none_or(|dv| dv.dtype() == DType::F32);
+        let held = || sums::held_gradients(facts, &self.problem(Kind::HeldGradients, share), pieces, in_words);
+        (self.action == Action::Backward && share.is_none()).then(held).flatten()
+    }
+
+    /// Of dw.
+    fn pieces(&self) -> u64 {
+        self.dw.map_or(1, |dw| dw.len() as u64 / (self.v.len() as u64).max(1))
+    }
+
     /// What a kernel reads and writes for each element.
     fn tensors(&self, kind: Kind) -> impl Iterator<Item = &'a Tensor> {
         [Some(self.v), self.dw, self.w.filter(|_| kind.is_elementwise())].into_iter().flatten()
@@ -160,7 +174,11 @@ impl<'a> Job<'a> {
 
     /// Whether a dispatch reaches them so. Stretches that are not whole are read element by element.
     fn in_quads(&self, cut: &Cut) -> bool {
-        let in_units = cut.kind.is_elementwise() || cut.kind.sums_up() && cut.params.flags & WHOLE != 0;
+        let in_units = match cut.kind {
+            Kind::HeldRows | Kind::Rescale => true,
+            Kind::HeldGradients | Kind::RowSums | Kind::ColumnSums => cut.params.flags & WHOLE != 0,
+            Kind::FinishSums | Kind::KnownNorms => false,
+        };
         in_units && self.are_in_quads(cut.kind)
     }
 
@@ -235,6 +253,7 @@ impl<'a> Job<'a> {
                 let (begin, end) = (part.first * unit, (part.first + part.count) * unit);
                 (part.count > 0).then_some(Place { source: Source::Sums, origin: begin, begin, end, unit })
             }
+            OUT if cut.kind == Kind::HeldGradients => of_norms(self.beside),
             OUT if self.action == Action::Center => None,
             OUT => norms_of(self.out.clone()?, self.form.size(), if rescales { 8 } else { 4 }, cut, item),
             KNOWN if self.action == Action::Center => norms_of(self.out.clone()?, 4, 4, cut, item),
@@ -250,7 +269,9 @@ impl<'a> Job<'a> {
         let size = tensor.dtype().size();
         let origin = tensor.offset() + cut.elements.first * size;
         let begin = origin + part.first / cut.unit * cut.unit * size;
-        let end = origin + (part.first + part.count).next_multiple_of(cut.unit) * size;
+        // Of pieces of dw the same of each.
+        let others = tensor.len().saturating_sub(self.v.len()) as u64;
+        let end = origin + ((part.first + part.count).next_multiple_of(cut.unit) + others) * size;
         let end = end.min(end_of_memory(tensor).next_multiple_of(4));
         let unit = if self.in_quads(cut) { 16 } else { 4 };
         let source = Source::Given(tensor.memory().clone());
@@ -291,8 +312,9 @@ pub(crate) fn constants(job: &Job<'_>, drafts: &[Draft], in_table: bool) -> Cons
     if kind.sums_up() || kind.is_elementwise() {
         constants.push(("V_DTYPE", dtype(OF_V)));
     }
-    if kind.sums_up() || kind == Kind::Rescale {
-        constants.push(("UNIT", first.unit as u32));
+    if kind.sums_up() || matches!(kind, Kind::HeldGradients | Kind::Rescale) {
+        let alone = kind == Kind::HeldGradients && first.flags & WHOLE == 0;
+        constants.push(("UNIT", if alone { 1 } else { first.unit as u32 }));
         constants.extend(dot.then(|| ("DW_DTYPE", dtype(OF_DW))));
     }
     if kind.sums_up() {
@@ -303,6 +325,11 @@ pub(crate) fn constants(job: &Job<'_>, drafts: &[Draft], in_table: bool) -> Cons
             let held = drafts.iter().map(|draft| draft.held).max().unwrap_or(1);
             let full = all(&|draft| draft.full && draft.held == held);
             constants.extend([("HELD", held as u32), ("FULL", full), ("IN_PLACE", job.in_place.into())]);
+        }
+        Kind::HeldGradients => {
+            let (known, has_dv) = (job.known.is_some().into(), job.w.is_some().into());
+            constants.extend([("HELD", first.held as u32), ("KNOWN", known), ("HAS_DV", has_dv)]);
+            constants.push(("W_DTYPE", dtype(OF_W)));
         }
         Kind::Rescale => {
             let keep = WHOLE | KEEPS;
@@ -315,7 +342,7 @@ pub(crate) fn constants(job: &Job<'_>, drafts: &[Draft], in_table: bool) -> Cons
     if kind == Kind::RowSums {
         constants.push(("ONE_LANE", all(&|draft| draft.lane_bits == 0)));
     }
-    if !in_table && matches!(kind, Kind::HeldRows | Kind::RowSums) {
+    if !in_table && matches!(kind, Kind::HeldRows | Kind::HeldGradients | Kind::RowSums) {
         constants.push(("LANE_BITS", first.lane_bits));
     }
     if !in_table && (kind == Kind::RowSums || kind.is_elementwise()) {

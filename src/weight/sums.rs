@@ -1,7 +1,7 @@
 //! How sums are cut: into dispatches within the limits, and these into items, all in numbers.
 use bytemuck::Zeroable;
 
-use crate::choose::{self, Facts, HeldRows, lanes_for};
+use crate::choose::{self, Facts, HeldRows, QUAD_WORDS, lanes_for};
 use crate::contract::Layout;
 use crate::weight::item::{Cut, DIRECT, Kind, Params, Part, THREADS, WHOLE, flag};
 use crate::windows::{MAX_ITERATIONS, can_be_added_up, windows};
@@ -17,6 +17,9 @@ const COLUMN_CHAINS: [u64; 2] = [512, 96];
 const MAX_TURNS: u64 = 32;
 /// How often the loops over a stretch go over its elements: in fours, to find the scale, with it, and for its products.
 const PASSES: u64 = 4;
+/// Pieces of dw that are added up as they are read: an invocation goes through them for each unit that it holds, where
+/// products are formed again.
+const MOST_PIECES: u64 = 2048;
 /// Bytes by which a binding may begin earlier and end later than elements that are no whole units.
 pub(super) const SLACK: u64 = 64;
 
@@ -346,6 +349,51 @@ pub(crate) fn held_rows(facts: Facts, problem: &Problem, dtype: DType) -> Option
             norms: Part::new(row, count),
             work: count * inner,
             ..Cut::none(Kind::HeldRows, problem.unit)
+        }
+    };
+    (most > 0).then(|| windows(kept, most).map(cut_of).collect())
+}
+
+/// Both gradients in one dispatch, of rows that a workgroup holds, if that can be. dw is `pieces` tensors, one after
+/// another. Of rows that are no whole units dv is f32.
+pub(crate) fn held_gradients(facts: Facts, problem: &Problem, pieces: u64, in_words: bool) -> Option<Vec<Cut>> {
+    let Facts { traits, capacities } = facts;
+    let Layout { outer, kept, inner } = problem.layout;
+    let all = kept * inner;
+    let whole = inner.is_multiple_of(problem.unit);
+    let in_one_binding = pieces == 1 || pieces * all * DType::F32.size() + SLACK <= capacities.binding;
+    if outer != 1 || all == 0 || pieces > MOST_PIECES || !in_one_binding || !(whole || in_words) {
+        return None;
+    }
+    let unit = if whole { problem.unit } else { 1 };
+    let HeldRows { lanes, .. } = traits.held_rows(kept, inner.div_ceil(unit.min(QUAD_WORDS)))?;
+    let each = THREADS / lanes;
+    let in_binding = (capacities.binding - if whole { 0 } else { SLACK }) / problem.widest;
+    let limits = capacities.step().at_most(in_binding / inner).bound(4).work(inner * pieces);
+    let most = limits.in_groups(each).get();
+    let cut_of = |(row, count): (u64, u64)| {
+        let (begin, first) = base(problem, row * inner);
+        Cut {
+            params: Params {
+                count: count.div_ceil(each) as u32,
+                across: count.div_ceil(each) as u32,
+                each: each as u32,
+                all: count as u32,
+                length: inner as u32,
+                stride: (count * inner) as u32,
+                rows: pieces as u32,
+                inner: (all / unit) as u32,
+                more_places: at(first),
+                flags: flag(whole, WHOLE),
+                ..Params::zeroed()
+            },
+            lane_bits: lanes.ilog2(),
+            run_bits: traits.run(lanes).ilog2(),
+            held: (inner / unit).div_ceil(lanes),
+            elements: Part::new(begin, first + count * inner),
+            norms: Part::new(row, count),
+            work: count * inner * pieces,
+            ..Cut::none(Kind::HeldGradients, problem.unit)
         }
     };
     (most > 0).then(|| windows(kept, most).map(cut_of).collect())

@@ -314,6 +314,42 @@ fn plans_of_convolutions_keep_every_limit() -> Result<(), Error> {
     Ok(())
 }
 
+/// dv and dg of contiguous rows: pieces of dw, and what adds them up. Besides these no dw is in scratch memory.
+#[test]
+fn plans_of_gradients_keep_dw_in_pieces() -> Result<(), Error> {
+    const SUMS: usize = 0;
+    const FACTORS: usize = 3;
+    for (x_shape, v_shape, transposed, pieces) in [
+        (&[16, 32, 8192][..], &[32, 32, 11][..], false, 46),
+        (&[16, 128, 1024], &[128, 64, 16], true, 4),
+        (&[16, 512, 32], &[512, 512, 3], false, 1),
+    ] {
+        let mut buffers = Buffers::default();
+        let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
+        let geometry = ConvGeometry::default();
+        let shape = if transposed { ConvGeometry::conv_transposed_shape } else { ConvGeometry::conv_shape };
+        let (x, v, dy) = (f32s(x_shape)?, f32s(v_shape)?, f32s(&shape(&geometry, x_shape, v_shape)?)?);
+        let (g, dv, dg) = (f32s(&v_shape[..1])?, f32s(v_shape)?, f32s(&v_shape[..1])?);
+        let (device, limits) = &devices()[0];
+        let (facts, scratch) = (Facts::new(device, limits, Features::empty())?, [0; SCRATCH_BUFFERS]);
+        let mut listing = Listing { limits, buffers: &buffers.0, scratch, listed: vec![] };
+        let mut ops = Recorder::launching(facts, &mut listing);
+        let (conv, wanted) = (Conv::new(&x, WeightNorm::new(&v, &g)), Gradients::default().dv(&dv).dg(&dg));
+        match transposed {
+            true => ops.conv_transposed_backward(conv, &dy, &wanted)?,
+            false => ops.conv_backward(conv, &dy, &wanted)?,
+        }
+        drop(ops);
+        let product = if pieces > 1 { "conv_partial" } else { "conv" };
+        let names: Vec<_> = listing.listed.iter().map(|l| l.entry).collect();
+        assert_eq!(names, [product, "held_gradients"]);
+        let bytes = 4 * v.len() as u64;
+        let expected = if pieces > 1 { [pieces * bytes, 0] } else { [0, bytes] };
+        assert_eq!([listing.scratch[SUMS], listing.scratch[FACTORS]], expected, "{v_shape:?}");
+    }
+    Ok(())
+}
+
 /// A device's tensors and a launcher's do not mix; what has no device cannot be read, and has no buffer.
 #[test]
 fn plans_take_tensors_of_launchers_alone() -> Result<(), Error> {

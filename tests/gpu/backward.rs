@@ -42,6 +42,7 @@ pub fn register(suite: &mut Suite) {
     test("errors", errors);
     test("comparison_can_fail", comparison_can_fail);
     test("normalize_wanted", normalize_wanted);
+    test("normalize_held_rows", normalize_held_rows);
     test("normalize_scaled", normalize_scaled);
     test("normalize_zero_rows", normalize_zero_rows);
     test("normalize_not_finite", normalize_not_finite);
@@ -1606,19 +1607,47 @@ fn normalize_dtypes(gpu: &Gpu, extent: Extent) -> Outcome {
 
 /// Only dv, only dg, neither; the dispatches that the documentation says.
 fn normalize_wanted(gpu: &Gpu) -> Outcome {
-    let cases = [(&[13, 7][..], Axis::Kept(0), 1), (&[5, 9, 7], Axis::Kept(1), 2), (&[13, 7], Axis::Whole, 1)];
-    for (shape, axis, norms) in cases {
+    // Rows that a workgroup holds take one in all, and the norms of longer ones are summed up in one.
+    let cases = [
+        (&[13, 7][..], Axis::Kept(0), 1, true),
+        (&[5, 9, 7], Axis::Kept(1), 2, false),
+        (&[13, 7], Axis::Whole, 1, true),
+        (&[3, 1027], Axis::Kept(0), 1, false),
+        (&[3, 4100], Axis::Kept(0), 1, false),
+    ];
+    for (shape, axis, norms, held) in cases {
         for wanted @ [dv, dg] in [[true, true], [true, false], [false, true], [false, false]] {
             for known in [true, false] {
                 for eps in [Eps::default(), Eps::After(1e-3)] {
                     let case = Rescale { wanted, known, eps, ..Rescale::new(shape, axis) };
                     case.check(gpu)?;
                     // The norms are summed up beside the products of dw and v.
-                    let expected = u64::from(dv || dg) * norms + u64::from(dv);
+                    let expected = u64::from(dv || dg) * norms + u64::from(dv && !held);
                     assert_eq!(case.run(gpu)?.1, expected, "{case:?}");
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Few and many units of a lane, few and many lanes of a row, single elements; ends of f32's range in some rows.
+fn normalize_held_rows(gpu: &Gpu) -> Outcome {
+    let [f32, f16, bf16] = [DType::F32, DType::F16, DType::Bf16];
+    for (shape, dtypes) in [
+        ([3, 4096], [f32; 3]),
+        ([3, 2920], [f32, bf16, bf16]),
+        ([70, 12], [f32; 3]),
+        ([3, 1021], [f32, f16, f32]),
+        ([200, 3], [bf16, f32, f32]),
+    ] {
+        let case = Rescale { dtypes, alignment: 32, ..Rescale::new(&shape, Axis::Kept(0)) };
+        case.check(gpu)?;
+        let sizes = if dtypes[1] == f16 { [1.0, 0.0, 1e-2] } else { [1.0, 1e25, 1e-25] };
+        let v = Some(scaled(94, case.len(), dtypes[1], |i| sizes[i / shape[1] % 3]));
+        let dw = Some(scaled(95, case.len(), dtypes[0], |i| [1.0, 1e-15, 1e15][i / shape[1] % 3]));
+        Rescale { v, dw, eps: Eps::Clamp(1e-35), accumulate: true, ..case.clone() }.check(gpu)?;
+        assert_eq!(case.run(gpu)?.1, 1, "{case:?}");
     }
     Ok(())
 }

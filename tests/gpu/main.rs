@@ -15,6 +15,7 @@ mod banks;
 mod batch;
 mod conv;
 mod conv_ends;
+mod conv_weights;
 mod conv_windows;
 mod coop;
 mod data;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         gains::register(suite);
         conv::register(suite);
         conv_ends::register(suite);
+        conv_weights::register(suite);
         conv_windows::register(suite);
         coop::register(suite);
         numbers::register(suite);
