@@ -2,7 +2,7 @@
 //! parametrize its weights.
 //!
 //!     cargo run --release -p digits
-//!     cargo run --release -p digits -- --epochs 30 --seeds 5 --rates 0.003,0.01,0.03,0.1,0.3,1 --out digits.svg
+//!     cargo run --release -p digits -- --epochs 10 --seeds 3 --rates 0.01,0.03,0.1,0.3,1 --out docs/digits.svg
 //!
 //! Plain weights, weight normalization with two kinds of initialization, and weight normalization with mean-only batch
 //! normalization start from the same directions and see the same images. A step is one submission: network.rs records
@@ -10,8 +10,9 @@
 //!
 //! Exit code: 0 done, 2 the arguments, the file or the GPU would not do.
 use std::error::Error;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -27,11 +28,11 @@ Trains a network on handwritten digits on the GPU and compares plain weights wit
 
 Usage: digits [OPTIONS]
 
-  --epochs <N>     times that a run sees the 1,297 training images [default: 8]
-  --rates <A,B>    learning rates [default: 0.01,0.03,0.1,0.3,1]
-  --seeds <N>      runs for each variant and rate, each with other weights and another order [default: 3]
+  --epochs <N>     times that a run sees the 1,297 training images [default: 4]
+  --rates <A,B>    learning rates [default: 0.01,0.1,0.3,1]
+  --seeds <N>      runs for each variant and rate, each with other weights and another order [default: 2]
   --batch <N>      images of a step [default: 64]
-  --out <SVG>      where the picture goes [default: digits.svg]
+  --out <SVG>      where the picture goes [default: target/digits.svg]
   --json           prints one line of JSON instead of text
   -h, --help       prints this
 ";
@@ -46,8 +47,8 @@ struct Arguments {
 impl Arguments {
     fn parse() -> Result<Arguments, lexopt::Error> {
         use lexopt::prelude::*;
-        let plan = Plan { epochs: 8, batch: 64, rates: vec![0.01, 0.03, 0.1, 0.3, 1.0], seeds: 3 };
-        let mut arguments = Arguments { plan, out: "digits.svg".into(), json: false, help: false };
+        let plan = Plan { epochs: 4, batch: 64, rates: vec![0.01, 0.1, 0.3, 1.0], seeds: 2 };
+        let mut arguments = Arguments { plan, out: "target/digits.svg".into(), json: false, help: false };
         let plan = &mut arguments.plan;
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
@@ -102,7 +103,7 @@ fn run(Arguments { plan, out, json, help }: &Arguments) -> Result<(), Box<dyn Er
     }
     let gpu = Gpu::new()?;
     // What cannot be written is better known before the training than after it.
-    let mut file = std::fs::File::create(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    let mut file = create(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let count = Variant::ALL.len() * plan.rates.len() * plan.seeds as usize;
     let (start, mut done) = (Instant::now(), 0);
     let terminal = std::io::stderr().is_terminal();
@@ -125,6 +126,12 @@ fn run(Arguments { plan, out, json, help }: &Arguments) -> Result<(), Box<dyn Er
         println!("written:    {}", out.display());
     }
     Ok(())
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or(Ok(()), std::fs::create_dir_all)?;
+    File::create(path)
 }
 
 fn print(plan: &Plan, gpu: &Gpu, runs: &[Run], time: Duration) {

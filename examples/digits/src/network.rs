@@ -45,7 +45,8 @@ impl Variant {
 
 /// The geometry of convolution `i`.
 pub fn geometry(i: usize) -> ConvGeometry {
-    ConvGeometry::default().stride(CONVS[i].2).padding(1)
+    let geometry = ConvGeometry::default();
+    if CONVS[i].2 == 3 { geometry.padding(1) } else { geometry.stride(2) }
 }
 
 /// The images on the GPU, and a number of them at a time.

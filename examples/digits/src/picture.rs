@@ -86,7 +86,7 @@ pub fn draw(plan: &Plan, runs: &[Run], adapter: &str) -> String {
         "start",
     ));
     let what = format!("{epochs} epochs, batches of {batch}, {seeds} seeds; {adapter}");
-    svg.push_str(&text((WIDTH - GAP, 32.0), &what, GREY, 14, "end"));
+    svg.push_str(&text((WIDTH - GAP, 660.0), &what, GREY, 14, "end"));
     for (variant, x) in Variant::ALL.into_iter().zip([0.0, 190.0, 490.0, 750.0]) {
         let (color, name) = look(variant);
         svg.push_str(&line(&[(LEFT + x, 60.0), (LEFT + x + 26.0, 60.0)], color, 3.0));

@@ -66,10 +66,10 @@ impl Network {
     /// Every layer's g and bias of its inputs, one after another. For a convolution the features are columns of t.
     fn initialize(&mut self, first: &Images) -> Result<(), Error> {
         let count = first.labels.len();
-        for i in 0..CONVS.len() {
+        for (i, &(_, channels, _)) in CONVS.iter().enumerate() {
             let outputs = self.convolved(first, i)?;
             let x = outputs.last().map_or(&first.x, |output| &output.h);
-            let (shape, channels) = (data::output_shape(i, count), CONVS[i].1);
+            let shape = data::output_shape(i, count);
             let unit = cpu::normalize(&self.layers[i].v, &data::shapes()[i], None, Axis::Kept(0), EPS)?;
             let t = columns(&self.conv(i, x, count, &unit, None, Activation::None)?, shape);
             let mut identity = vec![0.0; channels * channels];

@@ -59,12 +59,12 @@ fn on_cpu(variant: Variant, rate: f64, error: f64) -> Result<Vec<f64>, Error> {
     Ok(losses)
 }
 
-/// The losses of the reference, up to what the rounding of the forward pass's longest sum, 144 terms in
+/// The losses of the reference, up to what the rounding of the forward pass's longest sum, 128 terms in
 /// f32, makes of them where every step has it anew. Another rate is told apart, and the same run again has the same bits.
 fn steps(gpu: &Gpu, variants: &[Variant]) -> Outcome {
     let images = network::Images::new(gpu, &Digits::shipped())?;
     let batch = images.batch(0..BATCH)?;
-    let rounding = 144.0 * 2f64.powi(-24);
+    let rounding = 128.0 * 2f64.powi(-24);
     for &variant in variants {
         let network = network::Network::new(gpu, variant)?;
         let losses = on_gpu(gpu, &network, &batch)?;
@@ -113,7 +113,7 @@ fn evaluation(gpu: &Gpu) -> Outcome {
         for i in 0..2 {
             // The mean of two halves that the same means are subtracted from.
             let (whole, halves) = (f64::from(of_all[i]), f64::from(of_all[2 + i] + of_all[4 + i]) / 2.0);
-            if (whole - halves).abs() > 144.0 * 2f64.powi(-24) * (1.0 + whole) {
+            if (whole - halves).abs() > 128.0 * 2f64.powi(-24) * (1.0 + whole) {
                 return Err(format!("{variant:?}: {whole} of all, {halves} of the halves").into());
             }
         }
