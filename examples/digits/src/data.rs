@@ -87,8 +87,8 @@ pub fn order(seed: u64, epochs: usize, batch: usize) -> Vec<usize> {
     order
 }
 
-/// The first v of each layer, as He et al. (2015) have it for ReLU: uniform with a variance of 2 / terms of a sum. Biases
-/// are 0 at first.
+/// The first v of each layer, as He et al. (2015) have it for ReLU: uniform with a variance of 2 / terms of a sum.
+/// Biases are 0 at first.
 pub fn start(seed: u64) -> Vec<Vec<f32>> {
     let mut random = Random::new(seed);
     let layer = |shape: Vec<usize>| {

@@ -28,7 +28,7 @@ Trains a network on handwritten digits on the GPU and compares plain weights wit
 
 Usage: digits [OPTIONS]
 
-  --epochs <N>     times that a run sees the 1,297 training images [default: 4]
+  --epochs <N>     times that a run sees the 1,297 training images [default: 3]
   --rates <A,B>    learning rates [default: 0.01,0.1,0.3,1]
   --seeds <N>      runs for each variant and rate, each with other weights and another order [default: 2]
   --batch <N>      images of a step [default: 64]
@@ -47,7 +47,7 @@ struct Arguments {
 impl Arguments {
     fn parse() -> Result<Arguments, lexopt::Error> {
         use lexopt::prelude::*;
-        let plan = Plan { epochs: 4, batch: 64, rates: vec![0.01, 0.1, 0.3, 1.0], seeds: 2 };
+        let plan = Plan { epochs: 3, batch: 64, rates: vec![0.01, 0.1, 0.3, 1.0], seeds: 2 };
         let mut arguments = Arguments { plan, out: "target/digits.svg".into(), json: false, help: false };
         let plan = &mut arguments.plan;
         let mut parser = lexopt::Parser::from_env();

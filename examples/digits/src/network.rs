@@ -344,8 +344,8 @@ impl Network {
         ops.linear(linear, &batch.logits)
     }
 
-    /// Mean-only batch normalization and the ReLU, h = relu(t - mean + bias): sums by channel, a linear layer that makes
-    /// bias - mean of them, and a depthwise convolution that adds it.
+    /// Mean-only batch normalization and the ReLU, h = relu(t - mean + bias): sums by channel, a linear layer that
+    /// makes bias - mean of them, and a depthwise convolution that adds it.
     fn centre(&self, ops: &mut Recorder<'_, '_>, layer: &Layer, at: &Activations, means: Means) -> Result<(), Error> {
         if means == Means::Batch {
             at.sum(ops, &at.t, &at.sums)?;

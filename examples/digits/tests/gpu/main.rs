@@ -60,7 +60,8 @@ fn on_cpu(variant: Variant, rate: f64, error: f64) -> Result<Vec<f64>, Error> {
 }
 
 /// The losses of the reference, up to what the rounding of the forward pass's longest sum, 128 terms in
-/// f32, makes of them where every step has it anew. Another rate is told apart, and the same run again has the same bits.
+/// f32, makes of them where every step has it anew. Another rate is told apart, and the same run again has the same
+/// bits.
 fn steps(gpu: &Gpu, variants: &[Variant]) -> Outcome {
     let images = network::Images::new(gpu, &Digits::shipped())?;
     let batch = images.batch(0..BATCH)?;
