@@ -329,7 +329,7 @@ impl<'a> Layer<'a> {
         let windows: Vec<_> = plan.product.windows(size).take(2).collect();
         let &[window] = &windows[..] else { return Ok(None) };
         let at_once = plan.groups(facts.capacities, &window, size[1]) >= region[GROUPS].1;
-        Ok(at_once.then(|| Pieces { count: plan.splits, plan, region, window }))
+        Ok(at_once.then_some(Pieces { count: plan.splits, plan, region, window }))
     }
 
     /// Records them into `memory`.
