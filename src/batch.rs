@@ -291,7 +291,8 @@ fn normalize_backward(
 ) -> Result<(), Error> {
     const OP: &str = "mean_only_batch_norm_backward";
     let MeanOnlyBatchNormBackward { dy } = backward;
-    let &Gradients { dx: dt, dv, dg, dbias, accumulate } = gradients;
+    let &Gradients { dx: dt, dv, dg, dbias, accumulate, .. } = gradients;
+    gradients.expect_none_of_conv(OP)?;
     let (rows, columns) = checked_matrix(OP, "dy", dy)?;
     Gradients::expect_none(OP, &[("dv", dv), ("dg", dg)])?;
     expect_features(OP, "dbias", dbias, columns)?;

@@ -1,6 +1,7 @@
 //! Convolutions: what is asked of them.
 pub(crate) mod backward;
 pub(crate) mod cut;
+pub(crate) mod ends_backward;
 pub(crate) mod fold;
 pub(crate) mod geometry;
 pub(crate) mod kernels;
@@ -9,7 +10,7 @@ pub(crate) mod plan;
 pub(crate) mod record;
 
 use crate::product::selection::Selection;
-use crate::{Activation, Axis, ConvGeometry, PadMode, PerAxis, Tensor, Tile, Weight};
+use crate::{Activation, Axis, ConvGeometry, Gate, PadMode, PerAxis, Tensor, Tile, Weight};
 #[cfg(doc)]
 use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, WeightNorm};
 
@@ -22,6 +23,8 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// conv_transposed   c[b, gO + o, t] = Σ_i,κ w[i, o, κ] · act_in(x)[b, i, u]    over u·stride + κ·dilation − padding = t
 ///
 /// y = act( scale · (c + bias + residual) + old y )        w = g·v/n̂        g: the group of output j, of input i
+///
+/// conv, gated       y[b, j, u] = tanh(z[b, j, u]) · sigmoid(z[b, H + j, u])    z = scale · (c + bias + condition)
 /// ```
 ///
 /// ```no_run
@@ -40,6 +43,7 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 ///   the norms are summed up inside the product. Neither w nor a matrix of windows is stored; of a transposed
 ///   convolution no inserted zero is multiplied, unless stride and dilation are both above 1 or a tap axis is kept.
 /// - Padding is zeros, or with [`Conv::pad_mode`] reflected or replicated (`conv`).
+/// - With [`Conv::gate`] y has half the channels, H = out / 2.
 /// - All of these but w and x may be left out; `old y` is added with [`Conv::accumulate`]. act and act_in are an
 ///   [`Activation`] or snake, x + sin²(αx)/(α + 1e-9), which is to f32 accuracy for |αx| below 2¹⁷, and beyond x plus
 ///   something from 0 to 1/(α + 1e-9). What is reflected or replicated in the padding is activated as any element is.
@@ -54,7 +58,7 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// `conv`: one for an ordinary weight and for kept axis 0, with known norms too; else those of the norms besides
 /// ([`WeightNorm`], or one if they are known). `conv_transposed`: one for an ordinary weight, else those of the norms
 /// and one. One with [`Conv::scales`], which a set of weights has for all layers from one dispatch. One more where the
-/// sums are formed in pieces, beyond some 23,000 taps of a channel's sum.
+/// sums are formed in pieces, beyond some 23,000 taps of a channel's sum. A gate takes none.
 ///
 /// Past a binding (128 MiB of x, v or y, unless the device has more) the product is that many windows: of as many
 /// images as fit whole; else each image by itself, in as many groups as fit; else in as many channels of a group. Where
@@ -63,16 +67,17 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// has it. The bits of y are those of the same cuts each time.
 ///
 /// # Not there yet
-/// Gradients of snakes, and of activations of y that do not follow from y (GELU, SiLU: give them to the next layer as
-/// its activation of x).
+/// Gradients of activations of y that do not follow from y (GELU, SiLU, snake: give them to the next layer as its
+/// activation or snake of x).
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::Number`] if tensors and geometry do not fit, for a slope or a scale that
 /// is not finite; [`ArgumentError::Alias`] for a residual in y; [`ArgumentError::Variant`] for two of residual and
-/// snakes, a snake beside an activation, a tile that convolutions do not have, and for a padding mode of a transposed
-/// convolution; [`LimitError::TooLarge`] where a channel of an image, or the taps of a kernel, are past a binding, for
-/// strides, dilations, paddings, kernels and heights past 65,535, and for sums of 2²⁰ products or more. Besides those of
-/// every operator ([`Error`](crate::Error)).
+/// snakes, a snake beside an activation, a gate of groups, of a transposed convolution, or beside an activation of y or
+/// [`Conv::accumulate`], a tile that convolutions do not have, and for a padding mode of a transposed convolution;
+/// [`LimitError::TooLarge`] where a channel of an image, or the taps of a kernel, are past a binding, behind a gate all
+/// channels of an image or of the weight, for strides, dilations, paddings, kernels and heights past 65,535, and for
+/// sums of 2²⁰ products or more. Besides those of every operator ([`Error`](crate::Error)).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Conv<'a> {
@@ -87,6 +92,7 @@ pub struct Conv<'a> {
     pub(crate) accumulate: bool,
     pub(crate) activation: Activation,
     pub(crate) snake: Option<&'a Tensor>,
+    pub(crate) gate: Option<Gate>,
     pub(crate) output: Option<&'a Tensor>,
     pub(crate) norms: Option<&'a Tensor>,
     pub(crate) scales: Option<&'a Tensor>,
@@ -108,6 +114,7 @@ impl<'a> Conv<'a> {
             accumulate: false,
             activation: Activation::None,
             snake: None,
+            gate: None,
             output: None,
             norms: None,
             scales: None,
@@ -195,6 +202,25 @@ impl<'a> Conv<'a> {
     /// Applies snake to y, with an α for each output channel, as [`Conv::input_snake`] has it.
     pub fn snake(self, alpha: impl Into<Option<&'a Tensor>>) -> Self {
         Conv { snake: alpha.into(), ..self }
+    }
+
+    /// Makes each channel of y of two channels of the sums, so that y has half as many ([`Gate`]). With
+    /// z = scale · (c + bias + condition) and H = out / 2:
+    ///
+    /// ```text
+    /// y[b, j, u] = tanh(z[b, j, u]) · sigmoid(z[b, H + j, u])        j < H
+    /// ```
+    ///
+    /// For `conv` of one group and an even number of output channels, without an activation of y, snake of y or
+    /// [`Conv::accumulate`]. z is nowhere stored.
+    pub fn gate(self, gate: impl Into<Option<Gate>>) -> Self {
+        Conv { gate: gate.into(), ..self }
+    }
+
+    /// Adds a tensor to what a [`Conv::gate`] is given: shaped as the sums, `[B, out, U]`, any storage type. It is the
+    /// residual of a gated convolution.
+    pub fn condition(self, condition: impl Into<Option<&'a Tensor>>) -> Self {
+        self.residual(condition)
     }
 
     /// For gradients alone: y, as the forward pass wrote it. Wanted if there is an activation of y, whose derivative

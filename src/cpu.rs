@@ -33,13 +33,18 @@ mod optimizer;
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
 
-pub use activation::{activate, activate_backward, activate_backward_from_output, activation_backward, snake};
+pub use activation::{
+    activate, activate_backward, activate_backward_from_output, activation_backward, gated, gated_derivatives, snake,
+    snake_derivatives,
+};
 pub use backward::{LinearGradients, Saved, Weight, linear_backward, linear_saved, normalize_backward};
 pub use batch::{
     data_dependent_init, mean_only_batch_norm, mean_only_batch_norm_backward, subtract_running_mean,
     update_running_mean,
 };
-pub use conv::{ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward};
+pub use conv::{
+    ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward, gate_backward, snake_backward,
+};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 
 /// The elements of a slice in any storage type, as f64. Exact.

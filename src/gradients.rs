@@ -17,6 +17,8 @@ pub struct Gradients<'a> {
     pub(crate) dv: Option<&'a Tensor>,
     pub(crate) dg: Option<&'a Tensor>,
     pub(crate) dbias: Option<&'a Tensor>,
+    pub(crate) dalpha: Option<&'a Tensor>,
+    pub(crate) dcondition: Option<&'a Tensor>,
     pub(crate) accumulate: bool,
 }
 
@@ -41,14 +43,30 @@ impl<'a> Gradients<'a> {
         Gradients { dbias: dbias.into(), ..self }
     }
 
-    /// Adds dv, dg and dbias to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
+    /// Of α of a [`Conv::input_snake`](crate::Conv::input_snake): any storage type, as many elements. It is summed up
+    /// from dx, which has to be wanted too.
+    pub fn dalpha(self, dalpha: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dalpha: dalpha.into(), ..self }
+    }
+
+    /// Of a [`Conv::condition`](crate::Conv::condition): shaped as it, any storage type. Never added up.
+    pub fn dcondition(self, dcondition: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { dcondition: dcondition.into(), ..self }
+    }
+
+    /// Adds dv, dg, dbias and dalpha to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
     pub fn accumulate(self, accumulate: bool) -> Self {
         Gradients { accumulate, ..self }
     }
 
     /// Whether there is one at all.
     pub(crate) fn any(&self) -> bool {
-        [self.dx, self.dv, self.dg, self.dbias].iter().any(Option::is_some)
+        [self.dx, self.dv, self.dg, self.dbias, self.dalpha, self.dcondition].iter().any(Option::is_some)
+    }
+
+    /// Refuses those of convolutions alone.
+    pub(crate) fn expect_none_of_conv(&self, op: &'static str) -> Result<(), Error> {
+        Gradients::expect_none(op, &[("dalpha", self.dalpha), ("dcondition", self.dcondition)])
     }
 
     /// Refuses gradients of what an operator does not have.

@@ -248,6 +248,7 @@ pub use batch::{DataDependentInit, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward}
 pub use choose::Facts;
 pub use contract::{Layout, norms_shape};
 pub use conv::Conv;
+pub use conv::backward::ConvGradients;
 pub use conv::geometry::{ConvGeometry, PadMode, PerAxis};
 pub use cost::{Cost, Roofline};
 pub use device_report::DeviceReport;
@@ -267,7 +268,7 @@ pub use tensor::Tensor;
 pub use train::{Adam, ParamGroup, Sgd};
 pub use tune::LinearShape;
 pub use tuning_table::TuningTable;
-pub use types::{Activation, Axis, DType, Element, Eps};
+pub use types::{Activation, Axis, DType, Element, Eps, Gate};
 pub use weight::WeightNorm;
 pub use weight::backward::NormalizeBackward;
 pub use weight::member::{SetMember, SetOperator};

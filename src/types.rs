@@ -105,6 +105,26 @@ impl Activation {
     }
 }
 
+/// How a convolution makes a channel of y of two channels of what it sums up: a the first, b the second half of them.
+/// NaN passes through, as in PyTorch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// tanh(a) · sigmoid(b), of WaveNet, WaveGlow and VITS
+    TanhSigmoid,
+    /// a · sigmoid(b): `torch.nn.functional.glu`
+    Glu,
+}
+
+impl Gate {
+    /// The number by which the shaders know the gate.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Gate::TanhSigmoid => 1,
+            Gate::Glu => 2,
+        }
+    }
+}
+
 /// The storage type of a tensor's elements. All arithmetic is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {

@@ -22,6 +22,20 @@ fn finite_only(z: vec4<f32>, slope: vec4<f32>) -> vec4<f32> {
     return select(slope, nan, (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(INFINITY));
 }
 
+// The derivative of 1 / (1 + exp(-a)), for |a| up to 120, where it is 0.
+fn slope_of_logistic(a: vec4<f32>) -> vec4<f32> {
+    let e = exp(-abs(a));
+    return e / ((1.0 + e) * (1.0 + e));
+}
+
+// That of tanh, 1 - tanh² = 4e / (1 + e)². exp(-120) is 0 in f32.
+fn slope_of_tanh(z: vec4<f32>) -> vec4<f32> {
+    let slope = 4.0 * slope_of_logistic(2.0 * clamp(z, vec4<f32>(-60.0), vec4<f32>(60.0)));
+    // clamp may turn NaN into a number.
+    let nan = (bitcast<vec4<u32>>(z) & vec4<u32>(MAGNITUDE)) > vec4<u32>(INFINITY);
+    return select(slope, z, nan);
+}
+
 // d times the derivative at z. What a ReLU drops is 0 whatever d is; NaN in z keeps d under ReLU and ELU, and is not
 // above 0 under leaky ReLU, as in PyTorch. By the bits, since compilers may assume that there is no NaN.
 fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
@@ -44,10 +58,7 @@ fn pulled_back(d: vec4<f32>, z: vec4<f32>, slope: f32) -> vec4<f32> {
         if FROM_OUTPUT {
             return d * ((1.0 - z) * (1.0 + z));
         }
-        // 1 - tanh² = 4e / (1 + e)². exp(-120) is 0 in f32. clamp may turn NaN into a number.
-        let e = exp(-2.0 * abs(clamp(z, vec4<f32>(-60.0), vec4<f32>(60.0))));
-        let nan = (bits & vec4<u32>(MAGNITUDE)) > vec4<u32>(INFINITY);
-        return d * select(4.0 * e / ((1.0 + e) * (1.0 + e)), z, nan);
+        return d * slope_of_tanh(z);
     }
     if ACTIVATION == ACT_SILU {
         let a = clamp(z, vec4<f32>(-120.0), vec4<f32>(120.0));

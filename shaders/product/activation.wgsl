@@ -23,6 +23,26 @@ fn tanh_of(a: vec4<f32>) -> vec4<f32> {
     return select(value, a, nan);
 }
 
+// 1 / (1 + exp(-a)), to a few 2^-24 of itself.
+fn logistic(a: vec4<f32>) -> vec4<f32> {
+    let e = exp(-abs(clamp(a, vec4<f32>(-120.0), vec4<f32>(120.0)))); // exp(-120) is 0
+    let value = select(e, vec4<f32>(1.0), a >= vec4<f32>()) / (1.0 + e);
+    // clamp may turn NaN into a number.
+    let nan = (bitcast<vec4<u32>>(a) & vec4<u32>(MAGNITUDE)) > vec4<u32>(INFINITY);
+    return select(value, a, nan);
+}
+
+const GATE_TANH_SIGMOID = 1u;
+const GATE_GLU = 2u;
+
+// `gate` is a constant, GATE_.. .
+fn gated(first: vec4<f32>, second: vec4<f32>, gate: u32) -> vec4<f32> {
+    if gate == GATE_GLU {
+        return first * logistic(second);
+    }
+    return tanh_of(first) * logistic(second);
+}
+
 // exp(a) - 1 for a below 0.
 fn expm1_of(a: vec4<f32>) -> vec4<f32> {
     let b = clamp(a, vec4<f32>(-200.0), vec4<f32>()); // exp(-200) is 0

@@ -10,7 +10,7 @@ const B_WHOLE = select(4u, 1u, B_MAY_END); // elements that are there or not tog
 override B_FOUND: bool = WHOLE_STEPS && !B_MAY_END;
 
 fn b_place(n: u32, k: u32) -> u32 {
-    let row = first_column() + n;
+    let row = b_rows(vec4<u32>(n)).x;
     return extractBits(p.offsets, 8u, 8u) + select(k * b_stride() + row, row * b_stride() + k, B_ALONG_K);
 }
 
@@ -42,9 +42,9 @@ fn b_begin(stage: u32, n: u32, dk: u32) {
     }
     let four = vec4<u32>(0u, 1u, 2u, 3u);
     if B_ALONG_K {
-        places[stage] = (first_column() + min(vec4<u32>(n) + four, vec4<u32>(p.columns - 1u))) * b_stride() + dk;
+        places[stage] = b_rows(min(vec4<u32>(n) + four, vec4<u32>(p.columns - 1u))) * b_stride() + dk;
     } else {
-        places[stage] = (dk + four) * b_stride() + first_column() + min(n, p.columns - 4u);
+        places[stage] = (dk + four) * b_stride() + b_rows(vec4<u32>(min(n, p.columns - 4u)));
     }
     places[stage] += extractBits(p.offsets, 8u, 8u);
 }

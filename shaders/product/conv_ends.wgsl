@@ -1,4 +1,4 @@
-// The ends of a convolution: y = activation(scale * (sums + residual) + what y holds).
+// The ends of a convolution: y = activation(scale * (sums + residual) + what y holds), or a gate of two halves.
 // slot params = product/params_windows
 // slot result = product/result_scalar
 // import product/activation
@@ -11,10 +11,7 @@ override ADD: bool = false; // to what y holds; then sums that are formed again 
 fn ended(e: u32, channel: u32, sums: vec4<f32>, count: u32) -> vec4<f32> {
     var values = sums;
     if EXTRA == EXTRA_RESIDUAL {
-        let last = count - 1u;
-        values += vec4<f32>(
-            extra_at(e), extra_at(e + min(1u, last)), extra_at(e + min(2u, last)), extra_at(e + min(3u, last)),
-        );
+        values += extra_four(e, count);
     }
     values *= p.scale;
     if ADD {
@@ -24,6 +21,27 @@ fn ended(e: u32, channel: u32, sums: vec4<f32>, count: u32) -> vec4<f32> {
         return snake(values, extra_at(channel));
     }
     return activated(values, ACTIVATION, p.slope);
+}
+
+// The same of a gate, z = scale * (sums + residual), y = gated(first half of z, second half of z). An image of z is
+// two of y.
+fn halves_ended(e: u32, first: vec4<f32>, second: vec4<f32>, count: u32) -> vec4<f32> {
+    var a = first;
+    var b = second;
+    if EXTRA == EXTRA_RESIDUAL {
+        let of_z = e + e / p.c_image * p.c_image;
+        a += extra_four(of_z, count);
+        b += extra_four(of_z + p.c_image, count);
+    }
+    return gated(a * p.scale, b * p.scale, GATE);
+}
+
+fn put_halves(e: u32, first: vec4<f32>, second: vec4<f32>, count: u32) {
+    put_four(y_first() + e, halves_ended(e, first, second, count), count);
+}
+
+fn put_half(e: u32, first: f32, second: f32) {
+    put_element(y_first() + e, halves_ended(e, vec4<f32>(first), vec4<f32>(second), 1u).x);
 }
 
 fn old_of(e: u32, count: u32) -> vec4<f32> {

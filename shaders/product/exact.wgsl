@@ -239,6 +239,13 @@ fn without_lowest(elements: Elements) -> Elements {
     return Elements(0u, elements.second & (elements.second - 1u));
 }
 
+// Columns 2i and 2i + 1 wherever there is one of them.
+fn in_pairs(elements: Elements) -> Elements {
+    let first = (elements.first | (elements.first >> 1u)) & 0x55555555u;
+    let second = (elements.second | (elements.second >> 1u)) & 0x55555555u;
+    return Elements(first * 3u, second * 3u);
+}
+
 // Whether the bit of row at.x, column at.y is set.
 fn holds(elements: Elements, at: vec2<u32>) -> bool {
     let bits = select(elements.first, elements.second, at.y >= 4u);

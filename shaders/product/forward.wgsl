@@ -201,6 +201,9 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32
         let found = elements_unsafe(bad_columns);
         left = Elements(there.first & found.first, there.second & found.second);
     }
+    if GATED { // both columns of two that meet, one after the other
+        left = in_pairs(left);
+    }
     while any_of(left) { // at most BLOCK * TN iterations
         let at = lowest(left);
         left = without_lowest(left);
@@ -266,13 +269,19 @@ fn partial_sums(number: u32, t: u32) {
     }
 }
 
-// One element of y.
+// One element of y; the two columns of a gate.
 fn finish_sum(element: u32) {
-    let row = finished_place(element).x;
-    let of_all = finished_place(element).y;
-    if row >= p.rows || of_all >= all_columns() {
+    let place = finished_place(element * select(1u, 2u, GATED));
+    if place.x >= p.rows || place.y >= all_columns() {
         return;
     }
+    finish_column(place.x, place.y);
+    if GATED {
+        finish_column(place.x, place.y + 1u);
+    }
+}
+
+fn finish_column(row: u32, of_all: u32) {
     let column = column_in_group(of_all);
     let dot = sum_of_partials(row, of_all);
     var norm = Wide(1.0, 0);

@@ -46,9 +46,11 @@ fn column_of_all(column: u32) -> u32 {
     return column;
 }
 
-// The first column of the dispatch among all rows of B.
-fn first_column() -> u32 {
-    return 0u;
+const GATED = false; // see params_windows.wgsl
+
+// The rows of B of four columns of the dispatch.
+fn b_rows(columns: vec4<u32>) -> vec4<u32> {
+    return columns;
 }
 
 // The first step of k of the dispatch's i-th split: operands are bound from its first on.

@@ -49,6 +49,11 @@ override PHASED: bool = false; // columns are (channel of a, phase); else channe
 override SCALE_BY_GROUP: bool = false; // each group has Scales of its own
 override SCALE_AXIS: u32 = SCALE_CHANNELS; // what has Scales of its own
 
+// A gate of activation.wgsl, which makes each channel of y of two of c: columns are (channel of y, half of c), so that
+// neighbours meet at the end. There is one group then.
+override GATE: u32 = 0u;
+override GATED: bool = GATE != 0u;
+
 const SCALE_CHANNELS = 0u;
 const SCALE_HEIGHT = 1u;
 const SCALE_WIDTH = 2u;
@@ -80,6 +85,15 @@ fn column_of_all(column: u32) -> u32 {
 // A dispatch of several groups has all of their columns.
 fn first_column() -> u32 {
     return group * p.columns + p.column_first;
+}
+
+// The rows of B of four columns of the dispatch.
+fn b_rows(columns: vec4<u32>) -> vec4<u32> {
+    let all = first_column() + columns;
+    if GATED {
+        return all / 2u + all % 2u * (p.c_image / p.positions);
+    }
+    return all;
 }
 
 fn split_begin(i: u32) -> u32 {
@@ -115,11 +129,11 @@ fn scale_index(k: u32) -> u32 {
 
 // Of a phased product the kept axis is that of a's channels within a group.
 fn norm_index(column: u32) -> u32 {
-    return select(first_column() + column, (p.column_first + column) / area_of(p.phases), PHASED);
+    return select(b_rows(vec4<u32>(column)).x, (p.column_first + column) / area_of(p.phases), PHASED);
 }
 
 fn channel_of(column: u32) -> u32 {
-    return (first_column() + column) / area_of(p.phases);
+    return b_rows(vec4<u32>(column)).x / area_of(p.phases);
 }
 
 // i / n, for i below 2^20: exact, since (i + 1/2) / n is further from an integer than the roundings move it.

@@ -56,6 +56,8 @@ params! {
         channel: u32,
         dy_first: u32,
         out_first: u32,
+        x_first: u32,
+        alpha_first: u32,
     }
 }
 
@@ -75,13 +77,42 @@ params! {
     }
 }
 
-/// `THREADS` of `conv/channel_sums.wgsl`.
+params! {
+    /// `Params` of `conv/gate_gradient.wgsl`.
+    pub(crate) struct GateParams {
+        begin: u32,
+        end: u32,
+        half: u32,
+        dy_first: u32,
+        scale: f32,
+    }
+}
+
+params! {
+    /// `Params` of `conv/snake_gradient.wgsl`.
+    pub(crate) struct SnakeParams {
+        begin: u32,
+        end: u32,
+        count: u32,
+        channels: u32,
+        positions: u32,
+        x_first: u32,
+        alpha_first: u32,
+        d_first: u32,
+    }
+}
+
+/// `THREADS` of the other shaders in `conv`.
 pub(crate) const CHANNEL_THREADS: u64 = 128;
 /// And of `conv/fold.wgsl`.
 pub(crate) const FOLD_THREADS: u64 = 64;
 
 kernels! {
-    CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams, [0 Read, 1 Write];
+    CHANNEL_SUMS = "conv/channel_sums" "channel_sums", Some(CHANNEL_THREADS), ChannelParams,
+        [0 Read, 1 Write, 2 Read, 3 Read];
+    GATE_GRADIENT = "conv/gate_gradient" "gate_gradient", Some(CHANNEL_THREADS), GateParams, [0 Read, 1 Write];
+    SNAKE_GRADIENT = "conv/snake_gradient" "snake_gradient", Some(CHANNEL_THREADS), SnakeParams,
+        [0 Read, 1 Read, 2 Write];
     FOLD = "conv/fold" "fold", Some(FOLD_THREADS), FoldParams, [0 Read, 5 Write];
     CONV_WHOLE = "product/conv" "conv", None, ConvParams,
         [0 Read, 1 Read, 2 Read, 3 Read, 4 Read, 5 Write, 6 Write, 7 Read];
@@ -131,8 +162,10 @@ impl Pass {
     }
 }
 
-/// The module of [`CHANNEL_SUMS`].
+/// The modules of [`CHANNEL_SUMS`], [`GATE_GRADIENT`] and [`SNAKE_GRADIENT`].
 pub(crate) const CHANNEL_MODULE: Module = Module::new("conv/channel_sums");
+pub(crate) const GATE_MODULE: Module = Module::new("conv/gate_gradient");
+pub(crate) const SNAKE_MODULE: Module = Module::new("conv/snake_gradient");
 
 /// The module of [`FOLD`] for a dx of such a type.
 pub(crate) fn fold_module(dx: DType) -> Module {
@@ -151,5 +184,6 @@ pub(crate) fn modules() -> Vec<Module> {
     let narrow = RESULTS.map(|result| Pass::Windows.module(Family::Narrow, READS[0], result)).into_iter();
     let narrow = narrow.chain(RESULTS[..2].iter().map(|r| Pass::Phases.module(Family::Narrow, READS[0], r)));
     let folds = [DType::F32, DType::F16].map(fold_module);
-    [CHANNEL_MODULE].into_iter().chain(folds).chain(windows).chain(others).chain(narrow).collect()
+    let own = [CHANNEL_MODULE, GATE_MODULE, SNAKE_MODULE].into_iter().chain(folds);
+    own.chain(windows).chain(others).chain(narrow).collect()
 }

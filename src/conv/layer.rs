@@ -53,7 +53,16 @@ pub(crate) struct Ends<'a> {
 pub(crate) enum Extra {
     Residual = 1,
     Snake,
+    /// Of operand A.
     InputSnake,
+    SnakeOfB,
+}
+
+impl Extra {
+    /// Whether it belongs to elements as they are read.
+    fn of_input(self) -> bool {
+        matches!(self, Extra::InputSnake | Extra::SnakeOfB)
+    }
 }
 
 impl Default for Ends<'_> {
@@ -93,13 +102,13 @@ impl<'a> Ends<'a> {
     /// Of elements as they are read.
     fn input_constants(&self) -> Constants {
         let codes = ["A_ACTIVATION", "B_ACTIVATION"].into_iter().zip(self.inputs.map(Activation::code));
-        codes.filter(|&(_, code)| code != 0).chain(self.extra_constants(|extra| extra == Extra::InputSnake)).collect()
+        codes.filter(|&(_, code)| code != 0).chain(self.extra_constants(Extra::of_input)).collect()
     }
 
     /// Of sums.
     fn end_constants(&self) -> Constants {
         let mut constants: Constants = vec![("ACTIVATION", self.activation.code()), ("ADD", self.add.into())];
-        constants.extend(self.extra_constants(|extra| extra != Extra::InputSnake));
+        constants.extend(self.extra_constants(|extra| !extra.of_input()));
         constants
     }
 
@@ -152,12 +161,15 @@ impl<'a> Layer<'a> {
             _ => view.bind(capacities, of_norms.0, of_norms.1),
         });
         let g = of(self.g, if self.norm == NormSource::Whole { (0, 1) } else { of_norms });
-        let (bias, y, norms_out) = (of(self.bias, outputs), of(Some(self.y), of_c), of(self.norms_out, of_norms));
+        // Of whole images, where there is a gate.
+        let of_y = (of_c.0 / product.pair(), of_c.1 / product.pair());
+        let (bias, y, norms_out) = (of(self.bias, outputs), of(Some(self.y), of_y), of(self.norms_out, of_norms));
         let extra = self.ends.extra.map_or((None, 0), |(extra, tensor)| match extra {
             Extra::Residual => of(Some(tensor), of_c),
             Extra::Snake => of(Some(tensor), outputs),
-            Extra::InputSnake if finished => (None, 0),
+            Extra::InputSnake | Extra::SnakeOfB if finished => (None, 0),
             Extra::InputSnake => of(Some(tensor), inputs),
+            Extra::SnakeOfB => of(Some(tensor), outputs),
         });
         let quads = |n: u64| n.is_multiple_of(4);
         let params = product.bound(region);
@@ -257,9 +269,11 @@ impl<'a> Layer<'a> {
         let memory = ops.scratch(Scratch::Sums, bytes)?;
         let sums = self.partial_sums(ops, plan, region, window, memory)?;
         let bindings = self.bindings(ops.facts().capacities, region, true);
-        let elements = window.rows * window.columns * groups;
+        let pair = self.product.pair();
+        let elements = window.rows * window.columns / pair * groups;
         let mut constants = self.end_constants(self.is_first(region, window));
         constants.push(("PHASED", (self.product.pass == Pass::Phases).into()));
+        constants.extend(self.product.gate.map(|gate| ("GATE", gate.code())));
         let mut buffers = bindings.ends.to_vec();
         buffers.push(sums);
         let result = if self.y.dtype() == DType::F32 { RESULTS[0] } else { RESULTS[1] };
@@ -270,7 +284,7 @@ impl<'a> Layer<'a> {
             buffers: &buffers,
             params: self.params(plan, &bindings, window),
             groups: elements.div_ceil(FINISH_THREADS),
-            work: elements * plan.splits,
+            work: elements * pair * plan.splits,
         })
     }
 
@@ -291,7 +305,7 @@ impl<'a> Layer<'a> {
         for part in plan.parts(&self.product, *region) {
             let bindings = self.bindings(capacities, &part, false);
             let [_, _, norms, _, _, extra] = &bindings.ends;
-            let extra = extra.clone().filter(|_| matches!(self.ends.extra, Some((Extra::InputSnake, _))));
+            let extra = extra.clone().filter(|_| self.ends.extra.is_some_and(|(extra, _)| extra.of_input()));
             let mut constants: Constants = vec![("NORM", self.norm as u32)];
             constants.extend(self.sum_constants(plan, &bindings));
             let splits = u64::from(bindings.params.depth).div_ceil(plan.product.split_length.unwrap_or(plan.depth));

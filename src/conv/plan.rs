@@ -9,8 +9,8 @@ use crate::product::plan::{PARTIAL_BYTES, ProductFacts, ProductPlan};
 use crate::product::selection::{Problem, Selection};
 use crate::product::shape::BK;
 use crate::product::tile::{Family, Tile};
-use crate::windows::{Capacities, windows};
-use crate::{ArgumentError, Axis, DType, Error, LimitError, Tensor};
+use crate::windows::{Capacities, MAX_ITERATIONS, can_be_added_up, windows};
+use crate::{ArgumentError, Axis, DType, Error, Gate, LimitError, Tensor};
 use bytemuck::Zeroable;
 
 /// The product that a convolution comes to.
@@ -33,6 +33,7 @@ pub(crate) struct Product {
     /// What has Scales of its own: SCALE_AXIS of `params_windows.wgsl`.
     scale_axis: u32,
     pad_mode: PadMode,
+    pub gate: Option<Gate>,
 }
 
 /// Height and width in one word.
@@ -166,7 +167,42 @@ impl Product {
             two: sides.rank == 2,
             scale_axis: 0,
             pad_mode: sides.pad_mode,
+            gate: None,
         })
+    }
+
+    /// The same with two columns for each channel of the result.
+    pub fn gated(self, gate: Option<Gate>) -> Product {
+        let params = ConvParams { c_image: self.params.c_image / self.halves(gate) as u32, ..self.params };
+        Product { gate, params, ..self }
+    }
+
+    fn halves(&self, gate: Option<Gate>) -> u64 {
+        if gate.is_some() { 2 } else { 1 }
+    }
+
+    /// Columns that become one element.
+    pub fn pair(&self) -> u64 {
+        self.halves(self.gate)
+    }
+
+    /// Columns that meet at the end stay in one region and one window, and an invocation adds up the pieces of both.
+    fn keep_pairs(&self, plan: &mut Plan, columns: u64, binding: u64) -> Result<(), Error> {
+        at_most(
+            "splits of a sum",
+            if can_be_added_up(2 * plan.splits, 1) { 0 } else { plan.splits },
+            MAX_ITERATIONS / 4,
+        )?;
+        let all = self.sides.extents()[WIDE];
+        if plan.step[WIDE] < all {
+            let (what, size) = ("all channels of an image before a gate in bytes", all * self.sides.c_plane() * 4);
+            return Err(LimitError::TooLarge { what, size, limit: binding }.into());
+        }
+        if plan.product.columns < columns {
+            plan.product.columns = plan.product.columns / 2 * 2;
+            at_most("columns of a gate", if plan.product.columns == 0 { 2 } else { 0 }, 1)?;
+        }
+        Ok(())
     }
 
     /// The same with a Scale for each index of a kept axis of v along the sum.
@@ -191,6 +227,7 @@ impl Product {
             ("SCALE_BY_GROUP", (self.pass == Pass::Phases && axis == Some(Axis::Kept(0))).into()),
         ];
         constants.push(("A_DTYPE", a.dtype().code()));
+        constants.extend(self.gate.map(|gate| ("GATE", gate.code())));
         constants
     }
 
@@ -320,7 +357,11 @@ impl Product {
                 return Err(LimitError::TooLarge { what, size: 4 * splits, limit }.into());
             }
         }
-        Ok(Plan { product, step, depth, splits, beside: squares.into() })
+        let mut plan = Plan { product, step, depth, splits, beside: squares.into() };
+        if self.gate.is_some() {
+            self.keep_pairs(&mut plan, size[1], capacities.binding)?;
+        }
+        Ok(plan)
     }
 
     /// Elements of A, of B and of C in a region.

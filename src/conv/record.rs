@@ -19,8 +19,7 @@ impl Gpu {
     /// # Errors
     /// As [`Conv`] lists them.
     pub fn conv(&self, conv: Conv<'_>) -> Result<Tensor, Error> {
-        let shape = conv.geometry.conv_shape(conv.x.shape(), conv.weight.v().shape())?;
-        let y = self.zeros_of("conv: y", &shape, conv.x.dtype())?;
+        let y = self.zeros_of("conv: y", &y_shape("conv", &conv)?, conv.x.dtype())?;
         self.run(|ops| ops.conv(conv, &y))?;
         Ok(y)
     }
@@ -38,15 +37,16 @@ impl Gpu {
 }
 
 impl Recorder<'_, '_> {
-    /// Records a convolution into `y`: [`ConvGeometry::conv_shape`](crate::ConvGeometry::conv_shape), any storage type.
+    /// Records a convolution into `y`: [`ConvGeometry::conv_shape`](crate::ConvGeometry::conv_shape), with half the
+    /// channels behind a [`Conv::gate`]; any storage type.
     ///
     /// # Errors
     /// As [`Conv`] lists them.
     pub fn conv(&mut self, conv: Conv<'_>, y: &Tensor) -> Result<(), Error> {
         let op = "conv";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
-        expect_shape(op, "y", y, &sides.c_shape())?;
-        let product = Product::windows(&sides)?;
+        let product = Product::windows(&sides)?.gated(conv.gate);
+        expect_shape(op, "y", y, &y_shape(op, &conv)?)?;
         let norm = of_output(&conv);
         check(self, op, &conv, y, [sides.wide, sides.groups * sides.channels], (&product, norm))?;
         apply(self, &conv, y, &product, norm)
@@ -66,6 +66,20 @@ impl Recorder<'_, '_> {
         check(self, op, &conv, y, [sides.groups * sides.channels, sides.wide], (&product, norm))?;
         apply(self, &conv, y, &product, norm)
     }
+}
+
+/// The shape of y of a convolution, behind a gate too.
+pub(crate) fn y_shape(op: &'static str, conv: &Conv<'_>) -> Result<Vec<usize>, Error> {
+    let v_shape = conv.weight.v().shape();
+    let mut shape = Sides::of_conv(op, &conv.geometry, conv.x.shape(), v_shape)?.c_shape();
+    if conv.gate.is_some() {
+        if !shape[1].is_multiple_of(2) {
+            let expected = "an even number of output channels, for a gate".to_owned();
+            return Err(ArgumentError::Shape { op, arg: "weight", got: v_shape.to_vec(), expected }.into());
+        }
+        shape[1] /= 2;
+    }
+    Ok(shape)
 }
 
 /// Where the norms come from in a product whose columns are axis 0 of v.
@@ -186,9 +200,14 @@ pub(crate) fn check_parameters(ops: &Recorder<'_, '_>) -> Result<(), Error> {
     if fit { Ok(()) } else { Err(DeviceError::Unsupported { what }.into()) }
 }
 
+/// What the residual is called in an error.
+pub(crate) fn residual_name(conv: &Conv<'_>) -> &'static str {
+    if conv.gate.is_some() { "condition" } else { "residual" }
+}
+
 /// Numbers, and what excludes each other.
 pub(crate) fn check_ends(op: &'static str, conv: &Conv<'_>) -> Result<(), Error> {
-    let &Conv { activation, input_activation, input_snake, snake, residual, scale, .. } = conv;
+    let &Conv { activation, input_activation, input_snake, snake, residual, scale, accumulate, .. } = conv;
     activation.check(op)?;
     input_activation.check(op)?;
     Range::Finite.check(op, "the scale", scale.into())?;
@@ -208,7 +227,35 @@ pub(crate) fn check_ends(op: &'static str, conv: &Conv<'_>) -> Result<(), Error>
     if snake.is_some() && activation != Activation::None {
         return refused("snake beside activation", "y goes through one of them");
     }
+    if conv.gate.is_some() {
+        let bent = snake.is_some() || activation != Activation::None;
+        let cases = [
+            (bent, "a gate beside an activation of y", "y goes through one of them"),
+            (accumulate, "a gate beside accumulate", "what y holds has not the shape of what the gate is given"),
+            (conv.geometry.groups != 1, "a gate of groups", "the halves of the channels belong to one group"),
+            (op.starts_with("conv_transposed"), "a gate", "transposed convolutions have none"),
+        ];
+        if let Some((_, got, reason)) = cases.into_iter().find(|&(found, ..)| found) {
+            return refused(got, reason);
+        }
+    }
     Ok(())
+}
+
+/// α of a snake, or its gradient: any shape of so many elements.
+pub(crate) fn check_alpha(
+    op: &'static str,
+    arg: &'static str,
+    alpha: Option<&Tensor>,
+    channels: usize,
+) -> Result<(), Error> {
+    match alpha.filter(|alpha| alpha.len() != channels) {
+        Some(alpha) => {
+            let expected = format!("{channels} elements, one for each channel");
+            Err(ArgumentError::Shape { op, arg, got: alpha.shape().to_vec(), expected }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 fn check(
@@ -222,13 +269,11 @@ fn check(
     let &Conv { x, weight, bias, norms, selection, input_snake, snake, residual, accumulate, .. } = conv;
     let (v, normalized) = (weight.v(), weight.normalized());
     check_ends(op, conv)?;
-    for (arg, alpha, channels) in [("input_snake", input_snake, ins), ("snake", snake, outs)] {
-        if let Some(alpha) = alpha.filter(|alpha| alpha.len() != channels) {
-            let expected = format!("{channels} elements, one for each channel");
-            return Err(ArgumentError::Shape { op, arg, got: alpha.shape().to_vec(), expected }.into());
-        }
-    }
-    residual.map_or(Ok(()), |residual| expect_shape(op, "residual", residual, y.shape()))?;
+    check_alpha(op, "input_snake", input_snake, ins)?;
+    check_alpha(op, "snake", snake, outs)?;
+    let (arg, mut shape) = (residual_name(conv), y.shape().to_vec());
+    shape[1] *= if conv.gate.is_some() { 2 } else { 1 };
+    residual.map_or(Ok(()), |residual| expect_shape(op, arg, residual, &shape))?;
     if let Some(weight) = normalized {
         weight.check(op)?;
     }
@@ -261,7 +306,7 @@ fn check(
     product.plan(facts, dtypes, norm == NormSource::Fused, selection)?;
     check_parameters(ops)?;
     // Each element of the side of c goes through all taps.
-    let windows = if op == "conv" { y } else { x };
+    let windows = if op == "conv" { shape.iter().product() } else { x.len() };
     let taps = v.shape()[1..].iter().product::<usize>() as u64;
     Arguments::new(op)
         .input("x", x)
@@ -270,11 +315,11 @@ fn check(
         .input("known norms", normalized.and_then(|w| w.norms))
         .input("scales", conv.scales)
         .input("bias", bias)
-        .input("residual", residual)
+        .input(arg, residual)
         .input("input_snake", input_snake)
         .input("snake", snake)
         .output_onto(accumulate, "y", y)
         .output("norms", norms)
-        .operations(2 * windows.len() as u64 * taps + normalized.map_or(0, |w| w.norms_operations()))
+        .operations(2 * windows as u64 * taps + normalized.map_or(0, |w| w.norms_operations()))
         .begin(ops)
 }

@@ -2,7 +2,7 @@
 use std::f64::consts::{FRAC_2_PI, PI};
 
 use super::check_elements;
-use crate::{Activation, Error};
+use crate::{Activation, Error, Gate};
 #[cfg(doc)]
 use crate::{ArgumentError, LimitError};
 
@@ -67,6 +67,35 @@ pub fn activate_backward(y: f64, activation: Activation) -> f64 {
 /// Snake, x + sin²(αx) / (α + 1e-9).
 pub fn snake(x: f64, alpha: f64) -> f64 {
     x + (alpha * x).sin().powi(2) / (alpha + 1e-9)
+}
+
+/// A [`Gate`] of a number of the first half and one of the second.
+pub fn gated(first: f64, second: f64, gate: Gate) -> f64 {
+    match gate {
+        Gate::TanhSigmoid => first.tanh() * logistic(second),
+        Gate::Glu => first * logistic(second),
+    }
+}
+
+/// The derivatives of [`gated`] by its first and by its second number.
+pub fn gated_derivatives(first: f64, second: f64, gate: Gate) -> [f64; 2] {
+    let sigmoid = logistic(second);
+    let slope = sigmoid * logistic(-second);
+    match gate {
+        Gate::TanhSigmoid => [sigmoid / first.cosh().powi(2), first.tanh() * slope],
+        Gate::Glu => [sigmoid, first * slope],
+    }
+}
+
+/// The derivatives of [`snake`] by x and by α:
+///
+/// ```text
+/// 1 + α·sin(2αx)/(α + 1e-9)        x·sin(2αx)/(α + 1e-9) − (sin(αx)/(α + 1e-9))²
+/// ```
+pub fn snake_derivatives(x: f64, alpha: f64) -> [f64; 2] {
+    let (theta, divisor) = (alpha * x, alpha + 1e-9);
+    let by_theta = (2.0 * theta).sin() / divisor;
+    [1.0 + alpha * by_theta, x * by_theta - (theta.sin() / divisor).powi(2)]
 }
 
 /// [`activate_backward`] from y = act(z), where it follows from y: of ReLU, leaky ReLU with a slope above 0, ELU, tanh.

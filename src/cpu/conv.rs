@@ -1,16 +1,19 @@
 //! Convolutions and transposed convolutions, in 1-D and 2-D, with their gradients.
-use super::{LinearGradients, Weight, activate, activate_backward, snake};
-use super::{check_elements, check_features, check_size, normalize_backward};
-use crate::conv::geometry::Sides;
-use crate::{Activation, ConvGeometry, Error};
+use super::{LinearGradients, Weight, activate, activate_backward, gated, gated_derivatives, snake};
+use super::{check_elements, check_features, check_size, normalize_backward, snake_derivatives};
 #[cfg(doc)]
-use crate::{ArgumentError, LimitError};
+use crate::LimitError;
+use crate::conv::geometry::Sides;
+use crate::{Activation, ArgumentError, ConvGeometry, Error, Gate};
 
 /// What is done before and behind the sums of a convolution:
 ///
 /// ```text
 /// y = act( scale · (sums of act_in(x) + bias + residual) + onto )
 /// ```
+///
+/// With a gate y has half the channels of the sums: channel j is made of what that formula gives for channels j and
+/// out / 2 + j, without act, and the residual, its condition, has the shape of the sums.
 ///
 /// `ConvEnds::default()` does nothing.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,8 @@ pub struct ConvEnds<'a> {
     pub activation: Activation,
     /// α of [`snake`] in place of act, for each output channel.
     pub snake: Option<&'a [f64]>,
+    /// Of [`conv`] alone, with one group, without act and onto.
+    pub gate: Option<Gate>,
 }
 
 impl Default for ConvEnds<'_> {
@@ -42,12 +47,19 @@ impl Default for ConvEnds<'_> {
             onto: None,
             activation: none,
             snake: None,
+            gate: None,
         }
     }
 }
 
 impl ConvEnds<'_> {
-    fn check(&self, op: &'static str, x_shape: &[usize], y_shape: &[usize]) -> Result<(), Error> {
+    /// `y_shape`: that of the sums.
+    fn check(&self, op: &'static str, x_shape: &[usize], y_shape: &[usize], groups: usize) -> Result<(), Error> {
+        let bent = self.activation != Activation::None || self.snake.is_some() || self.onto.is_some();
+        if self.gate.is_some() && (bent || groups != 1 || op != "conv" || !y_shape[1].is_multiple_of(2)) {
+            let reason = "a gate is for conv of one group and an even number of channels, without what follows it";
+            return Err(ArgumentError::Variant { op, got: "a gate".to_owned(), reason: reason.to_owned() }.into());
+        }
         self.input_activation.check(op)?;
         self.activation.check(op)?;
         check_features(op, "input_snake", self.input_snake, x_shape[1])?;
@@ -76,7 +88,11 @@ impl ConvEnds<'_> {
                 None => activate(y, self.activation),
             }
         };
-        sums.into_iter().enumerate().map(each).collect()
+        let z: Vec<f64> = sums.into_iter().enumerate().map(each).collect();
+        match self.gate {
+            Some(gate) => gated_halves(&z, shape, gate),
+            None => z,
+        }
     }
 }
 
@@ -107,7 +123,7 @@ pub fn conv(
     let sides = Sides::of_conv(op, geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, ("w", w), w_shape, &sides.c_shape())?;
     check_features(op, "bias", bias, sides.wide)?;
-    ends.check(op, x_shape, &sides.c_shape())?;
+    ends.check(op, x_shape, &sides.c_shape(), sides.groups)?;
     let sums = c_of(&sides, &ends.before(x, x_shape), w);
     Ok(ends.behind(sums, &sides.c_shape(), bias))
 }
@@ -138,7 +154,7 @@ pub fn conv_transposed(
     let sides = Sides::of_transposed(op, geometry, x_shape, w_shape)?;
     check_operands(x, x_shape, ("w", w), w_shape, &sides.a_shape())?;
     check_features(op, "bias", bias, sides.groups * sides.channels)?;
-    ends.check(op, x_shape, &sides.a_shape())?;
+    ends.check(op, x_shape, &sides.a_shape(), sides.groups)?;
     let sums = a_of(&sides, &ends.before(x, x_shape), w);
     Ok(ends.behind(sums, &sides.a_shape(), bias))
 }
@@ -190,6 +206,50 @@ pub fn conv_transposed_backward(
     let dx = through(c_of(&sides, dy, &weight.product(w_shape)?), x, input_activation);
     let (dv, dg) = of_weight(&v_of(&sides, &entered, dy), weight, w_shape)?;
     Ok(LinearGradients { dx, dv, dg, dbias: sum_of_channels(dy, &sides.a_shape()) })
+}
+
+/// The gradient of what a gate was given, z of `z_shape` = `[B, 2H, ..]`; `dy`: `[B, H, ..]`. Of a convolution, with
+/// z = scale · (c + bias + condition), it gives, times scale, dcondition, and what [`conv_backward`] takes as its dy.
+///
+/// # Errors
+/// [`ArgumentError::Length`]; [`ArgumentError::Shape`] for an odd number of channels; [`LimitError::TensorTooLarge`].
+pub fn gate_backward(gate: Gate, z: &[f64], z_shape: &[usize], dy: &[f64]) -> Result<Vec<f64>, Error> {
+    let halves = z_shape.get(1).copied().filter(|channels| z_shape.len() > 2 && channels.is_multiple_of(2));
+    let Some(channels) = halves else {
+        let expected = "[B, 2H, ..]".to_owned();
+        return Err(ArgumentError::Shape { op: "gate_backward", arg: "z", got: z_shape.to_vec(), expected }.into());
+    };
+    check_elements("z", z_shape, z.len())?;
+    check_elements("dy", &[&[z_shape[0], channels / 2], &z_shape[2..]].concat(), dy.len())?;
+    let mut dz = vec![0.0; z.len()];
+    let half = (z_shape[1..].iter().product::<usize>() / 2).max(1);
+    for (at, dy) in dy.iter().enumerate() {
+        let first = at + at / half * half;
+        let [by_first, by_second] = gated_derivatives(z[first], z[first + half], gate);
+        (dz[first], dz[first + half]) = (dy * by_first, dy * by_second);
+    }
+    Ok(dz)
+}
+
+/// dx and dα of snake(x), given `d`, the gradient of snake(x): that is dx of [`conv_backward`] for snake(x) in place of
+/// x, whose other gradients are those of a convolution with an `input_snake`.
+///
+/// - `x`, `d` and dx: `x_shape` = `[B, channels, ..]`. `alpha` and dα: `[channels]`.
+///
+/// # Errors
+/// [`ArgumentError::Length`]; [`LimitError::TensorTooLarge`].
+pub fn snake_backward(x: &[f64], x_shape: &[usize], alpha: &[f64], d: &[f64]) -> Result<(Vec<f64>, Vec<f64>), Error> {
+    check_elements("x", x_shape, x.len())?;
+    check_elements("d", x_shape, d.len())?;
+    check_elements("alpha", &[x_shape.get(1).copied().unwrap_or(0)], alpha.len())?;
+    let (mut dx, mut dalpha) = (vec![], vec![0.0; alpha.len()]);
+    for (at, (&x, d)) in x.iter().zip(d).enumerate() {
+        let channel = channel_of(at, x_shape);
+        let [by_x, by_alpha] = snake_derivatives(x, alpha[channel]);
+        dx.push(d * by_x);
+        dalpha[channel] += d * by_alpha;
+    }
+    Ok((dx, dalpha))
 }
 
 /// Calls `term` with the places of every product of a convolution, in c, a and v. With zeros around a what falls on
@@ -244,6 +304,16 @@ fn of_weight(dw: &[f64], weight: Weight, shape: &[usize]) -> Result<(Vec<f64>, O
             normalize_backward(dw, v, shape, g, axis, eps).map(|(dv, dg)| (dv, Some(dg)))
         }
     }
+}
+
+/// Each image's first half of channels, gated by its second half.
+fn gated_halves(z: &[f64], shape: &[usize], gate: Gate) -> Vec<f64> {
+    let half = (shape[1..].iter().product::<usize>() / 2).max(1);
+    let image = |image: &[f64]| -> Vec<f64> {
+        let (first, second) = image.split_at(half);
+        first.iter().zip(second).map(|(&a, &b)| gated(a, b, gate)).collect()
+    };
+    z.chunks(2 * half).flat_map(image).collect()
 }
 
 /// The channel of an element of `[B, channels, ..]`.

@@ -74,7 +74,8 @@ impl Recorder<'_, '_> {
     ) -> Result<(), Error> {
         const OP: &str = "normalize_backward";
         let NormalizeBackward { dw, weight } = backward;
-        let &Gradients { dx, dv, dg, dbias, accumulate } = gradients;
+        let &Gradients { dx, dv, dg, dbias, accumulate, .. } = gradients;
+        gradients.expect_none_of_conv(OP)?;
         weight.check(OP)?;
         let shape = weight.v.shape();
         expect_shape(OP, "dw", dw, shape)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::{Activation, Axis, ConvGeometry, DType, Element, Eps, PadMode, cpu, half};
+use weightnorm::{Activation, Axis, ConvGeometry, DType, Element, Eps, Gate, PadMode, cpu, half};
 
 /// A tensor of a file: its values as f64, exactly, and its bytes as they stand there, for upload.
 #[derive(Debug)]
@@ -551,6 +551,22 @@ pub fn derivative_change(activation: Activation, z: f64, e: f64) -> f64 {
 pub fn pulled_back_bound(d: f64, derivative: f64, e: f64, dtype: DType) -> f64 {
     let value = d * derivative;
     stored(dtype, value, d.abs() * e + gamma(3.0) * (value.abs() + d.abs() * e))
+}
+
+/// For a gate of a and b, each with what it is off by. The sigmoid is that of SiLU, whose relative error is that of an
+/// exponential; tanh as in [`activated_bound`].
+pub fn gated_bound(gate: Gate, (a, a_off): (f64, f64), (b, b_off): (f64, f64), dtype: DType) -> f64 {
+    let (first, first_off) = match gate {
+        Gate::Glu => (a.abs(), a_off),
+        Gate::TanhSigmoid => {
+            let first = a.tanh().abs();
+            (first, a_off + gamma(12.0) * if a.abs() < 0.25 { first } else { 1.0 })
+        }
+    };
+    let second = 1.0 / (1.0 + (-b).exp());
+    let second_off = b_off / 4.0 + gamma(14.0 + 4.0 * b.abs().min(120.0)) * second + 2f64.powi(-120);
+    let e = first * second_off + first_off * (second + second_off);
+    stored(dtype, first * second, e * (1.0 + U) + U * first * second)
 }
 
 /// For snake, x + sin²(αx)/(α + 1e-9), of an x that is off by at most `e`, which its slope at most doubles.

@@ -11,6 +11,7 @@ mod batch;
 mod bounds;
 mod conv;
 mod cost;
+mod ends;
 mod errors;
 mod golden;
 mod linear;

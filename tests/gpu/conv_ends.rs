@@ -1,9 +1,9 @@
 //! What convolutions do before and behind their sums: activations, snake, residual, scale, accumulate.
 use weightnorm::{Activation, ArgumentError, Axis, Conv, ConvGeometry, DType, Error, Gpu, Gradients, Tensor, Tile};
-use weightnorm::{PadMode, WeightNorm, cpu};
+use weightnorm::{Gate, PadMode, WeightNorm, cpu};
 
 use crate::common::{abs, activated_bound, compare, conv_terms, dg_bound, dot_bound, dv_bound, gamma, snake_bound};
-use crate::common::{derivative_bound, dx_bound, pulled_back_bound, sum_bound};
+use crate::common::{derivative_bound, dx_bound, gated_bound, pulled_back_bound, sum_bound};
 use crate::data::{Guarded, all, gains, must_fail, norm_count, norm_length, random, rounded, upload};
 use crate::linear::ACTIVATIONS;
 use crate::{Extent, Outcome, Suite};
@@ -45,6 +45,8 @@ pub struct Case {
     pub activation: Activation,
     pub scale: f32,
     pub accumulate: bool,
+    /// Then the residual is its condition.
+    pub gate: Option<Gate>,
     pub tile: Option<Tile>,
     pub split_length: Option<u32>,
 }
@@ -70,43 +72,55 @@ impl Case {
             activation: NONE,
             scale: 1.0,
             accumulate: false,
+            gate: None,
             tile: Some(Tile::Tile32x32),
             split_length: None,
         }
     }
 
     /// Positions of an image end within quads.
-    fn conv() -> Case {
+    pub fn conv() -> Case {
         Case::new(&[2, 5, 21], &[9, 5, 3], plain().padding(1))
     }
 
-    fn conv_transposed() -> Case {
+    pub fn conv_transposed() -> Case {
         Case { transposed: true, ..Case::new(&[2, 5, 9], &[5, 4, 4], plain().stride(2).padding(1)) }
     }
 
-    fn x(&self) -> Vec<f64> {
+    pub fn x(&self) -> Vec<f64> {
         random(1, self.x_shape.iter().product(), self.dtypes[0])
             .iter()
             .map(|x| rounded(3.0 * x, self.dtypes[0]))
             .collect()
     }
 
-    fn v(&self) -> Vec<f64> {
+    pub fn v(&self) -> Vec<f64> {
         let numbers = random(2, self.v_shape.iter().product(), self.dtypes[1]);
         numbers.iter().map(|v| rounded(v * self.size, self.dtypes[1])).collect()
     }
 
-    fn g(&self) -> Option<Vec<f64>> {
-        self.axis.map(|axis| gains(3, norm_count(&self.v_shape, axis)))
+    pub fn g(&self) -> Option<Vec<f64>> {
+        let mut g = self.axis.map(|axis| gains(3, norm_count(&self.v_shape, axis)));
+        // Before a gate not so large that it is open or shut everywhere.
+        let most = if self.gate.is_some() { 3.0 } else { f64::INFINITY };
+        g.iter_mut().flatten().for_each(|g| *g = g.clamp(-most, most));
+        g
     }
 
-    fn y_shape(&self) -> Vec<usize> {
+    pub fn y_shape(&self) -> Vec<usize> {
+        let mut shape = self.z_shape();
+        shape[1] /= if self.gate.is_some() { 2 } else { 1 };
+        shape
+    }
+
+    /// Of the sums.
+    pub fn z_shape(&self) -> Vec<usize> {
         let shape = if self.transposed { ConvGeometry::conv_transposed_shape } else { ConvGeometry::conv_shape };
         shape(&self.geometry, &self.x_shape, &self.v_shape).unwrap_or_else(|e| panic!("{self:?}: {e}"))
     }
 
-    fn biases(&self) -> Vec<f64> {
-        random(4, self.y_shape()[1], DType::F32)
+    pub fn biases(&self) -> Vec<f64> {
+        random(4, self.z_shape()[1], DType::F32)
     }
 
     /// What y held.
@@ -115,28 +129,28 @@ impl Case {
     }
 
     /// α of all sizes and both signs, or what is added.
-    fn extra(&self) -> Vec<f64> {
+    pub fn extra(&self) -> Vec<f64> {
         let alphas = |count| {
             let some = [0.5, 1.0, -0.75, 7.0, 0.01, 30.0, -3.0];
             (0..count).map(|i| rounded(some[i % some.len()], self.dtypes[3])).collect()
         };
         match self.extra {
             Extra::None => vec![],
-            Extra::Residual => random(6, self.y_shape().iter().product(), self.dtypes[3]),
+            Extra::Residual => random(6, self.z_shape().iter().product(), self.dtypes[3]),
             Extra::Snake => alphas(self.y_shape()[1]),
             Extra::InputSnake => alphas(self.x_shape[1]),
         }
     }
 
     /// On the GPU, between guards; poison where nothing is added to.
-    fn run(&self, gpu: &Gpu) -> Result<Vec<f64>, libtest_mimic::Failed> {
+    pub fn run(&self, gpu: &Gpu) -> Result<Vec<f64>, libtest_mimic::Failed> {
         let x = upload(gpu, &self.x(), &self.x_shape, self.dtypes[0], 3)?;
         let v = upload(gpu, &self.v(), &self.v_shape, self.dtypes[1], 4)?;
         let g = self.g().map(|g| upload(gpu, &g, &[g.len()], DType::F32, 5)).transpose()?;
         let bias = self.biases();
         let bias = upload(gpu, &bias, &[bias.len()], DType::F32, 6)?;
         let (shape, extra) = (self.y_shape(), self.extra());
-        let extra_shape = if self.extra == Extra::Residual { shape.clone() } else { vec![1, extra.len(), 1] };
+        let extra_shape = if self.extra == Extra::Residual { self.z_shape() } else { vec![1, extra.len(), 1] };
         let extra = upload(gpu, &extra, &extra_shape, self.dtypes[3], 7)?;
         let y = match self.accumulate {
             true => Guarded::holding(gpu, &self.old(), &shape, self.dtypes[2], 4)?,
@@ -150,7 +164,7 @@ impl Case {
         let request = request.bias(&bias).geometry(self.geometry).tile(self.tile).split_length(self.split_length);
         let request = request.input_activation(self.input_activation).input_snake(of(Extra::InputSnake));
         let request = request.residual(of(Extra::Residual)).scale(self.scale).accumulate(self.accumulate);
-        let request = request.activation(self.activation).snake(of(Extra::Snake));
+        let request = request.activation(self.activation).snake(of(Extra::Snake)).gate(self.gate);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut ops = gpu.record(&mut encoder);
         if self.transposed {
@@ -163,15 +177,44 @@ impl Case {
         Ok(y.read()?)
     }
 
-    fn judge(&self, got: &[f64]) -> Result<(), String> {
-        let (x, v, g, bias) = (self.x(), self.v(), self.g(), self.biases());
-        let (extra, old, shape, x_shape) = (self.extra(), self.old(), self.y_shape(), &self.x_shape);
-        let normalize = |axis| cpu::normalize(&v, &self.v_shape, g.as_deref(), axis, Default::default());
-        let w = self.axis.map_or(Ok(v.clone()), normalize).map_err(|e| e.to_string())?;
-        let conv = |x: &[f64], w: &[f64], bias: Option<&[f64]>, ends: &cpu::ConvEnds| {
-            let conv = if self.transposed { cpu::conv_transposed } else { cpu::conv };
-            conv(x, x_shape, w, &self.v_shape, bias, &self.geometry, ends).expect("shapes that fit")
+    /// The reference of a forward pass.
+    fn sums_of(&self, x: &[f64], w: &[f64], bias: Option<&[f64]>, ends: &cpu::ConvEnds) -> Vec<f64> {
+        let conv = if self.transposed { cpu::conv_transposed } else { cpu::conv };
+        conv(x, &self.x_shape, w, &self.v_shape, bias, &self.geometry, ends).expect("shapes that fit")
+    }
+
+    /// The channel of an element.
+    pub fn channel(at: usize, shape: &[usize]) -> usize {
+        at / shape[2..].iter().product::<usize>() % shape[1]
+    }
+
+    /// x as it enters, and by how much that is off.
+    pub fn entered(&self) -> (Vec<f64>, Vec<f64>) {
+        let alphas = self.extra();
+        let enter = |(at, &x): (usize, &f64)| match self.extra {
+            Extra::InputSnake => {
+                let alpha = alphas[Case::channel(at, &self.x_shape)];
+                (cpu::snake(x, alpha), snake_bound(alpha, x, 0.0, DType::F32))
+            }
+            _ if self.input_activation == NONE => (x, 0.0),
+            _ => {
+                let bound = activated_bound(self.input_activation, x, 0.0, DType::F32);
+                (cpu::activate(x, self.input_activation), bound)
+            }
         };
+        self.x().iter().enumerate().map(enter).unzip()
+    }
+
+    pub fn w(&self) -> Vec<f64> {
+        let (v, g) = (self.v(), self.g());
+        let normalize = |axis| cpu::normalize(&v, &self.v_shape, g.as_deref(), axis, Default::default());
+        self.axis.map_or(Ok(v.clone()), normalize).expect("shapes that fit")
+    }
+
+    /// What there is before the activation, the snake or the gate of y, and by how much it may be off; y.
+    pub fn reference(&self) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+        let (x, w, v, bias) = (self.x(), self.w(), self.v(), self.biases());
+        let (extra, old) = (self.extra(), self.old());
         let none = cpu::ConvEnds::default();
         let of = |wanted: Extra| (self.extra == wanted).then_some(&extra[..]);
         // With all but what comes last, then with that.
@@ -183,46 +226,40 @@ impl Case {
             onto: self.accumulate.then_some(&old[..]),
             ..none
         };
-        let expected = conv(
-            &x,
-            &w,
-            Some(&bias),
-            &cpu::ConvEnds { activation: self.activation, snake: of(Extra::Snake), ..before },
-        );
-        let before = conv(&x, &w, Some(&bias), &before);
-
-        // x as it enters, and by how much that is off.
-        let channel = |at: usize, shape: &[usize]| at / shape[2..].iter().product::<usize>() % shape[1];
-        let (mut entered, mut entered_off) = (vec![], vec![]);
-        for (at, &x) in x.iter().enumerate() {
-            let (value, bound) = match of(Extra::InputSnake) {
-                Some(alpha) => {
-                    let alpha = alpha[channel(at, x_shape)];
-                    (cpu::snake(x, alpha), snake_bound(alpha, x, 0.0, DType::F32))
-                }
-                None if self.input_activation == NONE => (x, 0.0),
-                None => {
-                    let bound = activated_bound(self.input_activation, x, 0.0, DType::F32);
-                    (cpu::activate(x, self.input_activation), bound)
-                }
-            };
-            entered.push(value);
-            entered_off.push(bound);
-        }
-        let sums = conv(&abs(&entered), &abs(&w), None, &none);
-        let signed = conv(&entered, &w, Some(&bias), &none);
-        let from_x = conv(&entered_off, &abs(&w), None, &none);
+        let (activation, snake) = (self.activation, of(Extra::Snake));
+        let behind = cpu::ConvEnds { activation, snake, gate: self.gate, ..before };
+        let expected = self.sums_of(&x, &w, Some(&bias), &behind);
+        let before = self.sums_of(&x, &w, Some(&bias), &before);
+        let (entered, entered_off) = self.entered();
+        let sums = self.sums_of(&abs(&entered), &abs(&w), None, &none);
+        let signed = self.sums_of(&entered, &w, Some(&bias), &none);
+        let from_x = self.sums_of(&entered_off, &abs(&w), None, &none);
         let chain = v.len();
         let scale = f64::from(self.scale.abs());
-        let bound = |i: usize| {
+        let before_bound = |i: usize| {
             let residual = of(Extra::Residual).map_or(0.0, |residual| residual[i].abs());
             let old = if self.accumulate { old[i].abs() } else { 0.0 };
             // A rounding each of residual, scale and what is added to.
             let sum = dot_bound(chain, sums[i], signed[i], DType::F32) + from_x[i] * (1.0 + gamma(chain as f64));
-            let e = scale * sum + gamma(3.0) * (scale * (signed[i].abs() + sum + residual) + old);
-            match of(Extra::Snake) {
-                Some(alpha) => snake_bound(alpha[channel(i, &shape)], before[i], e, self.dtypes[2]),
-                None => activated_bound(self.activation, before[i], e, self.dtypes[2]),
+            scale * sum + gamma(3.0) * (scale * (signed[i].abs() + sum + residual) + old)
+        };
+        let off = (0..before.len()).map(before_bound).collect();
+        (before, off, expected)
+    }
+
+    pub fn judge(&self, got: &[f64]) -> Result<(), String> {
+        let ((before, off, expected), extra, shape) = (self.reference(), self.extra(), self.y_shape());
+        let bound = |i: usize| {
+            if let Some(gate) = self.gate {
+                let half = shape[1..].iter().product::<usize>();
+                let first = i + i / half * half;
+                let [a, b] = [first, first + half].map(|at| (before[at], off[at]));
+                return gated_bound(gate, a, b, self.dtypes[2]);
+            }
+            let e = off[i];
+            match self.extra {
+                Extra::Snake => snake_bound(extra[Case::channel(i, &shape)], before[i], e, self.dtypes[2]),
+                _ => activated_bound(self.activation, before[i], e, self.dtypes[2]),
             }
         };
         compare(got, &expected, Some(self.dtypes[2]), bound).map(drop)
@@ -499,7 +536,6 @@ fn rejects(gpu: &Gpu) -> Outcome {
         (record(plain.residual(&y), &y), "alias"),
         (record(plain.scale(f32::INFINITY), &y), "number"),
         (record(plain.input_activation(nan), &y), "number"),
-        (gpu.conv_backward(plain.input_snake(&four), &y).map(drop), "variant"),
         (gpu.conv_backward(plain.snake(&six), &y).map(drop), "variant"),
         (gpu.conv_backward(plain.activation(relu), &y).map(drop), "missing"),
         (gpu.conv_backward(plain.activation(relu).output(&six), &y).map(drop), "shape"),

@@ -141,6 +141,7 @@ fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &
         expect_shape(OP, "bias", bias, &v.shape()[..1])?;
     }
     let &Gradients { dx, dv, dg, dbias, .. } = gradients;
+    gradients.expect_none_of_conv(OP)?;
     let normalized = weight.normalized();
     if let Some(weight) = normalized {
         weight.check(OP)?;
