@@ -1,8 +1,10 @@
 //! Convolutions whose halves of channels are gated, with a condition.
-use weightnorm::{Activation, ArgumentError, Axis, Conv, ConvGeometry, DType, Error, Gate, Gpu, Tensor, Tile};
+use weightnorm::{Activation, ArgumentError, Axis, Conv, ConvGeometry, DType, Error, Gate, Gpu, Gradients, Tensor};
+use weightnorm::{Tile, WeightNorm};
 
 use crate::conv_ends::{Case, Extra};
 use crate::data::{all, must_fail};
+use crate::device::recorded;
 use crate::{Extent, Needs, Outcome, Suite};
 
 pub fn register(suite: &mut Suite) {
@@ -10,6 +12,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("conv_ends_of_gates_in_dtypes", dtypes);
     suite.sampled("conv_ends_of_gates_in_tiles_and_splits", tiles_and_splits);
     suite.sampled("conv_ends_of_gates_out_of_range", out_of_range);
+    suite.test("conv_ends_of_gates_in_one_dispatch", Needs::Nothing, one_dispatch);
     suite.test("conv_ends_of_gates_rejected", Needs::Nothing, rejects);
     suite.test("conv_ends_of_gates_comparison_can_fail", Needs::Nothing, comparison_can_fail);
 }
@@ -143,8 +146,22 @@ fn of_v(gpu: &Gpu, case: &Case, v: &[f64], g: &[f64]) -> Result<Vec<f32>, libtes
     let f32s = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     let (x, v) = (gpu.upload(&f32s(&case.x()), &case.x_shape)?, gpu.upload(&f32s(v), &case.v_shape)?);
     let (g, condition) = (gpu.upload(&f32s(g), &[g.len()])?, gpu.upload(&f32s(&case.extra()), &case.z_shape())?);
-    let conv = Conv::new(&x, weightnorm::WeightNorm::new(&v, &g)).geometry(case.geometry).tile(case.tile);
+    let conv = Conv::new(&x, WeightNorm::new(&v, &g)).geometry(case.geometry).tile(case.tile);
     Ok(gpu.conv(conv.gate(case.gate).condition(&condition))?.read::<f32>()?)
+}
+
+/// The norm and the gate take no dispatch; the gradient of a condition takes the sums, its own, and a copy.
+fn one_dispatch(gpu: &Gpu) -> Outcome {
+    let (x, v) = (gpu.upload(&[0.5f32; 36], &[1, 4, 9])?, gpu.upload(&[0.5f32; 72], &[6, 4, 3])?);
+    let (y, dy, g) =
+        (gpu.zeros(&[1, 3, 7], DType::F32)?, gpu.zeros(&[1, 3, 7], DType::F32)?, gpu.zeros(&[6], DType::F32)?);
+    let (z, dz) = (gpu.zeros(&[1, 6, 7], DType::F32)?, gpu.zeros(&[1, 6, 7], DType::F32)?);
+    let conv = Conv::new(&x, WeightNorm::new(&v, &g)).gate(Gate::TanhSigmoid).condition(&z).tile(Tile::Tile32x32);
+    let counts = [
+        recorded(gpu, |ops| ops.conv(conv, &y))?,
+        recorded(gpu, |ops| ops.conv_backward(conv, &dy, &Gradients::default().dcondition(&dz)))?,
+    ];
+    if counts == [1, 3] { Ok(()) } else { Err(format!("{counts:?}").into()) }
 }
 
 fn rejects(gpu: &Gpu) -> Outcome {
