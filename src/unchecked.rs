@@ -36,9 +36,9 @@ pub(crate) fn shader_module(
     // parameters take up (of convolutions all elements from the first to the last image, group and channel of a region:
     // a window or a weight is read at the first element of its channel or of v where a comparison found it not to be
     // there, a residual where y is written, a condition at both halves of that, α at a channel that is there), and the
-    // indices into arrays follow from constants. In `held_rows` an item is one of `count`, from the parameters or from a table that the host alone
-    // writes and binds that many items of; an invocation has quads of a row below the item's `count`, none past its end
-    // (`first + k * run` with k below its own `count`, or the row's first one), and the host binds all rows of all
-    // items, and g for them.
+    // indices into arrays follow from constants. In `held_rows` an item is one of `count`, from the parameters or from a
+    // table that the host alone writes and binds that many items of; an invocation has quads of a row below the item's
+    // `count`, none past its end (`first + k * run` with k below its own `count`, or the row's first one), and the host
+    // binds all rows of all items, and g for them.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }

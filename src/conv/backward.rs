@@ -113,8 +113,8 @@ impl Recorder<'_, '_> {
     ///
     /// # Errors
     /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants, and for dalpha without dx;
-    /// [`ArgumentError::Variant`] for a snake of y, and for an activation of y whose derivative does not follow from y; [`LimitError::TooLarge`] where more
-    /// than 60,000 padded positions repeat one element of x.
+    /// [`ArgumentError::Variant`] for a snake of y, and for an activation of y whose derivative does not follow from y;
+    /// [`LimitError::TooLarge`] where more than 60,000 padded positions repeat one element of x.
     pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
         let op = "conv_backward";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;
