@@ -102,7 +102,7 @@ impl ProductPlan {
         capacities: Capacities,
         selection: Selection,
     ) -> Result<ProductPlan, Error> {
-        let Problem { along_k, size: [_, _, depth], .. } = facts.problem;
+        let Problem { along_k, size: [_, columns, depth], .. } = facts.problem;
         let partial_sums = capacities.partial_sums(PARTIAL_BYTES);
         let (tile, split_length) = match selection.tile {
             Some(tile) => (tile, selection.split_length),
@@ -116,7 +116,7 @@ impl ProductPlan {
                 (tile, selection.split_length.or(length.filter(fits)))
             }
         };
-        let tile = tile.shape(traits, along_k[1]);
+        let tile = tile.shape(traits, along_k[1]).for_columns(columns);
         let groups = capacities.groups;
         let capacities = if facts.bound { Capacities { binding: u64::MAX, ..capacities } } else { capacities };
         let epilogue_steps = capacities.bound(facts.bytes_per_step);

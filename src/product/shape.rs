@@ -60,6 +60,13 @@ impl TileShape {
         TileShape { tile, wx, wy, tm, tn, threads, steps: BK }
     }
 
+    /// For a result of so many columns: the lanes of a subgroup have half as many each, where half of the lanes would
+    /// be idle else.
+    pub fn for_columns(self, columns: u64) -> TileShape {
+        let halves = self.tile.family() == Family::Subgroup && self.tn == 8 && columns <= self.wx * 4;
+        TileShape { tn: if halves { 4 } else { self.tn }, ..self }
+    }
+
     pub fn rows(self) -> u64 {
         self.wy * self.tm
     }
