@@ -47,8 +47,9 @@ use crate::{ArgumentError, DeviceError, Error, Gpu, LimitError, Recorder, Weight
 /// - All of these but w and x may be left out; `old y` is added with [`Conv::accumulate`]. act and act_in are an
 ///   [`Activation`] or snake, x + sin²(αx)/(α + 1e-9), which is to f32 accuracy for |αx| below 2¹⁷, and beyond x plus
 ///   something from 0 to 1/(α + 1e-9). What is reflected or replicated in the padding is activated as any element is.
-/// - One more tensor can be read: of [`Conv::residual`], [`Conv::input_snake`] and [`Conv::snake`] one at a time. A y
-///   that holds what is to be added, x of the layer say, needs none: [`Conv::accumulate`].
+/// - One more tensor can be read: of [`Conv::residual`] (or [`Conv::condition`]), [`Conv::input_snake`] and
+///   [`Conv::snake`] one at a time. A y that holds what is to be added, x of the layer say, needs none:
+///   [`Conv::accumulate`].
 /// - y is right wherever it, and the sum of |x·w|, is representable. NaN and infinity in row j of v reach channel j of
 ///   y in `conv`, and in `conv_transposed` what it feeds. An infinite weight times the padding is NaN, as in a matrix
 ///   of windows. Error: a small multiple of in / groups · k · 2⁻²⁴ · Σ|x·w|, and y's rounding.

@@ -72,7 +72,7 @@ fn fold(
     let rows = run(y, p.height, p.before_y, p.padded_height);
     let columns = run(x, p.width, p.before_x, p.padded_width);
     var sum = 0.0;
-    for (var i = 0u; i < rows.count; i += 1u) { // rows.count * columns.count iterations
+    for (var i = 0u; i < rows.count; i += 1u) { // rows.count * (1 + columns.count) iterations, MAX_ITERATIONS at most
         let row = plane * p.padded_height + place(rows, i, y, p.height, p.before_y);
         for (var j = 0u; j < columns.count; j += 1u) {
             sum += padded[p.padded_first + row * p.padded_width + place(columns, j, x, p.width, p.before_x)];

@@ -112,7 +112,7 @@ fn product(row0: u32, column0: u32, k_first: u32, k_end: u32, t: u32) {
                 b.second_later = four_steps(4u, k + 4u, 4u, column);
             }
         }
-        // Written out, here and below, since drivers unroll loops of own size only by luck.
+        // Written out, here and below, since drivers unroll loops of this size only by luck.
         add_rows(0u, k, left, row0, t, b);
         if A_READS > 1u {
             add_rows(1u, k, left, row0, t, b);

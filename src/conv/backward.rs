@@ -41,7 +41,7 @@ impl Gpu {
     /// # Errors
     /// As [`Recorder::conv_backward`].
     pub fn conv_backward(&self, conv: Conv<'_>, dy: &Tensor) -> Result<ConvGradients, Error> {
-        self.allocated(&conv, |sides| sides.wide, |ops, wanted| ops.conv_backward(conv, dy, wanted))
+        self.allocated("conv_backward", &conv, |sides| sides.wide, |ops, wanted| ops.conv_backward(conv, dy, wanted))
     }
 
     /// The gradients of a transposed convolution, given dy: see [`Recorder::conv_transposed_backward`].
@@ -50,17 +50,20 @@ impl Gpu {
     /// As [`Recorder::conv_backward`].
     pub fn conv_transposed_backward(&self, conv: Conv<'_>, dy: &Tensor) -> Result<ConvGradients, Error> {
         let outs = |sides: &Sides| sides.groups * sides.channels;
-        self.allocated(&conv, outs, |ops, wanted| ops.conv_transposed_backward(conv, dy, wanted))
+        self.allocated("conv_transposed_backward", &conv, outs, |ops, wanted| {
+            ops.conv_transposed_backward(conv, dy, wanted)
+        })
     }
 
     fn allocated(
         &self,
+        op: &'static str,
         conv: &Conv<'_>,
         outs: impl Fn(&Sides) -> usize,
         record: impl FnOnce(&mut Recorder<'_, '_>, &Gradients<'_>) -> Result<(), Error>,
     ) -> Result<ConvGradients, Error> {
         let (x, v) = (conv.x, conv.weight.v());
-        let sides = Sides::of_weight("conv_backward", &conv.geometry, v.shape())?;
+        let sides = Sides::of_weight(op, &conv.geometry, v.shape())?;
         let (dx, dv) = (self.zeros(x.shape(), x.dtype())?, self.zeros(v.shape(), v.dtype())?);
         let dg = conv.weight.normalized().map(|w| self.zeros(&norms_shape(v.shape(), w.axis), DType::F32));
         let (dg, dbias) = (dg.transpose()?, self.zeros(&[outs(&sides)], DType::F32)?);
@@ -91,12 +94,13 @@ impl Recorder<'_, '_> {
     ///   derivative at z follows from y, which [`Conv::output`] names. What was added to y gets dy · act'(z), a residual
     ///   scale times that: see [`ActivationBackward`](crate::ActivationBackward).
     /// - With [`Conv::gate`] nothing that its gradient wants was kept: the sums are formed once more, and become dz in
-    ///   scratch memory, f32, which has to fit a binding. dz · scale is what [`Gradients::dcondition`] gets.
+    ///   scratch memory, f32, which has to fit a binding. dz, the scale included, is what
+    ///   [`Gradients::dcondition`] gets.
     /// - With [`Conv::input_snake`] d, the gradient of snake(x), is stored in dx first, and dα summed up from it:
     ///   [`Gradients::dalpha`] wants dx too. Then dx = d · (1 + α·sin(2αx)/(α + 1e-9)). x has to fit a binding.
     /// - dx is a transposed convolution, and needs what [`Conv`] says of one. No matrix of windows is stored. dw has to
     ///   be representable in f32, and so have its sums over pieces of the positions; of an ordinary weight it goes to
-    ///   dv. In scratch memory it is whole, or those pieces alone, 64 MiB of them at most.
+    ///   dv. In scratch memory it is whole, or those pieces alone, 32 MiB of them at most.
     /// - Beside a padding of other than zeros dx has first the size of the padded x, in scratch memory, f32; then each
     ///   element is the sum, in order, over all padded positions at which it was read.
     ///
@@ -114,7 +118,8 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`Conv`]; [`ArgumentError::Missing`] without the y that an activation wants, and for dalpha without dx;
     /// [`ArgumentError::Variant`] for a snake of y, and for an activation of y whose derivative does not follow from y;
-    /// [`LimitError::TooLarge`] where more than 60,000 padded positions repeat one element of x.
+    /// [`LimitError::TooLarge`] where more than some 60,000 padded positions repeat one element of x, and for z of a
+    /// gate, or x or dx of a snake, past a binding.
     pub fn conv_backward(&mut self, conv: Conv<'_>, dy: &Tensor, gradients: &Gradients<'_>) -> Result<(), Error> {
         let op = "conv_backward";
         let sides = Sides::of_conv(op, &conv.geometry, conv.x.shape(), conv.weight.v().shape())?;

@@ -98,7 +98,7 @@ pub(crate) fn channel_sums(
     // What an invocation can loop over, and what a binding holds.
     let of_channel = MAX_ITERATIONS * CHANNEL_THREADS;
     let elements = capacities.step().bound(d.dtype().size().max(x.map_or(0, |x| x.dtype().size()))).work(1).get();
-    let at_once = channels.min((elements / positions.max(1)).max(1)).min(capacities.groups);
+    let at_once = channels.min((elements / positions.max(1)).max(1)).min(capacities.groups).max(1);
     let whole = at_once == channels && positions <= of_channel.min(elements);
     let images_at_once = if whole { (elements / image.max(1)).min(of_channel / positions.max(1)) } else { 1 };
     let part = positions.min(of_channel).min(elements).max(1);

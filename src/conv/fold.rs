@@ -17,12 +17,15 @@ pub(crate) struct Fold {
 }
 
 impl Fold {
-    /// None beside a padding of zeros, on which nothing falls.
+    /// None beside a padding of zeros, on which nothing falls, and without any.
     pub fn of(sides: &Sides) -> Result<Option<Fold>, Error> {
         if sides.pad_mode == PadMode::Zero {
             return Ok(None);
         }
         let padded = sides.padded();
+        if padded.a_size == sides.a_size {
+            return Ok(None);
+        }
         let most = [0, 1].map(|axis| {
             let (size, all) = (sides.a_size[axis] as u64, padded.a_size[axis] as u64);
             match sides.pad_mode {
@@ -30,7 +33,8 @@ impl Fold {
                 _ => 3,
             }
         });
-        let size = most[0].saturating_mul(most[1]);
+        // Of both loops.
+        let size = most[0].saturating_mul(most[1] + 1);
         if size > MAX_ITERATIONS {
             let what = "padded positions at which one element is read";
             return Err(LimitError::TooLarge { what, size, limit: MAX_ITERATIONS }.into());

@@ -217,7 +217,7 @@ pub(crate) fn check_ends(op: &'static str, conv: &Conv<'_>) -> Result<(), Error>
     let extras = [residual.is_some(), input_snake.is_some(), snake.is_some()];
     if extras.into_iter().filter(|&given| given).count() > 1 {
         return refused(
-            "more than one of residual, input_snake, snake",
+            &format!("more than one of {}, input_snake, snake", residual_name(conv)),
             "a dispatch reads one tensor more at most: what y holds is added by accumulate, without one",
         );
     }

@@ -148,7 +148,9 @@ impl<'a> Job<'a> {
     /// Both gradients of rows that a workgroup holds, dw being so many pieces. (Not in sets yet.)
     pub fn held_gradients(&self, facts: Facts, share: Option<Share>, pieces: u64) -> Option<Vec<Cut>> {
         let in_words = self.w.is_none_or(|dv| dv.dtype() == DType::F32);
-        let held = || sums::held_gradients(facts, &self.problem(Kind::HeldGradients, share), pieces, in_words);
+        // Whoever asks before there is a dw gets the same answer: as if it were f32, which pieces are.
+        let problem = Problem { widest: DType::F32.size(), ..self.problem(Kind::HeldGradients, share) };
+        let held = || sums::held_gradients(facts, &problem, pieces, in_words);
         (self.action == Action::Backward && share.is_none()).then(held).flatten()
     }
 

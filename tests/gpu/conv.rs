@@ -31,6 +31,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("conv_dispatch_count", Needs::Nothing, dispatch_count);
     suite.test("conv_of_empty_tensors", Needs::Nothing, empty);
     suite.test("conv_rejects_what_it_cannot", Needs::Nothing, rejects);
+    suite.test("conv_rejects_what_loops_too_long", Needs::Nothing, rejects_long_paddings);
     suite.test("conv_gives_the_same_bits_again", Needs::Nothing, same_bits);
     suite.test("conv_comparison_can_fail", Needs::Nothing, comparison_can_fail);
 }
@@ -738,7 +739,41 @@ fn empty(gpu: &Gpu) -> Outcome {
     Case::new(&[0, 4, 9], &[6, 4, 3], plain()).check(gpu)?;
     Case { eps: Eps::Clamp(1e-6), ..Case::new(&[2, 0, 9], &[6, 0, 3], plain()) }.check(gpu)?;
     Case::new(&[2, 4, 9], &[0, 4, 3], plain()).check(gpu)?;
-    Case::new(&[0, 4, 9], &[4, 6, 3], plain()).transposed().check(gpu)
+    Case::new(&[0, 4, 9], &[4, 6, 3], plain()).transposed().check(gpu)?;
+    // Gradients of nothing, and of what nothing became of: zeros.
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32);
+    let ones = |shape: &[usize]| gpu.upload(&vec![1.0f32; shape.iter().product()], shape);
+    for (x, v, dy) in
+        [([2, 4, 9], [0, 4, 3], [2, 0, 7]), ([2, 0, 9], [6, 0, 3], [2, 6, 7]), ([0, 4, 9], [6, 4, 3], [0, 6, 7])]
+    {
+        let (alpha, x, v) = (ones(&[x[1]])?, ones(&x)?, ones(&v)?);
+        let d = gpu.conv_backward(Conv::new(&x, &v).input_snake(&alpha), &zeros(&dy)?)?;
+        for (gradient, of) in [(&d.dx, &x), (&d.dv, &v), (d.dalpha.as_ref().ok_or("no dalpha")?, &alpha)] {
+            assert_eq!(gradient.shape(), of.shape());
+            assert!(gradient.read::<f32>()?.iter().all(|&d| d == 0.0));
+        }
+        assert_eq!(d.dbias.read::<f32>()?, vec![0.0; dy[1]]);
+    }
+    let (x, v) = (ones(&[2, 4, 9])?, ones(&[4, 0, 3])?);
+    let d = gpu.conv_transposed_backward(Conv::new(&x, &v), &zeros(&[2, 0, 11])?)?;
+    assert!(d.dbias.is_empty() && d.dx.read::<f32>()?.iter().all(|&d| d == 0.0));
+    Ok(())
+}
+
+/// As many loops of an invocation as an element has copies in the padding, and the rows of them besides.
+fn rejects_long_paddings(gpu: &Gpu) -> Outcome {
+    let (x, v) = (gpu.upload(&[1.0f32; 2], &[1, 1, 1, 2])?, gpu.upload(&[1.0f32], &[1, 1, 1, 1])?);
+    let conv = Conv::new(&x, &v).pad_mode(PadMode::Replicate);
+    for (copies, fits) in [(64, true), (40_000, false)] {
+        let dy = gpu.zeros(&[1, 1, copies, 2], DType::F32)?;
+        let found = gpu.conv_backward(conv.padding([(copies - 1, 0), (0, 0)]), &dy);
+        match found {
+            Err(Error::Limit(LimitError::TooLarge { limit: 60_000, .. })) if !fits => {}
+            Ok(_) if fits => {}
+            found => return Err(format!("{copies} copies: {found:?}").into()),
+        }
+    }
+    Ok(())
 }
 
 fn rejects(gpu: &Gpu) -> Outcome {
