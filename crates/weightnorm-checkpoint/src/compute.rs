@@ -2,7 +2,7 @@
 use std::ops::Range;
 
 use super::cut::{Cut, ROW, Window, steps};
-use super::file::{buffer, reserve};
+use super::at::{buffer, reserve};
 use super::numbers::{Input, Sums, delicate, narrow, read_as, read_gain, read_parts, widen};
 use super::{Checkpoint, Device, Error, FileDType, Finding, Problem, Rules};
 use weightnorm::cpu::effective_norm;

@@ -50,6 +50,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of PyTorch's own has no dictionary of tensors of that key, or several and none was named:
+    /// [`Checkpoint::open_key`](crate::Checkpoint::open_key).
+    #[error("{}: {reason}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// The keys that there are.
+        keys: Vec<String>,
+    },
     /// The index of a sharded checkpoint is wrong, or does not fit its files.
     #[error("{}: {reason}", path.display())]
     Index {

@@ -5,47 +5,57 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
+use super::at::{buffer, ends, read_at, write_at};
 use super::error::failed;
-use super::foreign::{self, LOOKED_AT, Sample};
+use super::foreign::{self, Sample};
 use super::header::{self, Flaw, Header, LENGTH_BYTES, MAX_HEADER};
+use super::pytorch::{self, Opened, Views};
 
-/// Room for so many elements more, of what is read from that file, or an error: a file or a caller may ask for more
-/// than there is, and Rust would end the process.
-pub(super) fn reserve<T>(vec: &mut Vec<T>, count: usize, path: &Path) -> Result<(), Error> {
-    vec.try_reserve(count).map_err(|_| failed("reading", path)(io::ErrorKind::OutOfMemory.into()))
-}
-
-/// So many elements to be overwritten, likewise.
-pub(super) fn buffer<T: Clone + Default>(count: usize, path: &Path) -> Result<Vec<T>, Error> {
-    let mut vec = vec![];
-    reserve(&mut vec, count, path)?;
-    vec.resize(count, T::default());
-    Ok(vec)
-}
-
-/// A file whose header has been read and checked. It stays open, so what is read is of the same file, whatever becomes
-/// of its name; nothing is mapped, so another process that cuts it makes an error and no crash.
+/// A file whose tensors are known: their names, types and shapes, and where their bytes lie. It stays open, so what is
+/// read is of the same file, whatever becomes of its name; nothing is mapped, so another process that cuts it makes an
+/// error and no crash.
 #[derive(Debug)]
 pub(super) struct Source {
     file: File,
     pub path: PathBuf,
+    /// That of the file; or the one that it would have as a `.safetensors` file.
     pub header: Header,
-    data_start: u64,
+    data: Data,
+}
+
+/// Where the data behind a header lies.
+#[derive(Debug)]
+enum Data {
+    /// All of it in its order, from that byte on.
+    At(u64),
+    /// In a file of PyTorch's own: the key of the dictionary that is read, and its tensors.
+    PyTorch(String, Views),
 }
 
 impl Source {
+    /// A `.safetensors` file.
     pub fn open(path: &Path) -> Result<Source, Error> {
-        let no_file = || Err(Error::Header { path: path.to_owned(), reason: "it is not a file".to_owned() });
-        // Before it is opened, since that waits for a writer where it is a pipe.
-        if !fs::metadata(path).map_err(failed("opening", path))?.is_file() {
-            return no_file();
+        let (file, size) = open(path)?;
+        Source::safetensors(file, path, size)
+    }
+
+    /// A `.safetensors` file, or one that PyTorch wrote, of which the dictionary of that key is taken.
+    pub fn open_any(path: &Path, key: Option<&str>) -> Result<Source, Error> {
+        let (file, size) = open(path)?;
+        if let Some(Opened { key, header, views }) = pytorch::open(&file, path, size, key)? {
+            return Ok(Source { file, path: path.to_owned(), header, data: Data::PyTorch(key, views) });
         }
-        let file = File::open(path).map_err(failed("opening", path))?;
-        let status = file.metadata().map_err(failed("opening", path))?;
-        if !status.is_file() {
-            return no_file();
+        let source = Source::safetensors(file, path, size)?;
+        match key {
+            None => Ok(source),
+            Some(key) => {
+                let reason = format!("it is a .safetensors file, which has no keys: none can be {key:?}");
+                Err(Error::Key { path: path.to_owned(), reason, keys: vec![] })
+            }
         }
-        let size = status.len();
+    }
+
+    fn safetensors(file: File, path: &Path, size: u64) -> Result<Source, Error> {
         let flaw = |Flaw { tensor, reason }: Flaw| match tensor {
             Some(tensor) => Error::Tensor { path: path.to_owned(), tensor, reason },
             None => recognized(&file, path, size).unwrap_or(Error::Header { path: path.to_owned(), reason }),
@@ -63,59 +73,43 @@ impl Source {
         read_at(&file, &mut bytes, LENGTH_BYTES).map_err(failed("reading", path))?;
         let data_start = LENGTH_BYTES + length;
         let header = Header::parse(&bytes, size - data_start).map_err(flaw)?;
-        Ok(Source { file, path: path.to_owned(), header, data_start })
+        Ok(Source { file, path: path.to_owned(), header, data: Data::At(data_start) })
+    }
+
+    /// The key of the dictionary that is read, of a file of PyTorch's own.
+    pub fn key(&self) -> Option<&str> {
+        match &self.data {
+            Data::At(_) => None,
+            Data::PyTorch(key, _) => Some(key),
+        }
     }
 
     /// Bytes of the data, from `offset` behind the header on.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        read_at(&self.file, bytes, self.data_start + offset).map_err(failed("reading", &self.path))
+        let result = match &self.data {
+            Data::At(start) => read_at(&self.file, bytes, start + offset),
+            Data::PyTorch(_, views) => views.read(&self.file, offset, bytes),
+        };
+        result.map_err(failed("reading", &self.path))
     }
+}
+
+/// Opens a file, and tells how long it is.
+fn open(path: &Path) -> Result<(File, u64), Error> {
+    let no_file = || Err(Error::Header { path: path.to_owned(), reason: "it is not a file".to_owned() });
+    // Before it is opened, since that waits for a writer where it is a pipe.
+    if !fs::metadata(path).map_err(failed("opening", path))?.is_file() {
+        return no_file();
+    }
+    let file = File::open(path).map_err(failed("opening", path))?;
+    let status = file.metadata().map_err(failed("opening", path))?;
+    if status.is_file() { Ok((file, status.len())) } else { no_file() }
 }
 
 /// What a file is that is not of the format.
 fn recognized(file: &File, path: &Path, size: u64) -> Option<Error> {
-    let count = size.min(LOOKED_AT);
-    let (mut head, mut tail) = (vec![0; count as usize], vec![0; count as usize]);
-    read_at(file, &mut head, 0).and_then(|()| read_at(file, &mut tail, size - count)).ok()?;
+    let (head, tail) = ends(file, size).ok()?;
     foreign::recognize(&Sample { path, size, head: &head, tail: &tail })
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(unix)]
-fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                bytes = &mut bytes[count..];
-                offset += count as u64;
-            }
-        }
-    }
-    Ok(())
-}
-
-#[cfg(windows)]
-fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_write(file, bytes, offset)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => {
-                bytes = &bytes[count..];
-                offset += count as u64;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// A path beside `target` that is there only until it is renamed to `target`, or dropped.

@@ -21,8 +21,8 @@ pub(super) struct Sample<'a> {
     pub tail: &'a [u8],
 }
 
-/// How many bytes of a file are looked at at each end.
-pub(super) const LOOKED_AT: u64 = 1 << 16;
+/// What `torch.save` writes.
+const TORCH_ZIP: &str = "a file of PyTorch's own (torch.save)";
 
 /// What the file is, if that can be told. Of a file that cannot be read as a checkpoint.
 pub(super) fn recognize(sample: &Sample<'_>) -> Option<Error> {
@@ -97,7 +97,18 @@ fn known(sample: &Sample<'_>) -> Option<(String, String)> {
     None
 }
 
-const AGAIN: &str = "download or copy it again";
+pub(super) const AGAIN: &str = "download or copy it again";
+
+/// Whether it is a zip archive that `torch.save` wrote, by the names that can be seen.
+pub(super) fn is_torch_zip(sample: &Sample<'_>) -> bool {
+    zip(sample).is_some_and(|(what, _)| what == TORCH_ZIP)
+}
+
+/// The error of numbers whose first byte is the highest.
+pub(super) fn big_endian(path: &Path) -> Error {
+    let what = "a file of PyTorch's own with big-endian numbers".to_owned();
+    Error::Foreign { path: path.to_owned(), what, advice: format!("save it as one, in Python: {}", torch_line(path)) }
+}
 
 /// A zip archive, by the names of what is in it.
 fn zip(sample: &Sample<'_>) -> Option<(String, String)> {
@@ -111,7 +122,7 @@ fn zip(sample: &Sample<'_>) -> Option<(String, String)> {
         return lines("a program of PyTorch's own (torch.export)", export_line(path));
     }
     if has("data.pkl") {
-        return lines("a file of PyTorch's own (torch.save)", torch_line(path));
+        return lines(TORCH_ZIP, torch_line(path));
     }
     if has(".npy") {
         let (from, to) = (quoted(path), quoted(&output_for(path)));
@@ -243,6 +254,7 @@ pub(super) fn in_folder(path: &Path) -> Result<PathBuf, Error> {
         ([index], _) => return Ok(index.clone()),
         ([], [file]) => return Ok(file.clone()),
         ([], []) => match (&torch[..], &others[..]) {
+            ([file], _) => return Ok(file.clone()),
             ([], []) => {
                 "a folder without checkpoints: it holds no *.safetensors file\nname the file, or its folder".into()
             }

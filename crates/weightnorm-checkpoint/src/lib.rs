@@ -105,6 +105,7 @@
 //! computed in windows of whole rows where these lie together (axis 0), else some rows after the others, each read
 //! twice, once for the norms.
 mod aliases;
+mod at;
 mod compute;
 mod cut;
 mod error;
@@ -118,6 +119,7 @@ mod inspect;
 mod names;
 mod numbers;
 mod plan;
+mod pytorch;
 mod read;
 mod state;
 
@@ -136,7 +138,8 @@ pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
 
-/// A `.safetensors` file, or several with an index, of which the headers have been read and checked.
+/// A `.safetensors` file, several with an index, or a file of PyTorch's own, of which all but the numbers has been read
+/// and checked.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -148,23 +151,47 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file; the index of a sharded checkpoint, `NAME.safetensors.index.json`; or a folder that
-    /// holds one of them, the index if there are both.
+    /// Opens a `.safetensors` file; the index of a sharded checkpoint, `NAME.safetensors.index.json`; a file that
+    /// [`torch.save` wrote](self#files-of-pytorchs-own); or a folder that holds one of them, the index if there are
+    /// both.
     ///
     /// # Errors
     /// [`Error::Foreign`] where it is something else; [`Error::Io`]; [`Error::Header`], [`Error::Tensor`] where a file
     /// is not what the format says: the header is cut off, too long (100 MB) or no JSON of that form, a name stands
     /// there twice, a place is not as large as shape and type say, places overlap, leave holes or do not end where the
     /// file does; [`Error::Index`] where the index is no such file, or several files have a tensor and it names none of
-    /// them.
+    /// them; [`Error::Key`] where a file of PyTorch's own holds no dictionary of weights, or several.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        Checkpoint::open_file(path, None)
+    }
+
+    /// Opens a file of PyTorch's own and takes the tensors of the dictionary that the key names, by the keys on the way
+    /// to it with points between: `"generator"`, `"model.encoder"`. With `""` all tensors of the file are taken.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::Key`] also where there is no such key, or the file is of another kind.
+    pub fn open_key(path: &Path, key: &str) -> Result<Checkpoint, Error> {
+        Checkpoint::open_file(path, Some(key))
+    }
+
+    fn open_file(path: &Path, key: Option<&str>) -> Result<Checkpoint, Error> {
         let path = foreign::in_folder(path)?;
         if path.extension().is_some_and(|extension| extension == "json") {
+            if let Some(key) = key {
+                let reason = format!("it is an index, which has no keys: none can be {key:?}");
+                return Err(Error::Key { path, reason, keys: vec![] });
+            }
             let (index, shards) = Index::open(&path)?;
             return Ok(Checkpoint { path, aliases: aliases::find(&shards), shards, index: Some(index) });
         }
-        let shards = vec![Source::open(&path)?];
+        let shards = vec![Source::open_any(&path, key)?];
         Ok(Checkpoint { path, aliases: aliases::find(&shards), shards, index: None })
+    }
+
+    /// Of a file of PyTorch's own, the key of the dictionary whose tensors these are; `""` where that is the file's own
+    /// value.
+    pub fn key(&self) -> Option<&str> {
+        self.shards.iter().find_map(Source::key)
     }
 
     /// The file, or the index.

@@ -1,6 +1,6 @@
 //! Numbers as files store them, widened to f64, and what they add up to by row.
 
-use super::file::{buffer, reserve};
+use super::at::{buffer, reserve};
 use super::find::At;
 use super::{Checkpoint, Error, FileDType, FoundWeight, Rules};
 use weightnorm::cpu::effective_norm;

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::aliases::{Edit, Names, New};
+use super::at::buffer;
 use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
@@ -169,13 +170,13 @@ impl<'a> Plan<'a> {
     }
 
     fn copy(&self, sinks: &[Sink], rules: &Rules, meter: &mut Meter<'_>) -> Result<(), Error> {
-        let mut buffer = file::buffer(rules.window_bytes().min(4 << 20) as usize, &self.checkpoint.path)?;
+        let mut room = buffer(rules.window_bytes().min(4 << 20) as usize, &self.checkpoint.path)?;
         for &(from, (file, to)) in &self.copies {
             let (source, tensor) = (&self.checkpoint.shards[from.0], self.checkpoint.at(from));
             let mut done = 0;
             while done < tensor.bytes() {
-                let count = (tensor.bytes() - done).min(buffer.len() as u64);
-                let part = &mut buffer[..count as usize];
+                let count = (tensor.bytes() - done).min(room.len() as u64);
+                let part = &mut room[..count as usize];
                 source.read(tensor.begin + done, part)?;
                 sinks[file].write(to + done, part)?;
                 done += count;

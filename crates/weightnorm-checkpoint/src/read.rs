@@ -1,6 +1,6 @@
 //! Tensors read by name, into memory or onto a GPU.
 
-use super::file::{buffer, reserve};
+use super::at::{buffer, reserve};
 use super::find::At;
 use super::numbers::{read_as, read_parts, widen};
 use super::{Checkpoint, Error, FileDType, TensorInfo};

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use weightnorm_checkpoint::{self as checkpoint, Checkpoint, FoundWeight, Range, TensorInfo};
+use weightnorm_checkpoint::{self as checkpoint, FoundWeight, Range, TensorInfo};
 
 use crate::device::DeviceArguments;
 use crate::findings::{finding_json, is_problem, lossy, weight_json, write_findings};
 use crate::output::{Failure, Report, Table, axis_text, count, shape_text};
 use crate::progress::Progress;
-use crate::rules::{EpsArguments, RulesArguments, names};
+use crate::rules::{EpsArguments, KeyArgument, RulesArguments, names, notes};
 
 /// Shows the weight-normalized weights of a checkpoint: shape, kept axis, norms, and what is odd about them.
 ///
@@ -23,13 +23,17 @@ use crate::rules::{EpsArguments, RulesArguments, names};
 Examples:
   weightnorm inspect vocoder.safetensors
   weightnorm inspect folded.safetensors --all
+  weightnorm inspect training.ckpt --key state_dict
   weightnorm inspect sharded_model/ --include 'generator.*' --json
 
 Exit codes: 0 done, 1 some weight cannot be computed, has rows of zeros, or numbers that are NaN or
 infinite, 2 usage or input error.")]
 pub struct Inspect {
-    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    /// A .safetensors file, the index of a sharded checkpoint, a file of PyTorch's own (.pt, .pth, .ckpt, .bin), or the
+    /// folder of one
     checkpoint: PathBuf,
+    #[command(flatten)]
+    key: KeyArgument,
     /// Lists the other tensors too
     #[arg(long)]
     all: bool,
@@ -39,11 +43,11 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self) -> Result<Report, Failure> {
-        let checkpoint = Checkpoint::open(&self.checkpoint)?;
+        let checkpoint = self.key.open(&self.checkpoint)?;
         let progress = Progress::bytes("reading");
         let inspection = checkpoint::inspect(&checkpoint, &self.rules.rules(), &mut |p| progress.show(p))?;
         drop(progress);
-        let idle = self.rules.idle(&names(&checkpoint));
+        let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
 
         let headers = ["shape", "axis", "type", " norms", " g/norm", " zeros", " NaN/inf", "weight"];
         let mut table = Table::new(&headers);
@@ -115,8 +119,11 @@ Examples:
 Exit codes: 0 done, 1 some element is beyond its bound, or some weight cannot be computed, has rows of
 zeros, or numbers that are NaN or infinite, 2 usage, input or device error.")]
 pub struct Check {
-    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    /// A .safetensors file, the index of a sharded checkpoint, a file of PyTorch's own (.pt, .pth, .ckpt, .bin), or the
+    /// folder of one
     checkpoint: PathBuf,
+    #[command(flatten)]
+    key: KeyArgument,
     #[command(flatten)]
     rules: RulesArguments,
     #[command(flatten)]
@@ -127,8 +134,8 @@ pub struct Check {
 
 impl Check {
     pub fn run(&self) -> Result<Report, Failure> {
-        let checkpoint = Checkpoint::open(&self.checkpoint)?;
-        let idle = self.rules.idle(&names(&checkpoint));
+        let checkpoint = self.key.open(&self.checkpoint)?;
+        let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
         let rules = self.eps.apply(self.rules.rules());
         let chosen = self.device.choose()?;
         let progress = Progress::bytes("checking");

@@ -118,6 +118,7 @@ impl From<Error> for Failure {
         };
         let message = match &error {
             Error::NothingChosen { .. } => format!("{error}. `weightnorm inspect` lists what is there"),
+            Error::Key { keys, .. } if !keys.is_empty() => format!("{error} (--key KEY)"),
             _ => error.to_string(),
         };
         Failure { kind, message }

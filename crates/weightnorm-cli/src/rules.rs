@@ -1,7 +1,30 @@
 //! Which weights, and what to do with them, as written on the command line.
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use weightnorm::{Axis, Eps};
 use weightnorm_checkpoint::{Checkpoint, Pattern, Prefer, Rules};
+
+use crate::output::Failure;
+
+/// Which dictionary of a file of PyTorch's own.
+#[derive(Args)]
+pub struct KeyArgument {
+    /// Of a file of PyTorch's own, the dictionary whose tensors are taken, such as generator, state_dict or
+    /// model.generator; "" for all that are in the file [default: the only dictionary of weights]
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+}
+
+impl KeyArgument {
+    pub fn open(&self, path: &Path) -> Result<Checkpoint, Failure> {
+        let opened = match &self.key {
+            Some(key) => Checkpoint::open_key(path, key),
+            None => Checkpoint::open(path),
+        };
+        Ok(opened?)
+    }
+}
 
 /// The choice of weights.
 #[derive(Args)]
@@ -71,6 +94,12 @@ impl RulesArguments {
         let idle = patterns.filter(|(_, pattern)| !names.iter().any(|name| Pattern::new(*pattern).matches(name)));
         idle.map(|(option, pattern)| format!("--{option} {pattern} fits no weight")).collect()
     }
+}
+
+/// What is said besides: which dictionary is read, where it is not the file's own value; and what else there is.
+pub fn notes(checkpoint: &Checkpoint, others: Vec<String>) -> Vec<String> {
+    let key = checkpoint.key().filter(|key| !key.is_empty());
+    key.map(|key| format!("the tensors are those of the key {key}")).into_iter().chain(others).collect()
 }
 
 /// The names of all weights of a checkpoint, in order, also of those that cannot be computed.

@@ -12,29 +12,40 @@ use crate::findings::{finding_json, weight_json, write_findings};
 use crate::output::{DTypeArgument, Failure, Kind, Report, count};
 use crate::place::Place;
 use crate::progress::Progress;
-use crate::rules::{EpsArguments, RulesArguments, names};
+use crate::rules::{EpsArguments, KeyArgument, RulesArguments, names, notes};
 
 /// Where a command writes to.
 #[derive(Args)]
 pub struct Target {
-    /// A .safetensors file, the index of a sharded checkpoint, or the folder of either
+    /// A .safetensors file, the index of a sharded checkpoint, a file of PyTorch's own (.pt, .pth, .ckpt, .bin), or the
+    /// folder of one
     input: PathBuf,
-    /// The file to write, or - for standard output; for a sharded checkpoint a folder, which must not be there. May be
+    /// The .safetensors file to write, or - for standard output; for a sharded checkpoint a folder, which must not be there. May be
     /// the input, with --force
     output: PathBuf,
     /// Replaces the output if it is there. It is written beside it and renamed, so that at any time the old file is
     /// there or the whole new one
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    key: KeyArgument,
 }
 
 impl Target {
     /// Opens the input, having seen that the output may be written.
     fn open(&self, json: bool) -> Result<(Checkpoint, Place), Failure> {
-        let checkpoint = Checkpoint::open(&self.input)?;
+        let checkpoint = self.key.open(&self.input)?;
         if Place::is_stdout(&self.output) {
             let place = Place::stdout(&checkpoint, json)?;
             return Ok((checkpoint, place));
+        }
+        if checkpoint.key().is_some() && self.is_called_as_of_pytorch() {
+            let message = format!(
+                "{}: what is written is a .safetensors file, which PyTorch would not read under that name\n\
+                 give it a name that ends in .safetensors",
+                self.output.display()
+            );
+            return Err(Failure { kind: Kind::Output, message });
         }
         let is_folder = self.output.is_dir();
         if !is_folder && self.output.metadata().is_ok_and(|status| !status.is_file()) {
@@ -57,6 +68,13 @@ impl Target {
             return Err(Failure { kind: Kind::Output, message });
         }
         Ok((checkpoint, Place::Named(self.output.clone())))
+    }
+
+    /// By its ending; or it is the input, which may have none.
+    fn is_called_as_of_pytorch(&self) -> bool {
+        let ending = self.output.extension().map(|ending| ending.to_ascii_lowercase());
+        let is_theirs = ["pt", "pth", "th", "ckpt", "bin"].iter().any(|theirs| ending.as_deref() == Some(theirs.as_ref()));
+        is_theirs || self.output.canonicalize().is_ok_and(|output| self.input.canonicalize().is_ok_and(|i| i == output))
     }
 }
 
@@ -115,6 +133,7 @@ Examples:
   weightnorm fold vocoder.safetensors folded.safetensors
   weightnorm fold model.safetensors model.safetensors --force
   weightnorm fold old.safetensors new.safetensors --axis 'encoder.*=2' --exclude 'discriminator.*'
+  weightnorm fold g_02500000.pt folded.safetensors --key generator
   weightnorm fold vocoder.safetensors - --device reference | sha256sum
 
 w has the storage type of v; f64 becomes f32.
@@ -134,7 +153,7 @@ pub struct Fold {
 impl Fold {
     pub fn run(&self, json: bool) -> Result<Report, Failure> {
         let (checkpoint, place) = self.target.open(json)?;
-        let idle = self.rules.idle(&names(&checkpoint));
+        let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
         let (rules, chosen) = (self.eps.apply(self.rules.rules()), self.device.choose()?);
         let progress = Progress::bytes("folding");
         let result = checkpoint::fold(chosen.device(), &checkpoint, place.path(), &rules, &mut |p| progress.show(p));
@@ -180,7 +199,7 @@ impl Split {
         }
         let (checkpoint, place) = self.target.open(json)?;
         let tensors: Vec<String> = checkpoint.tensors().map(|tensor| tensor.name.clone()).collect();
-        let mut notes = self.rules.idle(&tensors);
+        let mut notes = notes(&checkpoint, self.rules.idle(&tensors));
         let mut rules = self.eps.apply(self.rules.rules());
         rules.gain = self.gain.map(DTypeArgument::dtype);
         let chosen = self.device.choose()?;
@@ -223,6 +242,7 @@ impl SpellingArgument {
 Examples:
   weightnorm convert old.safetensors new.safetensors --spelling parametrizations
   weightnorm convert model.safetensors model.safetensors --force --spelling g-v
+  weightnorm convert training.ckpt model.safetensors --spelling g-v --key state_dict
 
 Converting back gives the bytes of the input, where the safetensors library or this program wrote it.
 Exit codes: 0 done, 1 some weight cannot be converted, and nothing was written, 2 usage, input or
@@ -240,7 +260,7 @@ pub struct Convert {
 impl Convert {
     pub fn run(&self, json: bool) -> Result<Report, Failure> {
         let (checkpoint, place) = self.target.open(json)?;
-        let idle = self.rules.idle(&names(&checkpoint));
+        let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
         let progress = Progress::bytes("writing");
         let (spelling, rules) = (self.spelling.spelling(), self.rules.rules());
         let result = checkpoint::convert(&checkpoint, place.path(), spelling, &rules, &mut |p| progress.show(p));

@@ -1,0 +1,260 @@
+//! Files that `torch.save` writes, in the form that it has since PyTorch 1.6: read as if they were `.safetensors` files.
+//!
+//! Such a file is a zip archive of stored entries: `NAME/data.pkl`, a pickle of all but the numbers of tensors,
+//! `NAME/data/0`, `NAME/data/1`, .., the storages, and `NAME/byteorder`. A tensor is a view of a storage, by offset and
+//! strides. One dictionary of tensors is taken, and its tensors get the places that they would have behind a header.
+mod global;
+mod pickle;
+mod tree;
+mod value;
+mod view;
+mod zip;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
+
+use super::at::{ends, read_at};
+use super::error::failed;
+use super::foreign::{self, AGAIN, Sample};
+use super::header::{self, Header, METADATA};
+use super::{Error, FileDType, TensorInfo};
+
+use tree::NoKey;
+use value::{Element, Span, Storage, Tensor, Value, Values};
+use view::{Strided, View};
+pub(super) use view::Views;
+use zip::{Archive, Place};
+
+/// PyTorch's own limit.
+const MAX_RANK: usize = 64;
+/// Expanded tensors and overlapping ones may be this many times as large as the file, and [`MORE`] besides.
+const TIMES: u64 = 16;
+const MORE: u64 = 64 << 20;
+
+/// A file that was read.
+pub(super) struct Opened {
+    /// Of the dictionary that was taken: the way to it.
+    pub key: String,
+    pub header: Header,
+    pub views: Views,
+}
+
+/// Reads all but the numbers. `None` if it is no file of that kind.
+pub(super) fn open(file: &File, path: &Path, size: u64, key: Option<&str>) -> Result<Option<Opened>, Error> {
+    let mut first = [0; 4];
+    if size < 22 || read_at(file, &mut first, 0).is_err() || first != *b"PK\x03\x04" {
+        return Ok(None);
+    }
+    let damaged = |what: String| Error::Header {
+        path: path.to_owned(),
+        reason: format!("it is a file of PyTorch's own (torch.save), and damaged: {what}\n{AGAIN}"),
+    };
+    let archive = match Archive::open(file, size) {
+        Ok(archive) => archive,
+        Err(what) => {
+            let (head, tail) = ends(file, size).map_err(failed("reading", path))?;
+            let is_ours = foreign::is_torch_zip(&Sample { path, size, head: &head, tail: &tail });
+            return if is_ours { Err(damaged(what)) } else { Ok(None) };
+        }
+    };
+    let is_top = |prefix: &&[u8]| prefix.ends_with(b"/") && prefix.iter().filter(|&&byte| byte == b'/').count() == 1;
+    let mut prefixes = archive.names().filter_map(|name| name.strip_suffix(b"data.pkl")).filter(is_top);
+    let Some(prefix) = prefixes.next() else { return Ok(None) };
+    if prefixes.next().is_some() {
+        return Err(damaged("two pickles are in it".to_owned()));
+    }
+    let named = |name: &[u8]| [prefix, name].concat();
+    // A program (TorchScript), not a file of tensors.
+    if archive.names().any(|name| name == named(b"constants.pkl")) {
+        return Ok(None);
+    }
+    if let Some(place) = archive.place(&named(b"byteorder")).map_err(damaged)? {
+        let order = if place.end - place.begin > 16 { vec![] } else { archive.read(&place).map_err(damaged)? };
+        match order.trim_ascii() {
+            b"little" => {}
+            b"big" => return Err(foreign::big_endian(path)),
+            _ => return Err(damaged("its byte order is neither little nor big".to_owned())),
+        }
+    }
+    let missing = || damaged("its pickle is missing".to_owned());
+    let place = archive.place(&named(b"data.pkl")).map_err(damaged)?.ok_or_else(missing)?;
+    if place.end - place.begin > pickle::MAX_PICKLE {
+        let length = place.end - place.begin;
+        let reason = format!("its pickle is {length} bytes long, the limit is {}", pickle::MAX_PICKLE);
+        return Err(Error::Header { path: path.to_owned(), reason });
+    }
+    let (values, root) = pickle::read(archive.read(&place).map_err(damaged)?).map_err(damaged)?;
+    let no_key = |NoKey { reason, keys }: NoKey| Error::Key { path: path.to_owned(), reason, keys };
+    let chosen = match key {
+        Some(key) => tree::by_key(&values, root, key),
+        None => tree::the_only(&values, root),
+    };
+    let chosen = chosen.map_err(no_key)?;
+    let tensors = tree::tensors(&values, chosen.value).map_err(damaged)?;
+    if tensors.is_empty() {
+        let reason = format!("no tensors are below its key {:?}", chosen.key);
+        return Err(no_key(NoKey { reason, keys: vec![] }));
+    }
+    let mut reader = Reader { path, size, archive: &archive, prefix, values: &values, storages: HashMap::new() };
+    let (header, views) = reader.lay_out(tensors)?;
+    Ok(Some(Opened { key: chosen.key, header, views }))
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    size: u64,
+    archive: &'a Archive<'a>,
+    /// Of the names of all entries.
+    prefix: &'a [u8],
+    values: &'a Values,
+    /// Where the storages lie, by their names.
+    storages: HashMap<&'a [u8], Place>,
+}
+
+/// A tensor that was checked.
+struct Checked {
+    dtype: FileDType,
+    shape: Vec<usize>,
+    bytes: u64,
+    /// Of its first element in the file.
+    at: u64,
+    strided: Option<Strided>,
+}
+
+impl<'a> Reader<'a> {
+    /// Gives every tensor a place, the largest elements first, as the `safetensors` library does. Names of the same
+    /// view are tied to the first of them.
+    fn lay_out(&mut self, tensors: Vec<tree::Named>) -> Result<(Header, Views), Error> {
+        let wrong = |tensor: &str, reason: String| {
+            Err(Error::Tensor { path: self.path.to_owned(), tensor: tensor.to_owned(), reason })
+        };
+        let (mut names, mut first_of, mut ties) = (HashSet::new(), HashMap::new(), vec![]);
+        let (mut infos, mut found, mut total) = (vec![], vec![], 0u64);
+        for (name, tensor) in tensors {
+            if name == METADATA || !names.insert(name.clone()) {
+                let what = if name == METADATA { "no tensor may have that name" } else { "two tensors have that name" };
+                return wrong(&name, what.to_owned());
+            }
+            let checked = match tensor.and_then(|tensor| self.check(&tensor)) {
+                Ok(checked) => checked,
+                Err(reason) => return wrong(&name, reason),
+            };
+            let Checked { dtype, shape, bytes, at, strided } = checked;
+            if bytes > 0 {
+                let strides = strided.as_ref().map(|strided| strided.strides.clone());
+                let view = (at, dtype, shape.clone(), strides);
+                if let Some(first) = first_of.get(&view) {
+                    ties.push((name, String::clone(first)));
+                    continue;
+                }
+                first_of.insert(view, name.clone());
+            }
+            total = total.saturating_add(bytes);
+            if total > self.size.saturating_mul(TIMES).saturating_add(MORE) {
+                let reason = format!("with it the tensors are more than {TIMES} times as large as the file: expanded");
+                return wrong(&name, reason);
+            }
+            infos.push(TensorInfo { name, dtype, shape, begin: 0, end: bytes, more: vec![] });
+            found.push((at, strided));
+        }
+        self.check_places()?;
+
+        let mut order: Vec<usize> = (0..infos.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(infos[i].dtype.bits()));
+        let (mut begin, mut views) = (0, vec![]);
+        for i in order {
+            let end = begin + infos[i].end;
+            (infos[i].begin, infos[i].end) = (begin, end);
+            let (at, strided) = (found[i].0, found[i].1.take());
+            views.push(View { begin, end, at, strided });
+            begin = end;
+        }
+        // As the library's own writers for PyTorch say it.
+        let format = ["format", "pt"].map(str::to_owned);
+        let mut metadata = vec![];
+        if format.iter().all(|word| !names.contains(word)) {
+            let [format, pt] = format;
+            metadata.push((format, pt));
+        }
+        metadata.extend(ties);
+        Ok((Header { metadata: Some(metadata), metadata_at: 0, tensors: infos }, Views(views)))
+    }
+
+    fn check(&mut self, tensor: &Tensor) -> Result<Checked, String> {
+        let Tensor { storage, element, offset, .. } = *tensor;
+        let text = |span: Span| String::from_utf8_lossy(self.values.text(span)).into_owned();
+        let dtype = match element.unwrap_or(storage.element) {
+            Element::Of(dtype) => dtype,
+            Element::Untyped => return Err("nothing says of which type its elements are".to_owned()),
+            Element::Other(name) => return Err(format!("its storage is a {}, which is not read here", text(name))),
+        };
+        let [shape, strides] = [tensor.shape, tensor.strides].map(|value| self.sizes(value));
+        let (shape, strides) = (shape?, strides?);
+        if strides.len() != shape.len() {
+            return Err(format!("it has {} axes and {} strides", shape.len(), strides.len()));
+        }
+        let sizes: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
+        let bytes = header::byte_size(&sizes, dtype).ok_or_else(|| format!("{shape:?} is no shape for {dtype}"))?;
+        let place = self.place(&storage)?;
+        let size = dtype.bits() / 8;
+        let stored = match storage.element {
+            Element::Of(dtype) => dtype.bits() / 8,
+            _ => 1,
+        };
+        let length = u64::try_from(storage.count).ok().and_then(|count| count.checked_mul(stored));
+        let there = place.end - place.begin;
+        let length = length.filter(|&length| length <= there).ok_or_else(|| {
+            format!("its storage has {} elements of {stored} bytes, the file {there} bytes of it", storage.count)
+        })?;
+        if bytes == 0 {
+            return Ok(Checked { dtype, shape: sizes, bytes, at: place.begin, strided: None });
+        }
+        let offset = u64::try_from(offset).map_err(|_| format!("it begins at {offset}"))?;
+        let steps = shape.iter().zip(&strides).map(|(&d, &stride)| (d - 1).checked_mul(stride));
+        let last = steps.fold(Some(offset), |sum, step| sum?.checked_add(step?));
+        if last.is_none_or(|last| last >= length / size) {
+            return Err(format!("it reaches beyond its storage of {} elements", length / size));
+        }
+        let strided = Strided::new(size, &shape, &strides);
+        Ok(Checked { dtype, shape: sizes, bytes, at: place.begin + offset * size, strided })
+    }
+
+    /// A shape, or strides.
+    fn sizes(&self, value: Value) -> Result<Vec<u64>, String> {
+        let elements = self.values.elements(value).ok_or("its shape or its strides are no tuple")?;
+        if elements.len() > MAX_RANK {
+            return Err(format!("it has {} axes, PyTorch's limit is {MAX_RANK}", elements.len()));
+        }
+        let size = |value: &Value| match *value {
+            Value::Int(number) => number.try_into().map_err(|_| format!("{number} is no size and no stride")),
+            _ => Err("its shape or its strides are no integers".to_owned()),
+        };
+        elements.iter().map(size).collect()
+    }
+
+    fn place(&mut self, storage: &Storage) -> Result<Place, String> {
+        let key = self.values.text(storage.key);
+        if let Some(&place) = self.storages.get(key) {
+            return Ok(place);
+        }
+        let place = self.archive.place(&[self.prefix, b"data/", key].concat())?;
+        let place = place.ok_or_else(|| format!("its storage {} is missing", String::from_utf8_lossy(key)))?;
+        self.storages.insert(key, place);
+        Ok(place)
+    }
+
+    /// That no two storages share bytes of the file.
+    fn check_places(&self) -> Result<(), Error> {
+        let mut places: Vec<&Place> = self.storages.values().collect();
+        places.sort();
+        match places.windows(2).find(|pair| pair[0].end > pair[1].header) {
+            None => Ok(()),
+            Some(pair) => {
+                let (end, next) = (pair[0].end, pair[1].header);
+                let reason = format!("it is damaged: an entry ends at {end}, the next one begins at {next}\n{AGAIN}");
+                Err(Error::Header { path: self.path.to_owned(), reason })
+            }
+        }
+    }
+}
