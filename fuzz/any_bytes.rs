@@ -21,7 +21,7 @@ pub fn noop() -> Gpu {
 }
 
 /// An error, or a checkpoint on which everything ends in findings and nothing written, or in a checkpoint with all the tensors
-/// that it should have. The first byte says whether the rest is a `.safetensors` file or an index, beside which a file
+/// that it should have. The first byte says whether the rest is a file, of either kind, or an index, beside which a file
 /// of its own lies, and what the rules are. Works in `folder`; returns whether it is a checkpoint.
 pub fn holds(gpu: &Gpu, folder: &Path, bytes: &[u8]) -> bool {
     let Some((&kind, bytes)) = bytes.split_first() else { return false };
@@ -87,6 +87,29 @@ pub fn holds(gpu: &Gpu, folder: &Path, bytes: &[u8]) -> bool {
     true
 }
 
+/// Those that files of PyTorch's own have.
+const DTYPES: [Dtype; 19] = [
+    Dtype::BOOL,
+    Dtype::U8,
+    Dtype::I8,
+    Dtype::U16,
+    Dtype::I16,
+    Dtype::U32,
+    Dtype::I32,
+    Dtype::U64,
+    Dtype::I64,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::F32,
+    Dtype::F64,
+    Dtype::C64,
+    Dtype::F8_E4M3,
+    Dtype::F8_E5M2,
+    Dtype::F8_E4M3FNUZ,
+    Dtype::F8_E5M2FNUZ,
+    Dtype::F8_E8M0,
+];
+
 struct Tensors {
     /// Storage type, shape and bytes by name, as the `safetensors` crate reads them; and by names in the metadata that are tied to one.
     all: HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
@@ -99,7 +122,15 @@ struct Tensors {
 impl Tensors {
     fn of(checkpoint: &Checkpoint) -> Tensors {
         let (mut all, mut metadata) = (HashMap::new(), HashMap::new());
-        for file in checkpoint.files() {
+        // The library does not read files of PyTorch's own.
+        let is_of_pytorch = checkpoint.key().is_some();
+        for tensor in checkpoint.tensors().filter(|_| is_of_pytorch) {
+            let dtype = DTYPES.into_iter().find(|dtype| dtype.to_string() == tensor.dtype.name()).expect("a type");
+            let bytes = checkpoint.read_bytes(&tensor.name).expect("a file that opens can be read");
+            all.insert(tensor.name.clone(), (dtype, tensor.shape.clone(), bytes));
+            metadata = checkpoint.metadata().map(|(name, of)| (name.to_owned(), of.to_owned())).collect();
+        }
+        for file in checkpoint.files().filter(|_| !is_of_pytorch) {
             let bytes = fs::read(file).expect("a file that was read can be read");
             let theirs = SafeTensors::deserialize(&bytes).expect("what opens here opens there");
             all.extend(

@@ -1,8 +1,8 @@
 //! Weights streamed through the device in windows.
 use std::ops::Range;
 
-use super::cut::{Cut, ROW, Window, steps};
 use super::at::{buffer, reserve};
+use super::cut::{Cut, ROW, Window, steps};
 use super::numbers::{Input, Sums, delicate, narrow, read_as, read_gain, read_parts, widen};
 use super::{Checkpoint, Device, Error, FileDType, Finding, Problem, Rules};
 use weightnorm::cpu::effective_norm;

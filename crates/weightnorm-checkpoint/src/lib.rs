@@ -1,4 +1,4 @@
-//! Weight-normalized parameters in `.safetensors` files: found, read, folded, split, renamed.
+//! Weight-normalized parameters in `.safetensors` files, and in PyTorch's own: found, read, folded, split, renamed.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -62,6 +62,26 @@
 //!
 //! v may be f32, f16, bf16 or f64, and so may g. The result of a computation has the storage type of v, and f64 becomes
 //! f32: [`Problem::Narrowed`] warns of that. g is widened to f32, or narrowed to it.
+//!
+//! # Files of PyTorch's own
+//!
+//! What `torch.save` writes since PyTorch 1.6 (`.pt`, `.pth`, `.ckpt`, `.bin`) is read as well, and what is written of
+//! it is a `.safetensors` file. Nothing in such a file is executed: its pickle is read as data, in which tensors,
+//! dictionaries and lists are known by their names and anything else is an opaque value. That is ignored, unless a
+//! tensor that is wanted is made of it (sparse and quantized tensors, complex numbers in f64), which is an error.
+//!
+//! The tensors are those of one dictionary: of the file's own value, or of the only one in it (`{"generator": {..}}`),
+//! or of the one that [`Checkpoint::open_key`] names. A dictionary is one of weights if it holds a floating-point
+//! tensor with an axis under a key of text. Dictionaries and lists in it are taken with it, with points between the
+//! parts of names. So an optimizer's state, which is kept by integers, is left out. [`Checkpoint::key`] says which
+//! dictionary it is.
+//!
+//! Tensors are views of storages, and are read in row-major order whatever their strides are. Names of the same view
+//! are [tied](self#tied-tensors) to the first of them. Views that overlap in other ways, and expanded ones, are tensors
+//! by themselves, in sum up to 16 times as large as the file. Checksums are not compared.
+//!
+//! The old form (before 1.6), big-endian numbers and TorchScript are [`Error::Foreign`], with a line of Python that
+//! saves them as `.safetensors`. So are shards of an index (`pytorch_model.bin.index.json`).
 //!
 //! # Tied tensors
 //!

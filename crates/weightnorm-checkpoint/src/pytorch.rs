@@ -22,8 +22,8 @@ use super::{Error, FileDType, TensorInfo};
 
 use tree::NoKey;
 use value::{Element, Span, Storage, Tensor, Value, Values};
-use view::{Strided, View};
 pub(super) use view::Views;
+use view::{Strided, View};
 use zip::{Archive, Place};
 
 /// PyTorch's own limit.

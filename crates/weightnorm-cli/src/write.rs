@@ -73,7 +73,8 @@ impl Target {
     /// By its ending; or it is the input, which may have none.
     fn is_called_as_of_pytorch(&self) -> bool {
         let ending = self.output.extension().map(|ending| ending.to_ascii_lowercase());
-        let is_theirs = ["pt", "pth", "th", "ckpt", "bin"].iter().any(|theirs| ending.as_deref() == Some(theirs.as_ref()));
+        let is_theirs =
+            ["pt", "pth", "th", "ckpt", "bin"].iter().any(|theirs| ending.as_deref() == Some(theirs.as_ref()));
         is_theirs || self.output.canonicalize().is_ok_and(|output| self.input.canonicalize().is_ok_and(|i| i == output))
     }
 }

@@ -85,7 +85,8 @@ impl Machine {
                     self.object(Object::List(elements))?;
                 }
                 count @ 0x85..=0x87 => {
-                    let from = self.stack.len().checked_sub(usize::from(count - 0x84)).filter(|&from| from >= self.floor());
+                    let from =
+                        self.stack.len().checked_sub(usize::from(count - 0x84)).filter(|&from| from >= self.floor());
                     let elements = self.stack.split_off(from.ok_or_else(empty)?);
                     self.object(Object::Tuple(elements))?;
                 }

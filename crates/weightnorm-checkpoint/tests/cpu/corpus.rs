@@ -23,7 +23,20 @@ fn corpus_is_refused_or_read() {
     refused.sort();
     assert_eq!(
         read,
-        ["empty", "fields", "flat", "index", "parametrizations", "plain", "rows", "slices", "suffixes", "tied"]
+        [
+            "empty",
+            "fields",
+            "flat",
+            "index",
+            "parametrizations",
+            "plain",
+            "rows",
+            "slices",
+            "suffixes",
+            "tied",
+            "torch",
+            "torch_state"
+        ]
     );
-    assert_eq!(refused, ["cut", "index_outside", "index_twice", "twice"]);
+    assert_eq!(refused, ["cut", "index_outside", "index_twice", "torch_cut", "twice"]);
 }

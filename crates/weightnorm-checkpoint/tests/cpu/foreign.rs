@@ -34,13 +34,10 @@ fn padded(start: &[u8]) -> Vec<u8> {
 /// What stands in a file, what the first line says, and the second.
 fn kinds() -> Vec<(Vec<u8>, &'static str, &'static str)> {
     let tar = [&[b'a'; 100][..], &[0; 157], b"ustar\x0000", &[0; 248]].concat();
-    let late = [&zip("archive/other")[..], &[9; 200_000], b"PK\x01\x02archive/data.pkl"].concat();
     let pickle = |version| padded(&[b"\x80", &[version][..], b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."].concat());
     vec![
         (include_bytes!("../data/git_lfs_pointer/input.safetensors").to_vec(), "Git LFS", "git lfs pull"),
         (vec![], "empty (0 bytes)", "again"),
-        (zip("archive/data.pkl"), "PyTorch", "torch.load"),
-        (late, "PyTorch", "torch.load"),
         (zip("model/constants.pkl"), "TorchScript", "torch.jit.load"),
         (zip("net/models/model.json net/archive_format"), "torch.export", "torch.export.load"),
         (zip("arr_0.npy"), "NumPy", "numpy.load"),
@@ -91,6 +88,25 @@ fn foreign_files_are_known_by_themselves_in_a_folder_and_as_shards() {
         std::fs::write(&path, &whole[..length]).unwrap();
         let lines = said(&path);
         assert!(lines[0].contains("cut off") && lines[1].contains("again"), "{lines:?}");
+    }
+}
+
+/// What `torch.save` writes is read, so that one which cannot be read is damaged. As a shard it is of another kind.
+#[test]
+fn foreign_damaged_files_of_pytorch() {
+    let folder = Folder::new("foreign-torch");
+    let (path, index) = (folder.join("model.pt"), folder.join("model.safetensors.index.json"));
+    std::fs::write(&index, r#"{"weight_map": {"a": "model.pt"}}"#).unwrap();
+    let late = [&zip("archive/other")[..], &[9; 200_000], b"PK\x01\x02archive/data.pkl"].concat();
+    for bytes in [zip("archive/data.pkl"), late] {
+        std::fs::write(&path, &bytes).unwrap();
+        let lines = said(&path);
+        assert!(
+            lines[0].contains("PyTorch") && lines[0].contains("cut off") && lines[1].contains("again"),
+            "{lines:?}"
+        );
+        let error = Checkpoint::open(&index).unwrap_err().to_string();
+        assert!(error.contains("PyTorch") && error.contains("torch.load"), "{error}");
     }
 }
 

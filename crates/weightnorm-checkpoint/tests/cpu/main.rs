@@ -5,6 +5,8 @@ mod common;
 mod files;
 #[path = "../common/killed.rs"]
 mod killed;
+#[path = "../common/torch.rs"]
+mod torch;
 
 mod convert;
 mod corpus;
@@ -16,6 +18,8 @@ mod kill;
 mod others;
 mod patterns;
 mod prefer;
+mod pytorch;
+mod pytorch_damaged;
 mod read;
 mod reference;
 mod targets;

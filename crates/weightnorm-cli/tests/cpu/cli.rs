@@ -277,7 +277,7 @@ fn cli_errors() {
         (inspect(&a_folder), "input", "no *.safetensors"),
         (inspect(&cut), "input", "cut.safetensors"),
         (inspect(&empty), "input", "0 bytes"),
-        (inspect(&zip), "input", "save_file"),
+        (inspect(&zip), "input", "cut off"),
         (inspect(&garbage), "input", "garbage.safetensors"),
         (inspect(&long), "input", "header"),
         (convert(&gone, &out), "input", "No such file"),

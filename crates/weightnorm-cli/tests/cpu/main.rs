@@ -5,8 +5,11 @@ mod common;
 mod files;
 #[path = "../common/program.rs"]
 mod program;
+#[path = "../../../weightnorm-checkpoint/tests/common/torch.rs"]
+mod torch;
 
 mod cli;
 mod devices;
 #[cfg(target_os = "linux")]
 mod limits;
+mod pytorch;
