@@ -26,7 +26,10 @@ fn cli_files_of_pytorch() {
     assert_eq!((code, document["weights"].as_array().unwrap().len()), (0, 7), "{document}");
     assert_eq!((&document["notes"], &document["metadata"]), (&note, &json!({ "format": "pt" })));
     let ran = run(without_gpu(), ["fold", single, out, "--device", "reference"]);
-    assert!(ran.code == Some(0) && ran.stdout.ends_with("note: the tensors are those of the key generator\n"), "{ran:?}");
+    assert!(
+        ran.code == Some(0) && ran.stdout.ends_with("note: the tensors are those of the key generator\n"),
+        "{ran:?}"
+    );
     let content = Content::read(&path).unwrap();
     assert!(content.tensors.contains_key("ups.0.weight") && !content.tensors.contains_key("ups.0.weight_v"));
 
@@ -35,7 +38,7 @@ fn cli_files_of_pytorch() {
     let error = &document["error"];
     assert_eq!((code, &error["kind"]), (2, &json!("input")));
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains("generator (12 tensors), ema (12 tensors)") && message.contains("--key"), "{message}");
+    assert!(message.contains("generator (19 tensors), ema (19 tensors)") && message.contains("--key"), "{message}");
     let convert = ["convert", several, out, "--spelling", "parametrizations", "--force", "--key"];
     let (code, document) = run_json(without_gpu(), convert.into_iter().chain(["ema"]));
     assert_eq!((code, &document["notes"]), (0, &json!(["the tensors are those of the key ema"])));
