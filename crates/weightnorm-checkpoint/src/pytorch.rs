@@ -211,8 +211,8 @@ impl<'a> Reader<'a> {
             return Ok(Checked { dtype, shape: sizes, bytes, at: place.begin, strided: None });
         }
         let offset = u64::try_from(offset).map_err(|_| format!("it begins at {offset}"))?;
-        let steps = shape.iter().zip(&strides).map(|(&d, &stride)| (d - 1).checked_mul(stride));
-        let last = steps.fold(Some(offset), |sum, step| sum?.checked_add(step?));
+        let mut steps = shape.iter().zip(&strides).map(|(&d, &stride)| (d - 1).checked_mul(stride));
+        let last = steps.try_fold(offset, |sum, step| sum.checked_add(step?));
         if last.is_none_or(|last| last >= length / size) {
             return Err(format!("it reaches beyond its storage of {} elements", length / size));
         }

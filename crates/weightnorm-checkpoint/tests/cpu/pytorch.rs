@@ -44,6 +44,9 @@ fn training(torch: &mut Torch, state: Py) -> Py {
     ])
 }
 
+/// A file's value around a state dict.
+type Layout<'a> = &'a dyn Fn(&mut Torch, Py) -> Py;
+
 /// The layouts of HiFi-GAN, of a plain state dict, of DAC, and of Lightning: the tensors are those of the model, and
 /// what is made of them is what is made of a `.safetensors` file with the same.
 #[test]
@@ -54,7 +57,7 @@ fn pytorch_layouts_give_the_tensors_of_the_model() {
         let same = folder.join("same.safetensors");
         write(&same, &tensors, &[("format", "pt")]);
         let metadata = || dict([("kwargs", dict([("rates", Py::List(vec![Py::Int(2), Py::Int(8)]))]))]);
-        let layouts: [(&str, &dyn Fn(&mut Torch, Py) -> Py); 4] = [
+        let layouts: [(&str, Layout<'_>); 4] = [
             ("generator", &|_, state| dict([("generator", state)])),
             ("", &|_, state| state),
             ("state_dict", &|_, state| dict([("state_dict", state), ("metadata", metadata())])),

@@ -57,11 +57,21 @@ fn pytorch_cut_off_anywhere_is_an_error() {
 /// Bytes changed at random, in all of the file or in the pickle alone: an error, or tensors that can be read.
 #[test]
 fn pytorch_changed_at_random_never_panics() {
+    changed_at_random(1500, 0x2545_f491_4f6c_dd1d);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn pytorch_changed_at_random_never_panics_in_full() {
+    changed_at_random(150_000, 0x9e37_79b9_7f4a_7c15);
+}
+
+fn changed_at_random(rounds: usize, seed: u64) {
     let folder = Folder::new("changed-torch");
     let path = folder.join("a.pt");
     let (torch, root) = small();
     let (whole, pickled) = (torch.file(&root), pickle(&root));
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut state = seed;
     let mut random = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;
@@ -70,7 +80,7 @@ fn pytorch_changed_at_random_never_panics() {
     };
     let interesting = [0, 1, 0x7f, 0x80, 0xff, b'.', b'(', b'R', b'Q', b'q', b'h', b't', b'u', b'b', b'2', 0x85, 0x8a];
     let (mut read, mut refused) = (0, 0);
-    for round in 0..4000 {
+    for round in 0..rounds {
         let mut bytes = if round % 2 == 0 { whole.clone() } else { pickled.clone() };
         for _ in 0..=random(4) {
             let (at, value) = (random(bytes.len()), interesting[random(interesting.len())]);
@@ -90,7 +100,14 @@ fn pytorch_changed_at_random_never_panics() {
         std::fs::write(&path, bytes).unwrap();
         if read_all(&path) { read += 1 } else { refused += 1 }
     }
-    assert!(read > 100 && refused > 1000, "{read} read, {refused} refused");
+    assert!(read > rounds / 40 && refused > rounds / 4, "{read} read, {refused} refused");
+}
+
+type Entries = Vec<(String, Vec<u8>)>;
+
+/// Where something stands for the last time.
+fn last(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).rposition(|at| at == what).unwrap()
 }
 
 #[test]
@@ -100,22 +117,18 @@ fn pytorch_lying_archives_are_errors() {
     let (torch, root) = small();
     let entries = torch.entries(&root);
     let whole = torch.file(&root);
-    let find = |what: &[u8], last: bool| {
-        let mut all = (0..whole.len() - what.len()).filter(|&at| whole[at..].starts_with(what));
-        if last { all.last().unwrap() } else { all.next().unwrap() }
-    };
     let with = |at: usize, bytes: &[u8]| {
         let mut changed = whole.clone();
         changed[at..at + bytes.len()].copy_from_slice(bytes);
         changed
     };
-    let edited = |edit: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let edited = |edit: &dyn Fn(&mut Entries)| {
         let mut entries = entries.clone();
         edit(&mut entries);
         zip(&entries)
     };
     // The entry of storage 1 in the list of names, behind 46 bytes of its own; the records at the end.
-    let listed = find(b"archive/data/1", true) - 46;
+    let listed = last(&whole, b"archive/data/1") - 46;
     let (end, end_64) = (whole.len() - 22, whole.len() - 22 - 20 - 56);
     let first = 0u32.to_le_bytes();
     let cases = [
@@ -155,7 +168,7 @@ fn pytorch_lying_archives_are_errors() {
     nested[4].1 = [&[0; 8][..], &inner[..24 + 50]].concat();
     let mut bytes = zip(&nested);
     let at = (0..bytes.len()).find(|&at| bytes[at..].starts_with(b"archive/data/1")).unwrap() - 30;
-    let listed = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(b"archive/data/1")).last().unwrap() - 46;
+    let listed = last(&bytes, b"archive/data/1") - 46;
     bytes[listed + 42..listed + 46].copy_from_slice(&(at as u32).to_le_bytes());
     let error = error_of(&path, &bytes).to_string();
     assert!(error.contains("an entry ends at"), "{error}");
