@@ -211,6 +211,11 @@ fn write(value: &Py, bytes: &mut Vec<u8>) {
 
 /// A zip archive with zip64 records at its end, as PyTorch writes them.
 pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
+    zip_of(entries, false)
+}
+
+/// Where `is_large`, with sizes and places in zip64 fields, as they are where the file has more than 4 GiB.
+pub fn zip_of(entries: &[(String, Vec<u8>)], is_large: bool) -> Vec<u8> {
     let (mut bytes, mut directory) = (vec![], vec![]);
     for (name, content) in entries {
         let header = bytes.len() as u32;
@@ -225,11 +230,14 @@ pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
         bytes.extend(b"FB\x02\0ZZ");
         bytes.extend(content);
         directory.extend(b"PK\x01\x02\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0");
-        directory.extend(&sizes);
+        let large = [content.len() as u64, content.len() as u64, header.into()].map(u64::to_le_bytes).concat();
+        let large = [&b"FB\x01\0Z\x01\0\x18\0"[..], &large].concat();
+        directory.extend(if is_large { vec![0xff; 8] } else { sizes });
         directory.extend(length);
-        directory.extend([0; 12]);
-        directory.extend(header.to_le_bytes());
+        directory.extend([if is_large { large.len() as u8 } else { 0 }, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        directory.extend(if is_large { u32::MAX } else { header }.to_le_bytes());
         directory.extend(name.as_bytes());
+        directory.extend(large.iter().filter(|_| is_large));
     }
     let (begin, length, count) = (bytes.len() as u64, directory.len() as u64, entries.len() as u64);
     bytes.extend(directory);
@@ -240,7 +248,8 @@ pub fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     bytes.extend(end.to_le_bytes());
     bytes.extend(b"\x01\0\0\0PK\x05\x06\0\0\0\0");
     [count as u16; 2].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
-    [length as u32, begin as u32].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+    let [length, begin] = if is_large { [u32::MAX; 2] } else { [length as u32, begin as u32] };
+    [length, begin].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
     bytes.extend([0; 2]);
     bytes
 }

@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use weightnorm_checkpoint::{Checkpoint, Device, Error, FileDType, Rules, Spelling, convert, fold, inspect, split};
 
 use crate::files::{Content, Folder, Made, made, vocoder, write};
-use crate::torch::{Py, Torch, View, dict, text};
+use crate::torch::{Py, Torch, View, dict, text, zip_of};
 
 fn save(folder: &Folder, name: &str, torch: &Torch, root: &Py) -> PathBuf {
     let path = folder.join(name);
@@ -152,6 +152,24 @@ fn pytorch_views_are_read_in_their_order() {
         let name = if tensor.name == "transposed" { "transposed_v" } else { &tensor.name };
         assert!(content.tensors[name] == (tensor.dtype, tensor.shape.clone(), tensor.bytes.clone()), "{name}");
     }
+}
+
+/// Sizes and places in zip64 fields, as in files of more than 4 GiB.
+#[test]
+fn pytorch_zip64_fields_are_read() {
+    let folder = Folder::new("zip64");
+    let tensors = vocoder(Spelling::Suffixes, Dtype::F32);
+    let mut torch = Torch::default();
+    let root = torch.state(&tensors);
+    let path = folder.join("large.pt");
+    let bytes = zip_of(&torch.entries(&root), true);
+    std::fs::write(&path, &bytes).unwrap();
+    holds(&Checkpoint::open(&path).unwrap(), "", &tensors);
+    // A field that is too short for what it should hold.
+    let at = bytes.windows(5).rposition(|at| at == b"Z\x01\0\x18\0").unwrap() + 3;
+    std::fs::write(&path, [&bytes[..at], &[15], &bytes[at + 1..]].concat()).unwrap();
+    let error = Checkpoint::open(&path).unwrap_err();
+    assert!(error.to_string().contains("list of names is damaged"), "{error}");
 }
 
 /// A tensor of more windows than one, transposed and cut at places that no window knows.
