@@ -241,8 +241,7 @@ impl Product {
         let large = |tile: Tile| tile.runs(traits) && self.depth <= tile.longest(traits);
         let groups = |tile: Tile| self.groups * tile.grid(traits, true, self.rows, self.columns).0;
         if let Some(lanes) = Tile::Subgroup4.lanes(traits).filter(|_| !traits.is_gpu()) {
-            // Lanes have four rows at least.
-            return Tile::choose_subgroup(lanes, self.rows.max(4), self.columns, self.depth);
+            return Tile::choose_lanes(lanes, self.groups, [self.rows, self.columns, self.depth]);
         }
         match self.columns {
             ..=8 if self.rows > 8 => Tile::Tile128x8, // of gradients of weights

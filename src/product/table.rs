@@ -53,6 +53,18 @@ impl Tile {
         (tile, (pieces > 1 && length <= tile.longest(traits)).then_some(length as u32))
     }
 
+    /// For a convolution of so many groups on a CPU, whose lanes have four rows at least. Many rows are up to three
+    /// times as fast, but take lavapipe a second more to compile each time that a program starts.
+    pub(crate) fn choose_lanes(lanes: u64, groups: u64, [rows, columns, depth]: [u64; 3]) -> Tile {
+        match rows {
+            _ if groups * rows * columns * depth >= WORTH_MANY_ROWS => {
+                Tile::choose_subgroup(lanes, rows.max(4), columns, depth)
+            }
+            ..=4 => Tile::Subgroup4,
+            _ => Tile::Subgroup8,
+        }
+    }
+
     /// That which takes the least time for its rows and columns, the last tiles filled up. The rates are GFLOP/s of a
     /// product of 512 by 512 by 512 on lavapipe with 8 lanes and two cores.
     pub(crate) fn choose_subgroup(lanes: u64, rows: u64, columns: u64, depth: u64) -> Tile {
@@ -80,6 +92,9 @@ impl Tile {
         candidates.min_by_key(time).map_or(Tile::Subgroup32, |(tile, _)| *tile)
     }
 }
+
+/// Multiply-adds that take a CPU some 50 ms.
+const WORTH_MANY_ROWS: u64 = 1 << 27;
 
 /// What keeps a GPU busy with a product. The numbers are those with which an H200 (132 multiprocessors) took the least
 /// time, or nearly, for the layers of `benches/results/2026-11-28-h200-tiles.csv`; a GPU within a processor has about a
