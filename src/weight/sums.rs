@@ -331,16 +331,7 @@ pub(crate) fn held_rows(facts: Facts, problem: &Problem, dtype: DType) -> Option
     let cut_of = |(row, count): (u64, u64)| {
         let (begin, first) = base(problem, row * inner);
         Cut {
-            params: Params {
-                count: count.div_ceil(each) as u32,
-                across: count.div_ceil(each) as u32,
-                each: each as u32,
-                all: count as u32,
-                length: inner as u32,
-                stride: (count * inner) as u32,
-                more_places: at(first),
-                ..Params::zeroed()
-            },
+            params: Params { more_places: at(first), ..params_of_held(count, each, inner) },
             lane_bits: lanes.ilog2(),
             run_bits: traits.run(lanes).ilog2(),
             held,
@@ -375,17 +366,11 @@ pub(crate) fn held_gradients(facts: Facts, problem: &Problem, pieces: u64, in_wo
         let (begin, first) = base(problem, row * inner);
         Cut {
             params: Params {
-                count: count.div_ceil(each) as u32,
-                across: count.div_ceil(each) as u32,
-                each: each as u32,
-                all: count as u32,
-                length: inner as u32,
-                stride: (count * inner) as u32,
                 rows: pieces as u32,
                 inner: (all / unit) as u32,
                 more_places: at(first),
                 flags: flag(whole, WHOLE),
-                ..Params::zeroed()
+                ..params_of_held(count, each, inner)
             },
             lane_bits: lanes.ilog2(),
             run_bits: traits.run(lanes).ilog2(),
@@ -397,4 +382,17 @@ pub(crate) fn held_gradients(facts: Facts, problem: &Problem, pieces: u64, in_wo
         }
     };
     (most > 0).then(|| windows(kept, most).map(cut_of).collect())
+}
+
+/// Of `count` whole rows of `length`, `each` of which a workgroup holds.
+fn params_of_held(count: u64, each: u64, length: u64) -> Params {
+    Params {
+        count: count.div_ceil(each) as u32,
+        across: count.div_ceil(each) as u32,
+        each: each as u32,
+        all: count as u32,
+        length: length as u32,
+        stride: (count * length) as u32,
+        ..Params::zeroed()
+    }
 }

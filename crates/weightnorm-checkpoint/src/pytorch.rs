@@ -1,4 +1,4 @@
-//! Files that `torch.save` writes, in the form that it has since PyTorch 1.6: read as if they were `.safetensors` files.
+//! Files that `torch.save` writes, in the form of PyTorch 1.6 and later: read as if they were `.safetensors` files.
 //!
 //! Such a file is a zip archive of stored entries: `NAME/data.pkl`, a pickle of all but the numbers of tensors,
 //! `NAME/data/0`, `NAME/data/1`, .., the storages, and `NAME/byteorder`. A tensor is a view of a storage, by offset and
