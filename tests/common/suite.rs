@@ -29,7 +29,7 @@ pub enum Needs {
     Nothing,
     /// More than one thread on one device, or dispatches that take seconds: wgpu's GL backend has one context lock.
     NotGl,
-    /// Minutes: behind `--ignored`.
+    /// Minutes, or seconds that every run on every driver need not spend: behind `--ignored`.
     Time,
     /// Both.
     NotGlAndTime,
@@ -61,9 +61,16 @@ impl Extent {
 pub struct Suite {
     gpu: Option<Gpu>,
     trials: Vec<Trial>,
+    apart: Vec<&'static str>,
 }
 
 impl Suite {
+    /// Names of tests that go behind `--ignored`, a line each; `#` begins a remark.
+    pub fn set_apart(&mut self, names: &'static str) {
+        let names = names.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+        self.apart.extend(names.filter(|name| !name.is_empty()));
+    }
+
     pub fn test(&mut self, name: &str, needs: Needs, test: impl FnOnce(&Gpu) -> Outcome + Send + 'static) {
         let skip = |reason: &'static str| Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)));
         let trial = match self.gpu.clone() {
@@ -269,10 +276,18 @@ pub fn run(first: impl FnOnce(&mut Suite), second: impl FnOnce(&mut Suite)) -> E
             return ExitCode::FAILURE;
         }
     };
-    let mut suite = Suite { gpu, trials: vec![] };
+    let mut suite = Suite { gpu, trials: vec![], apart: vec![] };
     first(&mut suite);
     let middle = suite.trials.len();
     second(&mut suite);
+    for name in suite.apart {
+        let Some(at) = suite.trials.iter().position(|trial| trial.name() == name) else {
+            println!("no test is named {name}, which is to be set apart");
+            return ExitCode::FAILURE;
+        };
+        let trial = suite.trials.remove(at).with_ignored_flag(true);
+        suite.trials.insert(at, trial);
+    }
     let last = suite.trials.split_off(middle);
     // Programs that tests start inherit the variable, and name the one test that they want.
     let is_second = is_set(SECOND_HALF) && !arguments.exact;

@@ -21,16 +21,17 @@ pub fn register(suite: &mut Suite) {
             Ok(case) if case.op == Op::WeightNorm => {
                 suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| weight_norm(gpu, &case));
             }
-            Ok(case) if case.op == Op::Linear => {
+            Ok(case) => {
+                let check: fn(&Gpu, &Golden, Extent) -> Outcome = match case.op {
+                    Op::Linear => linear,
+                    Op::Conv | Op::ConvTransposed => conv,
+                    _ => continue,
+                };
                 // By one tile, and by those that the crate chooses: each takes pipelines of its own.
-                let (name, case, copy) = (format!("golden::{name}"), case, Golden::load(&path));
-                suite.test(&name, Needs::Nothing, move |gpu| linear(gpu, &case, Extent::Few));
-                suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| linear(gpu, &copy?, Extent::All));
+                let (name, copy) = (format!("golden::{name}"), Golden::load(&path));
+                suite.test(&name, Needs::Nothing, move |gpu| check(gpu, &case, Extent::Few));
+                suite.test(&format!("{name}_in_full"), Needs::Time, move |gpu| check(gpu, &copy?, Extent::All));
             }
-            Ok(case) if case.op == Op::Conv || case.op == Op::ConvTransposed => {
-                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| conv(gpu, &case));
-            }
-            Ok(_) => {}
         }
     }
     suite.test("golden_catches_a_wrong_value", Needs::Nothing, catches_a_wrong_value);
@@ -167,7 +168,8 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     gradients_agree(case, [&dx, &dv, &dg, &dbias])
 }
 
-fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
+fn conv(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
+    let tile = extent.choose(None, Some(Tile::Tile32x32));
     let transposed = case.op == Op::ConvTransposed;
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, &case.tensor("dy")?.data);
     let bias = case.optional("b");
@@ -179,10 +181,9 @@ fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
     let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
     let norms = gpu.zeros(g.shape(), DType::F32)?;
     let weight = WeightNorm::new(&v, &g).axis(case.axis).eps(case.eps);
-    // The second time with the norms that the first one found.
-    for (weight, found) in [(weight, Some(&norms)), (weight.norms(&norms), None)] {
-        let request =
-            Conv::new(&x, weight).bias(bias.as_ref()).geometry(case.geometry).norms(found).tile(Tile::Tile32x32);
+    // In full a second time with the norms that the first one found.
+    for (weight, found) in extent.of([(weight, Some(&norms)), (weight.norms(&norms), None)], 2) {
+        let request = Conv::new(&x, weight).bias(bias.as_ref()).geometry(case.geometry).norms(found).tile(tile);
         let y = if transposed { gpu.conv_transposed(request)? } else { gpu.conv(request)? };
         named("y", compare(&read(&y)?, expected, Some(case.dtype), bound))?;
     }
@@ -195,7 +196,7 @@ fn conv(gpu: &Gpu, case: &Golden) -> Outcome {
     let outs = case.tensor("y")?.shape[1];
     let (dx, dv, dg, dbias) = (zeros(&x)?, zeros(&v)?, zeros(&g)?, gpu.zeros(&[outs], DType::F32)?);
     let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-    let request = Conv::new(&x, weight).geometry(case.geometry).tile(Tile::Tile32x32);
+    let request = Conv::new(&x, weight).geometry(case.geometry).tile(tile);
     let mut encoder = gpu.device().create_command_encoder(&Default::default());
     let mut ops = gpu.record(&mut encoder);
     if transposed {

@@ -51,6 +51,7 @@ use suite::{Extent, Failed, Needs, Outcome, Suite};
 
 fn main() -> ExitCode {
     let first = |suite: &mut Suite| {
+        suite.set_apart(include_str!("apart.txt"));
         arena::register(suite);
         golden::register(suite);
         banks::register(suite);
