@@ -10,6 +10,7 @@ mod backward;
 mod batch;
 mod bounds;
 mod conv;
+mod conv_plans;
 mod cost;
 mod ends;
 mod errors;

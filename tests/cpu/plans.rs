@@ -4,27 +4,27 @@ use std::sync::Mutex;
 
 use weightnorm::wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
 use weightnorm::{
-    Activation, ActivationBackward, ArgumentError, Axis, Conv, ConvGeometry, DType, DeviceError, Eps, Error, Facts,
-    Gradients, Launch, LimitError, Linear, LinearBackward, NormalizeBackward, Planned, PlannedBinding, Recorder,
-    SCRATCH_BUFFERS, Tensor, WeightNorm,
+    Activation, ActivationBackward, ArgumentError, Axis, DType, DeviceError, Eps, Error, Facts, Gradients, Launch,
+    LimitError, Linear, LinearBackward, NormalizeBackward, Planned, PlannedBinding, Recorder, SCRATCH_BUFFERS, Tensor,
+    WeightNorm,
 };
 
 /// What was planned: names, workgroups and bindings.
 #[derive(Debug, PartialEq, Clone)]
-struct Listed {
-    entry: &'static str,
+pub struct Listed {
+    pub entry: &'static str,
     workgroups: [u32; 3],
     bindings: Vec<PlannedBinding>,
     parameters: Vec<u8>,
 }
 
 /// A launcher that holds each dispatch to the limits, and keeps it.
-struct Listing<'a> {
-    limits: &'a Limits,
+pub struct Listing<'a> {
+    pub limits: &'a Limits,
     /// Bytes of each tensor's buffer, by number.
-    buffers: &'a BTreeMap<u64, u64>,
-    scratch: [u64; SCRATCH_BUFFERS],
-    listed: Vec<Listed>,
+    pub buffers: &'a BTreeMap<u64, u64>,
+    pub scratch: [u64; SCRATCH_BUFFERS],
+    pub listed: Vec<Listed>,
 }
 
 const SCRATCH: u64 = 1000;
@@ -85,10 +85,10 @@ fn is_plain(text: &str, entry: &str, bindings: &[PlannedBinding]) {
 
 /// Tensors of one buffer each.
 #[derive(Default)]
-struct Buffers(BTreeMap<u64, u64>);
+pub struct Buffers(pub BTreeMap<u64, u64>);
 
 impl Buffers {
-    fn tensor(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+    pub fn tensor(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
         let bytes = shape.iter().product::<usize>() as u64 * if dtype == DType::F32 { 4 } else { 2 };
         let number = self.0.len() as u64;
         // One element into its buffer, so that bindings do not start with the tensor.
@@ -96,7 +96,7 @@ impl Buffers {
         Tensor::of_launcher(number, 4, shape, dtype)
     }
 
-    fn list(
+    pub fn list(
         &self,
         (info, limits): &(AdapterInfo, Limits),
         record: impl FnOnce(&mut Recorder<'_, '_>) -> Result<(), Error>,
@@ -113,7 +113,7 @@ impl Buffers {
 }
 
 /// Every byte of the tensor is within what is bound to be written, all dispatches together.
-fn writes_all(listed: &[Listed], number: u64, bytes: u64) {
+pub fn writes_all(listed: &[Listed], number: u64, bytes: u64) {
     let written = listed.iter().flat_map(|l| &l.bindings).filter(|b| b.written && b.buffer == Some(number));
     let mut ranges: Vec<_> = written.map(|b| (b.offset, b.offset + b.size)).collect();
     ranges.sort_unstable();
@@ -125,7 +125,7 @@ fn writes_all(listed: &[Listed], number: u64, bytes: u64) {
     assert!(reached >= 4 + bytes, "buffer {number}: written up to {reached} of {}", 4 + bytes);
 }
 
-fn devices() -> Vec<(AdapterInfo, Limits)> {
+pub fn devices() -> Vec<(AdapterInfo, Limits)> {
     let small = Limits {
         max_storage_buffer_binding_size: 1 << 20,
         max_compute_workgroups_per_dimension: 100,
@@ -255,97 +255,6 @@ fn plans_of_activations_keep_every_limit() -> Result<(), Error> {
                 }
             }
         }
-    }
-    Ok(())
-}
-
-/// Convolutions bind whole images, or groups or channels of one, and say so where a single channel does not fit.
-#[test]
-fn plans_of_convolutions_keep_every_limit() -> Result<(), Error> {
-    for (x_shape, v_shape, groups) in [
-        (&[2, 32, 44_000][..], &[32, 32, 11][..], 1),
-        (&[1, 64, 300], &[512, 64, 129], 1),
-        (&[16, 1024, 64], &[1024, 1, 41], 1024),
-        (&[3, 1, 1_000_001], &[1, 1, 7], 1),
-        (&[4, 512, 152, 2], &[64, 512, 5, 1], 1),
-        (&[5, 64, 30_001], &[48, 64, 3], 1),
-        (&[1, 40, 1_000_001], &[36, 40, 3], 1),
-        (&[1, 40, 1_000_001], &[70, 4, 3], 10),
-        (&[1, 4, 10_000_000], &[3, 4, 5], 1),
-        (&[3, 900, 70], &[1000, 900, 1], 1),
-    ] {
-        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Kept(2), Axis::Whole] {
-            let mut buffers = Buffers::default();
-            let kept = if let Axis::Kept(kept) = axis { v_shape[kept] } else { 1 };
-            let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
-            let geometry = ConvGeometry::default().groups(groups);
-            let y_shape = geometry.conv_shape(x_shape, v_shape)?;
-            let (x, v, y, dx, dv) = (f32s(x_shape)?, f32s(v_shape)?, f32s(&y_shape)?, f32s(x_shape)?, f32s(v_shape)?);
-            let (g, dg, bias, dbias) = (f32s(&[kept])?, f32s(&[kept])?, f32s(&y_shape[1..2])?, f32s(&y_shape[1..2])?);
-            let (back, dback) = (f32s(x_shape)?, f32s(x_shape)?);
-            let layer = Conv::new(&x, WeightNorm::new(&v, &g).axis(axis)).geometry(geometry);
-            let gradients = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
-            for device in devices() {
-                let record = |ops: &mut Recorder<'_, '_>| {
-                    ops.conv(layer.bias(&bias), &y)?;
-                    ops.conv_transposed(Conv::new(&y, WeightNorm::new(&v, &g).axis(axis)).geometry(geometry), &back)?;
-                    ops.conv_backward(layer, &y, &gradients)?;
-                    let gradients = Gradients::default().dv(&dv).dg(&dg);
-                    let again = Conv::new(&y, WeightNorm::new(&v, &g).axis(axis)).geometry(geometry);
-                    ops.conv_transposed_backward(again, &dback, &gradients)
-                };
-                let channel = 4 * x_shape[2..].iter().product::<usize>() as u64;
-                let listed = match buffers.list(&device, record) {
-                    Err(Error::Limit(LimitError::TooLarge { what: "a channel of an image in bytes", size, limit })) => {
-                        assert!(size == channel && size > limit, "{size} of {limit}");
-                        continue;
-                    }
-                    listed => listed?,
-                };
-                if axis == Axis::Kept(0) {
-                    assert_eq!(listed, buffers.list(&device, record)?);
-                }
-                for (number, bytes) in [(2, y.len()), (3, x.len()), (4, v.len()), (6, kept), (8, y_shape[1])] {
-                    writes_all(&listed, number, 4 * bytes as u64);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// dv and dg of contiguous rows: pieces of dw, and what adds them up. Besides these no dw is in scratch memory.
-#[test]
-fn plans_of_gradients_keep_dw_in_pieces() -> Result<(), Error> {
-    const SUMS: usize = 0;
-    const FACTORS: usize = 3;
-    for (x_shape, v_shape, transposed, pieces) in [
-        (&[16, 32, 8192][..], &[32, 32, 11][..], false, 46),
-        (&[16, 128, 1024], &[128, 64, 16], true, 4),
-        (&[16, 512, 32], &[512, 512, 3], false, 1),
-    ] {
-        let mut buffers = Buffers::default();
-        let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
-        let geometry = ConvGeometry::default();
-        let shape = if transposed { ConvGeometry::conv_transposed_shape } else { ConvGeometry::conv_shape };
-        let (x, v, dy) = (f32s(x_shape)?, f32s(v_shape)?, f32s(&shape(&geometry, x_shape, v_shape)?)?);
-        let (g, dv, dg) = (f32s(&v_shape[..1])?, f32s(v_shape)?, f32s(&v_shape[..1])?);
-        let (device, limits) = &devices()[0];
-        let (facts, scratch) = (Facts::new(device, limits, Features::empty())?, [0; SCRATCH_BUFFERS]);
-        let mut listing = Listing { limits, buffers: &buffers.0, scratch, listed: vec![] };
-        let mut ops = Recorder::launching(facts, &mut listing);
-        let (conv, wanted) = (Conv::new(&x, WeightNorm::new(&v, &g)), Gradients::default().dv(&dv).dg(&dg));
-        match transposed {
-            true => ops.conv_transposed_backward(conv, &dy, &wanted)?,
-            false => ops.conv_backward(conv, &dy, &wanted)?,
-        }
-        drop(ops);
-        let product = if pieces > 1 { "conv_partial" } else { "conv" };
-        let names: Vec<_> = listing.listed.iter().map(|l| l.entry).collect();
-        assert_eq!(names, [product, "held_gradients"]);
-        let bytes = 4 * v.len() as u64;
-        let expected = if pieces > 1 { [pieces * bytes, 0] } else { [0, bytes] };
-        assert_eq!([listing.scratch[SUMS], listing.scratch[FACTORS]], expected, "{v_shape:?}");
     }
     Ok(())
 }

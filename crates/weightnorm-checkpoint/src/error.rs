@@ -69,6 +69,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no such part: [`Rules::part`](crate::Rules::part).
+    #[error("{}: {reason}", path.display())]
+    Part {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Weights that cannot be computed as the rules say. Exclude them, override their axis, or allow it.
     #[error("{}", list(findings))]
     Findings {

@@ -250,6 +250,50 @@ pub(super) fn check_folder_target(target: &Path) -> Result<(), Error> {
     }
 }
 
+/// Makes the folder of a part, unless it is there.
+pub(super) fn make_folder(path: &Path) -> Result<(), Error> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.is_dir() {
+            true => Ok(()),
+            false => Err(Error::Occupied { path: path.to_owned(), reason: "what is there is not a folder" }),
+        },
+        made => made.map_err(failed("creating the folder", path)),
+    }
+}
+
+/// Whether the file is there, with that header and as long as it says: then it is whole, since it got its name last.
+pub(super) fn is_written(path: &Path, header: &Header, data: u64) -> Result<bool, Error> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("looking at the output", path)(error)),
+        Ok(_) => {}
+    }
+    let expected = header.to_bytes();
+    let same = || {
+        let (file, size) = open(path)?;
+        let mut bytes = buffer(expected.len(), path)?;
+        if size != expected.len() as u64 + data {
+            return Ok(false);
+        }
+        read_at(&file, &mut bytes, 0).map_err(failed("reading", path))?;
+        Ok::<bool, Error>(bytes == expected)
+    };
+    let reason = "another file is there than this part is: of other weights, or written by other rules";
+    if same()? { Ok(true) } else { Err(Error::Occupied { path: path.to_owned(), reason }) }
+}
+
+/// Writes a small file of text likewise, in place of what is there if `replace` says so.
+pub(super) fn write_text(target: &Path, text: &str, replace: bool) -> Result<(), Error> {
+    if !replace && fs::symlink_metadata(target).is_ok() {
+        return Err(Error::Occupied { path: target.to_owned(), reason: "it is there already" });
+    }
+    check_file_target(target)?;
+    let (temporary, file) = Temporary::new(target, false, |path| Sink::create(path, None))?;
+    write_at(&file, text.as_bytes(), 0).and_then(|()| file.sync_all()).map_err(failed("writing", target))?;
+    drop(file);
+    temporary.rename(target)
+}
+
 /// Writes one file under a temporary name, syncs it, gives it its name and syncs the folder.
 pub(super) fn write_file(
     target: &Path,

@@ -57,24 +57,29 @@ pub fn fold<'a>(
         }
     }
     let plan = Plan::new(checkpoint, &edit, &weights)?;
-    plan.check_target(output)?;
+    let target = plan.target(output, rules)?;
 
-    let inputs: Vec<Input> = computing.iter().map(|&i| Input::of(&weights[i], Some(weights[i].g))).collect();
-    let (mut non_finite, mut submissions) = (vec![0; inputs.len()], 0);
-    plan.write(output, rules, progress, |sinks, meter| {
-        let seen;
-        (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
+    let (device, mut submissions) = (device.into(), 0);
+    plan.write(&target, rules, progress, |files, sinks, meter| {
+        let place = |&(i, number): &(usize, usize)| plan.places[&(weights[i].v, number)];
+        let here: Vec<_> = computing.iter().copied().zip(numbers.iter().copied()).collect();
+        let here: Vec<_> = here.into_iter().filter(|one| files.has(place(one).0)).collect();
+        let inputs: Vec<Input> = here.iter().map(|&(i, _)| Input::of(&weights[i], Some(weights[i].g))).collect();
+        let mut non_finite = vec![0; inputs.len()];
+        let (seen, submitted) = compute::run(device, checkpoint, &inputs, rules, &mut |done| {
             let input = &inputs[done.input];
             let dtype = computed(input.dtype);
             widen(dtype.into(), done.result, |w| non_finite[done.input] += u64::from(!w.is_finite()));
-            let (file, begin) = plan.places[&(input.v, numbers[done.input])];
+            let (file, begin) = place(&here[done.input]);
             meter.add(&input.name, done.result.len() as u64);
-            sinks[file].write(begin + done.window.first * dtype.size(), done.result)
+            files.sink(sinks, file).write(begin + done.window.first * dtype.size(), done.result)
         })?;
-        sort_out(rows(&inputs, &seen).collect(), rules, &mut warnings)
+        submissions += submitted;
+        sort_out(rows(&inputs, &seen).collect(), rules, &mut warnings)?;
+        report_non_finite(&inputs, &non_finite, &mut warnings);
+        Ok(())
     })?;
-    report_non_finite(&inputs, &non_finite, &mut warnings);
-    Ok(plan.report(weights, warnings, submissions))
+    Ok(plan.report(&target, weights, warnings, submissions))
 }
 
 fn report_non_finite(inputs: &[Input], counts: &[u64], warnings: &mut Vec<Finding>) {
@@ -140,15 +145,22 @@ pub fn split<'a>(
         }
     }
     let plan = Plan::new(checkpoint, &edit, &weights)?;
-    plan.check_target(output)?;
+    let target = plan.target(output, rules)?;
 
-    let computing: Vec<&FoundWeight> = computing.into_iter().map(|i| &weights[i]).collect();
-    let inputs: Vec<Input> = computing.iter().map(|weight| Input::of(weight, None)).collect();
-    let (mut overflows, mut non_finite, mut submissions) = (vec![0; inputs.len()], vec![0; inputs.len()], 0);
-    plan.write(output, rules, progress, |sinks, meter| {
-        let seen;
-        (seen, submissions) = compute::run(device.into(), checkpoint, &inputs, rules, &mut |done| {
-            let (at, to) = (inputs[done.input].v, computed(computing[done.input].g_dtype));
+    let (device, mut submissions) = (device.into(), 0);
+    plan.write(&target, rules, progress, |files, sinks, meter| {
+        let place = |weight: &FoundWeight, number: usize| plan.places.get(&(weight.v, number)).copied();
+        let here: Vec<(&FoundWeight, usize, Place)> = computing
+            .iter()
+            .zip(&numbers)
+            .filter_map(|(&i, &number)| Some((&weights[i], number, place(&weights[i], number)?)))
+            .filter(|(_, _, (file, _))| files.has(*file))
+            .collect();
+        let inputs: Vec<Input> = here.iter().map(|(weight, ..)| Input::of(weight, None)).collect();
+        let (mut overflows, mut non_finite) = (vec![0; inputs.len()], vec![0; inputs.len()]);
+        let (seen, submitted) = compute::run(device, checkpoint, &inputs, rules, &mut |done| {
+            let (weight, _, (file, begin)) = here[done.input];
+            let to = computed(weight.g_dtype);
             let (mut norms, mut finite) = (vec![], vec![]);
             widen(FileDType::F32, done.result, |norm| norms.push(norm));
             let mut bytes = vec![0; norms.len() * to.size() as usize];
@@ -156,33 +168,33 @@ pub fn split<'a>(
             widen(to.into(), &bytes, |g| finite.push(g.is_finite()));
             non_finite[done.input] += norms.iter().filter(|norm| !norm.is_finite()).count() as u64;
             overflows[done.input] += norms.iter().zip(&finite).filter(|(n, finite)| n.is_finite() && !**finite).count();
-            let (file, begin) = plan.places[&(at, numbers[done.input])];
             meter.add(&inputs[done.input].name, bytes.len() as u64);
-            sinks[file].write(begin + done.window.rows.start as u64 * to.size(), &bytes)
+            files.sink(sinks, file).write(begin + done.window.rows.start as u64 * to.size(), &bytes)
         })?;
-        let overflow = |(weight, &count): (&&FoundWeight, &usize)| {
+        submissions += submitted;
+        let overflow = |((weight, ..), &count): (&(&FoundWeight, usize, Place), &usize)| {
             let problem = Problem::GainOverflow { count: count as u64, dtype: weight.g_dtype.name() };
             (count > 0).then(|| Finding { weight: weight.name.clone(), problem })
         };
-        let overflows = computing.iter().zip(&overflows).filter_map(overflow);
+        let overflows = here.iter().zip(&overflows).filter_map(overflow);
         sort_out(rows(&inputs, &seen).chain(overflows).collect(), rules, &mut warnings)?;
-        for (weight, number) in computing.iter().zip(&numbers) {
-            if let Some(&place) = plan.places.get(&(weight.v, number + 1)) {
-                copy_narrowed(checkpoint, weight, place, sinks, meter)?;
+        for &(weight, number, _) in &here {
+            if let Some((file, begin)) = place(weight, number + 1) {
+                copy_narrowed(checkpoint, weight, begin, files.sink(sinks, file), meter)?;
             }
         }
+        report_non_finite(&inputs, &non_finite, &mut warnings);
         Ok(())
     })?;
-    report_non_finite(&inputs, &non_finite, &mut warnings);
-    Ok(plan.report(weights, warnings, submissions))
+    Ok(plan.report(&target, weights, warnings, submissions))
 }
 
 /// v of an f64 weight.
 fn copy_narrowed(
     checkpoint: &Checkpoint,
     weight: &FoundWeight,
-    (file, begin): Place,
-    sinks: &[Sink],
+    begin: u64,
+    sink: &Sink,
     meter: &mut Meter<'_>,
 ) -> Result<(), Error> {
     const STEP: u64 = 1 << 18;
@@ -191,7 +203,7 @@ fn copy_narrowed(
     for first in (0..elements).step_by(STEP as usize) {
         let part = &mut bytes[..4 * (elements - first).min(STEP) as usize];
         read_as(checkpoint, weight.v, first, DType::F32, part, &mut |_| ())?;
-        sinks[file].write(begin + 4 * first, part)?;
+        sink.write(begin + 4 * first, part)?;
         meter.add(&weight.name, part.len() as u64);
     }
     Ok(())

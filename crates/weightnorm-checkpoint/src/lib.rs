@@ -105,6 +105,9 @@
 //! name that counts which the index names; a folder that is there is not replaced. A shard that keeps no tensor is left
 //! out. Other files of the folder are not copied.
 //!
+//! [`Rules::part`] writes some files of such a folder, for work that many processes share, and [`write_index`] the index
+//! once all are there. It knows the folder alone: other metadata of the old index is not in it.
+//!
 //! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless
 //! [`Rules::allow_zero_rows`], or a tensor of the weight's own name beside its pair unless [`Rules::prefer`] says which
 //! of the two is left out.
@@ -133,6 +136,7 @@ mod file;
 mod find;
 mod fold;
 mod foreign;
+mod gather;
 mod header;
 mod index;
 mod inspect;
@@ -153,6 +157,7 @@ use weightnorm::{Axis, DType, Eps, Gpu};
 pub use error::{Error, Finding, Problem};
 pub use find::{Found, FoundWeight};
 pub use fold::{Check, CheckedWeight, check, fold, split};
+pub use gather::{Gathered, write_index};
 pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
 pub use names::{Pattern, Spelling};
@@ -297,12 +302,24 @@ pub struct Rules {
     pub zero_rows: bool,
     /// Bytes of a window: see [the memory](self#memory).
     pub window: usize,
+    /// Which files of a sharded output are written: see [`Rules::part`]. All, if none.
+    pub part: Option<Part>,
+}
+
+/// One of several parts of the work, numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which.
+    pub number: usize,
+    /// Of how many.
+    pub count: usize,
 }
 
 impl Default for Rules {
     fn default() -> Rules {
         let (axes, include, exclude) = Default::default();
-        Rules { axes, eps: Eps::None, include, exclude, gain: None, prefer: None, zero_rows: false, window: 64 << 20 }
+        let (eps, window) = (Eps::None, 64 << 20);
+        Rules { axes, eps, include, exclude, gain: None, prefer: None, zero_rows: false, window, part: None }
     }
 }
 
@@ -355,6 +372,15 @@ impl Rules {
     /// Another size of the windows in bytes, at least 4096.
     pub fn window(mut self, bytes: usize) -> Self {
         self.window = bytes;
+        self
+    }
+
+    /// Of a sharded output writes one part: the file of that number and each `count`-th from there on, in the order of
+    /// the index. Every part reads what it needs wherever it lies, so processes that know nothing of each other can do
+    /// one each, in any order. The folder may be there; files that are there whole are skipped, so that a part that was
+    /// killed can be done again. [`write_index`] is the last step.
+    pub fn part(mut self, number: usize, count: usize) -> Self {
+        self.part = Some(Part { number, count });
         self
     }
 

@@ -1,6 +1,6 @@
 //! What an output consists of, and the writing of it.
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::aliases::{Edit, Names, New};
 use super::at::buffer;
@@ -14,7 +14,7 @@ use super::{Checkpoint, Error, Finding, Found, FoundWeight, Meter, Progress, Rul
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The weights that were folded, split or renamed.
+    /// The weights that were folded, split or renamed; of a part those of the files that were written.
     pub weights: Vec<FoundWeight>,
     /// Warnings of them.
     pub warnings: Vec<Finding>,
@@ -24,6 +24,8 @@ pub struct Report {
     pub bytes: u64,
     /// Submissions to the GPU.
     pub submissions: u64,
+    /// Files of a part that were there already, whole: [`Rules::part`].
+    pub skipped: usize,
 }
 
 /// Where a tensor of the output lies: (file, first byte of the data).
@@ -36,11 +38,41 @@ pub(super) struct Plan<'a> {
     files: Vec<(String, Header)>,
     texts: Vec<(String, String)>,
     copies: Vec<(At, Place)>,
-    /// Tensors that no weight takes part in.
-    others: usize,
+    /// Tensors that no weight takes part in, of each file.
+    others: Vec<usize>,
     /// Of what is computed: by the old tensor that it takes the place of, and its number there.
     pub places: HashMap<(At, usize), Place>,
-    bytes: u64,
+    /// Of each file.
+    bytes: Vec<u64>,
+}
+
+/// What is written at a time.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Files {
+    /// The whole output.
+    All,
+    /// One file of a sharded one.
+    One(usize),
+}
+
+impl Files {
+    /// Whether that file is among them.
+    pub fn has(self, file: usize) -> bool {
+        self == Files::All || self == Files::One(file)
+    }
+
+    /// The sink of a file that is among them.
+    pub fn sink(self, sinks: &[Sink], file: usize) -> &Sink {
+        &sinks[if self == Files::All { file } else { 0 }]
+    }
+}
+
+/// What is to be written, and where to.
+pub(super) struct Target {
+    path: PathBuf,
+    /// One after the other: each has its name as soon as it is whole.
+    pub files: Vec<Files>,
+    skipped: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -51,9 +83,9 @@ impl<'a> Plan<'a> {
             files: vec![],
             texts: vec![],
             copies: vec![],
-            others: 0,
+            others: vec![],
             places: HashMap::new(),
-            bytes: 0,
+            bytes: vec![],
         };
         let findings = edit.taken(checkpoint, weights);
         if !findings.is_empty() {
@@ -90,6 +122,7 @@ impl<'a> Plan<'a> {
         let mut header = Header { metadata, metadata_at: source.header.metadata_at, tensors: vec![] };
         // (the old tensor, its number among the new ones in place of it, where its bytes come from), for each.
         let mut origins: Vec<(At, usize, Option<At>)> = vec![];
+        let mut others = 0;
         for (position, tensor) in old.iter().enumerate() {
             if position == source.header.metadata_at {
                 header.metadata_at = header.tensors.len();
@@ -97,7 +130,7 @@ impl<'a> Plan<'a> {
             let (at, first) = ((shard, position), header.tensors.len());
             if let Some(name) = names.kept(at) {
                 let is_renamed = matches!(edit.names.get(&tensor.name), Some(Some(_)));
-                self.others += usize::from(!is_renamed);
+                others += usize::from(!is_renamed);
                 header.tensors.push(TensorInfo { name: name.to_owned(), ..tensor.clone() });
                 origins.push((at, 0, Some(at)));
             }
@@ -133,7 +166,8 @@ impl<'a> Plan<'a> {
             order.sort_by_key(|&i| std::cmp::Reverse(header.tensors[i].dtype.bits()));
             end = place(&mut header.tensors, &order).map_err(too_large)?;
         }
-        self.bytes = self.bytes.saturating_add(end);
+        self.bytes.push(end);
+        self.others.push(others);
         for (tensor, &(at, number, copy)) in header.tensors.iter().zip(&origins) {
             let place = (file, tensor.begin);
             match copy {
@@ -145,40 +179,85 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Checks, before any work, that the output may be written.
-    pub fn check_target(&self, output: &Path) -> Result<(), Error> {
-        if self.checkpoint.is_sharded() { file::check_folder_target(output) } else { file::check_file_target(output) }
+    /// What is to be written, having checked, before any work, that it may be. Of a part the folder is made if it is not
+    /// there, and files that are there whole are left as they are.
+    pub fn target(&self, output: &Path, rules: &Rules) -> Result<Target, Error> {
+        let is_sharded = self.checkpoint.is_sharded();
+        let mut target = Target { path: output.to_owned(), files: vec![], skipped: 0 };
+        let Some(part) = rules.part else {
+            if is_sharded {
+                file::check_folder_target(output)?
+            } else {
+                file::check_file_target(output)?
+            }
+            target.files.push(Files::All);
+            return Ok(target);
+        };
+        let wrong = |reason| Error::Part { path: self.checkpoint.path.clone(), reason };
+        if !is_sharded {
+            return Err(wrong("it is one file, and parts are of a sharded checkpoint".to_owned()));
+        }
+        if part.number == 0 || part.number > part.count {
+            return Err(wrong(format!("part {} of {}: parts are numbered from 1", part.number, part.count)));
+        }
+        file::make_folder(output)?;
+        for file in (part.number - 1..self.files.len()).step_by(part.count) {
+            let (name, header) = &self.files[file];
+            if file::is_written(&output.join(name), header, self.bytes[file])? {
+                target.skipped += 1;
+            } else {
+                target.files.push(Files::One(file));
+            }
+        }
+        Ok(target)
     }
 
-    /// Writes it: what `compute` computes, then what is copied.
+    /// Writes it: what `compute` computes of some files, then what is copied.
     pub fn write(
         &self,
-        output: &Path,
+        target: &Target,
         rules: &Rules,
         progress: &mut dyn FnMut(Progress<'_>),
-        compute: impl FnOnce(&[Sink], &mut Meter<'_>) -> Result<(), Error>,
+        mut compute: impl FnMut(Files, &[Sink], &mut Meter<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut meter = Meter { report: progress, done: 0, total: self.bytes };
-        let write = |sinks: &[Sink]| {
-            compute(sinks, &mut meter)?;
-            self.copy(sinks, rules, &mut meter)
-        };
-        match &self.files[..] {
-            [(_, header)] if !self.checkpoint.is_sharded() => file::write_file(output, header, write),
-            files => file::write_folder(output, files, &self.texts, write),
+        let mut meter = Meter { report: progress, done: 0, total: self.sum(target, &self.bytes) };
+        for &files in &target.files {
+            let write = |sinks: &[Sink]| {
+                compute(files, sinks, &mut meter)?;
+                self.copy(files, sinks, rules, &mut meter)
+            };
+            match (files, &self.files[..]) {
+                (Files::One(file), all) => file::write_file(&target.path.join(&all[file].0), &all[file].1, write)?,
+                (_, [(_, header)]) if !self.checkpoint.is_sharded() => file::write_file(&target.path, header, write)?,
+                (_, all) => file::write_folder(&target.path, all, &self.texts, write)?,
+            }
         }
+        Ok(())
     }
 
-    fn copy(&self, sinks: &[Sink], rules: &Rules, meter: &mut Meter<'_>) -> Result<(), Error> {
+    /// The sum of what belongs to each file, over those that are to be written.
+    fn sum(&self, target: &Target, of_each: &[u64]) -> u64 {
+        let all = of_each.iter().enumerate();
+        all.filter(|&(file, _)| target.files.iter().any(|files| files.has(file))).map(|(_, n)| n).sum()
+    }
+
+    /// The file that takes the tensor of that weight, which is made or copied there.
+    fn file_of(&self, weight: &FoundWeight) -> Option<usize> {
+        let made = (0..2).find_map(|number| self.places.get(&(weight.v, number)));
+        let copied = || self.copies.iter().find(|(from, _)| *from == weight.v).map(|(_, place)| place);
+        made.or_else(copied).map(|&(file, _)| file)
+    }
+
+    fn copy(&self, files: Files, sinks: &[Sink], rules: &Rules, meter: &mut Meter<'_>) -> Result<(), Error> {
         let mut room = buffer(rules.window_bytes().min(4 << 20) as usize, &self.checkpoint.path)?;
-        for &(from, (file, to)) in &self.copies {
+        for &(from, (file, to)) in self.copies.iter().filter(|(_, (file, _))| files.has(*file)) {
             let (source, tensor) = (&self.checkpoint.shards[from.0], self.checkpoint.at(from));
             let mut done = 0;
             while done < tensor.bytes() {
                 let count = (tensor.bytes() - done).min(room.len() as u64);
                 let part = &mut room[..count as usize];
                 source.read(tensor.begin + done, part)?;
-                sinks[file].write(to + done, part)?;
+                files.sink(sinks, file).write(to + done, part)?;
                 done += count;
                 meter.add(&tensor.name, count);
             }
@@ -186,8 +265,20 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    pub fn report(&self, weights: Vec<FoundWeight>, warnings: Vec<Finding>, submissions: u64) -> Report {
-        Report { weights, warnings, copied: self.others, bytes: self.bytes, submissions }
+    pub fn report(
+        &self,
+        target: &Target,
+        mut weights: Vec<FoundWeight>,
+        warnings: Vec<Finding>,
+        submissions: u64,
+    ) -> Report {
+        let others: Vec<u64> = self.others.iter().map(|&others| others as u64).collect();
+        let is_written = |file| target.files.iter().any(|files| files.has(file));
+        if target.files != [Files::All] {
+            weights.retain(|weight| self.file_of(weight).is_some_and(is_written));
+        }
+        let (copied, bytes) = (self.sum(target, &others) as usize, self.sum(target, &self.bytes));
+        Report { weights, warnings, copied, bytes, submissions, skipped: target.skipped }
     }
 }
 
@@ -245,7 +336,7 @@ pub fn convert(
         edit.names.insert(weight.v_name(), Some((i, spelling.v(&weight.name))));
     }
     let plan = Plan::new(checkpoint, &edit, &weights)?;
-    plan.check_target(output)?;
-    plan.write(output, rules, progress, |_, _| Ok(()))?;
-    Ok(plan.report(weights, warnings, 0))
+    let target = plan.target(output, rules)?;
+    plan.write(&target, rules, progress, |_, _, _| Ok(()))?;
+    Ok(plan.report(&target, weights, warnings, 0))
 }

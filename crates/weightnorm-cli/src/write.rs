@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
 use serde_json::json;
-use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Spelling};
+use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Part, Rules, Spelling};
 
 use crate::device::{Chosen, DeviceArguments};
 use crate::findings::{finding_json, weight_json, write_findings};
@@ -27,8 +27,21 @@ pub struct Target {
     /// there or the whole new one
     #[arg(long)]
     force: bool,
+    /// Of a sharded checkpoint writes one part alone, such as 3/32: the third file of 32, or of any number of files
+    /// every 32nd from the third on. The folder may be there; files that are there whole are skipped. `weightnorm
+    /// index` is the last step
+    #[arg(long, value_name = "NUMBER/COUNT", value_parser = parse_part)]
+    shard: Option<Part>,
     #[command(flatten)]
     key: KeyArgument,
+}
+
+fn parse_part(text: &str) -> Result<Part, String> {
+    let part = text.split_once('/').and_then(|(number, count)| {
+        let part = Part { number: number.parse().ok()?, count: count.parse().ok()? };
+        (1..=part.count).contains(&part.number).then_some(part)
+    });
+    part.ok_or_else(|| "expected NUMBER/COUNT, NUMBER from 1 to COUNT, such as 3/32".to_owned())
 }
 
 impl Target {
@@ -48,6 +61,9 @@ impl Target {
             return Err(Failure { kind: Kind::Output, message });
         }
         let is_folder = self.output.is_dir();
+        if self.shard.is_some() && (is_folder || self.output.symlink_metadata().is_err()) {
+            return Ok((checkpoint, Place::Named(self.output.clone())));
+        }
         if !is_folder && self.output.metadata().is_ok_and(|status| !status.is_file()) {
             let message =
                 format!("{}: it is no file that can be replaced\n- is standard output", self.output.display());
@@ -68,6 +84,14 @@ impl Target {
             return Err(Failure { kind: Kind::Output, message });
         }
         Ok((checkpoint, Place::Named(self.output.clone())))
+    }
+
+    /// The rules, for the part that is wanted.
+    fn apply(&self, rules: Rules) -> Rules {
+        match self.shard {
+            Some(part) => rules.part(part.number, part.count),
+            None => rules,
+        }
     }
 
     /// By its ending; or it is the input, which may have none.
@@ -109,6 +133,9 @@ fn report(
     let (weights, copied) = (count(written.weights.len(), "weight"), count(written.copied, "other tensor"));
     let by = if let Some(Chosen::Reference) = chosen { " by the reference on the CPU" } else { "" };
     let _ = writeln!(text, "{output}: {weights} {done}{by}, {copied} copied, {}", DecimalBytes(written.bytes));
+    if written.skipped > 0 {
+        let _ = writeln!(text, "{} skipped: there already, whole", count(written.skipped, "file"));
+    }
     write_findings(&mut text, &written.warnings, |_| false, &idle);
     let mut json = json!({
         "output": output,
@@ -116,6 +143,7 @@ fn report(
         "weights": written.weights.iter().map(weight_json).collect::<Vec<_>>(),
         "copied_tensors": written.copied,
         "bytes": written.bytes,
+        "skipped_files": written.skipped,
         "submissions": written.submissions,
         "findings": written.warnings.iter().map(finding_json).collect::<Vec<_>>(),
         "notes": idle,
@@ -135,6 +163,7 @@ Examples:
   weightnorm fold model.safetensors model.safetensors --force
   weightnorm fold old.safetensors new.safetensors --axis 'encoder.*=2' --exclude 'discriminator.*'
   weightnorm fold g_02500000.pt folded.safetensors --key generator
+  weightnorm fold large/ folded/ --shard 3/32   # by one of 32 tasks; then: weightnorm index folded/
   weightnorm fold vocoder.safetensors - --device reference | sha256sum
 
 w has the storage type of v; f64 becomes f32.
@@ -155,7 +184,8 @@ impl Fold {
     pub fn run(&self, json: bool) -> Result<Report, Failure> {
         let (checkpoint, place) = self.target.open(json)?;
         let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
-        let (rules, chosen) = (self.eps.apply(self.rules.rules()), self.device.choose()?);
+        let rules = self.target.apply(self.eps.apply(self.rules.rules()));
+        let chosen = self.device.choose()?;
         let progress = Progress::bytes("folding");
         let result = checkpoint::fold(chosen.device(), &checkpoint, place.path(), &rules, &mut |p| progress.show(p));
         drop(progress);
@@ -201,7 +231,7 @@ impl Split {
         let (checkpoint, place) = self.target.open(json)?;
         let tensors: Vec<String> = checkpoint.tensors().map(|tensor| tensor.name.clone()).collect();
         let mut notes = notes(&checkpoint, self.rules.idle(&tensors));
-        let mut rules = self.eps.apply(self.rules.rules());
+        let mut rules = self.target.apply(self.eps.apply(self.rules.rules()));
         rules.gain = self.gain.map(DTypeArgument::dtype);
         let chosen = self.device.choose()?;
         let (spelling, device, output) = (self.spelling.spelling(), chosen.device(), place.path());
@@ -263,9 +293,41 @@ impl Convert {
         let (checkpoint, place) = self.target.open(json)?;
         let idle = notes(&checkpoint, self.rules.idle(&names(&checkpoint)));
         let progress = Progress::bytes("writing");
-        let (spelling, rules) = (self.spelling.spelling(), self.rules.rules());
+        let (spelling, rules) = (self.spelling.spelling(), self.target.apply(self.rules.rules()));
         let result = checkpoint::convert(&checkpoint, place.path(), spelling, &rules, &mut |p| progress.show(p));
         drop(progress);
         report(&place, "converted", None, result, idle)
+    }
+}
+
+/// Writes the index of a folder of .safetensors files, once all parts of a sharded checkpoint are there.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  parallel -j4 weightnorm fold large/ folded/ --shard {}/32 ::: $(seq 32) && weightnorm index folded/
+  sbatch --array=1-32 --wrap 'weightnorm fold large/ folded/ --shard $SLURM_ARRAY_TASK_ID/32'
+
+Exit codes: 0 done, 2 a file is missing or not of the format, two have a tensor of one name, or an
+index is there.")]
+pub struct Index {
+    /// The folder. Of files NAME-00001-of-00032.safetensors the index is NAME.safetensors.index.json, else
+    /// model.safetensors.index.json
+    folder: PathBuf,
+    /// Replaces an index that is there
+    #[arg(long)]
+    force: bool,
+    /// Writes it although not all files are there that their numbers tell of: where one has lost all its tensors
+    #[arg(long)]
+    allow_missing: bool,
+}
+
+impl Index {
+    pub fn run(&self) -> Result<Report, Failure> {
+        let index = checkpoint::write_index(&self.folder, self.force, self.allow_missing)?;
+        let output = index.path.to_string_lossy();
+        let (tensors, files) = (count(index.tensors, "tensor"), count(index.files, "file"));
+        let text = format!("{output}: {tensors} in {files}, {}\n", DecimalBytes(index.bytes));
+        let json = json!({ "output": output, "files": index.files, "tensors": index.tensors, "bytes": index.bytes });
+        Ok(Report::new(false, text, json))
     }
 }

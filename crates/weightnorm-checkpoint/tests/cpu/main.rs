@@ -16,6 +16,7 @@ mod foreign;
 mod inspect;
 mod kill;
 mod others;
+mod parts;
 mod patterns;
 mod prefer;
 mod pytorch;

@@ -11,7 +11,8 @@ use weightnorm_checkpoint::Spelling;
 use crate::files::{Folder, Made, made, of_numbers, raw, vocoder, write, write_sharded};
 use crate::program::{Ran, documented, keys, run, run_json, without_gpu};
 
-const COMMANDS: [&str; 8] = ["inspect", "fold", "split", "convert", "check", "devices", "profile", "completions"];
+const COMMANDS: [&str; 9] =
+    ["inspect", "fold", "split", "convert", "check", "index", "devices", "profile", "completions"];
 
 fn quiet(arguments: &[&str]) -> Ran {
     run(without_gpu(), arguments)
@@ -210,6 +211,38 @@ fn cli_sharded_checkpoints() {
     for options in [&[][..], &["--force"]] {
         let (code, document) = run_json(without_gpu(), [&arguments[..], options].concat());
         assert_eq!((code, &document["error"]["kind"]), (2, &json!("output")), "{document}");
+    }
+}
+
+/// Two tasks and the index, as a job array does them.
+#[test]
+fn cli_parts_of_sharded_checkpoints() {
+    let folder = Folder::new("parts");
+    let (first, second): (Vec<Made>, Vec<Made>) =
+        vocoder(Spelling::Suffixes, Dtype::BF16).into_iter().partition(|tensor| tensor.name.ends_with("_v"));
+    write_sharded(&folder.join("model"), &[("a.safetensors", first), ("b.safetensors", second)]);
+    let (input, whole, output) = (folder.join("model"), folder.join("whole"), folder.join("new"));
+    let fold = |output: &Path, options: &[&str]| {
+        let arguments = ["fold", text(&input), text(output), "--device", "reference"];
+        run_json(without_gpu(), [&arguments[..], options].concat())
+    };
+    assert_eq!(fold(&whole, &[]).0, 0);
+    for (part, skipped) in [("2/2", 0), ("1/2", 0), ("2/2", 1)] {
+        let (code, document) = fold(&output, &["--shard", part]);
+        assert!(code == 0 && document["skipped_files"] == skipped, "{document}");
+        documented(&document);
+    }
+    let (code, document) = run_json(without_gpu(), ["index", text(&output)]);
+    assert!(code == 0 && document["files"] == 2, "{document}");
+    documented(&document);
+    for name in ["a.safetensors", "b.safetensors"] {
+        assert!(std::fs::read(whole.join(name)).unwrap() == std::fs::read(output.join(name)).unwrap(), "{name}");
+    }
+    let (code, document) = run_json(without_gpu(), ["index", text(&output)]);
+    assert_eq!((code, &document["error"]["kind"]), (2, &json!("output")), "{document}");
+    for part in ["0/2", "3/2", "1", "a/b", "-1/2", "1/0"] {
+        let (code, document) = fold(&output, &["--shard", part]);
+        assert_eq!((code, &document["error"]["kind"]), (2, &json!("usage")), "{document}");
     }
 }
 
