@@ -65,8 +65,8 @@
 //!
 //! # Files of PyTorch's own
 //!
-//! What `torch.save` writes since PyTorch 1.6 (`.pt`, `.pth`, `.ckpt`, `.bin`) is read as well, and what is written of
-//! it is a `.safetensors` file. Nothing in such a file is executed: its pickle is read as data, in which tensors,
+//! What `torch.save` writes, since PyTorch 1.6 and before (`.pt`, `.pth`, `.ckpt`, `.bin`), is read as well, and what is
+//! written of it is a `.safetensors` file. Nothing in such a file is executed: its pickle is read as data, in which tensors,
 //! dictionaries and lists are known by their names and anything else is an opaque value. That is ignored, unless a
 //! tensor that is wanted is made of it (sparse and quantized tensors, complex numbers in f64), which is an error.
 //!
@@ -80,7 +80,7 @@
 //! are [tied](self#tied-tensors) to the first of them. Views that overlap in other ways, and expanded ones, are tensors
 //! by themselves, in sum up to 16 times as large as the file. Checksums are not compared.
 //!
-//! The old form (before 1.6), big-endian numbers and TorchScript are [`Error::Foreign`], with a line of Python that
+//! Big-endian numbers and TorchScript are [`Error::Foreign`], with a line of Python that
 //! saves them as `.safetensors`. So are shards of an index (`pytorch_model.bin.index.json`).
 //!
 //! # Tied tensors

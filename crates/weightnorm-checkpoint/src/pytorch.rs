@@ -1,9 +1,10 @@
-//! Files that `torch.save` writes, in the form of PyTorch 1.6 and later: read as if they were `.safetensors` files.
+//! Files that `torch.save` writes: read as if they were `.safetensors` files.
 //!
-//! Such a file is a zip archive of stored entries: `NAME/data.pkl`, a pickle of all but the numbers of tensors,
-//! `NAME/data/0`, `NAME/data/1`, .., the storages, and `NAME/byteorder`. A tensor is a view of a storage, by offset and
+//! Since PyTorch 1.6 such a file is a zip archive of stored entries: `NAME/data.pkl`, a pickle of all but the numbers of tensors,
+//! `NAME/data/0`, `NAME/data/1`, .., the storages, and `NAME/byteorder`; before, it was what `old.rs` says. A tensor is a view of a storage, by offset and
 //! strides. One dictionary of tensors is taken, and its tensors get the places that they would have behind a header.
 mod global;
+mod old;
 mod pickle;
 mod tree;
 mod value;
@@ -40,76 +41,101 @@ pub(super) struct Opened {
     pub views: Views,
 }
 
+/// What a file holds, before a dictionary is chosen.
+struct Contents<'a> {
+    values: Values,
+    root: Value,
+    /// Where the storages lie, by their names; of an archive those that were looked up.
+    storages: HashMap<Vec<u8>, Place>,
+    /// Where they are looked up, and what all names begin with.
+    archive: Option<(Archive<'a>, Vec<u8>)>,
+    is_big_endian: bool,
+}
+
 /// Reads all but the numbers. `None` if it is no file of that kind.
 pub(super) fn open(file: &File, path: &Path, size: u64, key: Option<&str>) -> Result<Option<Opened>, Error> {
-    let mut first = [0; 4];
-    if size < 22 || read_at(file, &mut first, 0).is_err() || first != *b"PK\x03\x04" {
+    let mut first = [0; 15];
+    if size < 22 || read_at(file, &mut first, 0).is_err() {
         return Ok(None);
     }
     let damaged = |what: String| Error::Header {
         path: path.to_owned(),
         reason: format!("it is a file of PyTorch's own (torch.save), and damaged: {what}\n{AGAIN}"),
     };
-    let archive = match Archive::open(file, size) {
-        Ok(archive) => archive,
-        Err(what) => {
-            let (head, tail) = ends(file, size).map_err(failed("reading", path))?;
-            let is_ours = foreign::is_torch_zip(&Sample { path, size, head: &head, tail: &tail });
-            return if is_ours { Err(damaged(what)) } else { Ok(None) };
+    let contents = if first.starts_with(b"PK\x03\x04") {
+        let archive = match Archive::open(file, size) {
+            Ok(archive) => archive,
+            Err(what) => {
+                let (head, tail) = ends(file, size).map_err(failed("reading", path))?;
+                let is_ours = foreign::is_torch_zip(&Sample { path, size, head: &head, tail: &tail });
+                return if is_ours { Err(damaged(what)) } else { Ok(None) };
+            }
+        };
+        match of_archive(archive).map_err(damaged)? {
+            Some(contents) => contents,
+            None => return Ok(None),
         }
-    };
-    let is_top = |prefix: &&[u8]| prefix.ends_with(b"/") && prefix.iter().filter(|&&byte| byte == b'/').count() == 1;
-    let mut prefixes = archive.names().filter_map(|name| name.strip_suffix(b"data.pkl")).filter(is_top);
-    let Some(prefix) = prefixes.next() else { return Ok(None) };
-    if prefixes.next().is_some() {
-        return Err(damaged("two pickles are in it".to_owned()));
-    }
-    let named = |name: &[u8]| [prefix, name].concat();
-    // A program (TorchScript), not a file of tensors.
-    if archive.names().any(|name| name == named(b"constants.pkl")) {
+    } else if old::is(&first) {
+        old::read(file, size).map_err(damaged)?
+    } else {
         return Ok(None);
+    };
+    if contents.is_big_endian {
+        return Err(foreign::big_endian(path));
     }
-    if let Some(place) = archive.place(&named(b"byteorder")).map_err(damaged)? {
-        let order = if place.end - place.begin > 16 { vec![] } else { archive.read(&place).map_err(damaged)? };
-        match order.trim_ascii() {
-            b"little" => {}
-            b"big" => return Err(foreign::big_endian(path)),
-            _ => return Err(damaged("its byte order is neither little nor big".to_owned())),
-        }
-    }
-    let missing = || damaged("its pickle is missing".to_owned());
-    let place = archive.place(&named(b"data.pkl")).map_err(damaged)?.ok_or_else(missing)?;
-    if place.end - place.begin > pickle::MAX_PICKLE {
-        let length = place.end - place.begin;
-        let reason = format!("its pickle is {length} bytes long, the limit is {}", pickle::MAX_PICKLE);
-        return Err(Error::Header { path: path.to_owned(), reason });
-    }
-    let (values, root) = pickle::read(archive.read(&place).map_err(damaged)?).map_err(damaged)?;
+    let (values, root) = (&contents.values, contents.root);
     let no_key = |NoKey { reason, keys }: NoKey| Error::Key { path: path.to_owned(), reason, keys };
     let chosen = match key {
-        Some(key) => tree::by_key(&values, root, key),
-        None => tree::the_only(&values, root),
+        Some(key) => tree::by_key(values, root, key),
+        None => tree::the_only(values, root),
     };
     let chosen = chosen.map_err(no_key)?;
-    let tensors = tree::tensors(&values, chosen.value).map_err(damaged)?;
+    let tensors = tree::tensors(values, chosen.value).map_err(damaged)?;
     if tensors.is_empty() {
         let reason = format!("no tensors are below its key {:?}", chosen.key);
         return Err(no_key(NoKey { reason, keys: vec![] }));
     }
-    let mut reader = Reader { path, size, archive: &archive, prefix, values: &values, storages: HashMap::new() };
-    let (header, views) = reader.lay_out(tensors)?;
+    let (header, views) = Reader { path, size, contents }.lay_out(tensors)?;
     Ok(Some(Opened { key: chosen.key, header, views }))
+}
+
+/// Of the form since PyTorch 1.6.
+fn of_archive(archive: Archive<'_>) -> Result<Option<Contents<'_>>, String> {
+    let is_top = |prefix: &&[u8]| prefix.ends_with(b"/") && prefix.iter().filter(|&&byte| byte == b'/').count() == 1;
+    let prefixes = archive.names().filter_map(|name| name.strip_suffix(b"data.pkl")).filter(is_top);
+    let prefix = match prefixes.take(2).collect::<Vec<_>>()[..] {
+        [] => return Ok(None),
+        [prefix] => prefix.to_vec(),
+        _ => return Err("two pickles are in it".to_owned()),
+    };
+    let named = |name: &[u8]| [&prefix, name].concat();
+    // A program (TorchScript), not a file of tensors.
+    if archive.names().any(|name| name == named(b"constants.pkl")) {
+        return Ok(None);
+    }
+    let mut is_big_endian = false;
+    if let Some(place) = archive.place(&named(b"byteorder"))? {
+        let order = if place.end - place.begin > 16 { vec![] } else { archive.read(&place)? };
+        is_big_endian = match order.trim_ascii() {
+            b"little" => false,
+            b"big" => true,
+            _ => return Err("its byte order is neither little nor big".to_owned()),
+        };
+    }
+    let place = archive.place(&named(b"data.pkl"))?.ok_or_else(|| "its pickle is missing".to_owned())?;
+    if place.end - place.begin > pickle::MAX_PICKLE {
+        let length = place.end - place.begin;
+        return Err(format!("its pickle is {length} bytes long, the limit is {}", pickle::MAX_PICKLE));
+    }
+    let (values, root) = pickle::read(archive.read(&place)?)?;
+    let archive = Some((archive, prefix));
+    Ok(Some(Contents { values, root, storages: HashMap::new(), archive, is_big_endian }))
 }
 
 struct Reader<'a> {
     path: &'a Path,
     size: u64,
-    archive: &'a Archive<'a>,
-    /// Of the names of all entries.
-    prefix: &'a [u8],
-    values: &'a Values,
-    /// Where the storages lie, by their names.
-    storages: HashMap<&'a [u8], Place>,
+    contents: Contents<'a>,
 }
 
 /// A tensor that was checked.
@@ -122,10 +148,10 @@ struct Checked {
     strided: Option<Strided>,
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     /// Gives every tensor a place, the largest elements first, as the `safetensors` library does. Names of the same
     /// view are tied to the first of them.
-    fn lay_out(&mut self, tensors: Vec<tree::Named>) -> Result<(Header, Views), Error> {
+    fn lay_out(mut self, tensors: Vec<tree::Named>) -> Result<(Header, Views), Error> {
         let wrong = |tensor: &str, reason: String| {
             Err(Error::Tensor { path: self.path.to_owned(), tensor: tensor.to_owned(), reason })
         };
@@ -183,7 +209,7 @@ impl<'a> Reader<'a> {
 
     fn check(&mut self, tensor: &Tensor) -> Result<Checked, String> {
         let Tensor { storage, element, offset, .. } = *tensor;
-        let text = |span: Span| String::from_utf8_lossy(self.values.text(span)).into_owned();
+        let text = |span: Span| String::from_utf8_lossy(self.contents.values.text(span)).into_owned();
         let dtype = match element.unwrap_or(storage.element) {
             Element::Of(dtype) => dtype,
             Element::Untyped => return Err("nothing says of which type its elements are".to_owned()),
@@ -222,7 +248,7 @@ impl<'a> Reader<'a> {
 
     /// A shape, or strides.
     fn sizes(&self, value: Value) -> Result<Vec<u64>, String> {
-        let elements = self.values.elements(value).ok_or("its shape or its strides are no tuple")?;
+        let elements = self.contents.values.elements(value).ok_or("its shape or its strides are no tuple")?;
         if elements.len() > MAX_RANK {
             return Err(format!("it has {} axes, PyTorch's limit is {MAX_RANK}", elements.len()));
         }
@@ -234,19 +260,21 @@ impl<'a> Reader<'a> {
     }
 
     fn place(&mut self, storage: &Storage) -> Result<Place, String> {
-        let key = self.values.text(storage.key);
-        if let Some(&place) = self.storages.get(key) {
+        let Contents { values, storages, archive, .. } = &mut self.contents;
+        let key = values.text(storage.key);
+        if let Some(&place) = storages.get(key) {
             return Ok(place);
         }
-        let place = self.archive.place(&[self.prefix, b"data/", key].concat())?;
+        let looked_up = archive.as_ref().map(|(archive, prefix)| archive.place(&[prefix, &b"data/"[..], key].concat()));
+        let place = looked_up.transpose()?.flatten();
         let place = place.ok_or_else(|| format!("its storage {} is missing", String::from_utf8_lossy(key)))?;
-        self.storages.insert(key, place);
+        storages.insert(key.to_vec(), place);
         Ok(place)
     }
 
     /// That no two storages share bytes of the file.
     fn check_places(&self) -> Result<(), Error> {
-        let mut places: Vec<&Place> = self.storages.values().collect();
+        let mut places: Vec<&Place> = self.contents.storages.values().collect();
         places.sort();
         match places.windows(2).find(|pair| pair[0].end > pair[1].header) {
             None => Ok(()),

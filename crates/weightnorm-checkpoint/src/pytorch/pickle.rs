@@ -17,10 +17,23 @@ const MAX_OBJECTS: usize = 1 << 21;
 
 /// Reads a pickle, and returns what stands on the stack at its end.
 pub fn read(bytes: Vec<u8>) -> Result<(Values, Value), String> {
+    let (values, roots, _) = read_several(bytes, 1)?;
+    Ok((values, roots[0]))
+}
+
+/// Reads so many pickles that follow each other, and returns where the last of them ends.
+pub fn read_several(bytes: Vec<u8>, count: usize) -> Result<(Values, Vec<Value>, u64), String> {
     let values = Values { bytes, objects: vec![] };
     let mut machine = Machine { values, at: 0, stack: vec![], marks: vec![], memo: HashMap::new(), pushed: 0 };
-    let root = machine.run().map_err(|what| format!("its pickle is damaged: byte {}: {what}", machine.at))?;
-    Ok((machine.values, root))
+    let mut roots = vec![];
+    for _ in 0..count {
+        let root = machine.run().map_err(|what| format!("its pickle is damaged: byte {}: {what}", machine.at))?;
+        roots.push(root);
+        (machine.stack, machine.marks, machine.memo) = Default::default();
+    }
+    machine.values.bytes.truncate(machine.at);
+    machine.values.bytes.shrink_to_fit();
+    Ok((machine.values, roots, machine.at as u64))
 }
 
 struct Machine {
@@ -54,7 +67,8 @@ impl Machine {
                     let top = self.top()?;
                     self.push(top)?;
                 }
-                b'N' | 0x88 | 0x89 => self.push(Value::Plain)?,
+                b'N' => self.push(Value::Plain)?,
+                truth @ (0x88 | 0x89) => self.push(Value::Bool(truth == 0x88))?,
                 b'J' => {
                     let number = self.number(4)? as u32;
                     self.push(Value::Int((number as i32).into()))?;
@@ -363,12 +377,18 @@ impl Machine {
         self.object(object)
     }
 
-    /// `("storage", torch.FloatStorage, KEY, DEVICE, COUNT)`.
+    /// `("storage", torch.FloatStorage, KEY, DEVICE, COUNT)`, and in the old form none.
     fn storage(&self, id: Value) -> Result<Object, String> {
         let odd = || "a reference to something outside that is no storage".to_owned();
-        let Some([kind, class, Value::Text(key), _, Value::Int(count), ..]) = self.values.elements(id) else {
+        let Some([kind, class, Value::Text(key), _, Value::Int(count), rest @ ..]) = self.values.elements(id) else {
             return Err(odd());
         };
+        // Of files before PyTorch 1.6: a part of another storage, as PyTorch 0.3 had them.
+        if let [view, ..] = rest
+            && *view != Value::Plain
+        {
+            return Err("a storage is a part of another one".to_owned());
+        }
         match (kind, self.values.global(*class)) {
             (Value::Text(kind), Some(Global::StorageOf(element))) if self.values.text(*kind) == b"storage" => {
                 Ok(Object::Storage(Storage { element, key: *key, count: *count }))

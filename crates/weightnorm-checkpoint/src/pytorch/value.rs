@@ -9,8 +9,9 @@ pub const MAX_KEY: usize = 1 << 14;
 /// A value. What is larger stands in [`Values`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value {
-    /// Anything that says nothing about tensors: none, truth values, floating-point numbers, bytes, large integers.
+    /// Anything that says nothing about tensors: none, floating-point numbers, bytes, large integers.
     Plain,
+    Bool(bool),
     Int(i64),
     Text(Span),
     /// An object, by its number.

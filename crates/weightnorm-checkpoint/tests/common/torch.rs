@@ -106,6 +106,29 @@ impl Torch {
         entries
     }
 
+    /// In the form of before PyTorch 1.6: `_legacy_save` of `torch/serialization.py`. Storages of bytes in `View::count`
+    /// elements lie in the order of their names as texts.
+    pub fn old_file(&self, root: &Py, counts: &[i64]) -> Vec<u8> {
+        let sizes = dict([("short", Py::Int(2)), ("int", Py::Int(4)), ("long", Py::Int(4))]);
+        let machine =
+            dict([("protocol_version", Py::Int(1001)), ("little_endian", Py::Raw(vec![0x88])), ("type_sizes", sizes)]);
+        let mut names: Vec<String> = (0..self.storages.len()).map(|i| i.to_string()).collect();
+        names.sort();
+        let list = Py::List(names.iter().map(|name| text(name)).collect());
+        let mut value = pickle(root);
+        // None stands behind the count: no part of another storage.
+        let places: Vec<usize> = (1..value.len()).rev().filter(|&at| value[at - 1..=at] == *b"tQ").collect();
+        places.into_iter().for_each(|at| value.insert(at - 1, b'N'));
+        let number = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.".to_vec();
+        let mut bytes = [number, pickle(&Py::Int(1001)), pickle(&machine), value, pickle(&list)].concat();
+        for name in names {
+            let storage: usize = name.parse().unwrap();
+            bytes.extend(counts[storage].to_le_bytes());
+            bytes.extend(&self.storages[storage]);
+        }
+        bytes
+    }
+
     pub fn file(&self, root: &Py) -> Vec<u8> {
         zip(&self.entries(root))
     }

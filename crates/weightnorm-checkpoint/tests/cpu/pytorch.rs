@@ -97,6 +97,32 @@ fn pytorch_layouts_give_the_tensors_of_the_model() {
     }
 }
 
+/// A file of before PyTorch 1.6 holds what one of today holds; storages lie in it in the order of their names as texts.
+#[test]
+fn pytorch_old_form_holds_the_same() {
+    let folder = Folder::new("old-torch");
+    let tensors = vocoder(Spelling::Suffixes, Dtype::F32);
+    let mut torch = Torch::default();
+    let state = torch.state(&tensors);
+    assert!(torch.storages.len() > 10);
+    let counts: Vec<i64> = tensors.iter().map(|t| t.shape.iter().product::<usize>() as i64).collect();
+    let roots: [(&str, Py); 2] = [("", state.clone()), ("generator", dict([("generator", state)]))];
+    for (key, root) in roots {
+        let new = save(&folder, "new.pt", &torch, &root);
+        let old = folder.join("old.pt");
+        std::fs::write(&old, torch.old_file(&root, &counts)).unwrap();
+        let checkpoint = Checkpoint::open(&old).unwrap();
+        assert_eq!(checkpoint.key(), Some(key));
+        holds(&checkpoint, "", &tensors);
+        let outputs = [&old, &new].map(|input| {
+            let (input, output) = (Checkpoint::open(input).unwrap(), folder.join("folded.safetensors"));
+            fold(Device::Reference, &input, &output, &Rules::default(), &mut |_| ()).unwrap();
+            std::fs::read(output).unwrap()
+        });
+        assert!(outputs[0] == outputs[1]);
+    }
+}
+
 /// Every type, scalars, no elements; views of one storage by offset and strides, in windows of any size; parameters.
 #[test]
 fn pytorch_views_are_read_in_their_order() {

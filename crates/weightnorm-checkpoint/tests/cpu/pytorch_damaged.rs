@@ -54,6 +54,52 @@ fn pytorch_cut_off_anywhere_is_an_error() {
     assert!(matches!(error_of(&path, &[&whole[..], &[1; 9]].concat()), Error::Header { .. }));
 }
 
+/// Of the old form too, where each storage says how long it is.
+#[test]
+fn pytorch_old_form_that_is_damaged_is_an_error() {
+    let folder = Folder::new("cut-old-torch");
+    let path = folder.join("a.pt");
+    let ((torch, root), counts) = (small(), [2, 6]);
+    let whole = torch.old_file(&root, &counts);
+    std::fs::write(&path, &whole).unwrap();
+    assert!(read_all(&path));
+    for length in 0..whole.len() {
+        let error = error_of(&path, &whole[..length]);
+        let is_known = length < 22 || error.to_string().contains("PyTorch's own (torch.save), and damaged");
+        assert!(is_known, "{length}: {error}");
+    }
+    let at = |what: &[u8]| whole.windows(what.len()).position(|bytes| bytes == what).unwrap();
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = whole.clone();
+        bytes[at] = byte;
+        error_of(&path, &bytes)
+    };
+    // little_endian: false, and no truth value. (The text, its end, and an opcode and a number of the memo.)
+    let order = at(b"little_endian") + 13 + 2;
+    assert_eq!(whole[order], 0x88);
+    assert!(matches!(changed(order, 0x89), Error::Foreign { .. }));
+    assert!(changed(order, b'N').to_string().contains("byte order"));
+    // Another version, another count, a part of another storage.
+    assert!(changed(at(b"J\xe9\x03") + 1, 0xea).to_string().contains("1001"));
+    let first = whole.len() - torch.storages.iter().map(|bytes| 8 + bytes.len()).sum::<usize>();
+    assert!(changed(first, whole[first] + 1).to_string().contains("elements"));
+    assert!(changed(at(b"NtQ"), 0x88).to_string().contains("part of another"));
+
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let (mut read, mut refused) = (0, 0);
+    for _ in 0..1500 {
+        let mut bytes = whole.clone();
+        for _ in 0..3 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let at = (state >> 33) as usize % bytes.len();
+            bytes[at] ^= 1 << (state >> 20 & 7);
+        }
+        std::fs::write(&path, bytes).unwrap();
+        if read_all(&path) { read += 1 } else { refused += 1 }
+    }
+    assert!(read > 20 && refused > 200, "{read} read, {refused} refused");
+}
+
 /// Bytes changed at random, in all of the file or in the pickle alone: an error, or tensors that can be read.
 #[test]
 fn pytorch_changed_at_random_never_panics() {

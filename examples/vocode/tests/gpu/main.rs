@@ -19,11 +19,14 @@ use suite::{Needs, Outcome, Suite};
 fn main() -> ExitCode {
     let first = |suite: &mut Suite| {
         suite.test("vocode_hifigan_is_pytorch_s", Needs::Nothing, |gpu| shipped(gpu, MODELS[0], 78 + 1));
-        suite.test("vocode_dac_is_pytorch_s", Needs::Nothing, |gpu| shipped(gpu, MODELS[1], 23 + 1));
+        suite.test("vocode_dac_is_pytorch_s", Needs::Time, |gpu| shipped(gpu, MODELS[1], 23 + 1));
     };
     let second = |suite: &mut Suite| {
+        // Folded it takes pipelines of its own.
+        suite.test("vocode_hifigan_in_every_form", Needs::Time, |gpu| in_every_form(gpu, MODELS[0], 78 + 1));
+        suite.test("vocode_dac_in_every_form", Needs::Time, |gpu| in_every_form(gpu, MODELS[1], 23 + 1));
         suite.test("vocode_of_other_shapes", Needs::Time, other_shapes);
-        suite.test("vocode_counts_dispatches_of_real_shapes", Needs::Nothing, real_shapes);
+        suite.test("vocode_counts_dispatches_of_real_shapes", Needs::Time, real_shapes);
         suite.test("vocode_program", Needs::Nothing, program);
     };
     suite::run(first, second)
@@ -47,7 +50,7 @@ fn chunks(gpu: &Gpu, network: &Network, input: &[f32], chunk: usize) -> Result<(
     Ok((samples, vocoder.dispatch_count()))
 }
 
-/// A shipped model in every spelling, whole and in chunks.
+/// A shipped model, beside PyTorch's samples and the reference's.
 fn shipped(gpu: &Gpu, name: &str, dispatches: u64) -> Outcome {
     let (network, (input, expected)) = (model(name), io(name));
     let reference = reference::vocode(&network, &input, Some(&F32))?;
@@ -58,6 +61,14 @@ fn shipped(gpu: &Gpu, name: &str, dispatches: u64) -> Outcome {
     if count != dispatches {
         return Err(format!("{count} dispatches instead of {dispatches}").into());
     }
+    Ok(())
+}
+
+/// In chunks, in the newer spelling, and folded.
+fn in_every_form(gpu: &Gpu, name: &str, dispatches: u64) -> Outcome {
+    let (network, (input, expected)) = (model(name), io(name));
+    let reference = reference::vocode(&network, &input, Some(&F32))?;
+    let (samples, _) = whole(gpu, &network, &input)?;
     for chunk in [1, 6] {
         let (streamed, count) = chunks(gpu, &network, &input, chunk)?;
         if streamed != samples || count != dispatches {
