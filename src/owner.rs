@@ -11,8 +11,8 @@
 use std::sync::{Arc, Mutex, Weak};
 
 #[cfg(not(target_arch = "wasm32"))]
-use crate::scope;
-use crate::{ArgumentError, DeviceError, Error};
+use crate::{ArgumentError, scope};
+use crate::{DeviceError, Error};
 
 /// A device, once however many handles it has.
 pub(crate) struct Owner {

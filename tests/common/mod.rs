@@ -26,12 +26,16 @@ pub struct File {
 
 impl File {
     pub fn load(path: &Path) -> Result<File, String> {
+        File::of_bytes(path, &std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?)
+    }
+
+    /// The same of bytes that are there.
+    pub fn of_bytes(path: &Path, bytes: &[u8]) -> Result<File, String> {
         let fail = |what: String| format!("{}: {what}", path.display());
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| fail(e.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut tensors = BTreeMap::new();
-        for (name, view) in SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?.iter() {
+        for (name, view) in SafeTensors::deserialize(bytes).map_err(|e| fail(e.to_string()))?.iter() {
             let (dtype, bytes) = (view.dtype(), view.data().to_vec());
             let data = match dtype {
                 Dtype::F64 => bytes.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().unwrap())).collect(),
@@ -95,7 +99,10 @@ pub struct Golden {
 
 impl Golden {
     pub fn load(path: &Path) -> Result<Golden, String> {
-        let file = File::load(path)?;
+        Golden::of(File::load(path)?)
+    }
+
+    pub fn of(file: File) -> Result<Golden, String> {
         let op = match file.meta("op")? {
             "weight_norm" => Op::WeightNorm,
             "linear" => Op::Linear,

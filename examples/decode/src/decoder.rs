@@ -61,6 +61,11 @@ impl Decoder {
         self.gpu.report()
     }
 
+    /// Points of a submission at most.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
     /// Records all layers for up to `batch` rows of [latent, point]. Returns the output, one number a point, and how
     /// many dispatches that takes.
     fn record(&self, x: &Tensor, encoder: &mut wgpu::CommandEncoder) -> Result<(Tensor, u64), weightnorm::Error> {
@@ -95,19 +100,39 @@ impl Decoder {
     }
 
     /// The network's output for rows of [latent, point], as many as you like.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn decode(&self, inputs: &[f32]) -> Result<Vec<f32>, weightnorm::Error> {
-        let width = self.layers[0].input_width();
         let mut sdf = vec![];
-        for rows in inputs.chunks(self.batch * width) {
-            let x = self.gpu.upload(rows, &[rows.len() / width, width])?;
-            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            let (y, _) = self.record(&x, &mut encoder)?;
-            self.gpu.queue().submit([encoder.finish()]);
-            sdf.extend(y.read::<f32>()?);
+        for rows in self.batches(inputs) {
+            sdf.extend(self.submit(rows)?.read::<f32>()?);
         }
         // What the example's own kernel did wrong, if anything.
         self.gpu.check()?;
         Ok(sdf)
+    }
+
+    /// [`Decoder::decode`] without blocking: a browser cannot wait.
+    pub async fn decode_async(&self, inputs: &[f32]) -> Result<Vec<f32>, weightnorm::Error> {
+        let mut sdf = vec![];
+        for rows in self.batches(inputs) {
+            sdf.extend(self.submit(rows)?.read_async::<f32>().await?);
+        }
+        self.gpu.check()?;
+        Ok(sdf)
+    }
+
+    fn batches<'a>(&self, inputs: &'a [f32]) -> std::slice::Chunks<'a, f32> {
+        inputs.chunks(self.batch * self.layers[0].input_width())
+    }
+
+    /// Submits a batch. The output is overwritten by the next one.
+    fn submit(&self, rows: &[f32]) -> Result<Tensor, weightnorm::Error> {
+        let width = self.layers[0].input_width();
+        let x = self.gpu.upload(rows, &[rows.len() / width, width])?;
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let (y, _) = self.record(&x, &mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(y)
     }
 
     /// Times one batch of the file's points, from the first call of the crate to the end of the work on the GPU.

@@ -9,11 +9,8 @@
 //! tests/data/README.md describes the file.
 //!
 //! Exit code: 0 done, 1 the error exceeds its bound, 2 the arguments, the file or the GPU would not do.
-mod decoder;
-mod model;
 #[cfg_attr(not(feature = "image"), path = "no_picture.rs")]
 mod picture;
-mod reference;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -23,8 +20,9 @@ use std::time::Instant;
 use tinyjson::JsonValue;
 use weightnorm::{Gpu, cpu, wgpu};
 
-use decoder::{Decoder, Speed};
-use model::{Model, narrow};
+use decode::decoder::{Decoder, Speed};
+use decode::model::{Model, narrow};
+use decode::reference;
 
 const HELP: &str = "\
 Decodes a trained, weight-normalized DeepSDF network on the GPU and checks the result

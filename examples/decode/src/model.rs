@@ -41,8 +41,12 @@ impl Model {
     /// Reads a file. Every error names it and says what is wrong.
     pub fn load(path: &Path) -> Result<Model, String> {
         let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let file = File::parse(&bytes).map_err(|e| format!("{}: not a safetensors file: {e}", path.display()))?;
-        file.model().map_err(|e| format!("{}: {e}", path.display()))
+        Model::parse(&bytes).map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// The same of a file's bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Model, String> {
+        File::parse(bytes).map_err(|e| format!("not a safetensors file: {e}"))?.model()
     }
 
     /// The width of [latent, point].

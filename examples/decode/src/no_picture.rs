@@ -3,7 +3,7 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::path::Path;
 
-use crate::model::Model;
+use decode::model::Model;
 
 /// There is none.
 pub struct Slice(Infallible);

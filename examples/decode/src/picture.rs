@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use crate::model::Model;
+use decode::model::Model;
 
 /// Which points of the field.
 pub struct Slice {

@@ -9,4 +9,5 @@ pub mod hifigan;
 pub mod network;
 pub mod random;
 pub mod reference;
+pub mod sound;
 pub mod vocoder;

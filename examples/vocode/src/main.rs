@@ -17,10 +17,11 @@ use std::time::Instant;
 use tinyjson::JsonValue;
 use vocode::file::File;
 use vocode::hifigan;
-use vocode::network::{Network, Stretch};
+use vocode::network::Network;
 use vocode::random::{Random, Variant};
 use vocode::reference::{self, Reference};
-use vocode::vocoder::Vocoder;
+use vocode::sound::Sound;
+use vocode::vocoder::{Vocoder, stretches};
 use weightnorm::{Gpu, cpu};
 
 const HELP: &str = "\
@@ -91,46 +92,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Frames, and the samples that are known to become of them.
-struct Sound {
-    frames: usize,
-    input: Vec<f32>,
-    expected: Option<Vec<f64>>,
-}
-
 /// Does something with a file that is there. Every error names it.
 fn with_file<T>(path: &Path, make: impl FnOnce(&mut File<'_>) -> Result<T, String>) -> Result<T, String> {
     let name = |e: String| format!("{}: {e}", path.display());
     let bytes = std::fs::read(path).map_err(|e| name(e.to_string()))?;
     File::parse(&bytes).and_then(|mut file| make(&mut file)).map_err(name)
-}
-
-impl Sound {
-    fn of_file(file: &File<'_>, network: &Network) -> Result<Sound, String> {
-        let (shape, input) = file.numbers("input")?;
-        let frames = match shape[..] {
-            [1, channels, frames] if channels == network.channels && frames > 0 => frames,
-            _ => return Err(format!("tensor input has shape {shape:?}, expected [1, {}, frames]", network.channels)),
-        };
-        let samples = network.samples(frames).map_err(|e| e.to_string())?;
-        let expected = file.tensors.contains_key("expected").then(|| file.numbers("expected")).transpose()?;
-        if let Some((shape, _)) = expected.as_ref().filter(|(shape, _)| shape[..] != [1, 1, samples]) {
-            return Err(format!("tensor expected has shape {shape:?}, expected [1, 1, {samples}]"));
-        }
-        let input = input.into_iter().map(|x| x as f32).collect();
-        Ok(Sound { frames, input, expected: expected.map(|(_, data)| data) })
-    }
-
-    /// A second of noise.
-    fn noise(network: &Network) -> Sound {
-        let frames = (network.sampling_rate / network.hop()).max(1);
-        Sound { frames, input: Random(2).numbers(network.channels * frames, 1.0), expected: None }
-    }
-
-    /// The first frames.
-    fn first(&self, frames: usize) -> Vec<f32> {
-        self.input.chunks(self.frames).flat_map(|row| &row[..frames]).copied().collect()
-    }
 }
 
 /// Multiply-adds that take the reference some seconds.
@@ -303,27 +269,6 @@ fn on_gpu(gpu: &Gpu, network: &Network, sound: &Sound, chunk: Option<usize>) -> 
     let norm_share = Some(1.0 - speed.with_known_norms / speed.seconds);
     let (seconds, runs, submissions) = (speed.seconds, speed.runs, stretches.len());
     Ok(Done { samples, seconds, norm_share, runs, dispatches, submissions })
-}
-
-/// As the user wants to have it cut, or in one piece; and in more of them where a buffer would be larger than a
-/// binding.
-fn stretches(
-    gpu: &Gpu,
-    network: &Network,
-    frames: usize,
-    chunk: Option<usize>,
-) -> Result<Vec<Stretch>, weightnorm::Error> {
-    let binding = gpu.report().limits.max_storage_buffer_binding_size / 4;
-    let mut chunk = chunk.unwrap_or(frames).min(frames);
-    loop {
-        let stretches = network.stretches(frames, chunk)?;
-        let most = stretches.iter().map(|stretch| stretch.frames.len()).max().unwrap_or(0);
-        let largest = network.capacities(most)?.into_iter().max().unwrap_or(0) as u64;
-        if largest <= binding || chunk == 1 {
-            return Ok(stretches);
-        }
-        chunk = chunk.div_ceil(2);
-    }
 }
 
 /// 16 bits, one channel.

@@ -1,15 +1,17 @@
 //! The network on the GPU: one dispatch for the norms of all transposed layers, and one for each convolution.
 use std::collections::HashMap;
+use std::ops::Deref;
+#[cfg(not(target_arch = "wasm32"))]
 use std::time::Instant;
 
 use weightnorm::{Activation, Conv, DType, Eps, Error, Gpu, Recorder, SetMember, Tensor, WeightNorm, WeightSet};
 
 use crate::network::{Before, Layer, Network, Stretch, Weight};
 
-/// A network in GPU memory, with the buffers for so many frames at a time.
-pub struct Vocoder<'n> {
+/// A network in GPU memory, with the buffers for so many frames at a time. `N` borrows the network, or shares it.
+pub struct Vocoder<N> {
     gpu: Gpu,
-    network: &'n Network,
+    network: N,
     layers: Vec<LayerTensors>,
     /// The transposed layers, whose norms no convolution sums up by itself: their axis 0 is that of x, along the sum.
     transposed: Option<WeightSet>,
@@ -45,8 +47,8 @@ pub struct Speed {
     pub runs: usize,
 }
 
-impl<'n> Vocoder<'n> {
-    pub fn new(gpu: &Gpu, network: &'n Network, frames: usize) -> Result<Vocoder<'n>, Error> {
+impl<N: Deref<Target = Network>> Vocoder<N> {
+    pub fn new(gpu: &Gpu, network: N, frames: usize) -> Result<Vocoder<N>, Error> {
         let is_set = |layer: &Layer| layer.transposed && layer.weight.g.is_some();
         let in_set: Vec<&Layer> = network.layers.iter().filter(|layer| is_set(layer)).collect();
         let shapes: Vec<_> = in_set.iter().map(|layer| (&layer.weight.shape[..], DType::F32)).collect();
@@ -88,17 +90,45 @@ impl<'n> Vocoder<'n> {
     }
 
     /// The samples of a stretch of `input`, `[1, channels, frames]`: one submission, on GL several.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn vocode(&mut self, input: &[f32], stretch: &Stretch) -> Result<Vec<f32>, Error> {
-        self.submit(input, stretch, None)
+        let Some(y) = self.submit(input, stretch, None)? else { return Ok(vec![]) };
+        Ok(y.read::<f32>()?[stretch.kept.clone()].to_vec())
     }
 
+    /// [`Vocoder::vocode`] without blocking: a browser cannot wait.
+    pub async fn vocode_async(&mut self, input: &[f32], stretch: &Stretch) -> Result<Vec<f32>, Error> {
+        let Some(y) = self.submit(input, stretch, None)? else { return Ok(vec![]) };
+        Ok(y.read_async::<f32>().await?[stretch.kept.clone()].to_vec())
+    }
+
+    /// Has the kernels of a stretch compiled, layer by layer: after each it calls `done` with the part that is done.
+    pub async fn warm_up(&mut self, stretch: &Stretch, done: impl Fn(f64)) -> Result<(), Error> {
+        let frames = stretch.frames.len();
+        let views = self.views(frames)?;
+        if let Some(set) = &self.transposed {
+            self.gpu.run(|ops| ops.row_norms_set(set))?;
+        }
+        let count = self.layers.len();
+        for (i, (layer, tensors)) in self.network.layers.iter().zip(&self.layers).enumerate() {
+            self.gpu.run(|ops| tensors.record(ops, layer, &views[i], None))?;
+            // The first element, for it to be over.
+            let y = &views[i].y;
+            Tensor::from_buffer(&self.gpu, y.buffer()?, y.offset(), &[1], DType::F32)?.read_async::<f32>().await?;
+            done((i + 1) as f64 / count as f64);
+        }
+        self.views.insert(frames, views);
+        Ok(())
+    }
+
+    /// Submits a stretch. What it makes, with what is beside the wanted samples, is overwritten by the next one.
     fn submit(
         &mut self,
         input: &[f32],
         stretch: &Stretch,
         known: Option<&[Option<Tensor>]>,
-    ) -> Result<Vec<f32>, Error> {
-        let (network, frames) = (self.network, stretch.frames.len());
+    ) -> Result<Option<Tensor>, Error> {
+        let (network, frames) = (&*self.network, stretch.frames.len());
         if !self.views.contains_key(&frames) {
             let views = self.views(frames)?;
             self.views.insert(frames, views);
@@ -116,8 +146,7 @@ impl<'n> Vocoder<'n> {
             }
             Ok(ops.dispatch_count())
         })?;
-        let Some(last) = views.last() else { return Ok(vec![]) };
-        Ok(last.y.read::<f32>()?[stretch.kept.clone()].to_vec())
+        Ok(views.last().map(|last| last.y.clone()))
     }
 
     fn views(&self, frames: usize) -> Result<Vec<Views>, Error> {
@@ -134,6 +163,7 @@ impl<'n> Vocoder<'n> {
 
     /// Times all stretches, from the upload of frames to the samples on the host: with the norms as they are summed up
     /// in every run, and in turn with known ones, as a measure of what they cost.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn speed(&mut self, input: &[f32], stretches: &[Stretch]) -> Result<Speed, Error> {
         // The transposed layers have their scales from the runs before.
         let norms = |layer: &LayerTensors| {
@@ -148,7 +178,9 @@ impl<'n> Vocoder<'n> {
             for (times, known) in times.iter_mut().zip([None, Some(&known[..])]) {
                 let start = Instant::now();
                 for stretch in stretches {
-                    self.submit(input, stretch, known)?;
+                    if let Some(y) = self.submit(input, stretch, known)? {
+                        y.read::<f32>()?;
+                    }
                 }
                 times.push(start.elapsed().as_secs_f64());
             }
@@ -166,8 +198,11 @@ impl<'n> Vocoder<'n> {
 }
 
 /// Runs of [`Vocoder::speed`], and seconds after which there are no more than the least.
+#[cfg(not(target_arch = "wasm32"))]
 const LEAST_RUNS: usize = 3;
+#[cfg(not(target_arch = "wasm32"))]
 const MOST_RUNS: usize = 51;
+#[cfg(not(target_arch = "wasm32"))]
 const ENOUGH: f64 = 2.0;
 
 impl LayerTensors {
@@ -200,5 +235,21 @@ impl LayerTensors {
         }
         conv = conv.scale(layer.scale as f32).accumulate(layer.accumulate).activation(layer.after);
         if layer.transposed { ops.conv_transposed(conv, &views.y) } else { ops.conv(conv, &views.y) }
+    }
+}
+
+/// As the user wants to have it cut, or in one piece; and in more of them where a buffer would be larger than a
+/// binding.
+pub fn stretches(gpu: &Gpu, network: &Network, frames: usize, chunk: Option<usize>) -> Result<Vec<Stretch>, Error> {
+    let binding = gpu.report().limits.max_storage_buffer_binding_size / 4;
+    let mut chunk = chunk.unwrap_or(frames).min(frames);
+    loop {
+        let stretches = network.stretches(frames, chunk)?;
+        let most = stretches.iter().map(|stretch| stretch.frames.len()).max().unwrap_or(0);
+        let largest = network.capacities(most)?.into_iter().max().unwrap_or(0) as u64;
+        if largest <= binding || chunk == 1 {
+            return Ok(stretches);
+        }
+        chunk = chunk.div_ceil(2);
     }
 }
