@@ -62,7 +62,12 @@ impl Traits {
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
         Traits {
             kind: kind.unwrap_or(own),
-            integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
+            integrated: match info.device_type {
+                wgpu::DeviceType::IntegratedGpu => true,
+                // A browser does not tell; most GPUs that it runs on are.
+                wgpu::DeviceType::Other => info.backend == wgpu::Backend::BrowserWebGpu,
+                _ => false,
+            },
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
             workgroup_bytes: limits.max_compute_workgroup_storage_size.into(),
             spills: info.backend == wgpu::Backend::Metal,

@@ -71,11 +71,13 @@ impl Tensor {
     /// Several in one buffer.
     pub(crate) fn zeros_together(gpu: &Gpu, tensors: &[(&[usize], DType)]) -> Result<Vec<Tensor>, Error> {
         gpu.check()?;
+        // Outputs of an operator lie so far apart.
+        let apart = gpu.capacities().apart.max(16);
         let mut bytes = 0u64;
         let mut places = vec![];
         for &(shape, dtype) in tensors {
             places.push(bytes);
-            bytes += (element_count("zeros", shape)? * dtype.size()).next_multiple_of(16);
+            bytes += (element_count("zeros", shape)? * dtype.size()).next_multiple_of(apart);
         }
         let buffer = gpu.create_buffer("tensors", bytes.max(16), TENSOR_USAGE)?;
         let placed = tensors.iter().zip(places);

@@ -6,10 +6,20 @@ use super::text::Short;
 #[non_exhaustive]
 pub enum DeviceError {
     /// No adapter that wgpu can use was found.
-    #[error(
-        "no GPU adapter found (tried {tried}).\nInstall a Vulkan driver: `apt install libvulkan1 mesa-vulkan-drivers` \
-         (Debian, Ubuntu; needs no GPU), `dnf install vulkan-loader mesa-vulkan-drivers` (Fedora); on macOS and Windows \
-         update the graphics driver"
+    #[cfg_attr(
+        target_arch = "wasm32",
+        error(
+            "no GPU adapter found (tried {tried}).\nWebGPU needs https or localhost, and may have to be switched on: \
+             in Chrome on Linux under chrome://flags"
+        )
+    )]
+    #[cfg_attr(
+        not(target_arch = "wasm32"),
+        error(
+            "no GPU adapter found (tried {tried}).\nInstall a Vulkan driver: \
+             `apt install libvulkan1 mesa-vulkan-drivers` (Debian, Ubuntu; needs no GPU), \
+             `dnf install vulkan-loader mesa-vulkan-drivers` (Fedora); on macOS and Windows update the graphics driver"
+        )
     )]
     NoAdapter {
         /// What was looked for.

@@ -50,8 +50,8 @@ impl WeightSet {
 }
 
 impl Gpu {
-    /// Many new tensors of zeros that share one buffer, each from a multiple of 16 bytes on: what a [`WeightSet`]
-    /// wants, since one dispatch reaches one buffer of each kind.
+    /// Many new tensors of zeros that share one buffer, each from a multiple of 16 bytes on, in a browser of the
+    /// alignment of bindings: what a [`WeightSet`] wants, since one dispatch reaches one buffer of each kind.
     ///
     /// # Errors
     /// Those of every operator ([`Error`]).
