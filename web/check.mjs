@@ -129,6 +129,7 @@ console.log(`browser: ${version}`);
 const open = [];
 const flag = name => process.argv.includes(name);
 /** What is looked at, one after the other, in the page of `browser`. */
+const picturePage = async browser => argument('--screenshot') && browser.screenshot(argument('--screenshot'));
 const $ = id => `document.getElementById('${id}')`;
 const picture = id => `(() => { const c = ${$(id)}, data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
     const at = (x, y) => data[4 * (Math.floor(y * c.height) * c.width + Math.floor(x * c.width)) + 3];
@@ -173,11 +174,12 @@ async function voice(browser) {
     await browser.value(`${$('make')}.click()`);
     await browser.until(`weightnorm.samples > 0 || !${$('fault')}.hidden`, 300);
     const { samples, soundError, soundSpeed } = await browser.value('weightnorm');
-    check('the sound is PyTorch\'s within 1e-4', samples === 6144 && soundError < 1e-4, soundError);
+    check('the sound is PyTorch\'s within 1e-5', samples === 6144 && soundError < 1e-5, soundError);
     console.log(`sound: ${soundSpeed} s a second`);
     await browser.value(`${$('play')}.click()`);
     await browser.until('weightnorm.played > 0.2', 10);
     check('it plays', await browser.value(`${$('play')}.textContent`) === 'Stop');
+    await picturePage(browser);
     const drop = names => browser.value(`(async () => {
         const data = new DataTransfer();
         for (const name of ${JSON.stringify(names)}) data.items.add(new File([await (await fetch(name)).blob()], name));
@@ -215,7 +217,6 @@ async function golden(browser) {
     }
 }
 
-const picturePage = async browser => argument('--screenshot') && browser.screenshot(argument('--screenshot'));
 try {
     const size = readFileSync(join(dist, 'web_bg.wasm')).length;
     check('the wasm is below 1.5 MB', size < 1.5e6, size);
@@ -233,7 +234,6 @@ try {
         try {
             if (Date.now() > over) throw new OutOfTime();
             await part(browser);
-            if (name === 'voice') await picturePage(browser);
         } catch (error) {
             if (error instanceof OutOfTime) {
                 console.log(`left out for time: ${name}`);
@@ -246,7 +246,8 @@ try {
     if (!only.includes('voice')) await picturePage(browser);
     check('nothing else went wrong', browser.console.length === 0, browser.console.join('\n') || undefined);
 } catch (error) {
-    check(error.message, false);
+    if (!(error instanceof OutOfTime)) check(error.message, false);
+    else console.log('left out for time: all'), skipped++;
 } finally {
     open.forEach(browser => browser.close());
     server.close();
