@@ -127,6 +127,10 @@ function check(what, right, found) {
 const version = spawnSync(program, ['--version'], { encoding: 'utf8' }).stdout?.trim();
 console.log(`browser: ${version}`);
 const open = [];
+process.on('SIGTERM', () => {
+    open.forEach(browser => browser.close());
+    process.exit(1);
+});
 const flag = name => process.argv.includes(name);
 /** What is looked at, one after the other, in the page of `browser`. */
 const picturePage = async browser => argument('--screenshot') && browser.screenshot(argument('--screenshot'));

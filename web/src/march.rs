@@ -49,9 +49,8 @@ impl Camera {
     /// Where a ray is within the box: from, to, and the axis of the face where it comes in.
     fn inside(&self, direction: V3) -> Option<(f32, f32, usize)> {
         let (mut from, mut to, mut axis) = (1e-3f32, f32::MAX, 0);
-        for i in 0..3 {
-            let inverse = 1.0 / direction[i];
-            let (a, b) = ((-1.0 - self.place[i]) * inverse, (self.most[i] - self.place[i]) * inverse);
+        for (i, along) in direction.iter().enumerate() {
+            let (a, b) = ((-1.0 - self.place[i]) / along, (self.most[i] - self.place[i]) / along);
             if a.min(b) > from {
                 (from, axis) = (a.min(b), i);
             }

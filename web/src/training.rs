@@ -85,7 +85,7 @@ impl Training {
     /// restart.
     pub async fn warm_up(&self, i: usize) -> Result<(), JsError> {
         let network = &self.networks[i / 2];
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             network.start(0, (&self.points, 0))?;
             network.evaluate((&self.points, 0), (&self.losses, 0))?;
         } else {
