@@ -303,3 +303,21 @@ pub(crate) fn in_quads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, length
             && *dtype.get_or_insert(tensor.dtype()) == tensor.dtype()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use wgpu::{AdapterInfo, Backend, DeviceType, Features, Limits};
+
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_a_browser_does_not_tell_of_is_an_integrated_one() {
+        let integrated = |device_type, backend| {
+            let info = AdapterInfo::new(device_type, backend);
+            Traits::of(&info, &Limits::default(), Features::empty(), None).integrated
+        };
+        assert!(integrated(DeviceType::Other, Backend::BrowserWebGpu));
+        assert!(integrated(DeviceType::IntegratedGpu, Backend::Vulkan));
+        assert!(!integrated(DeviceType::Other, Backend::Gl) && !integrated(DeviceType::DiscreteGpu, Backend::Vulkan));
+    }
+}

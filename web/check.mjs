@@ -1,6 +1,6 @@
 // Runs web/dist in headless Chromium and looks at what it computes:
-//     node web/check.mjs [--detail 64] [--seconds 100] [--only PART,..] [--golden] [--screenshot FILE.png]
-// --golden: all reference cases, not only a few. --seconds: what is not reached by then is left out, by name.
+//     node web/check.mjs [--detail 64] [--seconds 100] [--only PART,..] [--golden [NAME]] [--screenshot FILE.png]
+// --golden: all reference cases, or those with NAME in theirs, not only a few. --seconds: what is not reached by then is left out, by name.
 // --only: some of the parts field, missing, faults, training, voice and golden.
 // CHROMIUM names another program. Without a GPU the browser takes SwiftShader, which computes on the CPU.
 //
@@ -131,7 +131,6 @@ process.on('SIGTERM', () => {
     open.forEach(browser => browser.close());
     process.exit(1);
 });
-const flag = name => process.argv.includes(name);
 /** What is looked at, one after the other, in the page of `browser`. */
 const picturePage = async browser => argument('--screenshot') && browser.screenshot(argument('--screenshot'));
 const $ = id => `document.getElementById('${id}')`;
@@ -152,6 +151,10 @@ async function field(browser) {
     check('an arrow key turns it', after.sum !== before.sum && after.middle === 255);
     const figures = await browser.value(`[${$('frames')}, ${$('points')}].map(e => e.textContent).join(' frames/s; points/s: ')`);
     check('frames and points a second are shown', figures.match(/\d/g)?.length > 3, figures);
+    if (argument('--screenshot')) {
+        await browser.value(`${$('detail')}.value = '${detail}', ${$('detail')}.onchange()`);
+        await browser.until(`weightnorm.size === ${detail}`, 150);
+    }
 }
 
 async function missing() {
@@ -211,8 +214,9 @@ async function faults(browser) {
 }
 
 async function golden(browser) {
-    const seconds = flag('--golden') ? 1800 : 100;
-    for (const filter of flag('--golden') ? [''] : ['wn_4x8', 'linear_5x1x1']) {
+    const asked = process.argv.includes('--golden'), name = argument('--golden');
+    const filters = asked ? [name?.startsWith('--') ? '' : name ?? ''] : ['wn_4x8', 'linear_5x1x1'], seconds = asked ? 1800 : 100;
+    for (const filter of filters) {
         await browser.value(`weightnorm.golden = null, weightnorm.runGolden('${filter}'), 0`);
         await browser.until(`weightnorm.golden || !${$('fault')}.hidden`, seconds);
         const { passed, failed, rows } = await browser.value('weightnorm.golden');

@@ -11,7 +11,7 @@ const MOST = 600;
 const SEED = 1;
 
 export async function startTraining(device) {
-  let training, curves = NAMES.map(() => []), perPoint, running = false, figures;
+  let training, curves = NAMES.map(() => []), perPoint, figures, running = false, again = false, busy = false;
   const rate = () => 10 ** Number($('rate').value);
 
   function restart() {
@@ -64,20 +64,25 @@ export async function startTraining(device) {
     $('train').disabled = $('restart').disabled = false;
   }
 
+  /** Trains until it is told to pause. One call at a time may use the networks: what else is asked for waits here. */
   async function go() {
+    busy = true;
     try {
       if (!training) await warmUp();
-      $('train').textContent = 'Pause';
       Object.assign(figures, { steps: 0, since: performance.now() });
-      while (running) {
-        await run();
+      while (running || again) {
+        if (again) {
+          again = false;
+          restart();
+        }
+        if (running) await run();
         const now = performance.now();
-        if (now - figures.shown > 250) {
+        if (!running || now - figures.shown > 250) {
           figures.shown = now;
           drawCurves();
           await drawFields();
           figures.speed = figures.steps * NAMES.length / (now - figures.since) * 1000;
-          $('train-speed').textContent = short(figures.speed);
+          if (running) $('train-speed').textContent = short(figures.speed);
         }
         await pause();
       }
@@ -86,6 +91,7 @@ export async function startTraining(device) {
       running = false;
       fail(error);
     }
+    busy = false;
     $('train').textContent = 'Train';
   }
 
@@ -146,14 +152,12 @@ export async function startTraining(device) {
   $('rate').oninput = showRate;
   $('train').onclick = () => {
     running = !running;
-    if (running) go();
+    $('train').textContent = running ? 'Pause' : 'Train';
+    if (running && !busy) go();
   };
   $('restart').onclick = () => {
-    try {
-      restart();
-    } catch (error) {
-      fail(error);
-    }
+    again = true;
+    if (!busy) go();
   };
   addEventListener('resize', drawCurves);
   showRate();

@@ -9,6 +9,7 @@ export async function startVoice(device) {
 
   /** Another network, with frames or without. Its kernels are compiled when it is first asked for sound. */
   function take(model, frames, name) {
+    if (busy) throw new Error('wait until the sound is made');
     const taken = new Voice(device, model, frames);
     stop();
     voice?.free();
