@@ -1,6 +1,7 @@
 // Runs web/dist in headless Chromium and looks at what it computes:
 //     node web/check.mjs [--detail 64] [--seconds 100] [--only PART,..] [--golden [NAME]] [--screenshot FILE.png]
-// --golden: all reference cases, or those with NAME in theirs, not only a few. --seconds: what is not reached by then is left out, by name.
+// --golden: all reference cases, or those with NAME in theirs, not only a few.
+// --seconds: what is not reached by then is left out, by name.
 // --only: some of the parts field, missing, faults, training, voice and golden.
 // CHROMIUM names another program. Without a GPU the browser takes SwiftShader, which computes on the CPU.
 //
