@@ -232,7 +232,7 @@ try {
     const browser = await Browser.open('--enable-unsafe-webgpu');
     open.push(browser);
     await browser.go(`?detail=${detail}`);
-    await browser.until(READY, 150);
+    await browser.until(READY, 300);
     const state = await browser.value('weightnorm');
     console.log(`adapter: ${state.adapter}; ${state.pipelines} pipelines for the field`);
     check('the page starts without an error', state.ready, state.fault ?? state.missing);
