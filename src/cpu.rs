@@ -29,6 +29,7 @@ mod backward;
 mod batch;
 mod conv;
 mod optimizer;
+mod recurrent;
 
 use crate::contract::{Layout, norms_shape};
 use crate::{Activation, ArgumentError, Axis, Element, Eps, Error, LimitError};
@@ -46,6 +47,7 @@ pub use conv::{
     ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward, gate_backward, snake_backward,
 };
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
+pub use recurrent::{Recurrent, RecurrentGradients, Sequence, recurrent, recurrent_backward};
 
 /// The elements of a slice in any storage type, as f64. Exact.
 pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {

@@ -268,7 +268,7 @@ pub use tensor::Tensor;
 pub use train::{Adam, ParamGroup, Sgd};
 pub use tune::LinearShape;
 pub use tuning_table::TuningTable;
-pub use types::{Activation, Axis, DType, Element, Eps, Gate};
+pub use types::{Activation, Axis, Cell, DType, Element, Eps, Gate};
 pub use weight::WeightNorm;
 pub use weight::backward::NormalizeBackward;
 pub use weight::member::{SetMember, SetOperator};

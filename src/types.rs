@@ -125,6 +125,29 @@ impl Gate {
     }
 }
 
+/// A recurrent cell: how a step makes h' of h, of z = W·x + b of the input, and of q = U·h + b' of h itself. σ is the
+/// logistic function; the rows of W, U, b and b' are those of the gates one after another, in PyTorch's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cell {
+    /// i, f, o = σ(z + q), g = tanh(z + q), c' = f·c + i·g, h' = o·tanh(c'); the gates are i, f, g, o.
+    Lstm,
+    /// r, z = σ(z + q), n = tanh(z + r·q), h' = (1 − z)·n + z·h; the gates are r, z, n.
+    Gru,
+    /// h' = tanh(z + q), one gate.
+    Rnn,
+}
+
+impl Cell {
+    /// Gates of a unit, so that a weight has as many times `hidden` rows.
+    pub fn gates(self) -> usize {
+        match self {
+            Cell::Lstm => 4,
+            Cell::Gru => 3,
+            Cell::Rnn => 1,
+        }
+    }
+}
+
 /// The storage type of a tensor's elements. All arithmetic is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {

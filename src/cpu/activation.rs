@@ -133,7 +133,7 @@ pub fn activation_backward(activation: Activation, z: &[f64], dy: &[f64]) -> Res
 }
 
 /// 1 / (1 + exp(-z))
-fn logistic(z: f64) -> f64 {
+pub(super) fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 

@@ -1,11 +1,13 @@
 //! What every test binary needs: files of reference cases, error bounds from arithmetic, and a comparer.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
+pub mod recurrent;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use weightnorm::{Activation, Axis, ConvGeometry, DType, Element, Eps, Gate, PadMode, cpu, half};
+use weightnorm::{Activation, Axis, Cell, ConvGeometry, DType, Element, Eps, Gate, PadMode, cpu, half};
 
 /// A tensor of a file: its values as f64, exactly, and its bytes as they stand there, for upload.
 #[derive(Debug)]
@@ -73,13 +75,14 @@ fn widen<T: Element + Into<f64>, const SIZE: usize>(bytes: &[u8], read: impl Fn(
 }
 
 /// The operator of a reference case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     WeightNorm,
     Linear,
     /// In 1-D or 2-D.
     Conv,
     ConvTransposed,
+    Recurrent(Cell),
     /// One that the crate does not have.
     Other,
 }
@@ -108,7 +111,10 @@ impl Golden {
             "linear" => Op::Linear,
             "conv1d" | "conv2d" => Op::Conv,
             "conv_transpose1d" | "conv_transpose2d" => Op::ConvTransposed,
-            "lstm" | "gru" | "rnn" | "dora" | "cosine" => Op::Other,
+            "lstm" => Op::Recurrent(Cell::Lstm),
+            "gru" => Op::Recurrent(Cell::Gru),
+            "rnn" => Op::Recurrent(Cell::Rnn),
+            "dora" | "cosine" => Op::Other,
             other => return Err(file.unknown("op", other)),
         };
         let axis = match file.meta("dim")? {
@@ -150,6 +156,29 @@ impl Golden {
 
     pub fn tensor(&self, name: &str) -> Result<&Tensor, String> {
         self.file.tensor(name)
+    }
+
+    /// The layer of a case of recurrent cells.
+    pub fn recurrent(&self, cell: Cell) -> Result<cpu::Recurrent<'_>, String> {
+        let data = |name: &str| self.tensor(name).map(|tensor| &tensor.data[..]);
+        let optional = |name: &str| self.optional(name).map(|tensor| &tensor.data[..]);
+        let weight = |v: &str, g: &str| -> Result<cpu::Weight<'_>, String> {
+            Ok(cpu::Weight::Normalized { v: data(v)?, g: Some(data(g)?), axis: self.axis, eps: self.eps })
+        };
+        let x = self.tensor("x")?;
+        let &[steps, batch, features] = &x.shape[..] else { return Err(self.file.fail("x is no sequence")) };
+        Ok(cpu::Recurrent {
+            cell,
+            x: &x.data,
+            x_shape: [steps, batch, features],
+            units: *self.tensor("v_hh")?.shape.last().unwrap_or(&0),
+            input: weight("v_ih", "g_ih")?,
+            hidden: weight("v_hh", "g_hh")?,
+            bias: optional("b_ih"),
+            hidden_bias: optional("b_hh"),
+            h0: optional("h0"),
+            c0: optional("c0"),
+        })
     }
 
     /// A tensor that need not be there: the bias.

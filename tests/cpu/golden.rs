@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
-use weightnorm::{Activation, Axis, cpu};
+use weightnorm::{Activation, Axis, Cell, cpu};
 
 use crate::common::*;
 
@@ -21,6 +21,7 @@ fn check(case: &Golden) -> Result<&'static [&'static str], String> {
         Op::Conv | Op::ConvTransposed => {
             check_conv(case).map(|()| &["v", "g", "norm", "x", "b", "y", "dy", "dx", "dv", "dg", "db"][..])
         }
+        Op::Recurrent(cell) => check_recurrent(case, cell).map(|()| &RECURRENT[..]),
         Op::Other => Ok(&[]),
     }
 }
@@ -149,6 +150,38 @@ fn check_conv(case: &Golden) -> Result<(), String> {
     weights.compare_gradients((&gradients.dv, &dg(&gradients)), (&terms.dv, &dg(&terms)), dy.len())
 }
 
+const RECURRENT: [&str; 23] = [
+    "x", "v_ih", "g_ih", "v_hh", "g_hh", "b_ih", "b_hh", "h0", "c0", "y", "h_n", "c_n", "dy", "dx", "dv_ih", "dg_ih",
+    "dv_hh", "dg_hh", "db_ih", "db_hh", "dh0", "dc0", "norm",
+];
+
+/// Both sides are off by what the tracked arithmetic says, in f64.
+fn check_recurrent(case: &Golden, cell: Cell) -> Result<(), String> {
+    let failed = |e: weightnorm::Error| case.file.fail(e);
+    let layer = case.recurrent(cell)?;
+    let dy = &case.tensor("dy")?.data;
+    let off = recurrent::tracked(&layer, dy, 2f64.powi(-53), 0.0);
+    let near = |name: &str, got: &[f64], off: &[recurrent::Off]| match case.optional(name) {
+        Some(_) => compare_named(case, name, got, |i| 2.0 * off[i].e),
+        None => Ok(()),
+    };
+    let cpu::Sequence { y, c } = cpu::recurrent(&layer).map_err(failed)?;
+    let last = y.len() - y.len() / layer.x_shape[0];
+    near("y", &y, &off.y)?;
+    near("h_n", &y[last..], &off.y[last..])?;
+    near("c_n", &c.unwrap_or_default(), &off.c)?;
+    let cpu::RecurrentGradients { input, hidden, dc } = cpu::recurrent_backward(&layer, dy, None).map_err(failed)?;
+    near("dx", &input.dx, &off.dx)?;
+    near("dh0", &hidden.dx, &off.dh0)?;
+    near("dc0", &dc.unwrap_or_default(), &off.dc)?;
+    for (of, got, off) in [("ih", input, off.input), ("hh", hidden, off.hidden)] {
+        near(&format!("dv_{of}"), &got.dv, &off.dv)?;
+        near(&format!("dg_{of}"), &got.dg.unwrap_or_default(), &off.dg)?;
+        near(&format!("db_{of}"), &got.dbias, &off.dbias)?;
+    }
+    Ok(())
+}
+
 #[derive(Debug, Default, PartialEq)]
 struct Report {
     files: usize,
@@ -187,7 +220,7 @@ fn golden() {
         format!("golden: {covered} of {files} files; not yet covered: {untouched:?}, in the others {tensors:?}\n");
     let _ = std::io::stderr().write_all(note.as_bytes());
     if dir == own_golden_dir() {
-        assert_eq!(report, Report { files: 46, ..Report::default() }, "all of our own folder is covered");
+        assert_eq!(report, Report { files: 49, ..Report::default() }, "all of our own folder is covered");
     }
 }
 
@@ -224,6 +257,16 @@ fn golden_catches_a_wrong_value() {
         ("conv_transpose1d_groups", "dg"),
         ("conv_transpose2d_k4_s2", "dx"),
         ("conv_transpose2d_k4_s2", "db"),
+        ("lstm_T7_B5", "y"),
+        ("lstm_T7_B5", "c_n"),
+        ("lstm_T7_B5", "dc0"),
+        ("lstm_T7_B5", "dg_hh"),
+        ("gru_T5_B3", "h_n"),
+        ("gru_T5_B3", "dh0"),
+        ("gru_T5_B3", "dv_hh"),
+        ("gru_T5_B3", "db_ih"),
+        ("rnn_T6_B9", "y"),
+        ("rnn_T6_B9", "db_hh"),
     ] {
         let path = own_golden_dir().join(format!("{file}.safetensors"));
         let mut case = Golden::load(&path).unwrap();

@@ -22,6 +22,7 @@ mod noop;
 mod optimizer;
 mod plans;
 mod policy;
+mod recurrent;
 mod rows;
 mod shaders;
 mod tune;

@@ -1,0 +1,181 @@
+//! Recurrent cells on the CPU: by hand, gradients against finite differences, and what relates them to each other.
+use weightnorm::{ArgumentError, Axis, Cell, Eps, Error, cpu};
+
+const CELLS: [Cell; 3] = [Cell::Lstm, Cell::Gru, Cell::Rnn];
+
+/// The same numbers on every run, in -1 .. 1.
+fn numbers(seed: usize, count: usize) -> Vec<f64> {
+    (0..count).map(|i| ((seed * 7919 + i * 104_729 + i * i * 31) % 2003) as f64 / 1001.0 - 1.0).collect()
+}
+
+/// All numbers of a layer of 3 steps, 2 sequences, 2 features and 3 units.
+#[derive(Clone)]
+struct Numbers {
+    cell: Cell,
+    axis: Axis,
+    /// x, v and g of the input, v and g of the hidden weight, both biases, h0, c0.
+    all: [Vec<f64>; 9],
+}
+
+const STEPS: usize = 3;
+const BATCH: usize = 2;
+const FEATURES: usize = 2;
+const UNITS: usize = 3;
+
+impl Numbers {
+    fn new(cell: Cell, axis: Axis) -> Numbers {
+        let rows = cell.gates() * UNITS;
+        let gains = |width| match axis {
+            Axis::Kept(0) => rows,
+            Axis::Kept(_) => width,
+            Axis::Whole => 1,
+        };
+        let counts = [
+            STEPS * BATCH * FEATURES,
+            rows * FEATURES,
+            gains(FEATURES),
+            rows * UNITS,
+            gains(UNITS),
+            rows,
+            rows,
+            BATCH * UNITS,
+            BATCH * UNITS,
+        ];
+        let mut seed = 0;
+        let all = counts.map(|count| {
+            seed += 1;
+            numbers(seed, count)
+        });
+        Numbers { cell, axis, all }
+    }
+
+    fn layer(&self) -> cpu::Recurrent<'_> {
+        let [x, v_in, g_in, v_hidden, g_hidden, bias, hidden_bias, h0, c0] = &self.all;
+        let (axis, eps) = (self.axis, Eps::None);
+        cpu::Recurrent {
+            cell: self.cell,
+            x,
+            x_shape: [STEPS, BATCH, FEATURES],
+            units: UNITS,
+            input: cpu::Weight::Normalized { v: v_in, g: Some(g_in), axis, eps },
+            hidden: cpu::Weight::Normalized { v: v_hidden, g: Some(g_hidden), axis, eps },
+            bias: Some(bias),
+            hidden_bias: Some(hidden_bias),
+            h0: Some(h0),
+            c0: (self.cell == Cell::Lstm).then_some(c0),
+        }
+    }
+
+    /// Σ dy·y + Σ dc·c.
+    fn loss(&self, dy: &[f64], dc: &[f64]) -> f64 {
+        let cpu::Sequence { y, c } = cpu::recurrent(&self.layer()).unwrap();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        dot(&y, dy) + c.map_or(0.0, |c| dot(&c, dc))
+    }
+}
+
+/// Each gradient is that of Σ dy·y + Σ dc·c, by fourth-order differences of a step of 1e-3: off by some 1e-11.
+#[test]
+fn recurrent_backward_is_the_derivative() {
+    let (dy, dc) = (numbers(20, STEPS * BATCH * UNITS), numbers(21, BATCH * UNITS));
+    for cell in CELLS {
+        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+            let numbers = Numbers::new(cell, axis);
+            let all = cpu::recurrent_backward(&numbers.layer(), &dy, Some(&dc)).unwrap();
+            let cpu::RecurrentGradients { input, hidden, dc: dc0 } = all;
+            let gradients = [
+                input.dx,
+                input.dv,
+                input.dg.unwrap(),
+                hidden.dv,
+                hidden.dg.unwrap(),
+                input.dbias,
+                hidden.dbias,
+                hidden.dx,
+                dc0.unwrap_or_default(),
+            ];
+            for (which, gradient) in gradients.iter().enumerate() {
+                for (at, got) in gradient.iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut moved = numbers.clone();
+                        moved.all[which][at] += by;
+                        moved.loss(&dy, &dc)
+                    };
+                    let h = 1e-3;
+                    let difference = |h: f64| moved(h) - moved(-h);
+                    let expected = (8.0 * difference(h) - difference(2.0 * h)) / (12.0 * h);
+                    assert!((got - expected).abs() < 1e-8, "{cell:?} {axis:?} {which} {at}: {got} for {expected}");
+                }
+            }
+        }
+    }
+}
+
+/// A sequence is its steps, one after another: bit for bit, since each sum is formed in the same order.
+#[test]
+fn recurrent_steps_make_a_sequence() {
+    for cell in CELLS {
+        let numbers = Numbers::new(cell, Axis::Kept(0));
+        let layer = numbers.layer();
+        let cpu::Sequence { y, c } = cpu::recurrent(&layer).unwrap();
+        let (mut h, mut state) = (layer.h0.unwrap().to_vec(), layer.c0.map(<[f64]>::to_vec));
+        for (t, x) in layer.x.chunks(BATCH * FEATURES).enumerate() {
+            let step = cpu::Recurrent { x, x_shape: [1, BATCH, FEATURES], h0: Some(&h), c0: state.as_deref(), ..layer };
+            let after = cpu::recurrent(&step).unwrap();
+            assert_eq!(after.y, &y[t * BATCH * UNITS..][..BATCH * UNITS], "{cell:?} {t}");
+            (h, state) = (after.y, after.c);
+        }
+        assert_eq!(state, c);
+    }
+}
+
+#[test]
+fn recurrent_by_hand() {
+    // One unit, one feature, plain weights.
+    let layer = |cell, input, hidden, h0| cpu::Recurrent {
+        cell,
+        x: &[2.0],
+        x_shape: [1, 1, 1],
+        units: 1,
+        input: cpu::Weight::Plain(input),
+        hidden: cpu::Weight::Plain(hidden),
+        bias: None,
+        hidden_bias: None,
+        h0: Some(h0),
+        c0: None,
+    };
+    let y = |layer| cpu::recurrent(&layer).unwrap().y[0];
+    assert_eq!(y(layer(Cell::Rnn, &[0.5], &[0.25], &[4.0])), 2f64.tanh());
+    // Gates of zero: half of each. An LSTM from c = 0 has no more than i·g.
+    let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+    let lstm = layer(Cell::Lstm, &[0.0, 9.0, 0.5, 1.5], &[0.0, 0.0, 0.25, -0.5], &[4.0]);
+    let c = 0.5 * 2f64.tanh();
+    assert_eq!(cpu::recurrent(&lstm).unwrap().c, Some(vec![c]));
+    assert!((y(lstm) - sigmoid(1.0) * c.tanh()).abs() < 1e-15);
+    // A GRU's r multiplies what comes of h with its bias.
+    let biased = |bias: &'static [f64]| cpu::Recurrent {
+        hidden_bias: Some(bias),
+        ..layer(Cell::Gru, &[0.0, 0.0, 0.5], &[0.0, 0.0, 0.25], &[4.0])
+    };
+    assert!((y(biased(&[0.0, 0.0, 3.0])) - (0.5 * (1.0 + 0.5 * (1.0 + 3.0f64)).tanh() + 0.5 * 4.0)).abs() < 1e-15);
+}
+
+#[test]
+fn recurrent_rejects_what_does_not_fit() {
+    let numbers = Numbers::new(Cell::Gru, Axis::Kept(0));
+    let layer = numbers.layer();
+    let long = [0.0; 7];
+    let refused = |layer: &cpu::Recurrent| match cpu::recurrent(layer) {
+        Err(Error::Argument(ArgumentError::Length { .. } | ArgumentError::Shape { .. })) => {}
+        other => panic!("{other:?}"),
+    };
+    refused(&cpu::Recurrent { h0: Some(&long), ..layer });
+    refused(&cpu::Recurrent { hidden_bias: Some(&long), ..layer });
+    refused(&cpu::Recurrent { bias: Some(&long), ..layer });
+    refused(&cpu::Recurrent { x: &long, ..layer });
+    refused(&cpu::Recurrent { units: 4, ..layer });
+    let huge = cpu::recurrent(&cpu::Recurrent { units: usize::MAX, ..layer });
+    assert!(matches!(huge, Err(Error::Limit(_))), "{huge:?}");
+    let dy = cpu::recurrent_backward(&layer, &long, None);
+    assert!(matches!(dy, Err(Error::Argument(ArgumentError::Length { .. }))), "{dy:?}");
+}
