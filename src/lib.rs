@@ -34,6 +34,7 @@
 //! | a weight | [`WeightNorm`], or [`Weight::Plain`] for an ordinary one; many of them: [`WeightSet`] |
 //! | norms, w, (v, g) of a w | [`Gpu::row_norms`], [`Gpu::normalize`], [`Gpu::decompose`] with [`Decompose`] |
 //! | a linear layer | [`Linear`] for [`Gpu::linear`]; to train: [`Gpu::linear_saved`], [`LinearBackward`] |
+//! | recurrent cells | [`Recurrent`] for [`Gpu::recurrent`]: LSTM, GRU, RNN; [`Gpu::recurrent_backward`] |
 //! | what follows a layer | [`Activation`], [`ActivationBackward`]; [`MeanOnlyBatchNorm`], [`DataDependentInit`] |
 //! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Parameter`] |
 //! | the same, recorded | [`Recorder`], from [`Gpu::record`] or [`Gpu::record_pass`] |
@@ -230,6 +231,7 @@ mod owner;
 mod product;
 mod profile;
 mod record;
+mod recurrent;
 mod registry;
 mod scope;
 mod source;
@@ -264,6 +266,8 @@ pub use options::{Options, ParameterPassing};
 pub use product::Tile;
 pub use profile::{DispatchTime, OperatorTime, Profile, Timing};
 pub use record::Recorder;
+pub use recurrent::backward::RecurrentGradients;
+pub use recurrent::{Recurrent, RecurrentSaved};
 pub use tensor::Tensor;
 pub use train::{Adam, ParamGroup, Sgd};
 pub use tune::LinearShape;

@@ -1,7 +1,7 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{activation, batch, conv, linear, optimizer, product, profile, weight};
+use crate::{activation, batch, conv, linear, optimizer, product, profile, recurrent, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
@@ -12,6 +12,7 @@ pub fn modules() -> Vec<Module> {
     all.extend(activation::gradient::MODULES);
     all.extend(product::variant::modules());
     all.extend(conv::kernels::modules());
+    all.extend(recurrent::step::modules());
     all
 }
 
@@ -21,6 +22,7 @@ pub fn kernels() -> Vec<&'static Kernel> {
         weight::item::KERNELS,
         linear::epilogue::KERNELS,
         conv::kernels::KERNELS,
+        recurrent::step::KERNELS,
         linear::backward::epilogue::KERNELS,
         batch::statistics::KERNELS,
         optimizer::step::KERNELS,

@@ -80,7 +80,7 @@ files! {
     "product/a_scalar" "product/a_quad" "product/a_pair" "product/b_scalar" "product/b_quad" "product/b_pair" "product/scale_pairs" "product/scale_factors" "product/params" "product/params_windows" "product/block" "product/a_matrix" "product/b_matrix" "product/view_matrix" "product/a_windows" "product/b_weights" "product/view_windows" "product/view_phases" "product/b_channels" "product/view_taps" "product/shape" "product/exact" "product/shared_norms"
     "product/tile" "product/stream" "product/subgroup" "product/narrow" "product/cooperative" "product/matrix8" "product/matrix16"
     "product/result_beside" "product/result_scalar" "product/result_packed" "product/result_vec4"
-    "product/c_matrix" "product/c_windows" "product/c_phases" "product/c_taps" "product/conv_ends" "product/extra" "product/snake" "product/partials_wide" "product/partials_plain" "product/split" "product/activation" "product/forward" "product/linear" "product/conv" "product/gradient"
+    "product/c_matrix" "product/c_windows" "product/c_phases" "product/c_taps" "product/c_cell" "product/cells" "product/norms_out" "product/conv_ends" "product/extra" "product/snake" "product/partials_wide" "product/partials_plain" "product/split" "product/activation" "product/forward" "product/linear" "product/conv" "product/gradient" "product/cell" "product/cell_gradient"
     "weight/item" "weight/item_one" "weight/item_table" "weight/words" "weight/quads" "weight/elements" "weight/sums"
     "weight/again" "weight/row_sums" "weight/column_sums" "weight/finish_sums" "weight/rescale" "weight/held_rows" "weight/held_gradients" "weight/all"
     "batch/statistics" "batch/words" "batch/quads"

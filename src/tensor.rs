@@ -200,6 +200,13 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), ..self.clone() })
     }
 
+    /// Elements from `first` on, with a shape of their own: within the tensor. 16-bit ones may start within a word, and
+    /// are for bindings alone then.
+    pub(crate) fn part(&self, first: usize, shape: &[usize]) -> Tensor {
+        let offset = self.offset + first as u64 * self.dtype.size();
+        Tensor { offset, shape: shape.to_vec(), ..self.clone() }
+    }
+
     /// Waits for the elements and copies them to the host. `T` has to be the tensor's own storage type.
     ///
     /// # Errors

@@ -146,6 +146,15 @@ impl Cell {
             Cell::Rnn => 1,
         }
     }
+
+    /// The number by which the shaders know the cell.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Cell::Lstm => 0,
+            Cell::Gru => 1,
+            Cell::Rnn => 2,
+        }
+    }
 }
 
 /// The storage type of a tensor's elements. All arithmetic is f32.

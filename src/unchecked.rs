@@ -4,6 +4,9 @@
 use crate::ParameterPassing;
 use crate::source::{Module, Shared};
 
+const UNCHECKED: [&str; 6] =
+    ["product/linear", "product/conv", "product/gradient", "product/cell", "product/cell_gradient", "weight/held_rows"];
+
 /// A shader module without naga's loop counters and, for those named below, without its index checks.
 ///
 /// naga bounds every loop by a counter, which keeps drivers from unrolling: an 8x8 register tile has 22 %
@@ -22,8 +25,7 @@ pub(crate) fn shader_module(
     let descriptor =
         wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
     let checks = wgpu::ShaderRuntimeChecks {
-        bounds_checks: !["product/linear", "product/conv", "product/gradient", "weight/held_rows"]
-            .contains(&module.file),
+        bounds_checks: !UNCHECKED.contains(&module.file),
         force_loop_bounding: false,
         ..wgpu::ShaderRuntimeChecks::checked()
     };
@@ -35,8 +37,9 @@ pub(crate) fn shader_module(
     // that `left_of`, a comparison or a clamp found to be there, the host binds what the rows, columns and steps of the
     // parameters take up (of convolutions all elements from the first to the last image, group and channel of a region:
     // a window or a weight is read at the first element of its channel or of v where a comparison found it not to be
-    // there, a residual where y is written, a condition at both halves of that, α at a channel that is there), and the
-    // indices into arrays follow from constants. In `held_rows` an item is one of `count`, from the parameters or from a
+    // there, a residual where y is written, a condition at both halves of that, α at a channel that is there; of
+    // recurrent cells all gates of the rows of a dispatch, which has all columns), and the indices into arrays follow
+    // from constants. In `held_rows` an item is one of `count`, from the parameters or from a
     // table that the host alone writes and binds that many items of; an invocation has quads of a row below the item's
     // `count`, none past its end (`first + k * run` with k below its own `count`, or the row's first one), and the host
     // binds all rows of all items, and g for them.

@@ -2,6 +2,7 @@
 // slot params = product/params
 // slot result = product/result_scalar
 // import product/activation
+// import product/norms_out
 //
 // Slot `c`, which c_windows.wgsl, c_phases.wgsl and c_taps.wgsl fill too.
 

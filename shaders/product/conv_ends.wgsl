@@ -2,6 +2,7 @@
 // slot params = product/params_windows
 // slot result = product/result_scalar
 // import product/activation
+// import product/norms_out
 // import product/extra
 
 override ACTIVATION: u32 = ACT_NONE;

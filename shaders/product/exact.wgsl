@@ -246,6 +246,20 @@ fn in_pairs(elements: Elements) -> Elements {
     return Elements(first * 3u, second * 3u);
 }
 
+// Whole quads wherever there is one of their columns.
+fn in_quads(elements: Elements) -> Elements {
+    let first = (elements.first | (elements.first >> 1u)) & 0x33333333u;
+    let second = (elements.second | (elements.second >> 1u)) & 0x33333333u;
+    return Elements(((first | (first >> 2u)) & 0x11111111u) * 15u, ((second | (second >> 2u)) & 0x11111111u) * 15u);
+}
+
+// Those quads of which all columns are there.
+fn of_whole_quads(elements: Elements) -> Elements {
+    let first = elements.first & (elements.first >> 1u);
+    let second = elements.second & (elements.second >> 1u);
+    return Elements((first & (first >> 2u) & 0x11111111u) * 15u, (second & (second >> 2u) & 0x11111111u) * 15u);
+}
+
 // Whether the bit of row at.x, column at.y is set.
 fn holds(elements: Elements, at: vec2<u32>) -> bool {
     let bits = select(elements.first, elements.second, at.y >= 4u);

@@ -24,14 +24,12 @@
 // (out_features), or one element with NORM_WHOLE; words of GAIN_DTYPE.
 @group(0) @binding(2) var<storage, read> g: array<u32>;
 @group(0) @binding(3) var<storage, read> bias: array<u32>; // (out_features), words of BIAS_DTYPE
-@group(0) @binding(6) var<storage, read_write> norms_out: array<f32>; // (out_features): n̂
 
 override NORM: u32 = NORM_PLAIN;
 override HAS_GAIN: bool = true;
 override GAIN_DTYPE: u32 = F32;
 override BIAS_DTYPE: u32 = F32;
 override HAS_BIAS: bool = true;
-override WRITE_NORMS: bool = false;
 override WRITE_U: bool = false;
 
 const NORM_PLAIN = 0u;
@@ -81,8 +79,8 @@ fn find_norms(column0: u32, t: u32, write: bool) {
 }
 
 fn put_norm(c: u32, base: u32, norm: Wide, write: bool) {
-    if WRITE_NORMS && write {
-        norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(base + c)] = f32_of(norm);
+    if write {
+        keep_norm(base + c, norm);
     }
     norm_m[c] = norm.m;
     norm_e[c] = norm.e;
@@ -204,12 +202,18 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32
     if GATED { // both columns of two that meet, one after the other
         left = in_pairs(left);
     }
+    var sums_again = redo;
+    if FOUR_MEET { // all four, of which no sum is kept: they are formed again, unless all of them are zero for good
+        let zero = of_whole_quads(Elements(left.first & ~redo.first, left.second & ~redo.second));
+        left = in_quads(left);
+        sums_again = Elements(left.first & ~zero.first, left.second & ~zero.second);
+    }
     while any_of(left) { // at most BLOCK * TN iterations
         let at = lowest(left);
         left = without_lowest(left);
         let norm = Wide(norm_m[own + at.y], norm_e[own + at.y]);
         var sum = Wide(0.0, NOTHING);
-        if !ADD || holds(redo, at) {
+        if !ADD || holds(sums_again, at) {
             sum = exact_dot(row + at.x, column + at.y, 0u, p.depth);
         }
         put_one(row + at.x, column + at.y, quotient_of(sum, norm));
@@ -291,8 +295,8 @@ fn finish_column(row: u32, of_all: u32) {
             sum = sum_of(sum, partial_at(partial_place(p.splits, s, of_all)));
         }
         norm = effective_norm(sum, p.policy, p.eps);
-        if WRITE_NORMS && row == 0u {
-            norms_out[extractBits(p.more_offsets, 24u, 8u) + norm_index(column)] = f32_of(norm);
+        if row == 0u {
+            keep_norm(column, norm);
         }
     }
     if NORM == NORM_GIVEN || NORM == NORM_WHOLE {

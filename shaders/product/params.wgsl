@@ -18,9 +18,17 @@ struct Params {
     policy: u32,
     eps: f32,
     slope: f32,
+    next: u32,         // of recurrent cells: see c_cell.wgsl
+    zeros: u32,        // the same: bits
 }
 
 var<immediate> p: Params;
+
+// Of a step of recurrent cells: how many rows of B, one for each of its gates, belong to a unit. They lie as many rows
+// apart as there are units, and meet in the quads of an invocation: column 4i + j is gate j of unit i. Where there are
+// three the fourth column repeats the last.
+override GATES: u32 = 1u;
+override FOUR_MEET: bool = GATES > 1u;
 
 // Groups of the dispatch.
 fn group_count() -> u32 {
@@ -50,6 +58,9 @@ const GATED = false; // see params_windows.wgsl
 
 // The rows of B of four columns of the dispatch.
 fn b_rows(columns: vec4<u32>) -> vec4<u32> {
+    if FOUR_MEET {
+        return columns / 4u + min(columns % 4u, vec4<u32>(GATES - 1u)) * (p.columns / 4u);
+    }
     return columns;
 }
 
@@ -69,9 +80,9 @@ fn scale_index(k: u32) -> u32 {
 
 // The norm and gain of a column, and its bias.
 fn norm_index(column: u32) -> u32 {
-    return column;
+    return b_rows(vec4<u32>(column)).x;
 }
 
 fn channel_of(column: u32) -> u32 {
-    return column;
+    return b_rows(vec4<u32>(column)).x;
 }

@@ -53,6 +53,7 @@ override SCALE_AXIS: u32 = SCALE_CHANNELS; // what has Scales of its own
 // neighbours meet at the end. There is one group then.
 override GATE: u32 = 0u;
 override GATED: bool = GATE != 0u;
+const FOUR_MEET = false; // see params.wgsl
 
 const SCALE_CHANNELS = 0u;
 const SCALE_HEIGHT = 1u;

@@ -8,7 +8,7 @@ use crate::{ArgumentError, LimitError};
 /// A layer of recurrent cells over a sequence: what a step is, [`Cell`] says.
 ///
 /// ```text
-/// z[t,b] = W·x[t,b] + bias        q[t,b] = U·h[t−1,b] + hidden_bias        h[t], c[t] = the step of z, q, h[t−1], c[t−1]
+/// z[t,b] = W·x[t,b] + bias      q[t,b] = U·h[t−1,b] + hidden_bias      h[t], c[t] = the step of z, q, h[t−1], c[t−1]
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Recurrent<'a> {

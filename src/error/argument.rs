@@ -168,6 +168,8 @@ fn where_it_comes_from(arg: &str) -> &'static str {
     match arg {
         "u" => ": the forward pass saves it (Linear::u)",
         "output" => ": the y of the forward pass (Conv::output)",
+        "y" => ": that of the forward pass (Recurrent::output)",
+        "saved" => ": what the forward pass keeps (Recurrent::saved)",
         _ => "",
     }
 }

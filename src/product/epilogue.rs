@@ -2,6 +2,7 @@
 use crate::DType;
 use crate::binding::{Bound, Span, View};
 use crate::kernel::{Constants, Kernel, params};
+use crate::source::Module;
 use crate::windows::Capacities;
 
 params! {
@@ -21,6 +22,8 @@ params! {
         policy: u32,
         eps: f32,
         slope: f32,
+        next: u32,
+        zeros: u32,
     }
 }
 
@@ -80,4 +83,12 @@ pub(crate) trait Epilogue<'a> {
     fn column_sums(&self) -> bool;
     fn policy(&self) -> (u32, f32);
     fn slope(&self) -> f32;
+    /// The module, with what fills slots of the epilogue's own.
+    fn fill(&self, module: Module) -> Module {
+        module
+    }
+    /// The parameters `next` and `zeros`, of recurrent cells.
+    fn of_cells(&self) -> [u32; 2] {
+        [0; 2]
+    }
 }

@@ -49,7 +49,8 @@ pub(crate) fn multiply(ops: &mut Recorder<'_, '_>, product: &Product<'_>) -> Res
     }
 }
 
-fn whole_sums(ops: &mut Recorder<'_, '_>, product: &Product<'_>, plan: &ProductPlan) -> Result<(), Error> {
+/// Of a plan without pieces of sums.
+pub(crate) fn whole_sums(ops: &mut Recorder<'_, '_>, product: &Product<'_>, plan: &ProductPlan) -> Result<(), Error> {
     let capacities = ops.facts().capacities;
     for window in plan.windows(product.problem().size) {
         let (a, a_first) = product.a.bind(capacities, window.row, window.rows, &window, product.rows, product.depth);
@@ -144,7 +145,8 @@ fn split_sums(
 }
 
 impl<'a> Operand<'a> {
-    /// Binds the rows `first ..` of the product and the window's steps of k; the whole matrix has `rows` by `depth`.
+    /// Binds the rows `first ..` of the product and the window's steps of k; the whole matrix has `rows` by `depth`, or
+    /// fewer rows, where some columns of a product repeat others.
     fn bind(
         &self,
         capacities: Capacities,
@@ -157,7 +159,10 @@ impl<'a> Operand<'a> {
         let view = View::of(self.tensor);
         match (window.depth, self.along_k) {
             (0, _) => (None, 0),
-            (_, true) => view.bind(capacities, first * depth + window.k, (count - 1) * depth + window.depth),
+            (_, true) => {
+                let count = count.min(self.tensor.len() as u64 / depth - first);
+                view.bind(capacities, first * depth + window.k, (count - 1) * depth + window.depth)
+            }
             (_, false) => view.bind(capacities, window.k * rows + first, (window.depth - 1) * rows + count),
         }
     }
@@ -174,6 +179,7 @@ impl<'a> Product<'a> {
 
     fn params(&self, window: &ProductWindow) -> ProductParams {
         let (policy, eps) = self.epilogue.policy();
+        let [next, zeros] = self.epilogue.of_cells();
         let stride = |operand: &Operand<'_>, rows: u64| if operand.along_k { self.depth } else { rows } as u32;
         ProductParams {
             rows: window.rows as u32,
@@ -185,6 +191,8 @@ impl<'a> Product<'a> {
             policy,
             eps,
             slope: self.epilogue.slope(),
+            next,
+            zeros,
             ..ProductParams::zeroed()
         }
     }
@@ -196,7 +204,7 @@ impl<'a> Product<'a> {
             DType::F32 => RESULTS[0],
             DType::F16 | DType::Bf16 => RESULTS[1],
         };
-        tile.family().module(self.epilogue.kernels()[0].file, reads, result)
+        self.epilogue.fill(tile.family().module(self.epilogue.kernels()[0].file, reads, result))
     }
 
     /// How the operands are read, given the places of their first elements within their bindings.

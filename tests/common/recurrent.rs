@@ -1,6 +1,6 @@
 //! Recurrent cells once more, each number with what it may be off by in an arithmetic whose roundings are `unit` of a
 //! result: the bounds of every result of a sequence and of its gradients.
-use weightnorm::{Axis, Cell, Eps, cpu};
+use weightnorm::{Axis, Cell, DType, Eps, cpu};
 
 /// A number, and what it may be off by.
 #[derive(Debug, Clone, Copy, Default)]
@@ -164,8 +164,9 @@ fn norm_error(shape: &[usize], axis: Axis) -> f64 {
     (shape.iter().product::<usize>() / norms.max(1)) as f64 / 2.0 + 12.0
 }
 
-/// With `stored` h is rounded as it is stored, by so much of itself, and read like that by the next step.
-pub fn tracked(layer: &cpu::Recurrent, dy: &[f64], unit: f64, stored: f64) -> Tracked {
+/// h is rounded to how y is stored, and read like that by the next step.
+pub fn tracked(layer: &cpu::Recurrent, dy: &[f64], unit: f64, y: Option<DType>) -> Tracked {
+    let stored = |h: Off| y.map_or(0.0, |dtype| super::storage_bound(dtype, h.v.abs() + h.e));
     let by = Arithmetic { unit };
     let cpu::Recurrent { cell, x, x_shape: [length, batch, i], units, .. } = *layer;
     let rows = cell.gates() * units;
@@ -207,7 +208,7 @@ pub fn tracked(layer: &cpu::Recurrent, dy: &[f64], unit: f64, stored: f64) -> Tr
                 }
             };
             left.push(own);
-            next_h.push(Off { e: new_h.e + stored * (new_h.v.abs() + new_h.e), ..new_h });
+            next_h.push(Off { e: new_h.e + stored(new_h), ..new_h });
             next_c.push(new_c);
         }
         h.push(next_h);

@@ -1,9 +1,10 @@
 //! PyTorch's cases on the GPU, forward and backward.
 use weightnorm::{
-    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Tensor, Tile, WeightNorm,
-    cpu,
+    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor, Tile,
+    WeightNorm, cpu,
 };
 
+use crate::common::recurrent::{Off, tracked};
 use crate::common::{self, Golden, Op, compare, dot_bound, norm_bound, weight_bound};
 use crate::common::{conv_terms, dg_bound, dv_bound, dx_bound, linear_terms, normalize_terms, sum_bound};
 use crate::data::Guarded;
@@ -25,6 +26,7 @@ pub fn register(suite: &mut Suite) {
                 let check: fn(&Gpu, &Golden, Extent) -> Outcome = match case.op {
                     Op::Linear => linear,
                     Op::Conv | Op::ConvTransposed => conv,
+                    Op::Recurrent(_) => recurrent,
                     _ => continue,
                 };
                 // By one tile, and by those that the crate chooses: each takes pipelines of its own.
@@ -42,6 +44,7 @@ fn catches_a_wrong_value(gpu: &Gpu) -> Outcome {
     for (file, names, check) in [
         ("wn_middle_3x5x17", &["norm", "w", "dv", "dg"][..], weight_norm as fn(&Gpu, &Golden) -> Outcome),
         ("linear_33x257x129", &["norm", "y", "dx", "dv", "dg", "db"], |gpu, case| linear(gpu, case, Extent::Few)),
+        ("lstm_T7_B5", &["y", "c_n", "dh0", "dv_hh", "dg_ih"], |gpu, case| recurrent(gpu, case, Extent::Few)),
     ] {
         let path = common::own_golden_dir().join(format!("{file}.safetensors"));
         for &name in names {
@@ -210,6 +213,49 @@ fn conv(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     let weight = cpu::Weight::Normalized { v: &v.data, g: Some(&g.data), axis: case.axis, eps: case.eps };
     let (_, terms) = conv_terms(transposed, &case.geometry, (&x.data, &x.shape), weight, &v.shape, None, &dy.data);
     agree(case, [&dx, &dv, &dg, &dbias], &terms, v.data.len() + dy.data.len())
+}
+
+fn recurrent(gpu: &Gpu, case: &Golden, _: Extent) -> Outcome {
+    let Op::Recurrent(cell) = case.op else { return Err("no recurrent cells".into()) };
+    let tensor = |name: &str| -> Result<Tensor, Failed> { Ok(upload(gpu, case.tensor(name)?)?) };
+    let optional = |name: &str| case.optional(name).map(|tensor| upload(gpu, tensor)).transpose();
+    let x = tensor("x")?;
+    let [v_input, g_input, v_hidden, g_hidden] = ["v_ih", "g_ih", "v_hh", "g_hh"].map(tensor);
+    let (v_input, g_input, v_hidden, g_hidden) = (v_input?, g_input?, v_hidden?, g_hidden?);
+    let [bias, hidden_bias, h0, c] = ["b_ih", "b_hh", "h0", "c0"].map(optional);
+    let (bias, hidden_bias, h0, c, untouched) = (bias?, hidden_bias?, h0?, c?, optional("c0")?);
+    let weight = |v, g| WeightNorm::new(v, g).axis(case.axis).eps(case.eps);
+    let layer = Recurrent::new(cell, &x, weight(&v_input, &g_input), weight(&v_hidden, &g_hidden))
+        .bias(&bias)
+        .hidden_bias(&hidden_bias)
+        .h0(&h0)
+        .tile(Tile::Tile32x32);
+    let (y, saved) = gpu.recurrent_saved(layer.c(&c))?;
+    let off = tracked(&case.recurrent(cell)?, &case.tensor("dy")?.data, 2f64.powi(-24), Some(DType::F32));
+    let near = |name: &str, got: &[f64], off: &[Off]| match case.optional(name) {
+        Some(expected) => named(name, compare(got, &expected.data, Some(DType::F32), |i| off[i].e)),
+        None => Ok(()),
+    };
+    let values = read(&y)?;
+    let last = values.len() - values.len() / x.shape()[0];
+    near("y", &values, &off.y)?;
+    near("h_n", &values[last..], &off.y[last..])?;
+    c.as_ref().map_or(Ok(()), |c| near("c_n", &read(c)?, &off.c).map_err(Failed::from))?;
+    // Without what gradients want the same.
+    if read(&gpu.recurrent(layer.c(&untouched))?)? != values {
+        return Err("y depends on what is saved".into());
+    }
+    let dy = tensor("dy")?;
+    let gradients = gpu.recurrent_backward(layer.c(&c).saved(&saved).output(&y), &dy)?;
+    near("dx", &read(&gradients.input.dx)?, &off.dx)?;
+    near("dh0", &read(&gradients.hidden.dx)?, &off.dh0)?;
+    gradients.dc.map_or(Ok(()), |dc| near("dc0", &read(&dc)?, &off.dc).map_err(Failed::from))?;
+    for (of, got, off) in [("ih", gradients.input, off.input), ("hh", gradients.hidden, off.hidden)] {
+        near(&format!("dv_{of}"), &read(&got.dv)?, &off.dv)?;
+        near(&format!("dg_{of}"), &read(&got.dg.ok_or("no dg")?)?, &off.dg)?;
+        near(&format!("db_{of}"), &read(&got.dbias)?, &off.dbias)?;
+    }
+    Ok(())
 }
 
 fn gradients_agree(case: &Golden, [dx, dv, dg, dbias]: [&Tensor; 4]) -> Outcome {

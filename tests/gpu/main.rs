@@ -39,6 +39,7 @@ mod problem;
 mod profile;
 mod properties;
 mod recording;
+mod recurrent;
 mod set;
 mod threads;
 mod ties;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         conv_weights::register(suite);
         conv_windows::register(suite);
         gates::register(suite);
+        recurrent::register(suite);
         ends_backward::register(suite);
         coop::register(suite);
         numbers::register(suite);
