@@ -91,4 +91,8 @@ pub(crate) trait Epilogue<'a> {
     fn of_cells(&self) -> [u32; 2] {
         [0; 2]
     }
+    /// Whether the sums are zero, whatever is bound: then the pipeline is that of other sums all the same.
+    fn has_no_sums(&self) -> bool {
+        false
+    }
 }

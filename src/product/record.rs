@@ -184,7 +184,7 @@ impl<'a> Product<'a> {
         ProductParams {
             rows: window.rows as u32,
             columns: window.columns as u32,
-            depth: window.depth as u32,
+            depth: if self.epilogue.has_no_sums() { 0 } else { window.depth as u32 },
             a_stride: stride(&self.a, self.rows),
             b_stride: stride(&self.b, self.columns),
             c_stride: self.columns as u32,

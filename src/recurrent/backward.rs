@@ -219,7 +219,8 @@ impl Backward<'_> {
         };
         for t in (0..length).rev() {
             let last = t + 1 == length;
-            let behind = (!last).then(|| hidden_gates(t + 1));
+            let other = if last { t.checked_sub(1) } else { Some(t + 1) };
+            let behind = other.map(hidden_gates);
             let gates = at(&saved.gates, t);
             let of_hidden = gru.then(|| hidden_gates(t));
             let before = match cell {
@@ -229,7 +230,8 @@ impl Backward<'_> {
                 Cell::Rnn => None,
             };
             let from_zero = t == 0 && if gru { h0.is_none() } else { layer.c.is_none() };
-            let zeros = Zeros { before: from_zero, behind: last && (gru || layer.dc.is_none()), before_all: false };
+            let behind_is_zero = last && (gru || layer.dc.is_none());
+            let zeros = Zeros { sums: last, before: from_zero, behind: behind_is_zero, before_all: false };
             let step = StepBack {
                 behind: behind.as_ref(),
                 gates: Some(&gates),
@@ -245,7 +247,10 @@ impl Backward<'_> {
         if let (Some(dh0), Some(carried), true) = (dh0, carried, gru) {
             let zeros = Zeros { before_all: true, ..Zeros::default() };
             let behind = hidden_gates(0);
-            StepBack { behind: Some(&behind), zeros, ..step }.record(ops, &plan, &saved.gates)?;
+            let other = (length > 1).then(|| (at(&saved.gates, 1), hidden_gates(1)));
+            let (gates, of_hidden) = (other.as_ref().map(|o| &o.0), other.as_ref().map(|o| &o.1));
+            let before = StepBack { behind: Some(&behind), gates, of_hidden, zeros, ..step };
+            before.record(ops, &plan, &saved.gates)?;
             if dh0.dtype() != DType::F32 {
                 copy(ops, carried, dh0)?;
             }
@@ -324,7 +329,10 @@ fn check<'a>(
         }
     }
     let [_, of_gates] = sizes.of_step();
-    expect_steps_apart(ops, OP, "the gates", &saved.gates, (sizes.length, of_gates))?;
+    let of_hidden = saved.beside.as_ref().filter(|_| layer.cell == Cell::Gru);
+    for saved in [Some(&saved.gates), of_hidden].into_iter().flatten() {
+        expect_steps_apart(ops, OP, "saved", saved, (sizes.length, of_gates))?;
+    }
     let selection = layer.selection();
     selection.check(OP, ops.facts().traits, false)?;
     sizes.steps.backward_plan(ops, layer.hidden.v().dtype(), selection)?;

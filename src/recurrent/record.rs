@@ -30,7 +30,8 @@ impl Gpu {
     /// # Errors
     /// As [`Recurrent`].
     pub fn recurrent_saved(&self, layer: Recurrent<'_>) -> Result<(Tensor, RecurrentSaved), Error> {
-        let saved = RecurrentSaved::new(self, &layer)?;
+        let make = |shape: &[usize]| self.zeros_of("recurrent: what is saved", shape, DType::F32);
+        let saved = RecurrentSaved::new(&layer, make)?;
         let y = self.recurrent(layer.saved(&saved))?;
         Ok((y, saved))
     }
@@ -48,20 +49,27 @@ impl Recorder<'_, '_> {
 }
 
 impl RecurrentSaved {
-    /// Room for what this layer keeps.
+    /// What this layer keeps, in tensors that `make` makes: f32, of the shape that it is given.
+    ///
+    /// ```no_run
+    /// # use weightnorm::{DType, Error, Gpu, Recurrent, RecurrentSaved};
+    /// # fn f(gpu: &Gpu, layer: Recurrent<'_>) -> Result<RecurrentSaved, Error> {
+    /// RecurrentSaved::new(&layer, |shape| gpu.zeros(shape, DType::F32))
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// As [`Recurrent`] for its shapes; [`LimitError::TensorTooLarge`].
-    pub fn new(gpu: &Gpu, layer: &Recurrent<'_>) -> Result<RecurrentSaved, Error> {
+    /// As [`Recurrent`] for its shapes, and those of `make`.
+    pub fn new(
+        layer: &Recurrent<'_>,
+        mut make: impl FnMut(&[usize]) -> Result<Tensor, Error>,
+    ) -> Result<RecurrentSaved, Error> {
         let sizes = Sizes::of(OP, layer)?;
-        let zeros = |shape: &[usize]| gpu.zeros_of("recurrent: what is saved", shape, DType::F32);
-        let norms = |weight: &Weight<'_>| weight.normalized().map(|w| zeros(&norms_shape(w.v.shape(), w.axis)));
-        Ok(RecurrentSaved {
-            gates: zeros(&sizes.gates_shape())?,
-            beside: sizes.beside_shape().map(|shape| zeros(&shape)).transpose()?,
-            input_norms: norms(&layer.input).transpose()?,
-            hidden_norms: norms(&layer.hidden).transpose()?,
-        })
+        let norms = |weight: &Weight<'_>| weight.normalized().map(|w| norms_shape(w.v.shape(), w.axis));
+        let gates = make(&sizes.gates_shape())?;
+        let mut made = |shape: Option<Vec<usize>>| shape.map(|shape| make(&shape)).transpose();
+        let (beside, input_norms) = (made(sizes.beside_shape())?, made(norms(&layer.input))?);
+        Ok(RecurrentSaved { gates, beside, input_norms, hidden_norms: made(norms(&layer.hidden))? })
     }
 }
 
@@ -149,6 +157,8 @@ pub(crate) fn check_layer(op: &'static str, layer: &Recurrent<'_>, sizes: &Sizes
         expect_shape(op, arg, tensor, &state)?;
     }
     let Some(saved) = saved else { return Ok(()) };
+    let all = [Some(&saved.gates), saved.beside.as_ref(), saved.input_norms.as_ref(), saved.hidden_norms.as_ref()];
+    all.into_iter().flatten().try_for_each(|tensor| expect_dtype(op, "saved", tensor, DType::F32))?;
     expect_shape(op, "saved", &saved.gates, &sizes.gates_shape())?;
     let norms = |weight: &Weight<'_>| weight.normalized().map(|w| norms_shape(w.v.shape(), w.axis));
     for (tensor, shape) in [
@@ -174,8 +184,9 @@ pub(crate) fn expect_steps_apart(
     (length, of_step): (usize, usize),
 ) -> Result<(), Error> {
     let apart = ops.facts().capacities.apart;
-    if length > 1 && !(of_step as u64 * tensor.dtype().size()).is_multiple_of(apart) {
-        let expected = format!("steps of a multiple of {apart} bytes");
+    let whole = |bytes: u64| bytes.is_multiple_of(apart);
+    if length > 1 && !(whole(of_step as u64 * tensor.dtype().size()) && whole(tensor.offset())) {
+        let expected = format!("steps of a multiple of {apart} bytes, from such a place in its buffer");
         return Err(ArgumentError::Shape { op, arg, got: tensor.shape().to_vec(), expected }.into());
     }
     Ok(())
@@ -309,7 +320,9 @@ fn record(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor, sizes: 
     let norm = source_of(&hidden);
     let g = normalized.and_then(|w| w.g).filter(|_| norm != NormSource::In);
     for t in 0..length {
-        let before = if t == 0 { h0.cloned() } else { Some(y.part((t - 1) * of_h, &state)) };
+        let no_sums = t == 0 && h0.is_none();
+        let other = if t > 0 { Some(t - 1) } else { Some(1).filter(|_| no_sums && length > 1) };
+        let before = other.map(|t| y.part(t * of_h, &state)).or(h0.cloned());
         let own = y.part(t * of_h, &state);
         let dtypes = [before.as_ref().unwrap_or(y).dtype(), hidden.v().dtype()];
         let plan = steps.forward_plan(ops, dtypes, layer.selection(), norm == NormSource::In)?;
@@ -328,7 +341,7 @@ fn record(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor, sizes: 
             gates: &gates,
             beside: beside.as_ref(),
             next,
-            zeros: Zeros { before: is_zero, ..Zeros::default() },
+            zeros: Zeros { before: is_zero, sums: no_sums, ..Zeros::default() },
             keep: saved.is_some(),
         };
         step.record(ops, &plan)?;

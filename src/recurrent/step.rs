@@ -46,9 +46,10 @@ pub(crate) struct Steps {
     pub units: usize,
 }
 
-/// What of a step is zero: ZERO_BEFORE, ZERO_BEHIND and BEFORE_ALL of `cells.wgsl`.
+/// What of a step is zero: ZERO_BEFORE, ZERO_BEHIND and BEFORE_ALL of `cells.wgsl`, and its sums.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Zeros {
+    pub sums: bool,
     pub before: bool,
     pub behind: bool,
     pub before_all: bool,
@@ -56,7 +57,7 @@ pub(crate) struct Zeros {
 
 impl Zeros {
     fn bits(self) -> u32 {
-        let Zeros { before, behind, before_all } = self;
+        let Zeros { before, behind, before_all, sums: _ } = self;
         u32::from(before) | u32::from(behind) << 1 | u32::from(before_all) << 2
     }
 }
@@ -122,7 +123,8 @@ fn plan(ops: &Recorder<'_, '_>, problem: Problem, selection: Selection, step: u6
 /// The end of a forward step: `c_cell.wgsl`.
 pub(crate) struct Step<'a> {
     pub steps: Steps,
-    /// h before, `[B, H]`; none if it is zero.
+    /// h before, `[B, H]`. Where it is zero another step, not to be read, so that the pipeline is that of other steps;
+    /// none if there is no other.
     pub h: Option<&'a Tensor>,
     pub v: &'a Tensor,
     pub norm: NormSource,
@@ -242,6 +244,10 @@ impl<'a> Epilogue<'a> for Step<'a> {
     fn of_cells(&self) -> [u32; 2] {
         [self.next as u32, self.zeros.bits()]
     }
+
+    fn has_no_sums(&self) -> bool {
+        self.zeros.sums
+    }
 }
 
 /// How w follows from v on the way back.
@@ -259,7 +265,8 @@ pub(crate) enum StepScale {
 #[derive(Clone)]
 pub(crate) struct StepBack<'a> {
     pub steps: Steps,
-    /// The gradient of q of the step behind, `[B, G·H]`; none behind the last one.
+    /// The gradient of q of the step behind, `[B, G·H]`. Behind the last one another step, not to be read, as in
+    /// [`Step::h`].
     pub behind: Option<&'a Tensor>,
     pub v: &'a Tensor,
     pub scale: StepScale,
@@ -267,7 +274,7 @@ pub(crate) struct StepBack<'a> {
     pub scales: Option<View<'a>>,
     /// dc, or what a GRU carries, `[B, H]`.
     pub carried: Option<&'a Tensor>,
-    /// `[B, G·H]`; without any there is no step.
+    /// `[B, G·H]`. Before all steps another one's, as of what follows.
     pub gates: Option<&'a Tensor>,
     /// Of a GRU.
     pub of_hidden: Option<&'a Tensor>,
@@ -355,5 +362,9 @@ impl<'a> Epilogue<'a> for StepBack<'a> {
 
     fn of_cells(&self) -> [u32; 2] {
         [self.next as u32, self.zeros.bits()]
+    }
+
+    fn has_no_sums(&self) -> bool {
+        self.zeros.sums
     }
 }

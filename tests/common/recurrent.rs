@@ -150,7 +150,8 @@ impl<'a> Weights<'a> {
         let dv = (0..dw.len())
             .map(|at| {
                 let j = row(at);
-                let correction = by.mul(dg[j], of_row(v[at] / d[j]));
+                // Under `Eps::After` a row of zeros has none.
+                let correction = by.mul(dg[j], of_row(if v[at] == 0.0 { 0.0 } else { v[at] / d[j] }));
                 by.mul(of_row(g.map_or(1.0, |g| g[j]) / norms[j]), by.sub(dw[at], correction))
             })
             .collect();
@@ -164,8 +165,8 @@ fn norm_error(shape: &[usize], axis: Axis) -> f64 {
     (shape.iter().product::<usize>() / norms.max(1)) as f64 / 2.0 + 12.0
 }
 
-/// h is rounded to how y is stored, and read like that by the next step.
-pub fn tracked(layer: &cpu::Recurrent, dy: &[f64], unit: f64, y: Option<DType>) -> Tracked {
+/// Given dy, and dc behind the last step. h is rounded to how y is stored, and read like that by the next step.
+pub fn tracked(layer: &cpu::Recurrent, (dy, dc): (&[f64], Option<&[f64]>), unit: f64, y: Option<DType>) -> Tracked {
     let stored = |h: Off| y.map_or(0.0, |dtype| super::storage_bound(dtype, h.v.abs() + h.e));
     let by = Arithmetic { unit };
     let cpu::Recurrent { cell, x, x_shape: [length, batch, i], units, .. } = *layer;
@@ -218,7 +219,7 @@ pub fn tracked(layer: &cpu::Recurrent, dy: &[f64], unit: f64, y: Option<DType>) 
 
     let zeros = vec![Off::default(); length * batch * rows];
     let (mut of_input, mut of_hidden) = (zeros.clone(), zeros);
-    let (mut dh, mut dc) = (vec![Off::default(); batch * units], vec![Off::default(); batch * units]);
+    let (mut dh, mut dc) = (vec![Off::default(); batch * units], start(dc));
     for t in (0..length).rev() {
         for at in 0..batch * units {
             let d = by.add(dh[at], exact(dy[t * batch * units + at]));

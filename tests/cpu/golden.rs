@@ -160,7 +160,7 @@ fn check_recurrent(case: &Golden, cell: Cell) -> Result<(), String> {
     let failed = |e: weightnorm::Error| case.file.fail(e);
     let layer = case.recurrent(cell)?;
     let dy = &case.tensor("dy")?.data;
-    let off = recurrent::tracked(&layer, dy, 2f64.powi(-53), None);
+    let off = recurrent::tracked(&layer, (dy, None), 2f64.powi(-53), None);
     let near = |name: &str, got: &[f64], off: &[recurrent::Off]| match case.optional(name) {
         Some(_) => compare_named(case, name, got, |i| 2.0 * off[i].e),
         None => Ok(()),

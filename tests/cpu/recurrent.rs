@@ -1,5 +1,12 @@
 //! Recurrent cells on the CPU: by hand, gradients against finite differences, and what relates them to each other.
-use weightnorm::{ArgumentError, Axis, Cell, Eps, Error, cpu};
+//! Plans of those on GPUs.
+use weightnorm::wgpu::Backend;
+use weightnorm::{
+    ArgumentError, Axis, Cell, DType, Eps, Error, Gradients, LimitError, Recorder, Recurrent, RecurrentSaved,
+    WeightNorm, cpu,
+};
+
+use crate::plans::{Buffers, devices, writes_all};
 
 const CELLS: [Cell; 3] = [Cell::Lstm, Cell::Gru, Cell::Rnn];
 
@@ -178,4 +185,73 @@ fn recurrent_rejects_what_does_not_fit() {
     assert!(matches!(huge, Err(Error::Limit(_))), "{huge:?}");
     let dy = cpu::recurrent_backward(&layer, &long, None);
     assert!(matches!(dy, Err(Error::Argument(ArgumentError::Length { .. }))), "{dy:?}");
+}
+
+/// A step is one dispatch for each window of the batch, or U past a binding is refused; in a browser steps lie where
+/// bindings may start.
+#[test]
+fn plans_of_recurrent_cells_keep_every_limit() -> Result<(), Error> {
+    let mut refused = 0;
+    for (cell, [length, batch, ins, units]) in [
+        (Cell::Lstm, [3, 5, 7, 13]),
+        (Cell::Lstm, [2, 4096, 16, 96]),
+        (Cell::Lstm, [2, 2, 16, 3000]),
+        (Cell::Gru, [3, 1000, 40, 192]),
+        (Cell::Gru, [1, 1, 1, 1]),
+        (Cell::Rnn, [4, 70_000, 9, 24]),
+    ] {
+        for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
+            let mut buffers = Buffers::default();
+            let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
+            let rows = cell.gates() * units;
+            let kept = |width| match axis {
+                Axis::Kept(0) => rows,
+                Axis::Kept(_) => width,
+                Axis::Whole => 1,
+            };
+            let (x, v, g) = (f32s(&[length, batch, ins])?, f32s(&[rows, ins])?, f32s(&[kept(ins)])?);
+            let (u, of_u, bias) = (f32s(&[rows, units])?, f32s(&[kept(units)])?, f32s(&[rows])?);
+            let (y, dy) = (f32s(&[length, batch, units])?, f32s(&[length, batch, units])?);
+            let (h0, dh0) = (f32s(&[batch, units])?, f32s(&[batch, units])?);
+            let (dx, dv, dg) = (f32s(&[length, batch, ins])?, f32s(&[rows, ins])?, f32s(&[kept(ins)])?);
+            let (du, dbias) = (f32s(&[rows, units])?, f32s(&[rows])?);
+            let (input, hidden) = (WeightNorm::new(&v, &g).axis(axis), WeightNorm::new(&u, &of_u).axis(axis));
+            let layer = Recurrent::new(cell, &x, input, hidden).bias(&bias).h0(&h0);
+            let saved = RecurrentSaved::new(&layer, f32s)?;
+            let layer = layer.saved(&saved);
+            let of_input = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
+            let of_hidden = Gradients::default().dx(&dh0).dv(&du);
+            for device in devices() {
+                let mut steps = 0;
+                let record = |ops: &mut Recorder<'_, '_>| {
+                    ops.recurrent(layer, &y)?;
+                    ops.recurrent_backward(layer.output(&y), &dy, &of_input, &of_hidden)
+                };
+                let listed = match buffers.list(&device, record) {
+                    Err(Error::Limit(LimitError::TooLarge { size, limit, .. })) => {
+                        assert!(size > limit, "{size} of {limit}");
+                        refused += 1;
+                        continue;
+                    }
+                    // Nothing starts at a multiple of 256 bytes here.
+                    Err(Error::Argument(ArgumentError::Shape { arg: "y" | "saved", .. }))
+                        if device.0.backend == Backend::BrowserWebGpu && length > 1 =>
+                    {
+                        continue;
+                    }
+                    listed => listed?,
+                };
+                for (number, tensor) in [(6, &y), (9, &dh0), (10, &dx), (11, &dv), (12, &dg), (13, &du), (14, &dbias)] {
+                    writes_all(&listed, number, 4 * tensor.len() as u64);
+                }
+                for entry in ["cell", "cell_gradient"] {
+                    steps += listed.iter().filter(|dispatch| dispatch.entry == entry).count();
+                }
+                let at_least = 2 * length;
+                assert!(steps >= at_least, "{steps} of {at_least}");
+            }
+        }
+    }
+    assert!(refused > 0);
+    Ok(())
 }

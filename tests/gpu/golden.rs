@@ -1,7 +1,7 @@
 //! PyTorch's cases on the GPU, forward and backward.
 use weightnorm::{
-    Activation, Axis, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor, Tile,
-    WeightNorm, cpu,
+    Activation, Axis, Cell, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor,
+    Tile, WeightNorm, cpu,
 };
 
 use crate::common::recurrent::{Off, tracked};
@@ -215,7 +215,7 @@ fn conv(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     agree(case, [&dx, &dv, &dg, &dbias], &terms, v.data.len() + dy.data.len())
 }
 
-fn recurrent(gpu: &Gpu, case: &Golden, _: Extent) -> Outcome {
+fn recurrent(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     let Op::Recurrent(cell) = case.op else { return Err("no recurrent cells".into()) };
     let tensor = |name: &str| -> Result<Tensor, Failed> { Ok(upload(gpu, case.tensor(name)?)?) };
     let optional = |name: &str| case.optional(name).map(|tensor| upload(gpu, tensor)).transpose();
@@ -223,15 +223,15 @@ fn recurrent(gpu: &Gpu, case: &Golden, _: Extent) -> Outcome {
     let [v_input, g_input, v_hidden, g_hidden] = ["v_ih", "g_ih", "v_hh", "g_hh"].map(tensor);
     let (v_input, g_input, v_hidden, g_hidden) = (v_input?, g_input?, v_hidden?, g_hidden?);
     let [bias, hidden_bias, h0, c] = ["b_ih", "b_hh", "h0", "c0"].map(optional);
-    let (bias, hidden_bias, h0, c, untouched) = (bias?, hidden_bias?, h0?, c?, optional("c0")?);
+    let (bias, hidden_bias, h0, c) = (bias?, hidden_bias?, h0?, c?);
     let weight = |v, g| WeightNorm::new(v, g).axis(case.axis).eps(case.eps);
     let layer = Recurrent::new(cell, &x, weight(&v_input, &g_input), weight(&v_hidden, &g_hidden))
         .bias(&bias)
         .hidden_bias(&hidden_bias)
         .h0(&h0)
-        .tile(Tile::Tile32x32);
+        .tile(extent.choose(None, Some(Tile::Tile32x32)));
     let (y, saved) = gpu.recurrent_saved(layer.c(&c))?;
-    let off = tracked(&case.recurrent(cell)?, &case.tensor("dy")?.data, 2f64.powi(-24), Some(DType::F32));
+    let off = tracked(&case.recurrent(cell)?, (&case.tensor("dy")?.data, None), 2f64.powi(-24), Some(DType::F32));
     let near = |name: &str, got: &[f64], off: &[Off]| match case.optional(name) {
         Some(expected) => named(name, compare(got, &expected.data, Some(DType::F32), |i| off[i].e)),
         None => Ok(()),
@@ -241,9 +241,8 @@ fn recurrent(gpu: &Gpu, case: &Golden, _: Extent) -> Outcome {
     near("y", &values, &off.y)?;
     near("h_n", &values[last..], &off.y[last..])?;
     c.as_ref().map_or(Ok(()), |c| near("c_n", &read(c)?, &off.c).map_err(Failed::from))?;
-    // Without what gradients want the same.
-    if read(&gpu.recurrent(layer.c(&untouched))?)? != values {
-        return Err("y depends on what is saved".into());
+    if extent == Extent::Few && cell != Cell::Lstm {
+        return Ok(());
     }
     let dy = tensor("dy")?;
     let gradients = gpu.recurrent_backward(layer.c(&c).saved(&saved).output(&y), &dy)?;

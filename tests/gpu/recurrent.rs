@@ -1,9 +1,9 @@
 //! Recurrent cells against the reference, and a sequence against its steps.
-use weightnorm::{ArgumentError, Axis, Cell, DType, Eps, Error, Gpu, Linear, Recurrent, RecurrentSaved, Tensor, Tile};
-use weightnorm::{Weight, WeightNorm, cpu};
+use weightnorm::{ArgumentError, Axis, Cell, DType, Eps, Error, Gpu, Gradients, Linear, Recurrent, RecurrentSaved};
+use weightnorm::{Tensor, Tile, Weight, WeightNorm, cpu};
 
-use crate::common::compare;
-use crate::common::recurrent::{Tracked, tracked};
+use crate::common::recurrent::{OfWeight, Off, Tracked, tracked};
+use crate::common::{compare, storage_bound};
 use crate::data::{all, must_fail, random, rounded};
 use crate::device::{recorded, refused};
 use crate::golden::read;
@@ -17,6 +17,9 @@ pub fn register(suite: &mut Suite) {
     suite.test("recurrent_dispatches", Needs::Nothing, dispatches);
     suite.test("recurrent_rejected", Needs::Nothing, rejects);
     suite.test("recurrent_comparison_can_fail", Needs::Nothing, comparison_can_fail);
+    suite.test("recurrent_gradients_in_full", Needs::Time, gradients);
+    suite.test("recurrent_gradients_are_added_in_full", Needs::Time, gradients_into);
+    suite.test("recurrent_gradients_rejected", Needs::Nothing, gradients_rejected);
 }
 
 /// A layer, its numbers made of its sizes.
@@ -37,6 +40,7 @@ struct Case {
     /// What v is multiplied by, row by row.
     sizes: Vec<f64>,
     tile: Option<Tile>,
+    gradients: bool,
 }
 
 impl Case {
@@ -55,7 +59,17 @@ impl Case {
             states: true,
             sizes: vec![1.0],
             tile: Some(Tile::Tile32x32),
+            gradients: false,
         }
+    }
+
+    fn dy(&self) -> Vec<f64> {
+        random(10, self.y_shape().iter().product(), self.dtypes[2])
+    }
+
+    /// Of c behind the last step.
+    fn dc(&self) -> Option<Vec<f64>> {
+        (self.states && self.cell == Cell::Lstm).then(|| random(11, self.batch * self.units, DType::F32))
     }
 
     fn rows(&self) -> usize {
@@ -150,15 +164,47 @@ impl Case {
     fn run(&self, gpu: &Gpu) -> Result<Results, Failed> {
         let of = self.upload(gpu)?;
         let layer = self.layer(&of);
-        let saved = RecurrentSaved::new(gpu, &layer)?;
+        let saved = saved_of(gpu, &layer)?;
         let y = gpu.zeros(&self.y_shape(), self.dtypes[2])?;
         recorded(gpu, |ops| ops.recurrent(layer.saved(&saved), &y))?;
-        Ok(Results { y: read(&y)?, c: read(&of.c)? })
+        let mut results = Results { y: read(&y)?, c: read(&of.c)?, gradients: vec![] };
+        if self.gradients {
+            let dy = made(gpu, &self.dy(), &self.y_shape(), self.dtypes[2])?;
+            let dc = self.dc().map(|dc| made(gpu, &dc, &[self.batch, self.units], DType::F32)).transpose()?;
+            let all = gpu.recurrent_backward(layer.saved(&saved).output(&y).dc(&dc), &dy)?;
+            for of in [all.input, all.hidden] {
+                let dg = of.dg.map_or(Ok(vec![]), |dg| read(&dg))?;
+                results.gradients.extend([read(&of.dx)?, read(&of.dv)?, dg, read(&of.dbias)?]);
+            }
+            results.gradients.push(all.dc.map_or(Ok(vec![]), |dc| read(&dc))?);
+        }
+        Ok(results)
     }
 
     fn bounds(&self, numbers: &Numbers) -> Tracked {
-        let dy = random(10, self.y_shape().iter().product(), DType::F32);
-        tracked(&self.reference(numbers), &dy, 2f64.powi(-24), Some(self.dtypes[2]))
+        let dy = (&self.dy()[..], &self.dc());
+        tracked(&self.reference(numbers), (dy.0, dy.1.as_deref()), 2f64.powi(-24), Some(self.dtypes[2]))
+    }
+
+    fn judge_gradients(&self, got: &[Vec<f64>], numbers: &Numbers, off: Tracked) -> Result<(), String> {
+        let layer = self.reference(numbers);
+        let all = cpu::recurrent_backward(&layer, &self.dy(), self.dc().as_deref()).map_err(|e| e.to_string())?;
+        let [x, v, y] = self.dtypes;
+        let h0 = if self.states { y } else { DType::F32 };
+        let f32s = DType::F32;
+        let of_weight = |of: cpu::LinearGradients, dx: Vec<Off>, off: OfWeight, dtype| {
+            let dg = of.dg.unwrap_or_default();
+            [(of.dx, dx, dtype), (of.dv, off.dv, v), (dg, off.dg, f32s), (of.dbias, off.dbias, f32s)]
+        };
+        let input = of_weight(all.input, off.dx, off.input, x);
+        let hidden = of_weight(all.hidden, off.dh0, off.hidden, h0);
+        let expected = input.into_iter().chain(hidden).chain(all.dc.map(|dc| (dc, off.dc, f32s)));
+        let names = ["dx", "dv", "dg", "dbias", "dh0", "hidden dv", "hidden dg", "hidden dbias", "dc"];
+        for (((expected, off, dtype), got), name) in expected.zip(got).zip(names) {
+            let bound = |i: usize| off[i].e + storage_bound(dtype, expected[i].abs() + off[i].e);
+            compare(got, &expected, Some(dtype), bound).map_err(|e| format!("{name}: {e}"))?;
+        }
+        Ok(())
     }
 
     fn judge(&self, results: &Results) -> Result<(), String> {
@@ -169,7 +215,10 @@ impl Case {
         if let Some(c) = expected.c.filter(|_| self.states) {
             compare(&results.c, &c, Some(DType::F32), |i| off.c[i].e).map_err(|e| format!("c: {e}"))?;
         }
-        Ok(())
+        if results.gradients.is_empty() {
+            return Ok(());
+        }
+        self.judge_gradients(&results.gradients, &numbers, off)
     }
 
     fn check(&self, gpu: &Gpu) -> Outcome {
@@ -199,6 +248,8 @@ struct Uploaded {
 struct Results {
     y: Vec<f64>,
     c: Vec<f64>,
+    /// dx, dv, dg and dbias of the input and of the hidden weight, dc.
+    gradients: Vec<Vec<f64>>,
 }
 
 fn made(gpu: &Gpu, values: &[f64], shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
@@ -208,6 +259,10 @@ fn made(gpu: &Gpu, values: &[f64], shape: &[usize], dtype: DType) -> Result<Tens
         DType::F16 => gpu.upload(&values.iter().map(|&v| f16::from_f64(v)).collect::<Vec<_>>(), shape),
         DType::Bf16 => gpu.upload(&values.iter().map(|&v| bf16::from_f64(v)).collect::<Vec<_>>(), shape),
     }
+}
+
+fn saved_of(gpu: &Gpu, layer: &Recurrent<'_>) -> Result<RecurrentSaved, Error> {
+    RecurrentSaved::new(layer, |shape| gpu.zeros(shape, DType::F32))
 }
 
 const CELLS: [Cell; 3] = [Cell::Lstm, Cell::Gru, Cell::Rnn];
@@ -234,9 +289,8 @@ fn cells(gpu: &Gpu, extent: Extent) -> Outcome {
                 cases.push(Case { dtypes, ..free(cell) });
             }
             for tile in Tile::all_on(gpu).filter(|tile| !tile.to_string().starts_with("coop")) {
-                for units in [4, 5, 36] {
-                    cases.push(Case { tile: Some(tile), units, batch: 20, length: 2, ..Case::new(cell) });
-                }
+                let units = if cell == Cell::Gru { 5 } else { 36 };
+                cases.push(Case { tile: Some(tile), units, batch: 20, length: 2, ..Case::new(cell) });
             }
             for (length, batch, units) in [(1, 1, 1), (1, 2, 65), (9, 1, 4), (0, 3, 4), (3, 0, 4), (70, 2, 3)] {
                 cases.push(Case { length, batch, units, ..Case::new(cell) });
@@ -317,7 +371,7 @@ fn out_of_range(gpu: &Gpu) -> Outcome {
     let case = Case { sizes: vec![1.0, 3e24, 1.0, 3e-24, 0.0], ..case };
     let of = case.upload(gpu)?;
     let y = gpu.recurrent(case.layer(&of))?;
-    Ok(case.judge(&Results { y: read(&y)?, c: read(&of.c)? })?)
+    Ok(case.judge(&Results { y: read(&y)?, c: read(&of.c)?, gradients: vec![] })?)
 }
 
 /// z of all steps, the norms, a dispatch a step; c that is saved is copied.
@@ -325,7 +379,7 @@ fn dispatches(gpu: &Gpu) -> Outcome {
     let case = Case::new(Cell::Lstm);
     let of = case.upload(gpu)?;
     let (layer, y) = (case.layer(&of), gpu.zeros(&case.y_shape(), DType::F32)?);
-    let saved = RecurrentSaved::new(gpu, &layer)?;
+    let saved = saved_of(gpu, &layer)?;
     let norms = gpu.row_norms(WeightNorm::unit(&of.v[1]))?;
     let (input, known) = (WeightNorm::new(&of.v[0], &of.g[0]), WeightNorm::new(&of.v[1], &of.g[1]).norms(&norms));
     let counts = [
@@ -343,7 +397,7 @@ fn rejects(gpu: &Gpu) -> Outcome {
     let y = gpu.zeros(&case.y_shape(), DType::F32)?;
     let half = gpu.zeros(&case.y_shape(), DType::F16)?;
     let (other, c) = (gpu.zeros(&[3, 5], DType::F32)?, gpu.zeros(&[1, 5], DType::F32)?);
-    let saved = RecurrentSaved::new(gpu, &layer)?;
+    let saved = saved_of(gpu, &layer)?;
     let lstm = Recurrent::lstm(&of.x, &of.v[0], &of.v[1]);
     let plain = Recurrent::gru(&of.x, &of.v[0], &of.v[1]);
     let first = Tensor::from_buffer(gpu, y.buffer()?, 0, &[1, 5], DType::F32)?;
@@ -373,4 +427,86 @@ fn comparison_can_fail(gpu: &Gpu) -> Outcome {
     must_fail("without biases", Case { biases: false, ..case.clone() }.judge(&results))?;
     must_fail("plain weights", Case { axis: None, ..case.clone() }.judge(&results))?;
     must_fail("from zero", Case { states: false, ..case }.judge(&results))
+}
+
+/// Of every axis, storage type and start; what is added to gradients.
+fn gradients(gpu: &Gpu) -> Outcome {
+    let (full, half, brain) = (DType::F32, DType::F16, DType::Bf16);
+    let mut cases = vec![];
+    for cell in CELLS {
+        let case = Case { gradients: true, ..Case::new(cell) };
+        for axis in [Some(Axis::Kept(0)), Some(Axis::Kept(1)), Some(Axis::Whole), None] {
+            cases.push(Case { axis, ..case.clone() });
+        }
+        for dtypes in [[half; 3], [full, brain, half]] {
+            cases.push(Case { dtypes, ..case.clone() });
+        }
+        for (length, batch, units) in [(1, 2, 4), (2, 1, 5), (5, 70, 8)] {
+            cases.push(Case { length, batch, units, tile: None, ..case.clone() });
+            cases.push(Case { length, batch, units, states: false, biases: false, tile: None, ..case.clone() });
+        }
+        cases.push(Case { eps: Eps::After(0.1), sizes: vec![1.0, 0.0], ..case.clone() });
+    }
+    all(cases, |case| case.check(gpu))
+}
+
+/// Gradients are added to what is there, or replace it, and a part of them is as right as all.
+fn gradients_into(gpu: &Gpu) -> Outcome {
+    let case = Case::new(Cell::Gru);
+    let (numbers, of) = (case.numbers(), case.upload(gpu)?);
+    let dy = made(gpu, &case.dy(), &case.y_shape(), DType::F32)?;
+    let layer = case.layer(&of);
+    let (dv, dg, dbias) =
+        (gpu.zeros(of.v[1].shape(), DType::F32)?, gpu.zeros(&[18], DType::F32)?, gpu.zeros(&[18], DType::F32)?);
+    for _ in 0..2 {
+        let (y, saved) = gpu.recurrent_saved(layer)?;
+        let wanted = Gradients::default().dv(&dv).dg(&dg).dbias(&dbias).accumulate(true);
+        let layer = layer.saved(&saved).output(&y);
+        recorded(gpu, |ops| ops.recurrent_backward(layer, &dy, &Gradients::default(), &wanted))?;
+    }
+    let expected = cpu::recurrent_backward(&case.reference(&numbers), &case.dy(), None)?.hidden;
+    let off = case.bounds(&numbers).hidden;
+    for (name, got, expected, off) in [
+        ("dv", dv, expected.dv, off.dv),
+        ("dg", dg, expected.dg.unwrap_or_default(), off.dg),
+        ("dbias", dbias, expected.dbias, off.dbias),
+    ] {
+        let twice: Vec<f64> = expected.iter().map(|e| 2.0 * e).collect();
+        let bound = |i: usize| 2.0 * off[i].e + storage_bound(DType::F32, twice[i]);
+        compare(&read(&got)?, &twice, Some(DType::F32), bound).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn gradients_rejected(gpu: &Gpu) -> Outcome {
+    let case = Case::new(Cell::Lstm);
+    let of = case.upload(gpu)?;
+    let layer = case.layer(&of);
+    let saved = saved_of(gpu, &layer)?;
+    let (y, dy) = (gpu.zeros(&case.y_shape(), DType::F32)?, gpu.zeros(&case.y_shape(), DType::F32)?);
+    let none = Gradients::default();
+    let ready = layer.saved(&saved).output(&y);
+    let empty = gpu.zeros(&[0, case.batch, case.features], DType::F32)?;
+    let no_steps = Recurrent::lstm(&empty, &of.v[0], &of.v[1]);
+    let saved_none = saved_of(gpu, &no_steps)?;
+    let y_none = gpu.zeros(&[0, case.batch, case.units], DType::F32)?;
+    let missing = |error: &Error| matches!(error, Error::Argument(ArgumentError::Missing { .. }));
+    let shape = |error: &Error| matches!(error, Error::Argument(ArgumentError::Shape { .. }));
+    let refused = |layer: Recurrent<'_>, dy: &Tensor, hidden: &Gradients<'_>| {
+        refused(gpu, |ops| ops.recurrent_backward(layer, dy, &none, hidden))
+    };
+    let plain = Recurrent::lstm(&of.x, &of.v[0], &of.v[1]);
+    let saved_plain = saved_of(gpu, &plain)?;
+    let cases = [
+        ("without saved", refused(layer.output(&y), &dy, &none)?, missing as fn(&Error) -> bool),
+        ("without y", refused(layer.saved(&saved), &dy, &none)?, missing),
+        ("dy", refused(ready, &of.x, &none)?, shape),
+        ("dh0", refused(ready, &dy, &none.dx(&dy))?, shape),
+        ("dg of a plain weight", refused(plain.saved(&saved_plain).output(&y), &dy, &none.dg(&of.g[1]))?, shape),
+        ("no steps", refused(no_steps.saved(&saved_none).output(&y_none), &y_none, &none)?, shape),
+        ("dh0 in h0", refused(ready, &dy, &none.dx(&of.h0))?, |error| {
+            matches!(error, Error::Argument(ArgumentError::Alias { .. }))
+        }),
+    ];
+    all(cases, |(what, error, fits)| if fits(error) { Ok(()) } else { Err(format!("{what}: {error}").into()) })
 }
