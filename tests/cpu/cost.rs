@@ -3,7 +3,7 @@ use weightnorm::internals::Kind;
 use weightnorm::{
     Activation, ActivationBackward, Adam, Axis, Conv, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error,
     Gpu, Gradients, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options,
-    Parameter, Recorder, Sgd, Tensor, Timing, WeightNorm,
+    Parameter, Recorder, Recurrent, RecurrentSaved, Sgd, Tensor, Timing, WeightNorm,
 };
 
 fn noop() -> Gpu {
@@ -237,4 +237,28 @@ fn work_of_convolutions() {
     let wanted = Gradients::default().dx(&dx).dbias(&dbias);
     let backward = work(&gpu, "conv_backward", |ops| ops.conv_backward(layer, &y, &wanted));
     assert_eq!(backward, [4 * 120 + 4 * 8 + 4 * 256, 4 * 240 + 4 * 8, 2 * 256 * 15 + 2 * 120]);
+}
+
+/// All of the input goes through W, all of y through U; c is read and written.
+#[test]
+fn work_of_recurrent_cells() {
+    let gpu = noop();
+    let zeros = |shape: &[usize], dtype| gpu.zeros(shape, dtype).unwrap();
+    let (x, v, u) = (zeros(&[3, 2, 5], DType::F16), zeros(&[16, 5], DType::F32), zeros(&[16, 4], DType::F32));
+    let (g, of_u, y, c) =
+        (zeros(&[16], DType::F32), zeros(&[16], DType::F32), zeros(&[3, 2, 4], DType::F32), zeros(&[2, 4], DType::F32));
+    let layer = Recurrent::lstm(&x, WeightNorm::new(&v, &g), WeightNorm::new(&u, &of_u));
+    let forward = work(&gpu, "recurrent", |ops| ops.recurrent(layer.c(&c), &y));
+    let weights = 4 * (80 + 16 + 64 + 16);
+    assert_eq!(forward, [2 * 30 + weights + 4 * 8, 4 * 24 + 4 * 8, 2 * (30 + 24) * 16 + 2 * (80 + 64)]);
+
+    let saved = RecurrentSaved::new(&layer, |shape| gpu.zeros(shape, DType::F32)).unwrap();
+    let dx = zeros(&[3, 2, 5], DType::F32);
+    let (dy, wanted, none) = (zeros(&[3, 2, 4], DType::F32), Gradients::default().dx(&dx), Gradients::default());
+    let ready = layer.saved(&saved).output(&y);
+    let backward = work(&gpu, "recurrent_backward", |ops| ops.recurrent_backward(ready, &dy, &wanted, &none));
+    // Gates are read and written, c and norms read.
+    let (gates, states, norms) = (4 * 3 * 2 * 16, 4 * 4 * 2 * 4, 4 * 32);
+    let read = weights + 2 * 4 * 24 + gates + states + norms;
+    assert_eq!(backward, [read, gates + 4 * 30, 2 * (30 + 24) * 16]);
 }
