@@ -255,3 +255,35 @@ fn plans_of_recurrent_cells_keep_every_limit() -> Result<(), Error> {
     assert!(refused > 0);
     Ok(())
 }
+
+/// z of all steps, the norms, a dispatch a step; c that is saved is copied. Back the scales, a dispatch a step, two for
+/// dx and dh0 each, of W a product and its gradients, of U a product more, and what is summed up of either bias.
+#[test]
+fn plans_of_recurrent_cells_have_the_dispatches_of_the_docs() -> Result<(), Error> {
+    let mut buffers = Buffers::default();
+    let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
+    let (x, y, dy) = (f32s(&[4, 3, 8])?, f32s(&[4, 3, 12])?, f32s(&[4, 3, 12])?);
+    let (v, g, u, of_u, bias) = (f32s(&[48, 8])?, f32s(&[48])?, f32s(&[48, 12])?, f32s(&[48])?, f32s(&[48])?);
+    let (h0, c, norms) = (f32s(&[3, 12])?, f32s(&[3, 12])?, f32s(&[48])?);
+    let (dx, dv, dg, dbias) = (f32s(&[4, 3, 8])?, f32s(&[48, 8])?, f32s(&[48])?, f32s(&[48])?);
+    let (dh0, du, dg_hidden, dbias_hidden) = (f32s(&[3, 12])?, f32s(&[48, 12])?, f32s(&[48])?, f32s(&[48])?);
+    let hidden = WeightNorm::new(&u, &of_u);
+    let layer = |hidden| Recurrent::lstm(&x, WeightNorm::new(&v, &g), hidden).bias(&bias).hidden_bias(&bias).h0(&h0);
+    let saved = RecurrentSaved::new(&layer(hidden), f32s)?;
+    let input = Gradients::default().dx(&dx).dv(&dv).dg(&dg).dbias(&dbias);
+    let of_hidden = Gradients::default().dx(&dh0).dv(&du).dg(&dg_hidden).dbias(&dbias_hidden);
+    let device = &devices()[0];
+    let count = |record: &dyn Fn(&mut Recorder<'_, '_>) -> Result<(), Error>| {
+        buffers.list(device, |ops| record(ops)).map(|listed| listed.len())
+    };
+    let last = layer(hidden).c(&c).saved(&saved).output(&y);
+    let counts = [
+        count(&|ops| ops.recurrent(layer(hidden).c(&c), &y))?,
+        count(&|ops| ops.recurrent(layer(hidden.norms(&norms)), &y))?,
+        count(&|ops| ops.recurrent(last, &y))?,
+        count(&|ops| ops.recurrent_backward(last, &dy, &input, &of_hidden))?,
+        count(&|ops| ops.recurrent_backward(last, &dy, &Gradients::default(), &Gradients::default()))?,
+    ];
+    assert_eq!(counts, [6, 5, 8, 5 + 2 + 2 + 2 + 1 + 3, 5]);
+    Ok(())
+}

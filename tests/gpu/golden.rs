@@ -241,6 +241,7 @@ fn recurrent(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     near("y", &values, &off.y)?;
     near("h_n", &values[last..], &off.y[last..])?;
     c.as_ref().map_or(Ok(()), |c| near("c_n", &read(c)?, &off.c).map_err(Failed::from))?;
+    // The way back of one cell takes a dozen pipelines.
     if extent == Extent::Few && cell != Cell::Lstm {
         return Ok(());
     }

@@ -14,7 +14,6 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("recurrent_sequences_are_their_steps", steps);
     suite.test("recurrent_step_is_a_product_and_an_elementwise_cell", Needs::Nothing, step_by_hand);
     suite.test("recurrent_out_of_range", Needs::Nothing, out_of_range);
-    suite.test("recurrent_dispatches", Needs::Nothing, dispatches);
     suite.test("recurrent_rejected", Needs::Nothing, rejects);
     suite.test("recurrent_comparison_can_fail", Needs::Nothing, comparison_can_fail);
     suite.test("recurrent_gradients_in_full", Needs::Time, gradients);
@@ -372,22 +371,6 @@ fn out_of_range(gpu: &Gpu) -> Outcome {
     let of = case.upload(gpu)?;
     let y = gpu.recurrent(case.layer(&of))?;
     Ok(case.judge(&Results { y: read(&y)?, c: read(&of.c)?, gradients: vec![] })?)
-}
-
-/// z of all steps, the norms, a dispatch a step; c that is saved is copied.
-fn dispatches(gpu: &Gpu) -> Outcome {
-    let case = Case::new(Cell::Lstm);
-    let of = case.upload(gpu)?;
-    let (layer, y) = (case.layer(&of), gpu.zeros(&case.y_shape(), DType::F32)?);
-    let saved = saved_of(gpu, &layer)?;
-    let norms = gpu.row_norms(WeightNorm::unit(&of.v[1]))?;
-    let (input, known) = (WeightNorm::new(&of.v[0], &of.g[0]), WeightNorm::new(&of.v[1], &of.g[1]).norms(&norms));
-    let counts = [
-        recorded(gpu, |ops| ops.recurrent(layer, &y))?,
-        recorded(gpu, |ops| ops.recurrent(Recurrent::lstm(&of.x, input, known).tile(case.tile), &y))?,
-        recorded(gpu, |ops| ops.recurrent(layer.saved(&saved), &y))?,
-    ];
-    if counts == [6, 5, 8] { Ok(()) } else { Err(format!("{counts:?}").into()) }
 }
 
 fn rejects(gpu: &Gpu) -> Outcome {
