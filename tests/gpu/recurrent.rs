@@ -12,6 +12,7 @@ use crate::{Extent, Failed, Needs, Outcome, Suite};
 pub fn register(suite: &mut Suite) {
     suite.sampled("recurrent_cells", cells);
     suite.sampled("recurrent_sequences_are_their_steps", steps);
+    suite.test("recurrent_tiles_in_full", Needs::Time, tiles);
     suite.test("recurrent_step_is_a_product_and_an_elementwise_cell", Needs::Nothing, step_by_hand);
     suite.test("recurrent_out_of_range", Needs::Nothing, out_of_range);
     suite.test("recurrent_rejected", Needs::Nothing, rejects);
@@ -287,10 +288,6 @@ fn cells(gpu: &Gpu, extent: Extent) -> Outcome {
                 cases.push(Case { dtypes, ..Case::new(cell) });
                 cases.push(Case { dtypes, ..free(cell) });
             }
-            for tile in Tile::all_on(gpu).filter(|tile| !tile.to_string().starts_with("coop")) {
-                let units = if cell == Cell::Gru { 5 } else { 36 };
-                cases.push(Case { tile: Some(tile), units, batch: 20, length: 2, ..Case::new(cell) });
-            }
             for (length, batch, units) in [(1, 1, 1), (1, 2, 65), (9, 1, 4), (0, 3, 4), (3, 0, 4), (70, 2, 3)] {
                 cases.push(Case { length, batch, units, ..Case::new(cell) });
             }
@@ -298,6 +295,16 @@ fn cells(gpu: &Gpu, extent: Extent) -> Outcome {
         }
     }
     all(cases, |case| case.check(gpu))
+}
+
+/// Each with one of the cells, forward and back; units in quads and not.
+fn tiles(gpu: &Gpu) -> Outcome {
+    let tiles = Tile::all_on(gpu).filter(|tile| !tile.to_string().starts_with("coop"));
+    let case = |(i, tile): (usize, Tile)| {
+        let units = [5, 36][i % 2];
+        Case { tile: Some(tile), units, batch: 10, length: 2, gradients: true, ..Case::new(CELLS[i % 3]) }
+    };
+    all(tiles.enumerate().map(case), |case| case.check(gpu))
 }
 
 /// One step after another, h and c passed on, gives the bits of all of them together.
