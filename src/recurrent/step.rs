@@ -103,11 +103,13 @@ impl Steps {
 /// columns are in one dispatch.
 fn plan(ops: &Recorder<'_, '_>, problem: Problem, selection: Selection, step: u64) -> Result<ProductPlan, Error> {
     let Facts { traits, capacities } = ops.facts();
+    // A plan is of something, even where nothing is computed.
+    let problem = Problem { size: problem.size.map(|n| n.max(1)), ..problem };
     let tile = selection.tile.or_else(|| ops.choice(&problem, false).tile);
     let tile = tile.unwrap_or_else(|| Tile::choose(traits, false, &problem).0);
     let [_, columns, depth] = problem.size;
     // What gates bind for a row is more than C has.
-    let c_bytes = 4 * (depth / columns.max(1)).max(1);
+    let c_bytes = 4 * (depth / columns).max(1);
     let facts =
         ProductFacts { problem, c_bytes, cooperative: false, bytes_per_step: step, column_sums: false, bound: false };
     let selection = Selection { tile: Some(tile), split_length: None };

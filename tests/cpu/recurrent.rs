@@ -198,6 +198,8 @@ fn plans_of_recurrent_cells_keep_every_limit() -> Result<(), Error> {
         (Cell::Lstm, [2, 2, 16, 3000]),
         (Cell::Gru, [3, 1000, 40, 192]),
         (Cell::Gru, [1, 1, 1, 1]),
+        (Cell::Gru, [2, 0, 3, 4]),
+        (Cell::Lstm, [2, 3, 0, 4]),
         (Cell::Rnn, [4, 70_000, 9, 24]),
     ] {
         for axis in [Axis::Kept(0), Axis::Kept(1), Axis::Whole] {
@@ -247,7 +249,7 @@ fn plans_of_recurrent_cells_keep_every_limit() -> Result<(), Error> {
                 for entry in ["cell", "cell_gradient"] {
                     steps += listed.iter().filter(|dispatch| dispatch.entry == entry).count();
                 }
-                let at_least = 2 * length;
+                let at_least = if batch == 0 { 0 } else { 2 * length };
                 assert!(steps >= at_least, "{steps} of {at_least}");
             }
         }

@@ -13,6 +13,7 @@ pub fn register(suite: &mut Suite) {
     suite.sampled("recurrent_cells", cells);
     suite.sampled("recurrent_sequences_are_their_steps", steps);
     suite.test("recurrent_tiles_in_full", Needs::Time, tiles);
+    suite.test("recurrent_sizes_in_full", Needs::Time, sizes);
     suite.test("recurrent_step_is_a_product_and_an_elementwise_cell", Needs::Nothing, step_by_hand);
     suite.test("recurrent_out_of_range", Needs::Nothing, out_of_range);
     suite.test("recurrent_rejected", Needs::Nothing, rejects);
@@ -288,13 +289,17 @@ fn cells(gpu: &Gpu, extent: Extent) -> Outcome {
                 cases.push(Case { dtypes, ..Case::new(cell) });
                 cases.push(Case { dtypes, ..free(cell) });
             }
-            for (length, batch, units) in [(1, 1, 1), (1, 2, 65), (9, 1, 4), (0, 3, 4), (3, 0, 4), (70, 2, 3)] {
-                cases.push(Case { length, batch, units, ..Case::new(cell) });
-            }
-            cases.push(Case { features: 0, ..Case::new(cell) });
         }
     }
     all(cases, |case| case.check(gpu))
+}
+
+/// Long, short and empty ones.
+fn sizes(gpu: &Gpu) -> Outcome {
+    let sizes = [(1, 1, 1), (1, 2, 65), (9, 1, 4), (0, 3, 4), (3, 0, 4), (70, 2, 3)];
+    let case = |(i, (length, batch, units))| Case { length, batch, units, ..Case::new(CELLS[i % 3]) };
+    let cases = sizes.into_iter().enumerate().map(case);
+    all(cases.chain(CELLS.map(|cell| Case { features: 0, ..Case::new(cell) })), |case| case.check(gpu))
 }
 
 /// Each with one of the cells, forward and back; units in quads and not.
