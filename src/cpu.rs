@@ -28,6 +28,8 @@ mod activation;
 mod backward;
 mod batch;
 mod conv;
+mod cosine;
+mod dora;
 mod optimizer;
 mod recurrent;
 
@@ -46,6 +48,8 @@ pub use batch::{
 pub use conv::{
     ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward, gate_backward, snake_backward,
 };
+pub use cosine::{cosine, cosine_backward};
+pub use dora::{DoraGradients, DoraWeight, dora, dora_backward, dora_merge, dora_norms};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 pub use recurrent::{Recurrent, RecurrentGradients, Sequence, recurrent, recurrent_backward};
 

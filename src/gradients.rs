@@ -17,6 +17,8 @@ pub struct Gradients<'a> {
     pub(crate) dv: Option<&'a Tensor>,
     pub(crate) dg: Option<&'a Tensor>,
     pub(crate) dbias: Option<&'a Tensor>,
+    pub(crate) da: Option<&'a Tensor>,
+    pub(crate) db: Option<&'a Tensor>,
     pub(crate) dalpha: Option<&'a Tensor>,
     pub(crate) dcondition: Option<&'a Tensor>,
     pub(crate) accumulate: bool,
@@ -33,7 +35,7 @@ impl<'a> Gradients<'a> {
         Gradients { dv: dv.into(), ..self }
     }
 
-    /// Of g: any storage type, shaped as the norms or flat.
+    /// Of g, or of the magnitude: any storage type, shaped as the norms or flat.
     pub fn dg(self, dg: impl Into<Option<&'a Tensor>>) -> Self {
         Gradients { dg: dg.into(), ..self }
     }
@@ -41,6 +43,16 @@ impl<'a> Gradients<'a> {
     /// Of the bias: any storage type, `[features]`.
     pub fn dbias(self, dbias: impl Into<Option<&'a Tensor>>) -> Self {
         Gradients { dbias: dbias.into(), ..self }
+    }
+
+    /// Of A of a [`DoraWeight`](crate::DoraWeight): shaped as it, any storage type.
+    pub fn da(self, da: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { da: da.into(), ..self }
+    }
+
+    /// Of B of a [`DoraWeight`](crate::DoraWeight): shaped as it, any storage type.
+    pub fn db(self, db: impl Into<Option<&'a Tensor>>) -> Self {
+        Gradients { db: db.into(), ..self }
     }
 
     /// Of α of a [`Conv::input_snake`](crate::Conv::input_snake): any storage type, as many elements. It is summed up
@@ -54,19 +66,27 @@ impl<'a> Gradients<'a> {
         Gradients { dcondition: dcondition.into(), ..self }
     }
 
-    /// Adds dv, dg, dbias and dalpha to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
+    /// Adds dv, dg, dbias, da, db and dalpha to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
     pub fn accumulate(self, accumulate: bool) -> Self {
         Gradients { accumulate, ..self }
     }
 
     /// Whether there is one at all.
     pub(crate) fn any(&self) -> bool {
-        [self.dx, self.dv, self.dg, self.dbias, self.dalpha, self.dcondition].iter().any(Option::is_some)
+        [self.dx, self.dv, self.dg, self.dbias, self.da, self.db, self.dalpha, self.dcondition]
+            .iter()
+            .any(Option::is_some)
     }
 
     /// Refuses those of convolutions alone.
     pub(crate) fn expect_none_of_conv(&self, op: &'static str) -> Result<(), Error> {
-        Gradients::expect_none(op, &[("dalpha", self.dalpha), ("dcondition", self.dcondition)])
+        Gradients::expect_none(op, &[("dalpha", self.dalpha), ("dcondition", self.dcondition)])?;
+        self.expect_none_of_dora(op)
+    }
+
+    /// Refuses those of DoRA alone.
+    pub(crate) fn expect_none_of_dora(&self, op: &'static str) -> Result<(), Error> {
+        Gradients::expect_none(op, &[("da", self.da), ("db", self.db)])
     }
 
     /// Refuses gradients of what an operator does not have.

@@ -86,6 +86,8 @@ pub struct Linear<'a> {
     pub(crate) activation: Activation,
     pub(crate) norms: Option<&'a Tensor>,
     pub(crate) u: Option<&'a Tensor>,
+    /// Whether rows of x are divided by their norms: [`Cosine`](crate::Cosine).
+    pub(crate) unit_rows: bool,
     pub(crate) selection: Selection,
 }
 
@@ -93,7 +95,7 @@ impl<'a> Linear<'a> {
     /// x·wᵀ, without a bias or an activation.
     pub fn new(x: &'a Tensor, weight: impl Into<Weight<'a>>) -> Self {
         let (weight, activation, selection) = (weight.into(), Activation::None, Selection::default());
-        Linear { x, weight, bias: None, activation, norms: None, u: None, selection }
+        Linear { x, weight, bias: None, activation, norms: None, u: None, unit_rows: false, selection }
     }
 
     /// Adds a bias: any storage type, `[out_features]`.

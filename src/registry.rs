@@ -1,11 +1,11 @@
 //! All kernels and all modules, for tests and other compilers: each operator's file lists its own.
 use crate::kernel::Kernel;
 use crate::source::Module;
-use crate::{activation, batch, conv, linear, optimizer, product, profile, recurrent, weight};
+use crate::{activation, batch, conv, dora, linear, optimizer, product, profile, recurrent, weight};
 
 /// Every module.
 pub fn modules() -> Vec<Module> {
-    let mut all = vec![profile::probe::MODULE];
+    let mut all = vec![profile::probe::MODULE, dora::norms::MODULE];
     all.extend(weight::item::MODULES);
     all.extend(batch::statistics::MODULES);
     all.extend(optimizer::step::MODULES);
@@ -24,6 +24,7 @@ pub fn kernels() -> Vec<&'static Kernel> {
         conv::kernels::KERNELS,
         recurrent::step::KERNELS,
         linear::backward::epilogue::KERNELS,
+        dora::norms::KERNELS,
         batch::statistics::KERNELS,
         optimizer::step::KERNELS,
         activation::gradient::KERNELS,

@@ -86,6 +86,7 @@ files! {
     "batch/statistics" "batch/words" "batch/quads"
     "optimizer/steps" "optimizer/words" "optimizer/quads"
     "conv/channel_sums" "conv/fold" "conv/gate_gradient" "conv/snake_gradient"
+    "dora/norms"
     "activation/derivative" "activation/gradient" "activation/words" "activation/quads"
     "probe"
 }

@@ -19,6 +19,13 @@ fn keep_one(row: u32, column: u32, value: f32) {
     put_u_element(extractBits(p.offsets, 24u, 8u) + row * p.c_stride + column, value);
 }
 
+// What is kept, before the sums are added to it: the same of it.
+override ONTO: bool = false;
+
+fn kept_row(row: u32, column: u32, count: u32) -> vec4<f32> {
+    return u_four(extractBits(p.offsets, 24u, 8u) + row * p.c_stride + column, count);
+}
+
 // Puts `count` of four neighbouring columns of a row, the i-th of its block, whose rows come one after another. With
 // ADD those of which a bit of `skipped` is set are left out.
 fn put_row(i: u32, row: u32, column: u32, values: vec4<f32>, count: u32, skipped: u32) {

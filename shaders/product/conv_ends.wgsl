@@ -69,6 +69,12 @@ fn put_ended_four(e: u32, channel: u32, sums: vec4<f32>, count: u32, kept: vec4<
 }
 
 // Nothing is kept of what the gain multiplies.
+const ONTO = false;
+
+fn kept_row(row: u32, column: u32, count: u32) -> vec4<f32> {
+    return vec4<f32>();
+}
+
 fn keep_row(row: u32, column: u32, values: vec4<f32>, count: u32) {}
 
 fn keep_one(row: u32, column: u32, value: f32) {}

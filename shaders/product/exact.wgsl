@@ -99,6 +99,27 @@ fn exact_squares(n: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
     return (s.x + s.y) + (s.z + s.w);
 }
 
+fn row_squares_of_steps(m: u32, k: u32, k_end: u32, scale: f32) -> vec4<f32> {
+    let four = a_along_k(m, k, left_of(k, k_end, true)) * scale;
+    return four * four;
+}
+
+// The same of A[m].
+fn exact_row_squares(m: u32, k_first: u32, k_end: u32, c: i32) -> f32 {
+    let scale = exp2i(c);
+    var s = vec4<f32>();
+    for (var k = k_first; k < k_end; k += REDO_STEPS) { // split_length / REDO_STEPS iterations
+        s += row_squares_of_steps(m, k, k_end, scale);
+        if REDO_STEPS > 4u {
+            s += row_squares_of_steps(m, k + 4u, k_end, scale);
+        }
+        if REDO_STEPS > 8u {
+            s += row_squares_of_steps(m, k + 8u, k_end, scale) + row_squares_of_steps(m, k + 12u, k_end, scale);
+        }
+    }
+    return (s.x + s.y) + (s.z + s.w);
+}
+
 // Distance of |a| from the safe range: below UNSAFE inside of it, from there on what is too large or no number, then
 // ZERO for zero, and above that what is too small.
 const UNSAFE = (SAFE_HIGH - SAFE_LOW) * 2u;

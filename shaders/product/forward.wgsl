@@ -13,6 +13,12 @@
 //   NORM_WHOLE  w = g * v / n̂, one norm for all of v: `given` holds it as f32 m and i32 e, m * 2^e
 //   NORM_IN     w = g_k * v / n̂_k: SCALED_B, the Scales g_k / n̂_k
 //
+// With ROW_SQUARES, beside NORM_FUSED or NORM_GIVEN, x is divided by the effective norms of its rows as well, which
+// are summed up beside the product: u = (x_b·v_j) / (n̂_b * n̂_j).
+//
+// With ONTO, beside NORM_GIVEN, the sums are added to what u holds, which becomes u. They are not formed again then: f32
+// has to hold them.
+//
 // whole_sums does all of it in one dispatch. Where in_features is split, partial_sums leaves the partial sums of each
 // split in `partials`, and finish_sum adds them up in order.
 //
@@ -50,10 +56,50 @@ fn column_sum(c: u32, column0: u32, k_first: u32, k_end: u32) -> Wide {
     return Wide(s, -2 * up);
 }
 
-// n̂ of the columns of the tile into norm_m, norm_e.
+// The sum of squares of row r of those that start at row0, likewise.
+fn row_sum(r: u32, row0: u32, k_first: u32, k_end: u32) -> Wide {
+    var s = row_square(r);
+    let up = scale_exponent(s);
+    if up != 0 {
+        s = exact_row_squares(row0 + r, k_first, k_end, up);
+    }
+    return Wide(s, -2 * up);
+}
+
+// ROW_SQUARES: the norms of the tile's rows, the first of which is tile_row.
+override ROW_NORMS: u32 = select(1u, BM, ROW_SQUARES);
+var<workgroup> row_m: array<f32, ROW_NORMS>;
+var<workgroup> row_e: array<i32, ROW_NORMS>;
+var<private> tile_row: u32;
+
+fn row_norm(row: u32) -> Wide {
+    return Wide(row_m[row - tile_row], row_e[row - tile_row]);
+}
+
+// Bits of the rows from `row` on, of a block, whose norms f32 does not hold safely, all columns of each.
+fn unsafe_rows(row: u32) -> u32 {
+    var found = 0u;
+    for (var i = 0u; i < min(left_of(row, p.rows, true), BLOCK); i += 1u) { // BLOCK iterations
+        let norm = row_norm(row + i);
+        let bad = unsafe_distance(vec4<f32>(norm.m)).x >= UNSAFE || norm.e != 0;
+        found |= select(0u, 0xfu << (4u * i), bad);
+    }
+    return found;
+}
+
+// n̂ of the columns of the tile into norm_m, norm_e, and of its rows into row_m, row_e.
 fn find_norms(column0: u32, t: u32, write: bool) {
-    if NORM == NORM_FUSED {
+    if NORM == NORM_FUSED || ROW_SQUARES {
         stage_squares(t);
+    }
+    if ROW_SQUARES {
+        for (var r = t; r < BM; r += THREADS) { // BM / THREADS iterations
+            if tile_row + r < p.rows {
+                let norm = effective_norm(row_sum(r, tile_row, 0u, p.depth), p.policy, p.eps);
+                row_m[r] = norm.m;
+                row_e[r] = norm.e;
+            }
+        }
     }
     let base = norms_column(column0, t);
     var found = 0u; // a bit for each round whose sum of squares left the safe range
@@ -135,6 +181,14 @@ fn quotient_of(dot: Wide, norm: Wide) -> Wide {
     return quotient(dot, norm);
 }
 
+// The same divided by the norm of the row.
+fn quotient_in_row(of_column: Wide, row: u32) -> Wide {
+    if !ROW_SQUARES {
+        return of_column;
+    }
+    return quotient(of_column, row_norm(row));
+}
+
 // Writes one element of y out of u, and u.
 fn put_one(row: u32, column: u32, quotient: Wide) {
     var value = f32_of(quotient);
@@ -147,11 +201,20 @@ fn put_one(row: u32, column: u32, quotient: Wide) {
     put_result(row, column, value + bias_of(column));
 }
 
+// ONTO: four of them by the norms from the own-th on, of sums that f32 holds.
+fn quotients(four: vec4<f32>, own: u32) -> vec4<f32> {
+    var result = vec4<f32>();
+    for (var c = 0u; c < 4u; c += 1u) { // 4 iterations
+        result[c] = f32_of(quotient(wide_of(four[c]), Wide(norm_m[own + c], norm_e[own + c])));
+    }
+    return result;
+}
+
 var<private> reciprocals: array<vec4<f32>, 2>; // of the invocation's columns: 1 / n̂
 
 // Writes a block of y, and of u; the block's first element is at (row, column). Bits of its sums that left the safe
 // range. With ADD these, and all of the bad columns, are left out: each element is added to once.
-fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
+fn put_block(block: u32, row: u32, column: u32, bad_columns: u32, own: u32) -> u32 {
     take_block(block);
     var all_found = 0u;
     for (var q = 0u; q < QUADS; q += 1u) {
@@ -162,13 +225,21 @@ fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
         var found = 0u;
         for (var i = 0u; i < BLOCK; i += 1u) {
             var skipped = 0u;
-            if NORMED {
+            if NORMED && !ONTO {
                 found |= look_at(i, q);
                 skipped = extractBits((found >> (4u * i)) | (bad_columns >> (4u * q)), 0u, 4u);
             }
             if row + i < p.rows && left > 0u {
                 var values = sum_at(i, q);
-                if NORMED {
+                if ONTO {
+                    values += kept_row(row + i, c, left);
+                }
+                if ROW_SQUARES {
+                    values *= 1.0 / row_norm(row + i).m;
+                }
+                if ONTO && extractBits(bad_columns, 4u * q, 4u) != 0u {
+                    values = quotients(values, own + STEP * q);
+                } else if NORMED {
                     values *= reciprocals[q];
                 }
                 if WRITE_U {
@@ -183,6 +254,9 @@ fn put_block(block: u32, row: u32, column: u32, bad_columns: u32) -> u32 {
         unsafe_bits[q] = found;
         all_found |= found;
     }
+    if ROW_SQUARES {
+        all_found |= unsafe_rows(row);
+    }
     return all_found;
 }
 
@@ -192,7 +266,12 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32
         take_block(block);
         look_at_all();
     }
-    let redo = elements_to_redo(row, column, bad_columns, 0u, p.depth);
+    var redo = elements_to_redo(row, column, bad_columns, 0u, p.depth);
+    if ROW_SQUARES {
+        let there = elements_there(row, column);
+        let bad = unsafe_rows(row);
+        redo = Elements(redo.first | (there.first & bad), redo.second | select(0u, there.second & bad, QUADS == 2u));
+    }
     var left = redo;
     if ADD { // zero sums too
         let there = elements_there(row, column);
@@ -216,7 +295,7 @@ fn put_block_again(block: u32, row: u32, column: u32, bad_columns: u32, own: u32
         if !ADD || holds(sums_again, at) {
             sum = exact_dot(row + at.x, column + at.y, 0u, p.depth);
         }
-        put_one(row + at.x, column + at.y, quotient_of(sum, norm));
+        put_one(row + at.x, column + at.y, quotient_in_row(quotient_of(sum, norm), row + at.x));
     }
 }
 
@@ -226,6 +305,7 @@ fn whole_sums(tile: u32, t: u32) {
         return;
     }
     let origin = tile_origin(tile);
+    tile_row = origin.x;
     product(origin.x, origin.y, 0u, p.depth, t);
 
     let column = origin.y + own_column(t);
@@ -243,14 +323,19 @@ fn whole_sums(tile: u32, t: u32) {
     let row = origin.x + own_row(t);
     var found = bad_columns;
     for (var block = 0u; block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
-        found |= put_block(block, row + block * BLOCK, column, bad_columns);
+        found |= put_block(block, row + block * BLOCK, column, bad_columns, own_norms(t));
     }
-    if !NORMED {
+    if !NORMED || ONTO {
         return;
     }
     for (var block = first_block(found); block < TM / BLOCK; block += 1u) { // TM / BLOCK iterations
         put_block_again(block, row + block * BLOCK, column, bad_columns, own_norms(t));
     }
+}
+
+// Where the sum of squares of a row's split is, behind those of the columns.
+fn row_place(split: u32, row: u32) -> u32 {
+    return partial_place(p.splits, p.splits, 0u) + split * p.rows + row;
 }
 
 // One split of one tile of y: its dot products and, from the tiles of the first rows, its sums of squares, which lie
@@ -261,8 +346,17 @@ fn partial_sums(number: u32, t: u32) {
         return;
     }
     put_partial_sums(piece, t, NORMED);
-    if NORM == NORM_FUSED {
+    if NORM == NORM_FUSED || ROW_SQUARES {
         stage_squares(t);
+    }
+    if ROW_SQUARES {
+        for (var r = t; r < BM; r += THREADS) { // BM / THREADS iterations
+            if piece.column == 0u && piece.row + r < p.rows {
+                put_partial(row_place(piece.split, piece.row + r), row_sum(r, piece.row, piece.k_first, piece.k_end));
+            }
+        }
+    }
+    if NORM == NORM_FUSED {
         let base = norms_column(piece.column, t);
         for (var c = first_norm(t); c < NORMS; c += SHARE) { // at most NORMS / SHARE iterations
             if piece.row == 0u && base + c < p.columns {
@@ -287,7 +381,10 @@ fn finish_sum(element: u32) {
 
 fn finish_column(row: u32, of_all: u32) {
     let column = column_in_group(of_all);
-    let dot = sum_of_partials(row, of_all);
+    var dot = sum_of_partials(row, of_all);
+    if ONTO {
+        dot = sum_of(dot, wide_of(kept_row(row, column, 1u).x));
+    }
     var norm = Wide(1.0, 0);
     if NORM == NORM_FUSED {
         var sum = Wide(0.0, NOTHING);
@@ -302,5 +399,13 @@ fn finish_column(row: u32, of_all: u32) {
     if NORM == NORM_GIVEN || NORM == NORM_WHOLE {
         norm = known_norm(column);
     }
-    put_one(row, column, quotient_of(dot, norm));
+    var value = quotient_of(dot, norm);
+    if ROW_SQUARES {
+        var sum = Wide(0.0, NOTHING);
+        for (var s = 0u; s < p.splits; s += 1u) { // splits iterations
+            sum = sum_of(sum, partial_at(row_place(s, row)));
+        }
+        value = quotient(value, effective_norm(sum, p.policy, p.eps));
+    }
+    put_one(row, column, value);
 }

@@ -17,6 +17,7 @@
 
 override GROUPING: u32 = GROUP_ROWS;
 override ACCUMULATE: bool = false; // add to what C holds
+override SCALED_C: bool = false; // with GROUP_NONE: sums are multiplied by p.slope, which no activation has here
 
 const GROUP_NONE = 0u;
 const GROUP_ROWS = 1u;
@@ -131,6 +132,9 @@ fn put_block(block: u32, row: u32, column: u32) -> u32 {
                     least_share = min(least_share, of_row.z);
                 }
                 some[i] = sum_at(first + i, q);
+                if SCALED_C {
+                    some[i] *= p.slope;
+                }
                 if GROUPING != GROUP_NONE {
                     let v_quad = v_four(v_place(m, min(n, p.columns - WHOLE_C)), max(left, 1u));
                     some[i] = corrected_four(some[i], v_quad, f);
@@ -267,6 +271,9 @@ fn gradient_finish(
     var value: f32;
     if GROUPING == GROUP_NONE {
         value = f32_of(sum);
+        if SCALED_C {
+            value *= p.slope;
+        }
     } else {
         value = corrected(sum, v_element(v_place(row, column)), factors_of(row, column));
     }

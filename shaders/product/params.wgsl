@@ -17,7 +17,7 @@ struct Params {
     more_offsets: u32, // 8 bits each: the epilogue's, the third of the Scales of the steps
     policy: u32,
     eps: f32,
-    slope: f32,
+    slope: f32,        // of a leaky ReLU; in gradient.wgsl a factor of the sums
     next: u32,         // of recurrent cells: see c_cell.wgsl
     zeros: u32,        // the same: bits
 }

@@ -24,6 +24,12 @@ fn put_u(e: u32, values: vec4<f32>, count: u32) {
     }
 }
 
+// Four of them, of which `count` are there.
+fn u_four(e: u32, count: u32) -> vec4<f32> {
+    let last = count - 1u;
+    return vec4<f32>(u[e], u[e + min(1u, last)], u[e + min(2u, last)], u[e + min(3u, last)]);
+}
+
 fn v_element(e: u32) -> f32 {
     return unpack(v[select(e >> 1u, e, V_DTYPE == F32)], e, V_DTYPE);
 }

@@ -43,6 +43,10 @@ fn put_u(e: u32, values: vec4<f32>, count: u32) {
     u[e >> 2u] = bitcast<vec4<u32>>(values);
 }
 
+fn u_four(e: u32, count: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(u[e >> 2u]);
+}
+
 fn v_element(e: u32) -> f32 {
     return bitcast<vec4<f32>>(v[e >> 2u])[e & 3u];
 }

@@ -12,6 +12,7 @@
 
 override SCALED_B: bool = false; // B[n,k] is scaled by the Scale of step k before it is multiplied
 override SQUARES: bool = false; // the squares of each row of B are added up beside the product
+override ROW_SQUARES: bool = false; // those of each row of A too, which runs along k then
 
 override WX: u32 = 8u; // invocations along the columns of C
 override WY: u32 = 8u; // along its rows

@@ -20,15 +20,18 @@ override STRIDE: u32 = 4u * WK; // steps of k from one of its quads to the next
 
 const NO_COLUMN = 0x80000000u; // a multiple of BN
 
-override SUM_ROWS: u32 = WY + select(0u, 1u, SQUARES); // sums of quads of columns that an invocation holds
+// Sums of quads that an invocation holds: of columns, and from ROW_SUMS on squares of four rows of A each.
+override ROW_SUMS: u32 = WY + select(0u, 1u, SQUARES);
+override SUM_ROWS: u32 = ROW_SUMS + select(0u, (WY + 3u) / 4u, ROW_SQUARES);
 override HELD_ROWS: u32 = min(4u, 512u / THREADS); // of them in workgroup memory at a time: 8 KiB
 override STAGED: u32 = HELD_ROWS * THREADS;
 override EIGHTH: u32 = THREADS / 8u;
 
-var<private> acc: array<vec4<f32>, 9>; // [m] of a team's columns; behind the last row the squares of B
+var<private> acc: array<vec4<f32>, 11>; // [m] of a team's columns; behind the last row the squares of B, of A
 var<private> own_sums: vec4<f32>; // of the invocation's own element of C
 var<workgroup> staged: array<vec4<f32>, STAGED>; // [m][quad of k][team]
 var<workgroup> staged_squares: array<vec4<f32>, WX>;
+var<workgroup> staged_row_squares: array<vec4<f32>, 2>;
 
 fn own_row(t: u32) -> u32 {
     return t / WX * TM;
@@ -101,6 +104,10 @@ fn add_row(i: u32, k: u32, left: u32, row0: u32, b: mat4x4<f32>) {
     } else {
         a = a_along_k(m, k, left);
     }
+    if ROW_SQUARES { // every team adds up all of them
+        let own = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(i % 4u);
+        acc[ROW_SUMS + i / 4u] += select(vec4<f32>(), vec4<f32>(dot(a, a)), own);
+    }
     acc[i] = (((acc[i] + a.x * b[0]) + a.y * b[1]) + a.z * b[2]) + a.w * b[3];
 }
 
@@ -130,6 +137,10 @@ fn add_up(first: u32, lane: u32, team: u32, t: u32) {
         }
         if SQUARES && first + own == WY {
             staged_squares[t % WX] = s;
+        } else if ROW_SQUARES && first + own >= ROW_SUMS {
+            if t % WX == 0u {
+                staged_row_squares[first + own - ROW_SUMS] = s;
+            }
         } else {
             own_sums = s;
         }
@@ -173,4 +184,8 @@ fn stage_squares(t: u32) {}
 
 fn column_square(c: u32) -> f32 {
     return staged_squares[c / 4u][c % 4u];
+}
+
+fn row_square(r: u32) -> f32 {
+    return staged_row_squares[r / 4u][r % 4u];
 }

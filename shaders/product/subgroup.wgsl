@@ -22,6 +22,7 @@ override TURN: u32 = select(8u, 4u, RAGGED);
 
 var<private> acc: array<vec4<f32>, 128>; // [m][quad of n], in registers, since only constants index it
 var<private> squares: array<f32, 8>; // SQUARES: of each own column of B
+var<private> row_squares: array<f32, 8>; // ROW_SQUARES: of the lane's row of each read
 
 // Fetches the scales of four steps of k, the lanes together.
 fn prepare_b(k: u32, t: u32) {
@@ -164,6 +165,9 @@ fn add_rows(r: u32, k: u32, left: u32, row0: u32, t: u32, b: Steps) {
         if TURN == 8u {
             y = a_lane_along(r, k + 4u, 4u);
         }
+        if ROW_SQUARES {
+            row_squares[r] += dot(x, x) + dot(y, y);
+        }
     } else {
         let rows_left = left_of(row0 + r * WX + t % LANE_QUADS * 4u, p.rows, true);
         let there = select(4u, rows_left, QUADS_MAY_END);
@@ -244,6 +248,7 @@ const SHARE = 1u;
 var<private> norm_m: array<f32, 8>;
 var<private> norm_e: array<i32, 8>;
 var<private> column_squares: array<f32, 8>; // a copy of `squares`, for any index
+var<private> squares_of_rows: array<f32, 8>; // and of `row_squares`
 
 fn first_norm(t: u32) -> u32 {
     return 0u;
@@ -257,14 +262,27 @@ fn own_norms(t: u32) -> u32 {
     return 0u;
 }
 
-fn share_norms() {}
+fn share_norms() {
+    if ROW_SQUARES { // the rows are everybody's
+        workgroupBarrier();
+    }
+}
 
 fn stage_squares(t: u32) {
     for (var c = 0u; c < TN; c += 1u) {
         column_squares[c] = squares[c];
     }
+    if ROW_SQUARES {
+        for (var r = 0u; r < A_READS; r += 1u) {
+            squares_of_rows[r] = row_squares[r];
+        }
+    }
 }
 
 fn column_square(c: u32) -> f32 {
     return column_squares[c];
+}
+
+fn row_square(r: u32) -> f32 {
+    return squares_of_rows[r / WX];
 }

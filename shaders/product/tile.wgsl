@@ -9,6 +9,7 @@
 //   take_block(block)            puts the invocation's sums of a block of rows into `sums`, `more_sums` of exact.wgsl
 //   stage_squares(t), column_square(c)
 //                                with SQUARES: the sum of squares of column c, once all invocations have staged
+//   row_square(r)                with ROW_SQUARES, likewise: that of row r, for invocation r % THREADS
 //   NORMS, SHARE, norm_m, norm_e, first_norm(t), norms_column(column0, t), own_norms(t), share_norms()
 //                                the norms of the tile's columns, and who finds which: see shared_norms.wgsl
 //
@@ -46,6 +47,7 @@ var<private> acc: array<vec4<f32>, 16>; // [m][quad of n]
 var<private> totals: array<vec4<f32>, 4>; // IN_PIECES: of the pieces before
 var<private> ahead: array<Block, 3>; // on their way
 var<private> squares: vec4<f32>; // SQUARES: of the four rows of B that this invocation staged
+var<private> row_squares: array<vec4<f32>, 3>; // ROW_SQUARES: of the rows of A, by blocks
 
 // The place of an invocation among the WX by WY of the tile: every other bit of its number, as long as WX has some
 // left.
@@ -140,6 +142,10 @@ fn stage_fetched(k0: u32, k_end: u32, t: u32) {
             let at = block_of(i, BM4);
             let first = 4u * at.y * A_ROW + at.x;
             let steps = steps_there(a_steps(stage, block), left_of(k0 + 4u * at.y, k_end, true));
+            if ROW_SQUARES {
+                row_squares[stage] +=
+                    ((steps[0] * steps[0] + steps[1] * steps[1]) + steps[2] * steps[2]) + steps[3] * steps[3];
+            }
             staged_as[first] = steps[0];
             staged_as[first + A_ROW] = steps[1];
             staged_as[first + 2u * A_ROW] = steps[2];
@@ -247,8 +253,20 @@ fn stage_squares(t: u32) {
             let at = block_of(i - A_BLOCKS, BN4);
             staged_bs[at.y * B_ROW + at.x] = squares;
         }
+        if ROW_SQUARES && i < A_BLOCKS {
+            let at = block_of(i, BM4);
+            staged_as[at.y * A_ROW + at.x] = row_squares[stage];
+        }
     }
     workgroupBarrier();
+}
+
+fn row_square(r: u32) -> f32 {
+    var s = 0.0;
+    for (var i = 0u; i < BK4; i += 1u) { // BK / 4 iterations
+        s += staged_as[i * A_ROW + r / 4u][r % 4u];
+    }
+    return s;
 }
 
 // The sum of squares of column c of the tile.

@@ -300,7 +300,7 @@ impl Backward<'_> {
         folds: bool,
     ) -> Result<(), Error> {
         let &Backward { op, conv, dy, sides: _, transposed: _ } = self;
-        let &Gradients { dx, dv, dg, dbias, dalpha, dcondition, accumulate } = gradients;
+        let &Gradients { dx, dv, dg, dbias, dalpha, dcondition, accumulate, .. } = gradients;
         let (x, v, normalized) = (conv.x, conv.weight.v(), conv.weight.normalized());
         check_ends(op, conv)?;
         let (gate, z_shape) = (conv.gate.filter(|_| gradients.any()), self.z_shape());
@@ -395,6 +395,7 @@ impl Backward<'_> {
     fn check_ends_gradients(&self, gradients: &Gradients<'_>, z_shape: &[usize]) -> Result<Option<&Tensor>, Error> {
         let &Backward { op, conv, .. } = self;
         let &Gradients { dx, dalpha, dcondition, .. } = gradients;
+        gradients.expect_none_of_dora(op)?;
         check_alpha(op, "input_snake", conv.input_snake, conv.x.shape()[1])?;
         match (dalpha, conv.input_snake) {
             (Some(_), Some(_)) if dx.is_none() => return Err(ArgumentError::Missing { op, arg: "dx" }.into()),

@@ -343,6 +343,7 @@ impl Product {
             cooperative: false,
             bytes_per_step: 0,
             column_sums: squares,
+            row_sums: false,
             bound: true,
         };
         let selection = Selection { tile: Some(tile), split_length: split_length.map(|length| length as u32) };

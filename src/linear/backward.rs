@@ -53,6 +53,8 @@ pub struct LinearBackward<'a> {
     pub(crate) u: Option<&'a Tensor>,
     pub(crate) activation: Activation,
     pub(crate) bias: Option<&'a Tensor>,
+    /// Whether the rows of x were divided by their norms: [`CosineBackward`](crate::CosineBackward).
+    pub(crate) unit_rows: bool,
     pub(crate) selection: Selection,
 }
 
@@ -60,7 +62,7 @@ impl<'a> LinearBackward<'a> {
     /// Of a layer with these inputs, whose y has this gradient.
     pub fn new(x: &'a Tensor, weight: impl Into<Weight<'a>>, dy: &'a Tensor) -> Self {
         let (activation, selection) = (Activation::None, Selection::default());
-        LinearBackward { x, weight: weight.into(), dy, u: None, activation, bias: None, selection }
+        LinearBackward { x, weight: weight.into(), dy, u: None, activation, bias: None, unit_rows: false, selection }
     }
 
     /// With all that the forward pass saved: norms, u, bias and activation.

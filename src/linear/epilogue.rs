@@ -33,8 +33,12 @@ pub(crate) struct LinearEpilogue<'a> {
     pub y: &'a Tensor,
     pub norms_out: Option<&'a Tensor>,
     pub u: Option<&'a Tensor>,
+    /// What the sums are added to, f32, shaped as y, of which u is made: u itself, where that is written.
+    pub onto: Option<&'a Tensor>,
     pub policy: (u32, f32),
     pub activation: Activation,
+    /// Whether rows of A are divided by their norms, under the same policy.
+    pub unit_rows: bool,
     /// Columns of the whole y.
     pub columns: u64,
 }
@@ -59,6 +63,7 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
             (None, _) => (None, 0),
         };
         let mut constants: Constants = vec![("NORM", self.norm as u32)];
+        constants.extend(self.unit_rows.then_some(("ROW_SQUARES", 1)));
         if self.y.dtype() != DType::F32 {
             constants.push(("Y_DTYPE", self.y.dtype().code()));
         }
@@ -80,6 +85,7 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
             ("WRITE_NORMS", norms_out.is_some().into()),
             ("WRITE_U", self.u.is_some().into()),
         ]);
+        constants.extend(self.onto.map(|_| ("ONTO", 1)));
         constants.extend(stored_as("GAIN_DTYPE", self.g).into_iter().chain(stored_as("BIAS_DTYPE", self.bias)));
         let g = match self.norm {
             NormSource::Whole => bind(capacities, self.g, 0, 1),
@@ -87,7 +93,7 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
         };
         let (bias, norms_out) = (columns(self.bias), columns(norms_out));
         let y = window.of_result(capacities, &View::of(self.y), self.columns);
-        let u = self.u.map_or((None, 0), |u| window.of_result(capacities, &View::of(u), self.columns));
+        let u = self.u.or(self.onto).map_or((None, 0), |u| window.of_result(capacities, &View::of(u), self.columns));
         EpilogueBindings {
             constants,
             buffers: vec![g.0, bias.0, norms_in.0, y.0, norms_out.0, u.0],
@@ -107,6 +113,10 @@ impl<'a> Epilogue<'a> for LinearEpilogue<'a> {
 
     fn column_sums(&self) -> bool {
         self.norm == NormSource::Fused
+    }
+
+    fn row_sums(&self) -> bool {
+        self.unit_rows
     }
 
     fn policy(&self) -> (u32, f32) {

@@ -20,7 +20,7 @@ impl Gpu {
     /// # Errors
     /// As [`Linear`].
     pub fn linear(&self, linear: Linear<'_>) -> Result<Tensor, Error> {
-        let y = self.zeros_of("linear: y", &y_shape(linear.x, linear.weight.v())?, linear.x.dtype())?;
+        let y = self.zeros_of("linear: y", &y_shape(OP, linear.x, linear.weight.v())?, linear.x.dtype())?;
         self.run(|ops| ops.linear(linear, &y))?;
         Ok(y)
     }
@@ -32,7 +32,7 @@ impl Gpu {
     /// As [`Linear`].
     pub fn linear_saved(&self, linear: Linear<'_>) -> Result<(Tensor, Saved), Error> {
         let (x, v) = (linear.x, linear.weight.v());
-        let y = self.zeros_of("linear_saved: y", &y_shape(x, v)?, x.dtype())?;
+        let y = self.zeros_of("linear_saved: y", &y_shape(OP, x, v)?, x.dtype())?;
         let normalized = linear.weight.normalized();
         let norms = |w: WeightNorm<'_>| self.zeros(&norms_shape(w.v.shape(), w.axis), DType::F32);
         let norms = normalized.map(norms).transpose()?;
@@ -51,28 +51,38 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`Linear`].
     pub fn linear(&mut self, linear: Linear<'_>, y: &Tensor) -> Result<(), Error> {
-        check(self, &linear, y)?;
-        record(self, &linear, y)
+        recorded(self, OP, &linear, y)
     }
 }
 
+/// A layer under the name of its operator.
+pub(crate) fn recorded(
+    ops: &mut Recorder<'_, '_>,
+    op: &'static str,
+    linear: &Linear<'_>,
+    y: &Tensor,
+) -> Result<(), Error> {
+    check(ops, op, linear, y)?;
+    record(ops, linear, y)
+}
+
 /// `[.., in_features]` and `[out_features, in_features]` to `[.., out_features]`.
-pub(crate) fn y_shape(x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
+pub(crate) fn y_shape(op: &'static str, x: &Tensor, v: &Tensor) -> Result<Vec<usize>, Error> {
     let &[outs, ins] = v.shape() else {
         let expected = "[out_features, in_features]".to_owned();
-        return Err(ArgumentError::Shape { op: OP, arg: "weight", got: v.shape().to_vec(), expected }.into());
+        return Err(ArgumentError::Shape { op, arg: "weight", got: v.shape().to_vec(), expected }.into());
     };
     match x.shape() {
         [batch @ .., last] if *last == ins => Ok([batch, &[outs]].concat()),
         _ => {
-            Err(ArgumentError::Shape { op: OP, arg: "x", got: x.shape().to_vec(), expected: format!("[.., {ins}]") }
-                .into())
+            Err(ArgumentError::Shape { op, arg: "x", got: x.shape().to_vec(), expected: format!("[.., {ins}]") }.into())
         }
     }
 }
 
-fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<(), Error> {
-    let &Linear { x, weight, bias, activation, norms, u, selection } = linear;
+/// A layer whose arguments are checked.
+pub(crate) fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<(), Error> {
+    let &Linear { x, weight, bias, activation, norms, u, unit_rows, selection } = linear;
     let v = weight.v();
     let (outs, ins) = (v.shape()[0] as u64, v.shape()[1] as u64);
     let batch = y.shape()[..y.shape().len() - 1].iter().product::<usize>() as u64;
@@ -110,8 +120,11 @@ fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result
         y,
         norms_out: norms.filter(|_| norm == NormSource::Fused),
         u,
+        onto: None,
         policy: normalized.map_or((0, 0.0), |w| (w.eps.code(), w.eps.value())),
         activation,
+        // Without anything to sum up, x plays no part in y either.
+        unit_rows: unit_rows && norm != NormSource::Plain,
         columns: outs,
     };
     multiply(
@@ -129,31 +142,31 @@ fn record(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result
     )
 }
 
-fn check(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<(), Error> {
-    let &Linear { x, weight, bias, activation, norms, u, selection } = linear;
+fn check(ops: &mut Recorder<'_, '_>, op: &'static str, linear: &Linear<'_>, y: &Tensor) -> Result<(), Error> {
+    let &Linear { x, weight, bias, activation, norms, u, unit_rows, selection } = linear;
     let v = weight.v();
-    let shape = y_shape(x, v)?;
-    expect_shape(OP, "y", y, &shape)?;
-    activation.check(OP)?;
+    let shape = y_shape(op, x, v)?;
+    expect_shape(op, "y", y, &shape)?;
+    activation.check(op)?;
     if let Some(weight) = weight.normalized() {
-        weight.check(OP)?;
+        weight.check(op)?;
     }
     if let Some(bias) = bias {
-        expect_shape(OP, "bias", bias, &v.shape()[..1])?;
+        expect_shape(op, "bias", bias, &v.shape()[..1])?;
     }
     let normalized = weight.normalized();
     if let Some(norms) = norms {
         let Some(weight) = normalized else {
             let expected = "a weight with norms".to_owned();
-            return Err(ArgumentError::Shape { op: OP, arg: "norms", got: norms.shape().to_vec(), expected }.into());
+            return Err(ArgumentError::Shape { op, arg: "norms", got: norms.shape().to_vec(), expected }.into());
         };
-        expect_per_norm(OP, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
+        expect_per_norm(op, "norms", norms, &norms_shape(v.shape(), weight.axis))?;
     }
     if let Some(u) = u {
-        expect_dtype(OP, "u", u, DType::F32)?;
-        expect_shape(OP, "u", u, &shape)?;
+        expect_dtype(op, "u", u, DType::F32)?;
+        expect_shape(op, "u", u, &shape)?;
     }
-    Arguments::new(OP)
+    Arguments::new(op)
         .input("x", x)
         .input("weight", v)
         .input("g", normalized.and_then(|w| w.g))
@@ -162,8 +175,12 @@ fn check(ops: &mut Recorder<'_, '_>, linear: &Linear<'_>, y: &Tensor) -> Result<
         .output("y", y)
         .output("norms", norms)
         .output("u", u)
-        .operations(2 * x.products(v.shape()[0]) + normalized.map_or(0, |w| w.norms_operations()))
+        .operations(
+            2 * x.products(v.shape()[0])
+                + normalized.map_or(0, |w| w.norms_operations())
+                + if unit_rows { 2 * x.len() as u64 } else { 0 },
+        )
         .begin(ops)?;
     let scaled = normalized.is_some_and(|w| w.axis == Axis::Kept(1));
-    selection.check(OP, ops.facts().traits, are_halves([x, v]) && !scaled)
+    selection.check(op, ops.facts().traits, are_halves([x, v]) && !scaled && !unit_rows)
 }

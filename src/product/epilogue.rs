@@ -81,7 +81,12 @@ pub(crate) trait Epilogue<'a> {
     fn bytes_per_step(&self) -> u64;
     /// Sums of squares kept beside the partial sums of C: one for each column and split, or none.
     fn column_sums(&self) -> bool;
+    /// The same of the rows of A: one for each row and split.
+    fn row_sums(&self) -> bool {
+        false
+    }
     fn policy(&self) -> (u32, f32);
+    /// Of a leaky ReLU; of a gradient what its sums are multiplied by.
     fn slope(&self) -> f32;
     /// The module, with what fills slots of the epilogue's own.
     fn fill(&self, module: Module) -> Module {

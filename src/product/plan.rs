@@ -22,6 +22,8 @@ pub(crate) struct ProductFacts {
     pub bytes_per_step: u64,
     /// Whether sums of squares are kept beside the partial sums of C: one for each column and split.
     pub column_sums: bool,
+    /// The same of the rows of A: one for each row and split.
+    pub row_sums: bool,
     /// Whether all of A, B and C is known to fit bindings.
     pub bound: bool,
 }
@@ -122,17 +124,20 @@ impl ProductPlan {
         let epilogue_steps = capacities.bound(facts.bytes_per_step);
         let (rows, columns) = facts.fitting(capacities, depth);
         let [a, b] = facts.operands(capacities);
+        // Sums of squares of rows that are formed again take a tenth more at most.
+        let longest = tile.max_length();
+        let longest = if facts.row_sums { longest * 9 / 10 / BK * BK } else { longest };
         // A sum of nothing, as over an empty batch, has no pieces, however large the result is.
         let whole = depth == 0
             || (split_length.is_none()
-                && depth <= tile.max_length().min(epilogue_steps)
+                && depth <= longest.min(epilogue_steps)
                 && !a.has_to_be_cut(rows)
                 && !b.has_to_be_cut(columns));
         let (splits, mut plan) = if whole {
             (1, ProductPlan { tile, rows, columns, split_length: None, split_step: 1 })
         } else {
             let steps = a.steps_in_binding().min(b.steps_in_binding()).min(epilogue_steps);
-            let longest = tile.max_length().min(steps / BK * BK).max(BK);
+            let longest = longest.min(steps / BK * BK).max(BK);
             let even = depth.div_ceil(depth.div_ceil(longest).max(1)).next_multiple_of(BK);
             let wanted = split_length.map(|length| u64::from(length).next_multiple_of(BK));
             let split_length = wanted.unwrap_or(even).min(longest);
@@ -149,7 +154,7 @@ impl ProductPlan {
                 .map(|operand| if operand.along_k { 0 } else { operand.rows * capacities.binding / operand.elements });
             return too_large("16 rows of a matrix in bytes", BK * rows[0].max(rows[1]), capacities.binding);
         }
-        if !can_be_added_up(splits, 1) {
+        if !can_be_added_up(splits * (1 + u64::from(facts.row_sums)), 1) {
             return too_large("splits of a sum", splits, MAX_ITERATIONS / 2);
         }
         // Windows of whole tiles, as long as there is one.
@@ -161,13 +166,16 @@ impl ProductPlan {
         plan.rows = plan.rows.min((groups / tiles_n).max(1) * tile.rows());
         plan.rows = plan.rows.min(in_work(tiles_n * tile.columns() * steps, tile.rows()));
         if plan.split_length.is_some() {
-            let beside = u64::from(facts.column_sums);
+            // Sums of squares of rows are one column more.
+            let of_rows = u64::from(facts.row_sums);
+            let beside = u64::from(facts.column_sums).max(of_rows);
             let rows = plan.rows.min(tile.rows());
-            plan.columns = plan.columns.min(in_tiles(partial_sums / (splits * (rows + beside)), tile.columns()));
+            let columns = (partial_sums / (splits * (rows + beside))).saturating_sub(of_rows);
+            plan.columns = plan.columns.min(in_tiles(columns, tile.columns()));
             plan.rows = plan.rows.min((groups * FINISH_THREADS / plan.columns).max(1));
-            plan.rows =
-                plan.rows.min(in_tiles((partial_sums / (splits * plan.columns)).saturating_sub(beside), tile.rows()));
-            if splits * plan.columns * (plan.rows + beside) > partial_sums {
+            let rows = (partial_sums / (splits * (plan.columns + of_rows))).saturating_sub(beside);
+            plan.rows = plan.rows.min(in_tiles(rows, tile.rows()));
+            if splits * (plan.columns + of_rows) * (plan.rows + beside) > partial_sums {
                 return too_large("partial sums", splits * (1 + beside), partial_sums);
             }
             let tiles = plan.rows.div_ceil(tile.rows()) * plan.columns.div_ceil(tile.columns());
@@ -213,7 +221,15 @@ mod tests {
 
     fn facts(along_k: [bool; 2], size: [u64; 3]) -> ProductFacts {
         let problem = Problem { along_k, dtypes: [DType::F32; 2], size };
-        ProductFacts { problem, c_bytes: 4, cooperative: false, bytes_per_step: 0, column_sums: true, bound: false }
+        ProductFacts {
+            problem,
+            c_bytes: 4,
+            cooperative: false,
+            bytes_per_step: 0,
+            column_sums: true,
+            row_sums: false,
+            bound: false,
+        }
     }
 
     fn plan(facts: &ProductFacts, capacities: Capacities) -> Result<ProductPlan, Error> {

@@ -88,8 +88,12 @@ fn split_sums(
 ) -> Result<(), Error> {
     let capacities = ops.facts().capacities;
     let splits = product.depth.div_ceil(split_length);
-    let count =
-        |window: &ProductWindow| splits * window.columns * (window.rows + u64::from(product.epilogue.column_sums()));
+    let [column_sums, row_sums] = [product.epilogue.column_sums(), product.epilogue.row_sums()].map(u64::from);
+    let count = |window: &ProductWindow| {
+        // Those of rows lie behind those of columns, whether there are any or not.
+        let beside = column_sums.max(row_sums);
+        splits * (window.columns * (window.rows + beside) + row_sums * window.rows)
+    };
     let largest =
         ProductWindow { row: 0, rows: plan.rows, column: 0, columns: plan.columns, k: 0, depth: product.depth };
     let sums = View::scratch(ops.scratch(Scratch::Sums, count(&largest) * PARTIAL_BYTES)?, PARTIAL_BYTES);
@@ -264,9 +268,12 @@ impl<'a> Product<'a> {
         ProductFacts {
             problem: self.problem(),
             c_bytes: self.c_bytes,
-            cooperative: are_halves([self.a.tensor, self.b.tensor]) && !self.epilogue.scales_b(),
+            cooperative: are_halves([self.a.tensor, self.b.tensor])
+                && !self.epilogue.scales_b()
+                && !self.epilogue.row_sums(),
             bytes_per_step: self.epilogue.bytes_per_step(),
             column_sums: self.epilogue.column_sums(),
+            row_sums: self.epilogue.row_sums(),
             bound: false,
         }
     }

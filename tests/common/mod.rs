@@ -1,6 +1,8 @@
 //! What every test binary needs: files of reference cases, error bounds from arithmetic, and a comparer.
 #![allow(dead_code, reason = "each test binary uses its own part of this file")]
 
+pub mod cosine;
+pub mod dora;
 pub mod recurrent;
 
 use std::collections::{BTreeMap, HashMap};
@@ -83,6 +85,8 @@ pub enum Op {
     Conv,
     ConvTransposed,
     Recurrent(Cell),
+    Cosine,
+    Dora,
     /// One that the crate does not have.
     Other,
 }
@@ -114,7 +118,8 @@ impl Golden {
             "lstm" => Op::Recurrent(Cell::Lstm),
             "gru" => Op::Recurrent(Cell::Gru),
             "rnn" => Op::Recurrent(Cell::Rnn),
-            "dora" | "cosine" => Op::Other,
+            "dora" => Op::Dora,
+            "cosine" => Op::Cosine,
             other => return Err(file.unknown("op", other)),
         };
         let axis = match file.meta("dim")? {
@@ -179,6 +184,17 @@ impl Golden {
             h0: optional("h0"),
             c0: optional("c0"),
         })
+    }
+
+    /// The weight of a case of DoRA.
+    pub fn dora_weight(&self) -> Result<cpu::DoraWeight<'_>, String> {
+        let [base, a, b, m] = ["w0", "a", "b", "m"].map(|name| self.tensor(name));
+        let (base, a, b, magnitude) = (base?, a?, b?, &m?.data);
+        let scaling = self.file.meta("scaling")?;
+        let scaling = scaling.parse().map_err(|_| self.file.unknown("scaling", scaling))?;
+        let shape = [base.shape[0], base.shape[1]];
+        let (rank, eps) = (a.shape[0], self.eps);
+        Ok(cpu::DoraWeight { base: &base.data, a: &a.data, b: &b.data, magnitude, shape, rank, scaling, eps })
     }
 
     /// A tensor that need not be there: the bias.

@@ -22,6 +22,9 @@ fn check(case: &Golden) -> Result<&'static [&'static str], String> {
             check_conv(case).map(|()| &["v", "g", "norm", "x", "b", "y", "dy", "dx", "dv", "dg", "db"][..])
         }
         Op::Recurrent(cell) => check_recurrent(case, cell).map(|()| &RECURRENT[..]),
+        Op::Cosine => check_cosine(case).map(|()| &["x", "v", "g", "y", "dy", "dx", "dv", "dg"][..]),
+        Op::Dora => check_dora(case)
+            .map(|()| &["x", "w0", "a", "b", "m", "dy", "norm", "y", "dx", "dm", "da", "db", "da_full", "db_full"][..]),
         Op::Other => Ok(&[]),
     }
 }
@@ -182,6 +185,58 @@ fn check_recurrent(case: &Golden, cell: Cell) -> Result<(), String> {
     Ok(())
 }
 
+fn check_cosine(case: &Golden) -> Result<(), String> {
+    let failed = |e: weightnorm::Error| case.file.fail(e);
+    let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
+    let g = Some(&g.data[..]);
+    let y = cpu::cosine(&x.data, &x.shape, &v.data, &v.shape, g, case.eps).map_err(failed)?;
+    let (dx, dv, dg) =
+        cpu::cosine_backward(&x.data, &x.shape, &v.data, &v.shape, g, case.eps, &dy.data).map_err(failed)?;
+    let shape = |t: &Tensor| [t.shape[0], t.shape[1]];
+    let terms = cosine::cosine_terms((&x.data, &shape(x)), (&v.data, &shape(v)), g, case.eps, &dy.data);
+    // Two norms over rows of v and x, each up to three times.
+    let [rows, ins] = shape(x);
+    let outs = v.shape[0];
+    let roundings = relative(8 * ins + rows + outs);
+    // Where a norm is the file's e, that of its own row. (A row of zeros plays no part in the gradients of others.)
+    let slack = |t: &Tensor| -> Result<Vec<f64>, String> {
+        let norms = cpu::row_norms(&t.data, &t.shape, Axis::Kept(0), case.eps).map_err(failed)?;
+        Ok(norms.iter().map(|&n| 3.0 * case.eps_slack(n) / n).collect())
+    };
+    let (of_x, of_v) = (slack(x)?, slack(v)?);
+    let of_y = |i: usize| of_x[i / outs] + of_v[i % outs];
+    compare_named(case, "y", &y, |i| (roundings + of_y(i)) * terms[0][i])?;
+    compare_named(case, "dx", &dx, |i| (roundings + of_x[i / ins]) * terms[1][i])?;
+    compare_named(case, "dv", &dv, |i| (roundings + of_v[i / ins]) * terms[2][i])?;
+    compare_named(case, "dg", &dg, |j| (roundings + of_v[j]) * terms[3][j])
+}
+
+fn check_dora(case: &Golden) -> Result<(), String> {
+    let failed = |e: weightnorm::Error| case.file.fail(e);
+    let [x, dy] = [case.tensor("x")?, case.tensor("dy")?];
+    let weight = case.dora_weight()?;
+    let y = cpu::dora(&x.data, &x.shape, &weight, None).map_err(failed)?;
+    let norms = cpu::dora_norms(&weight).map_err(failed)?;
+    let [outs, ins] = weight.shape;
+    let roundings = relative(4 * (ins + outs + weight.rank + x.shape[0]));
+    let terms = |through| dora::dora_terms((&x.data, &x.shape), &weight, None, &dy.data, through);
+    let constant = terms(false);
+    // Of n̂, whose terms may be much larger than it is.
+    let own = |j: usize| roundings * constant.norm_terms[j];
+    let worst = (0..outs).map(own).fold(0f64, f64::max);
+    compare_named(case, "norm", &norms, |j| (roundings + own(j)) * constant.norms[j])?;
+    compare_named(case, "y", &y, |i| (roundings + own(i % outs)) * constant.y[i])?;
+    for (through, da, db) in [(false, "da", "db"), (true, "da_full", "db_full")] {
+        let terms = terms(through).gradients;
+        let got = cpu::dora_backward(&x.data, &x.shape, &weight, &dy.data, through).map_err(failed)?;
+        compare_named(case, "dx", &got.dx, |i| (roundings + worst) * terms.dx[i])?;
+        compare_named(case, "dm", &got.dmagnitude, |j| (roundings + own(j)) * terms.dmagnitude[j])?;
+        compare_named(case, da, &got.da, |i| (roundings + 4.0 * worst) * terms.da[i])?;
+        compare_named(case, db, &got.db, |i| (roundings + 4.0 * own(i / weight.rank)) * terms.db[i])?;
+    }
+    Ok(())
+}
+
 #[derive(Debug, Default, PartialEq)]
 struct Report {
     files: usize,
@@ -250,6 +305,12 @@ fn golden_catches_a_wrong_value() {
         ("linear_33x257x129", "dv"),
         ("linear_33x257x129", "dg"),
         ("linear_33x257x129", "db"),
+        ("dora_6x40x24_r4", "y"),
+        ("dora_6x40x24_r4", "da"),
+        ("dora_6x40x24_r4", "db_full"),
+        ("cosine_9x33x20", "y"),
+        ("cosine_9x33x20", "dx"),
+        ("cosine_9x33x20", "dv"),
         ("conv1d_dilated_grouped", "y"),
         ("conv1d_reflect_16x1x7", "dx"),
         ("conv2d_mpd_5x1_s3", "dv"),

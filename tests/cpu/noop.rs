@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Activation, Adam, ArgumentError, Axis, Conv, DType, DataDependentInit, Decompose, DeviceError, Eps, Error, Gpu,
-    Gradients, LimitError, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward,
-    Options, Parameter, ParameterPassing, Recorder, SetMember, Sgd, Tensor, Tile, WeightNorm,
+    Activation, Adam, ArgumentError, Axis, Conv, Cosine, CosineBackward, DType, DataDependentInit, Decompose,
+    DeviceError, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, MeanOnlyBatchNorm,
+    MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, ParameterPassing, Recorder, SetMember, Sgd,
+    Tensor, Tile, WeightNorm,
 };
 
 use crate::{misuse, ranges};
@@ -48,6 +49,21 @@ fn noop_misuse_is_refused() {
 #[test]
 fn noop_numbers_out_of_range_are_refused() {
     ranges::are_refused(&noop()).unwrap();
+}
+
+/// Both norms are those of the product.
+#[test]
+fn noop_cosine_is_one_dispatch() {
+    let gpu = noop();
+    let zeros = |shape: &[usize]| gpu.zeros(shape, DType::F32).unwrap();
+    let (x, v, g, y) = (zeros(&[64, 384]), zeros(&[4096, 384]), zeros(&[4096]), zeros(&[64, 4096]));
+    let weight = WeightNorm::new(&v, &g);
+    assert_eq!(dispatches(&gpu, |ops| ops.cosine(Cosine::new(&x, weight), &y)).unwrap(), 1);
+    // The factors and the gain, x̂, both products, and x from x̂.
+    let (u, dx, dv, dg) = (zeros(&[64, 4096]), zeros(&[64, 384]), zeros(&[4096, 384]), zeros(&[4096]));
+    let wanted = Gradients::default().dx(&dx).dv(&dv).dg(&dg);
+    let backward = CosineBackward::new(&x, weight.norms(&g), &y).u(&u).tile(Tile::Tile64x64);
+    assert_eq!(dispatches(&gpu, |ops| ops.cosine_backward(backward, &wanted)).unwrap(), 5);
 }
 
 #[test]

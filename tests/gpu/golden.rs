@@ -1,7 +1,7 @@
 //! PyTorch's cases on the GPU, forward and backward.
 use weightnorm::{
-    Activation, Axis, Cell, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor,
-    Tile, WeightNorm, cpu,
+    Activation, Axis, Cell, Conv, Cosine, CosineBackward, DType, Dora, DoraBackward, DoraWeight, Gpu, Gradients,
+    Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor, Tile, WeightNorm, cpu,
 };
 
 use crate::common::recurrent::{Off, tracked};
@@ -21,6 +21,11 @@ pub fn register(suite: &mut Suite) {
             Err(error) => suite.test(&format!("golden::{name}"), Needs::Nothing, move |_| Err(error.into())),
             Ok(case) if case.op == Op::WeightNorm => {
                 suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| weight_norm(gpu, &case));
+            }
+            Ok(case) if matches!(case.op, Op::Cosine | Op::Dora) => {
+                // Of many pipelines: what runs by default is in cosine.rs and dora.rs.
+                let check: fn(&Gpu, &Golden) -> Outcome = if case.op == Op::Cosine { cosine } else { dora };
+                suite.test(&format!("golden::{name}_in_full"), Needs::Time, move |gpu| check(gpu, &case));
             }
             Ok(case) => {
                 let check: fn(&Gpu, &Golden, Extent) -> Outcome = match case.op {
@@ -169,6 +174,67 @@ fn linear(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {
     gpu.record(&mut encoder).linear_backward(backward, &wanted)?;
     gpu.queue().submit([encoder.finish()]);
     gradients_agree(case, [&dx, &dv, &dg, &dbias])
+}
+
+fn cosine(gpu: &Gpu, case: &Golden) -> Outcome {
+    let [x, v, g, dy] = ["x", "v", "g", "dy"].map(|name| case.tensor(name));
+    let (x, v, g, dy) = (x?, v?, g?, dy?);
+    let shape = |t: &common::Tensor| [t.shape[0], t.shape[1]];
+    let types = [case.dtype; 3];
+    let bounds = common::cosine::cosine_bounds(
+        (&x.data, &shape(x)),
+        (&v.data, &shape(v)),
+        Some(&g.data),
+        case.eps,
+        &dy.data,
+        types,
+    );
+    let (x, v, g) = (upload(gpu, x)?, upload(gpu, v)?, upload(gpu, g)?);
+    let weight = WeightNorm::new(&v, &g).eps(case.eps);
+    let (y, saved) = gpu.cosine_saved(Cosine::new(&x, weight).tile(Tile::Tile32x32))?;
+    let dy = upload(gpu, dy)?;
+    let request = CosineBackward::new(&x, weight, &dy).saved(&saved).tile(Tile::Tile32x32);
+    let got = gpu.cosine_backward(request)?;
+    let checks = [
+        ("y", &y, &bounds.y.1),
+        ("dx", &got.dx, &bounds.dx.1),
+        ("dv", &got.dv, &bounds.dv.1),
+        ("dg", &got.dg, &bounds.dg.1),
+    ];
+    for (name, tensor, bounds) in checks {
+        let expected = &case.tensor(name)?.data;
+        named(name, compare(&read(tensor)?, expected, Some(tensor.dtype()), |i| bounds[i]))?;
+    }
+    Ok(())
+}
+
+fn dora(gpu: &Gpu, case: &Golden) -> Outcome {
+    let [x, w0, a, b, m, dy] = ["x", "w0", "a", "b", "m", "dy"].map(|name| case.tensor(name));
+    let (x, w0, a, b, m, dy) = (x?, w0?, a?, b?, m?, dy?);
+    let of = case.dora_weight()?;
+    let bounds =
+        |through| common::dora::dora_bounds((&x.data, &x.shape), &of, None, &dy.data, through, [case.dtype; 3]);
+    let scaling = of.scaling as f32;
+    let (x, w0, a, b) = (upload(gpu, x)?, upload(gpu, w0)?, upload(gpu, a)?, upload(gpu, b)?);
+    let (m, dy) = (upload(gpu, m)?, upload(gpu, dy)?);
+    let weight = DoraWeight::new(&w0, &a, &b, &m, scaling).eps(case.eps);
+    let (y, saved) = gpu.dora_saved(Dora::new(&x, weight).tile(Tile::Tile32x32))?;
+    let check = |name: &str, tensor: &Tensor, bounds: &[f64]| -> Outcome {
+        let expected = &case.tensor(name)?.data;
+        Ok(named(name, compare(&read(tensor)?, expected, Some(tensor.dtype()), |i| bounds[i]))?)
+    };
+    for (through, da, db) in [(false, "da", "db"), (true, "da_full", "db_full")] {
+        let bounds = bounds(through);
+        check("norm", &saved.norms, &bounds.norms.1)?;
+        check("y", &y, &bounds.y.1)?;
+        let request = DoraBackward::new(&x, weight, &dy).saved(&saved).through_norms(through);
+        let got = gpu.dora_backward(request.tile(Tile::Tile32x32))?;
+        check("dx", &got.dx, &bounds.dx.1)?;
+        check("dm", &got.dmagnitude, &bounds.dmagnitude.1)?;
+        check(da, &got.da, &bounds.da.1)?;
+        check(db, &got.db, &bounds.db.1)?;
+    }
+    Ok(())
 }
 
 fn conv(gpu: &Gpu, case: &Golden, extent: Extent) -> Outcome {

@@ -40,6 +40,8 @@ pub(crate) struct GradientEpilogue<'a> {
     pub v: Option<&'a Tensor>,
     pub out: Option<&'a Tensor>,
     pub accumulate: bool,
+    /// Of the sums, where they belong to no norm.
+    pub factor: Option<f32>,
     /// Columns of the whole result.
     pub columns: u64,
 }
@@ -47,7 +49,7 @@ pub(crate) struct GradientEpilogue<'a> {
 impl<'a> GradientEpilogue<'a> {
     pub fn plain(accumulate: bool) -> Self {
         let (grouping, scale) = (Grouping::Nothing, OperandScale::Nothing);
-        GradientEpilogue { grouping, scale, factors: None, v: None, out: None, accumulate, columns: 0 }
+        GradientEpilogue { grouping, scale, factors: None, v: None, out: None, accumulate, factor: None, columns: 0 }
     }
 
     pub fn c_bytes(&self) -> u64 {
@@ -78,6 +80,7 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         let factors: Bound<'a> = (self.factors.as_ref().zip(range))
             .map_or((None, 0), |(factors, (first, count))| factors.bind(capacities, first, count));
         let mut constants: Constants = vec![("GROUPING", self.grouping as u32)];
+        constants.extend(self.factor.map(|_| ("SCALED_C", 1)));
         if self.scale == OperandScale::Whole {
             constants.push(("ONE_SCALE", 1));
         }
@@ -126,6 +129,6 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
     }
 
     fn slope(&self) -> f32 {
-        0.0
+        self.factor.unwrap_or(1.0)
     }
 }

@@ -41,7 +41,7 @@ impl Recorder<'_, '_> {
     /// # Errors
     /// As [`LinearBackward`].
     pub fn linear_backward(&mut self, backward: LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
-        check(self, &backward, gradients)?;
+        check(self, OP, &backward, gradients)?;
         let &Gradients { dg, dbias, accumulate, .. } = gradients;
         let dz = match backward.gradient_of_activation().filter(|_| gradients.any()) {
             Some(gradient) => Some(gradient.record_into_scratch(self)?),
@@ -65,8 +65,13 @@ impl<'a> LinearBackward<'a> {
     }
 }
 
-/// The gradients of checked arguments without an activation; dg and dbias are f32.
-fn record(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
+/// The gradients of checked arguments without an activation; dg and dbias are f32. `unit_rows` is the caller's: x and
+/// dx are those of the product.
+pub(crate) fn record(
+    ops: &mut Recorder<'_, '_>,
+    backward: &LinearBackward<'_>,
+    gradients: &Gradients<'_>,
+) -> Result<(), Error> {
     let &LinearBackward { x, weight, dy, u, selection, .. } = backward;
     let sizes = Sizes::new(x, weight.v());
     let &Gradients { dx, dv, dg, dbias, accumulate, .. } = gradients;
@@ -131,40 +136,45 @@ fn record(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: 
     Ok(())
 }
 
-fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &Gradients<'_>) -> Result<(), Error> {
-    let &LinearBackward { x, weight, dy, u, activation, bias, selection } = backward;
+pub(crate) fn check(
+    ops: &mut Recorder<'_, '_>,
+    op: &'static str,
+    backward: &LinearBackward<'_>,
+    gradients: &Gradients<'_>,
+) -> Result<(), Error> {
+    let &LinearBackward { x, weight, dy, u, activation, bias, unit_rows, selection } = backward;
     let v = weight.v();
-    let y_shape = y_shape(x, v)?;
-    expect_shape(OP, "dy", dy, &y_shape)?;
-    activation.check(OP)?;
+    let y_shape = y_shape(op, x, v)?;
+    expect_shape(op, "dy", dy, &y_shape)?;
+    activation.check(op)?;
     if let Some(bias) = bias {
-        expect_shape(OP, "bias", bias, &v.shape()[..1])?;
+        expect_shape(op, "bias", bias, &v.shape()[..1])?;
     }
     let &Gradients { dx, dv, dg, dbias, .. } = gradients;
-    gradients.expect_none_of_conv(OP)?;
+    gradients.expect_none_of_conv(op)?;
     let normalized = weight.normalized();
     if let Some(weight) = normalized {
-        weight.check(OP)?;
+        weight.check(op)?;
     }
     if let Some(u) = u {
-        expect_dtype(OP, "u", u, DType::F32)?;
-        expect_shape(OP, "u", u, &y_shape)?;
+        expect_dtype(op, "u", u, DType::F32)?;
+        expect_shape(op, "u", u, &y_shape)?;
     }
     let activated = activation != Activation::None && [dx, dv, dg, dbias].iter().any(Option::is_some);
     let needs_u = activated || normalized.is_some_and(|w| w.axis != Axis::Kept(1)) && (dg.is_some() || dv.is_some());
     if needs_u && u.is_none() {
-        return Err(ArgumentError::Missing { op: OP, arg: "u" }.into());
+        return Err(ArgumentError::Missing { op, arg: "u" }.into());
     }
     for (arg, tensor, shape) in [("dx", dx, x.shape()), ("dv", dv, v.shape()), ("dbias", dbias, &v.shape()[..1])] {
         if let Some(tensor) = tensor {
-            expect_shape(OP, arg, tensor, shape)?;
+            expect_shape(op, arg, tensor, shape)?;
         }
     }
     match (dg, normalized) {
-        (Some(dg), Some(w)) => expect_gain(OP, "dg", dg, &norms_shape(v.shape(), w.axis))?,
+        (Some(dg), Some(w)) => expect_gain(op, "dg", dg, &norms_shape(v.shape(), w.axis))?,
         (Some(dg), None) => {
             let expected = "none: an ordinary weight has no gain".to_owned();
-            return Err(ArgumentError::Shape { op: OP, arg: "dg", got: dg.shape().to_vec(), expected }.into());
+            return Err(ArgumentError::Shape { op, arg: "dg", got: dg.shape().to_vec(), expected }.into());
         }
         (None, _) => {}
     }
@@ -178,8 +188,12 @@ fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &
     let sums = (u64::from(dbias.is_some()) + u64::from(activated)) * dy.len() as u64
         + u64::from(wants_dg) * 2 * if of_inputs { x.len() } else { dy.len() } as u64;
     let norms = normalized.filter(|_| reads_norms).map_or(0, |w| w.norms_operations());
-    Arguments::new(OP)
-        .input_if(dv.is_some() || (of_inputs && wants_dg), "x", x)
+    let normalizing = match unit_rows {
+        true => (u64::from(dv.is_some()) * 3 + u64::from(dx.is_some()) * 7) * x.len() as u64,
+        false => 0,
+    };
+    Arguments::new(op)
+        .input_if(dv.is_some() || (of_inputs && wants_dg) || (unit_rows && dx.is_some()), "x", x)
         .input_if(reads_v, "weight", v)
         .input_if(wants_product || dv.is_some() || (activated && !of_inputs), "g", normalized.and_then(|w| w.g))
         .input_if(reads_norms, "known norms", normalized.and_then(|w| w.norms))
@@ -190,11 +204,11 @@ fn check(ops: &mut Recorder<'_, '_>, backward: &LinearBackward<'_>, gradients: &
         .output_onto(gradients.accumulate, "dv", dv)
         .output_onto(gradients.accumulate, "dg", dg)
         .output_onto(gradients.accumulate, "dbias", dbias)
-        .operations(products * 2 * x.products(v.shape()[0]) + sums + norms)
+        .operations(products * 2 * x.products(v.shape()[0]) + sums + norms + normalizing)
         .begin(ops)?;
-    let cooperative = (dv.is_none() || are_halves([dy, x]))
+    let cooperative = (dv.is_none() || (are_halves([dy, x]) && !unit_rows))
         && (!wants_product || (are_halves([dy, v]) && (of_inputs || normalized.is_none())));
-    selection.check(OP, ops.facts().traits, cooperative)
+    selection.check(op, ops.facts().traits, cooperative)
 }
 
 /// dyᵀ x with an epilogue.
@@ -224,7 +238,7 @@ fn input_product(
 }
 
 /// A · B with an epilogue: `rows` by `columns` sums of `depth` terms. Nothing, if there are none.
-fn gradient_product(
+pub(crate) fn gradient_product(
     ops: &mut Recorder<'_, '_>,
     [a, b]: [Operand<'_>; 2],
     [rows, columns, depth]: [u64; 3],
@@ -267,8 +281,10 @@ fn input_product_of_columns(
         y,
         norms_out: None,
         u,
+        onto: None,
         policy: (0, 0.0),
         activation: Activation::None,
+        unit_rows: false,
         columns: sizes.ins,
     };
     multiply(
