@@ -151,8 +151,8 @@ impl Gpu {
         Ok(y)
     }
 
-    /// [`Gpu::cosine`] for training: y, and what [`CosineBackward::saved`] wants of the forward pass. The dispatches are
-    /// the same.
+    /// [`Gpu::cosine`] for training: y, and what [`CosineBackward::saved`] wants of the forward pass. The dispatches
+    /// are the same.
     ///
     /// # Errors
     /// As [`Cosine`].

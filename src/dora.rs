@@ -169,8 +169,8 @@ pub struct DoraSaved {
 /// dB -= s·c ⊙ (dm/d) ⊙ (W·Aᵀ)        dA -= s·(c ⊙ (dm/d) ⊙ B)ᵀ·W
 /// ```
 ///
-/// where W·Aᵀ = W0·Aᵀ + s·B·(A·Aᵀ), and d is n̂, but n under [`Eps::After`], and the terms are absent where the clamp is
-/// active ([`WeightNorm`]).
+/// where W·Aᵀ = W0·Aᵀ + s·B·(A·Aᵀ), and d is n̂, but n under [`Eps::After`], and the terms are absent where the clamp
+/// is active ([`WeightNorm`]).
 ///
 /// - `x`, `weight`: as in [`Dora`]. `dy`: y's shape. Wanted are dx, da, db, dg (of the magnitude) and dbias of
 ///   [`Gradients`].

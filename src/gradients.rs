@@ -66,7 +66,8 @@ impl<'a> Gradients<'a> {
         Gradients { dcondition: dcondition.into(), ..self }
     }
 
-    /// Adds dv, dg, dbias, da, db and dalpha to what their tensors hold, as PyTorch adds to `.grad`, instead of replacing it.
+    /// Adds dv, dg, dbias, da, db and dalpha to what their tensors hold, as PyTorch adds to `.grad`, instead of
+    /// replacing it.
     pub fn accumulate(self, accumulate: bool) -> Self {
         Gradients { accumulate, ..self }
     }

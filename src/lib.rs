@@ -34,6 +34,7 @@
 //! | a weight | [`WeightNorm`], or [`Weight::Plain`] for an ordinary one; many of them: [`WeightSet`] |
 //! | norms, w, (v, g) of a w | [`Gpu::row_norms`], [`Gpu::normalize`], [`Gpu::decompose`] with [`Decompose`] |
 //! | a linear layer | [`Linear`] for [`Gpu::linear`]; to train: [`Gpu::linear_saved`], [`LinearBackward`] |
+//! | other linear layers | [`Cosine`], of unit rows on both sides; [`Dora`] of a [`DoraWeight`], adapted; their `Backward` |
 //! | recurrent cells | [`Recurrent`] for [`Gpu::recurrent`]: LSTM, GRU, RNN; [`Gpu::recurrent_backward`] |
 //! | what follows a layer | [`Activation`], [`ActivationBackward`]; [`MeanOnlyBatchNorm`], [`DataDependentInit`] |
 //! | optimizers | [`Gpu::sgd_step`] with [`Sgd`], [`Gpu::adam_step`] with [`Adam`]: g and v together, [`Parameter`] |

@@ -34,8 +34,8 @@ pub(crate) fn shader_module(
     // known when it was entered, which stands as a comment beside the loop, and the host keeps the parameters such that
     // the bounds of an invocation add up to at most `windows::MAX_ITERATIONS`. Without `bounds_checks` an index past
     // the end of a buffer or an array is: in the products every index into a buffer is that of a row, column and step
-    // that `left_of`, a comparison or a clamp found to be there, the host binds what the rows, columns and steps of the
-    // parameters take up (of convolutions all elements from the first to the last image, group and channel of a region:
+    // that `left_of`, a comparison or a clamp found to be there (u is read where y is written), the host binds what the
+    // rows, columns and steps of the parameters take up (of convolutions all elements from the first to the last image, group and channel of a region:
     // a window or a weight is read at the first element of its channel or of v where a comparison found it not to be
     // there, a residual where y is written, a condition at both halves of that, α at a channel that is there; of
     // recurrent cells all gates of the rows of a dispatch, which has all columns), and the indices into arrays follow

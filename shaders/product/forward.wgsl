@@ -16,8 +16,8 @@
 // With ROW_SQUARES, beside NORM_FUSED or NORM_GIVEN, x is divided by the effective norms of its rows as well, which
 // are summed up beside the product: u = (x_b·v_j) / (n̂_b * n̂_j).
 //
-// With ONTO, beside NORM_GIVEN, the sums are added to what u holds, which becomes u. They are not formed again then: f32
-// has to hold them.
+// With ONTO, beside NORM_GIVEN, the sums are added to what u holds, which becomes u. They are not formed again then:
+// f32 has to hold them.
 //
 // whole_sums does all of it in one dispatch. Where in_features is split, partial_sums leaves the partial sums of each
 // split in `partials`, and finish_sum adds them up in order.

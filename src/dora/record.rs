@@ -90,9 +90,9 @@ impl Recorder<'_, '_> {
         record_norms(self, &weight, weight.eps, norms)
     }
 
-    /// Records the ordinary weight w = m·W/n̂ of a [`DoraWeight`] into `w`: W0's shape, any storage type. Norms are those
-    /// of W as it is formed here; known ones are not read. W lies in w, or in scratch memory where that is not f32.
-    /// Three dispatches or more.
+    /// Records the ordinary weight w = m·W/n̂ of a [`DoraWeight`] into `w`: W0's shape, any storage type. Norms are
+    /// those of W as it is formed here; known ones are not read. W lies in w, or in scratch memory where that is not
+    /// f32. Three dispatches or more.
     ///
     /// # Errors
     /// As [`Dora`].

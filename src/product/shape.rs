@@ -5,7 +5,8 @@ use crate::windows::MAX_ITERATIONS;
 
 /// A split has a multiple of so many steps of k: what `product/tile.wgsl` stages at a time, at most.
 pub(crate) const BK: u64 = 16;
-/// Workgroup memory of `tile128x128` with so many: 33 vectors a step each of A and B, and norms of 128 columns and rows.
+/// Workgroup memory of `tile128x128` with so many: 33 vectors a step each of A and B, and norms of 128 columns and as
+/// many rows.
 const HUGE_BYTES: u64 = 2 * 33 * 16 * BK + 8 * 256;
 
 /// A [`Tile`] on a device.

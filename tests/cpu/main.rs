@@ -6,6 +6,7 @@ mod misuse;
 #[path = "../common/ranges.rs"]
 mod ranges;
 
+mod adapted;
 mod backward;
 mod batch;
 mod bounds;

@@ -140,6 +140,7 @@ mod gather;
 mod header;
 mod index;
 mod inspect;
+mod merge;
 mod names;
 mod numbers;
 mod plan;
@@ -160,6 +161,7 @@ pub use fold::{Check, CheckedWeight, check, fold, split};
 pub use gather::{Gathered, write_index};
 pub use header::{FileDType, TensorInfo};
 pub use inspect::{Inspection, Range, Row, inspect};
+pub use merge::{Scaling, merge};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
 use serde_json::json;
-use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Part, Rules, Spelling};
+use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Part, Rules, Scaling, Spelling};
 
 use crate::device::{Chosen, DeviceArguments};
 use crate::findings::{finding_json, weight_json, write_findings};
@@ -246,6 +246,64 @@ impl Split {
             ));
         }
         report(&place, "split", Some(&chosen), result, notes)
+    }
+}
+
+/// Merges an adapter of DoRA, as peft stores it, into the weights of its model: ordinary weights come of it.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  weightnorm merge model.safetensors merged.safetensors --adapter adapter_model.safetensors --alpha 32
+  weightnorm merge model/ merged/ --adapter adapter/ --alpha 32 --rslora
+  weightnorm merge whole.safetensors merged.safetensors --scaling 2
+
+w = m (W0 + s B A) / norm, with s of adapter_config.json: lora_alpha / r, or lora_alpha / sqrt(r)
+with use_rslora. Each layer takes its own rank r; a layer with an alpha of its own (alpha_pattern)
+is not known. Weights of fan_in_fan_out (GPT-2's Conv1D) are not merged.
+Exit codes: 0 done, 1 a name is taken, and nothing was written, 2 usage, input, output or device error.")]
+pub struct Merge {
+    #[command(flatten)]
+    target: Target,
+    /// The file with lora_A, lora_B and lora_magnitude_vector [default: the input, which has them too]
+    #[arg(long, value_name = "FILE")]
+    adapter: Option<PathBuf>,
+    /// s itself
+    #[arg(long, value_name = "S", required_unless_present = "alpha", conflicts_with = "alpha")]
+    scaling: Option<f32>,
+    /// lora_alpha of adapter_config.json
+    #[arg(long)]
+    alpha: Option<f32>,
+    /// With use_rslora of adapter_config.json
+    #[arg(long, requires = "alpha")]
+    rslora: bool,
+    #[command(flatten)]
+    eps: EpsArguments,
+    #[command(flatten)]
+    device: DeviceArguments,
+}
+
+impl Merge {
+    pub fn run(&self, json: bool) -> Result<Report, Failure> {
+        let scaling = match (self.scaling, self.alpha) {
+            (Some(s), _) => Scaling::Factor(s),
+            (None, Some(alpha)) if self.rslora => Scaling::RankStabilized(alpha),
+            (None, Some(alpha)) => Scaling::Alpha(alpha),
+            (None, None) => return Err(Failure::usage("--alpha or --scaling has to say what s is")),
+        };
+        let (checkpoint, place) = self.target.open(json)?;
+        let adapter = match &self.adapter {
+            Some(path) => Some(Checkpoint::open(path).map_err(|error| place.failure(error))?),
+            None => None,
+        };
+        let idle = notes(&checkpoint, vec![]);
+        let rules = self.target.apply(self.eps.apply(Rules::default()));
+        let chosen = self.device.choose()?;
+        let progress = Progress::bytes("merging");
+        let mut show = |p: checkpoint::Progress<'_>| progress.show(p);
+        let device = chosen.device();
+        let result = checkpoint::merge(device, &checkpoint, adapter.as_ref(), place.path(), scaling, &rules, &mut show);
+        drop(progress);
+        report(&place, "merged", Some(&chosen), result, idle)
     }
 }
 

@@ -15,6 +15,7 @@ mod find;
 mod foreign;
 mod inspect;
 mod kill;
+mod merge;
 mod others;
 mod parts;
 mod patterns;

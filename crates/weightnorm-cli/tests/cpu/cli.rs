@@ -11,8 +11,8 @@ use weightnorm_checkpoint::Spelling;
 use crate::files::{Folder, Made, made, of_numbers, raw, vocoder, write, write_sharded};
 use crate::program::{Ran, documented, keys, run, run_json, without_gpu};
 
-const COMMANDS: [&str; 9] =
-    ["inspect", "fold", "split", "convert", "check", "index", "devices", "profile", "completions"];
+const COMMANDS: [&str; 10] =
+    ["inspect", "fold", "split", "convert", "merge", "check", "index", "devices", "profile", "completions"];
 
 fn quiet(arguments: &[&str]) -> Ran {
     run(without_gpu(), arguments)
@@ -436,4 +436,31 @@ fn cli_keys_are_documented() {
     documented(&run_json(without_gpu(), ["devices"]).1);
     documented(&run_json(without_gpu(), ["inspect", "/nonexistent"]).1);
     documented(&run_json(without_gpu(), ["completions", "fish"]).1);
+}
+
+/// An adapter in a file of its own, with s from alpha and the rank.
+#[test]
+fn cli_merge_makes_ordinary_weights() {
+    let folder = Folder::new("cli-merge");
+    let [model, adapter, output] = ["model", "adapter", "out"].map(|name| folder.join(name));
+    write(&model, &[made("l.weight", Dtype::F32, &[4, 6], 1), made("l.bias", Dtype::F32, &[4], 2)], &[]);
+    let parts = [
+        made("base_model.model.l.lora_A.weight", Dtype::F32, &[2, 6], 3),
+        made("base_model.model.l.lora_B.weight", Dtype::F32, &[4, 2], 4),
+        made("base_model.model.l.lora_magnitude_vector", Dtype::F32, &[4], 5),
+    ];
+    write(&adapter, &parts, &[]);
+    let arguments = ["merge", text(&model), text(&output), "--adapter", text(&adapter), "--device", "reference"];
+    let (code, document) = run_json(without_gpu(), arguments.iter().chain(&["--alpha", "4"]));
+    assert_eq!(
+        (code, &document["weights"][0]["name"], &document["copied_tensors"]),
+        (0, &json!("l.weight"), &json!(1))
+    );
+    documented(&document);
+    // s is not guessed.
+    assert_eq!(quiet(&arguments).code, Some(2));
+    let twice = quiet(&[&arguments[..], &["--force", "--alpha", "4", "--scaling", "2"]].concat());
+    assert_eq!(twice.code, Some(2));
+    let scaled = quiet(&[&arguments[..], &["--force", "--scaling", "2"]].concat());
+    assert!(scaled.code == Some(0) && scaled.stdout.contains("1 weight merged by the reference"), "{scaled:?}");
 }
