@@ -48,7 +48,7 @@ pub use batch::{
 pub use conv::{
     ConvEnds, conv, conv_backward, conv_transposed, conv_transposed_backward, gate_backward, snake_backward,
 };
-pub use cosine::{cosine, cosine_backward};
+pub use cosine::{CosineGradients, cosine, cosine_backward};
 pub use dora::{DoraGradients, DoraWeight, dora, dora_backward, dora_merge, dora_norms};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
 pub use recurrent::{Recurrent, RecurrentGradients, Sequence, recurrent, recurrent_backward};

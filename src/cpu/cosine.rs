@@ -29,10 +29,21 @@ pub fn cosine(
     linear(&unit_x, x_shape, &w, v_shape, None, Activation::None)
 }
 
+/// The gradients of [`cosine`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct CosineGradients {
+    /// Of x.
+    pub dx: Vec<f64>,
+    /// Of v.
+    pub dv: Vec<f64>,
+    /// Of g. It comes without `g` too: it is what a gain of 1 would get.
+    pub dg: Vec<f64>,
+}
+
 /// The gradients of [`cosine`]: those of a linear layer of x̂ = x/n̂(x), and from dx̂ that of x by
 /// [`normalize_backward`](super::normalize_backward).
 ///
-/// - `dy`: y's shape. Returns `(dx, dv, dg)`; dg comes without `g` too.
+/// - `dy`: y's shape.
 ///
 /// # Errors
 /// As [`cosine`]; [`ArgumentError::Length`].
@@ -44,12 +55,12 @@ pub fn cosine_backward(
     g: Option<&[f64]>,
     eps: Eps,
     dy: &[f64],
-) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>), Error> {
+) -> Result<CosineGradients, Error> {
     let (batch, [_, ins]) = check_product("cosine_backward", x, x_shape, "v", v, v_shape)?;
     let unit_x = normalize(x, &[batch, ins], None, Axis::Kept(0), eps)?;
     let weight = Weight::Normalized { v, g, axis: Axis::Kept(0), eps };
     let gradients = linear_backward(&unit_x, x_shape, weight, v_shape, None, Activation::None, dy)?;
     let LinearGradients { dx: unit_dx, dv, dg, .. } = gradients;
     let (dx, _) = normalize_backward(&unit_dx, x, &[batch, ins], None, Axis::Kept(0), eps)?;
-    Ok((dx, dv, dg.unwrap_or_default()))
+    Ok(CosineGradients { dx, dv, dg: dg.unwrap_or_default() })
 }

@@ -53,7 +53,8 @@ pub fn cosine_bounds(
     let y = cpu::cosine(x_data, x_shape, v_data, v_shape, g, eps).unwrap();
     let u = cpu::cosine(x_data, x_shape, v_data, v_shape, None, eps).unwrap();
     let norms = cpu::row_norms(v_data, v_shape, axis, eps).unwrap();
-    let (dx, dv, dg) = cpu::cosine_backward(x_data, x_shape, v_data, v_shape, g, eps, dy).unwrap();
+    let cpu::CosineGradients { dx, dv, dg } =
+        cpu::cosine_backward(x_data, x_shape, v_data, v_shape, g, eps, dy).unwrap();
     let [y_terms, dx_terms, dv_terms, dg_terms] = cosine_terms(x, v, g, eps, dy);
     let [u_terms, ..] = cosine_terms(x, v, None, eps, dy);
     // 1.5 chains of a dot product with one norm.

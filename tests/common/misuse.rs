@@ -1,8 +1,9 @@
 //! Everything that a caller can get wrong, as one table: the error, and that nothing was recorded.
 //! Needs a device, and no GPU: it runs on wgpu's `noop` backend too.
 use weightnorm::{
-    Activation, ActivationBackward, Axis, DType, Decompose, Element, Eps, Error, Gpu, Gradients, LimitError, Linear,
-    LinearBackward, MeanOnlyBatchNormBackward, NormalizeBackward, Recorder, Tensor, Tile, WeightNorm,
+    Activation, ActivationBackward, Axis, Cosine, CosineBackward, DType, Decompose, Dora, DoraBackward, DoraWeight,
+    Element, Eps, Error, Gpu, Gradients, LimitError, Linear, LinearBackward, MeanOnlyBatchNormBackward,
+    NormalizeBackward, Recorder, Tensor, Tile, WeightNorm,
 };
 
 /// Records each misuse and compares its error with the text that belongs to it.
@@ -200,6 +201,49 @@ pub fn is_refused(gpu: &Gpu, other: &Gpu) -> Result<(), String> {
     refused("decompose: outputs v and g overlap", &|o| o.decompose(Decompose::new(&v).eps(Eps::None), &back, &tail));
     refused("linear: outputs y and norms overlap", &|o| {
         o.linear(Linear::new(&x, weight).norms(&part(44, &[4])), &part(0, &[3, 4]))
+    });
+    // Cosine and DoRA.
+    refused("cosine: weight has shape [4, 5], expected kept axis 0", &|o| {
+        o.cosine(Cosine::new(&x, WeightNorm::unit(&v).axis(Axis::Kept(1))), &y)
+    });
+    refused("cosine: y has shape [4, 5], expected [3, 4]", &|o| o.cosine(Cosine::new(&x, weight), &w));
+    let cosine = CosineBackward::new(&x, weight, &y);
+    refused("cosine_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
+        o.cosine_backward(cosine, &gradients)
+    });
+    refused("cosine_backward: dbias has shape [4], expected none: the operator has no such gradient", &|o| {
+        o.cosine_backward(cosine, &dbias)
+    });
+    let (a, b) = (zeros(&[2, 5]), zeros(&[4, 2]));
+    let adapted = |scaling| DoraWeight::new(&v, &a, &b, &g, scaling);
+    refused("dora: a has shape [4, 2], expected [rank, 5], a rank of 1 or more", &|o| {
+        o.dora(Dora::new(&x, DoraWeight::new(&v, &b, &b, &g, 1.0)), &y)
+    });
+    refused("dora: b has shape [4, 2], expected [4, 3]", &|o| {
+        o.dora(Dora::new(&x, DoraWeight::new(&v, &x, &b, &g, 1.0)), &y)
+    });
+    refused("dora: magnitude has shape [3, 5], expected [4, 1] or [4]", &|o| {
+        o.dora(Dora::new(&x, DoraWeight::new(&v, &a, &b, &x, 1.0)), &y)
+    });
+    refused("dora: the scaling is NaN, expected a finite f32", &|o| o.dora(Dora::new(&x, adapted(f32::NAN)), &y));
+    refused("dora: hidden has shape [4, 2], expected [3, 2]", &|o| o.dora(Dora::new(&x, adapted(1.0)).hidden(&b), &y));
+    refused("dora_norms: norms are computed, known ones are not taken", &|o| {
+        o.dora_norms(adapted(1.0).norms(&norms), &bias)
+    });
+    refused("dora_merge: w has shape [3, 4], expected [4, 5]", &|o| o.dora_merge(adapted(1.0), &y));
+    refused("dora_merge: output w overlaps input base...", &|o| o.dora_merge(adapted(1.0), &v));
+    let adapter = DoraBackward::new(&x, adapted(1.0).norms(&norms), &y);
+    refused("dora_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
+        o.dora_backward(adapter, &Gradients::default().dg(&bias))
+    });
+    refused("dora_backward: u is missing: the forward pass saves it (Linear::u)", &|o| {
+        o.dora_backward(adapter.through_norms(true), &Gradients::default().da(&a))
+    });
+    refused("dora_backward: dv has shape [4, 5], expected none: the operator has no such gradient", &|o| {
+        o.dora_backward(adapter, &gradients)
+    });
+    refused("linear_backward: da has shape [2, 5], expected none: the operator has no such gradient", &|o| {
+        o.linear_backward(LinearBackward::new(&x, weight, &y), &Gradients::default().da(&a))
     });
     // Variants.
     refused("linear: the forced variant split_length 0, Tile64x64 cannot run: a split has 1 to ..", &|o| {

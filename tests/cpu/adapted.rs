@@ -42,7 +42,8 @@ fn cosine_backward_is_the_difference_quotient() {
     let (x, v, g, dy) = (numbers(1, rows * ins), numbers(2, outs * ins), numbers(3, outs), numbers(4, rows * outs));
     for eps in [Eps::None, Eps::InsideSqrt(0.1), Eps::Clamp(1e-12), Eps::After(0.1)] {
         let y = |x: &[f64], v: &[f64], g: &[f64]| cpu::cosine(x, &[rows, ins], v, &[outs, ins], Some(g), eps).unwrap();
-        let (dx, dv, dg) = cpu::cosine_backward(&x, &[rows, ins], &v, &[outs, ins], Some(&g), eps, &dy).unwrap();
+        let cpu::CosineGradients { dx, dv, dg } =
+            cpu::cosine_backward(&x, &[rows, ins], &v, &[outs, ins], Some(&g), eps, &dy).unwrap();
         let terms = cosine_terms((&x, &[rows, ins]), (&v, &[outs, ins]), Some(&g), eps, &dy);
         near("dx", &dx, &differences(&x, &dy, &|x| y(x, &v, &g)), &terms[1]);
         near("dv", &dv, &differences(&v, &dy, &|v| y(&x, v, &g)), &terms[2]);

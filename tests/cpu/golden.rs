@@ -190,7 +190,7 @@ fn check_cosine(case: &Golden) -> Result<(), String> {
     let (x, v, g, dy) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
     let g = Some(&g.data[..]);
     let y = cpu::cosine(&x.data, &x.shape, &v.data, &v.shape, g, case.eps).map_err(failed)?;
-    let (dx, dv, dg) =
+    let cpu::CosineGradients { dx, dv, dg } =
         cpu::cosine_backward(&x.data, &x.shape, &v.data, &v.shape, g, case.eps, &dy.data).map_err(failed)?;
     let shape = |t: &Tensor| [t.shape[0], t.shape[1]];
     let terms = cosine::cosine_terms((&x.data, &shape(x)), (&v.data, &shape(v)), g, case.eps, &dy.data);
