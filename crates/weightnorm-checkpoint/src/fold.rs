@@ -58,7 +58,6 @@ pub fn fold<'a>(
     }
     let plan = Plan::new(checkpoint, &edit, &weights)?;
     let target = plan.target(output, rules)?;
-
     let (device, mut submissions) = (device.into(), 0);
     plan.write(&target, rules, progress, |files, sinks, meter| {
         let place = |&(i, number): &(usize, usize)| plan.places[&(weights[i].v, number)];
@@ -146,7 +145,6 @@ pub fn split<'a>(
     }
     let plan = Plan::new(checkpoint, &edit, &weights)?;
     let target = plan.target(output, rules)?;
-
     let (device, mut submissions) = (device.into(), 0);
     plan.write(&target, rules, progress, |files, sinks, meter| {
         let place = |weight: &FoundWeight, number: usize| plan.places.get(&(weight.v, number)).copied();

@@ -3,6 +3,7 @@
 //! Since PyTorch 1.6 such a file is a zip archive of stored entries: `NAME/data.pkl`, a pickle of all but the numbers of tensors,
 //! `NAME/data/0`, `NAME/data/1`, .., the storages, and `NAME/byteorder`; before, it was what `old.rs` says. A tensor is a view of a storage, by offset and
 //! strides. One dictionary of tensors is taken, and its tensors get the places that they would have behind a header.
+mod contents;
 mod global;
 mod old;
 mod pickle;
@@ -21,6 +22,7 @@ use super::foreign::{self, AGAIN, Sample};
 use super::header::{self, Header, METADATA};
 use super::{Error, FileDType, TensorInfo};
 
+use contents::Contents;
 use tree::NoKey;
 use value::{Element, Span, Storage, Tensor, Value, Values};
 pub(super) use view::Views;
@@ -39,17 +41,6 @@ pub(super) struct Opened {
     pub key: String,
     pub header: Header,
     pub views: Views,
-}
-
-/// What a file holds, before a dictionary is chosen.
-struct Contents<'a> {
-    values: Values,
-    root: Value,
-    /// Where the storages lie, by their names; of an archive those that were looked up.
-    storages: HashMap<Vec<u8>, Place>,
-    /// Where they are looked up, and what all names begin with.
-    archive: Option<(Archive<'a>, Vec<u8>)>,
-    is_big_endian: bool,
 }
 
 /// Reads all but the numbers. `None` if it is no file of that kind.
@@ -71,7 +62,7 @@ pub(super) fn open(file: &File, path: &Path, size: u64, key: Option<&str>) -> Re
                 return if is_ours { Err(damaged(what)) } else { Ok(None) };
             }
         };
-        match of_archive(archive).map_err(damaged)? {
+        match contents::of_archive(archive).map_err(damaged)? {
             Some(contents) => contents,
             None => return Ok(None),
         }
@@ -97,39 +88,6 @@ pub(super) fn open(file: &File, path: &Path, size: u64, key: Option<&str>) -> Re
     }
     let (header, views) = Reader { path, size, contents }.lay_out(tensors)?;
     Ok(Some(Opened { key: chosen.key, header, views }))
-}
-
-/// Of the form since PyTorch 1.6.
-fn of_archive(archive: Archive<'_>) -> Result<Option<Contents<'_>>, String> {
-    let is_top = |prefix: &&[u8]| prefix.ends_with(b"/") && prefix.iter().filter(|&&byte| byte == b'/').count() == 1;
-    let prefixes = archive.names().filter_map(|name| name.strip_suffix(b"data.pkl")).filter(is_top);
-    let prefix = match prefixes.take(2).collect::<Vec<_>>()[..] {
-        [] => return Ok(None),
-        [prefix] => prefix.to_vec(),
-        _ => return Err("two pickles are in it".to_owned()),
-    };
-    let named = |name: &[u8]| [&prefix, name].concat();
-    // A program (TorchScript), not a file of tensors.
-    if archive.names().any(|name| name == named(b"constants.pkl")) {
-        return Ok(None);
-    }
-    let mut is_big_endian = false;
-    if let Some(place) = archive.place(&named(b"byteorder"))? {
-        let order = if place.end - place.begin > 16 { vec![] } else { archive.read(&place)? };
-        is_big_endian = match order.trim_ascii() {
-            b"little" => false,
-            b"big" => true,
-            _ => return Err("its byte order is neither little nor big".to_owned()),
-        };
-    }
-    let place = archive.place(&named(b"data.pkl"))?.ok_or_else(|| "its pickle is missing".to_owned())?;
-    if place.end - place.begin > pickle::MAX_PICKLE {
-        let length = place.end - place.begin;
-        return Err(format!("its pickle is {length} bytes long, the limit is {}", pickle::MAX_PICKLE));
-    }
-    let (values, root) = pickle::read(archive.read(&place)?)?;
-    let archive = Some((archive, prefix));
-    Ok(Some(Contents { values, root, storages: HashMap::new(), archive, is_big_endian }))
 }
 
 struct Reader<'a> {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 
-use super::Contents;
+use super::contents::Contents;
 use super::pickle::{self, MAX_PICKLE};
 use super::value::{Element, Object, Value, Values};
 use super::zip::Place;
