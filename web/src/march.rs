@@ -200,9 +200,11 @@ impl Level {
         for (i, ray) in self.rays.iter().enumerate().filter(|(_, ray)| ray.state == State::Cut) {
             let mut normal = [0.0; 3];
             normal[ray.axis] = -ray.direction[ray.axis].signum();
-            // A line every 0.05 of the field inside.
-            let line = (-20.0 * ray.sdf).fract();
-            let color = if line < 0.12 && ray.sdf < -0.04 { [0.35, 0.15, 0.03] } else { [0.90, 0.42, 0.12] };
+            // The deeper, the darker; a line every 0.05, where a picture has pixels enough for lines.
+            let depth = (-4.0 * ray.sdf).min(1.0);
+            let line = self.size >= 128 && ray.sdf < -0.04 && (-20.0 * ray.sdf).fract() < 0.12;
+            let darker = if line { 0.45 } else { 1.0 - 0.5 * depth };
+            let color = [0.90, 0.42, 0.12].map(|c| darker * c);
             put(i, self.lit(color, normal, ray.direction));
         }
         rgba
