@@ -4,12 +4,13 @@ mod common;
 
 use std::path::Path;
 
+use common::recurrent::tracked;
 use common::{Op, compare, conv_terms, dg_bound, dot_bound, dv_bound, dx_bound, linear_terms, norm_bound};
 use common::{normalize_terms, sum_bound, weight_bound};
 use safetensors::Dtype;
 use wasm_bindgen::prelude::*;
-use weightnorm::{Activation, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward};
-use weightnorm::{Tensor, WeightNorm, cpu, half};
+use weightnorm::{Activation, Cell, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward};
+use weightnorm::{Recurrent, Tensor, WeightNorm, cpu, half};
 
 use crate::{Device, text};
 
@@ -35,6 +36,7 @@ impl Golden {
             Op::WeightNorm => weight_norm(&gpu, &case).await,
             Op::Linear => linear(&gpu, &case).await,
             Op::Conv | Op::ConvTransposed => conv(&gpu, &case).await,
+            Op::Recurrent(cell) => recurrent(&gpu, &case, cell).await,
             Op::Other => Err(Failed("the crate has no such operator".to_owned())),
         };
         told.map(|told| told.join(", ")).map_err(|Failed(what)| text(what))
@@ -148,6 +150,34 @@ async fn conv(gpu: &Gpu, case: &common::Golden) -> Told {
         false => ops.conv_backward(request, &dy, &wanted),
     })?;
     gradients_agree(case, told, [&dx, &dv, &dg, &dbias], &terms, v.len() + dy.len()).await
+}
+
+/// Step by step, since a sequence wants steps that lie where a binding of a browser may start; forward.
+async fn recurrent(gpu: &Gpu, case: &common::Golden, cell: Cell) -> Told {
+    let tensor = |name: &str| -> Result<Tensor, Failed> { Ok(upload(gpu, case.tensor(name)?)?) };
+    let optional = |name: &str| case.optional(name).map(|tensor| upload(gpu, tensor)).transpose();
+    let (v_input, g_input, v_hidden, g_hidden) = (tensor("v_ih")?, tensor("g_ih")?, tensor("v_hh")?, tensor("g_hh")?);
+    let (bias, hidden_bias, mut h, c) = (optional("b_ih")?, optional("b_hh")?, optional("h0")?, optional("c0")?);
+    let weight = |v, g| WeightNorm::new(v, g).axis(case.axis).eps(case.eps);
+    let (x, expected) = (case.tensor("x")?, &case.tensor("y")?.data);
+    let &[steps, batch, features] = &x.shape[..] else { return Err(Failed("x is no sequence".to_owned())) };
+    let off = tracked(&case.recurrent(cell)?, (&case.tensor("dy")?.data, None), 2f64.powi(-24), Some(DType::F32));
+    let mut worst = 0f64;
+    for (t, x) in x.data.chunks(batch * features).enumerate() {
+        let x = gpu.upload(&x.iter().map(|&x| x as f32).collect::<Vec<_>>(), &[batch, features])?;
+        let layer = Recurrent::new(cell, &x, weight(&v_input, &g_input), weight(&v_hidden, &g_hidden));
+        let y = gpu.recurrent(layer.bias(&bias).hidden_bias(&hidden_bias).h0(&h).c(&c))?;
+        let first = t * expected.len() / steps;
+        let of_step = &expected[first..][..y.len()];
+        let part = compare(&read(&y).await?, of_step, Some(DType::F32), |i| off.y[first + i].e);
+        worst = worst.max(part.map_err(|e| format!("y of step {t}: {e}"))?);
+        h = Some(y);
+    }
+    let mut told = vec![format!("y {worst:.2}")];
+    if let Some(c) = &c {
+        agrees(case, &mut told, "c_n", c, |i, _| off.c[i].e).await?;
+    }
+    Ok(told)
 }
 
 /// dx, dv, dg and dbias, whose sums have `chain` terms at most.
