@@ -24,7 +24,7 @@ use super::{Error, FileDType, TensorInfo};
 
 use contents::Contents;
 use tree::NoKey;
-use value::{Element, Span, Storage, Tensor, Value, Values};
+use value::{Element, Span, Storage, Tensor, Value};
 pub(super) use view::Views;
 use view::{Strided, View};
 use zip::{Archive, Place};
