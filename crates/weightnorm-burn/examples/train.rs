@@ -2,7 +2,7 @@
 //! without weight normalization.
 //!
 //!     cargo run --release --example train
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::activation::relu;
@@ -35,7 +35,7 @@ fn distance(points: Tensor<2>) -> Tensor<2> {
 
 fn train<L>(name: &str, mut network: Network<L>, layer: fn(&L, Tensor<2>) -> Tensor<2>, device: &Device)
 where
-    L: Module + 'static,
+    L: Module + ModuleDisplay + 'static,
 {
     device.seed(1);
     let mut optimizer = AdamConfig::new().init();
