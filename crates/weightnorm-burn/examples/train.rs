@@ -10,7 +10,7 @@ use burn::tensor::{Device, DeviceKind, Distribution, Tensor};
 use weightnorm_burn::WeightNormLinear;
 
 const SIZES: [usize; 5] = [3, 64, 64, 64, 1];
-const STEPS: usize = 300;
+const STEPS: usize = 200;
 
 /// One network of either kind.
 #[derive(Module, Debug)]
@@ -41,7 +41,7 @@ where
     let mut optimizer = AdamConfig::new().init();
     let mut shown = vec![];
     for step in 0..STEPS {
-        let points = Tensor::random([512, 3], Distribution::Uniform(-1.0, 1.0), device);
+        let points = Tensor::random([256, 3], Distribution::Uniform(-1.0, 1.0), device);
         let error = forward(&network, layer, points.clone()) - distance(points);
         let loss = error.abs().mean();
         let gradients = GradientsParams::from_grads(loss.backward(), &network);
