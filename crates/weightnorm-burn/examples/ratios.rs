@@ -1,7 +1,7 @@
 //! How long layers take on Burn's wgpu device: by this crate, by Burn's operators (norm, divide, multiply, matmul or
 //! convolution, add), by Burn's layer with `WeightNormalization`, and by Burn's layer without weight norm.
 //!
-//!     cargo run --release --features fusion,autotune --example ratios
+//!     cargo run --release --features fusion,autotune --example ratios [-- PART_OF_A_TITLE]
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
@@ -39,6 +39,9 @@ struct Way<'a, const D: usize> {
 }
 
 fn measure<const D: usize>(title: &str, shape: [usize; D], device: &Device, ways: &[Way<'_, D>]) {
+    if std::env::args().nth(1).is_some_and(|part| !title.contains(&part)) {
+        return;
+    }
     let x: Tensor<D> = Tensor::random(shape, Distribution::Default, device);
     let tracked = Tensor::from_inner(x.clone()).require_grad();
     let mut ours: Option<[f64; 2]> = None;
