@@ -126,6 +126,12 @@ fn put_result(row: u32, column: u32, value: f32) {
 }
 
 // The sums themselves are not kept, nor norms.
+const ONTO = false;
+
+fn kept_row(row: u32, column: u32, count: u32) -> vec4<f32> {
+    return vec4<f32>();
+}
+
 fn keep_row(row: u32, column: u32, values: vec4<f32>, count: u32) {}
 
 fn keep_one(row: u32, column: u32, value: f32) {}
