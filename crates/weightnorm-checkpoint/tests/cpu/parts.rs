@@ -59,7 +59,8 @@ fn parts_in_any_order_are_the_whole() {
             assert_eq!(again.skipped, (number - 1..4).step_by(count).count());
         }
         let mut expected: Vec<String> = all.weights.iter().map(|weight| weight.name.clone()).collect();
-        (weights.sort(), expected.sort());
+        weights.sort();
+        expected.sort();
         assert_eq!((weights, copied, bytes), (expected, all.copied, all.bytes), "{count} parts");
         assert!(files_of(&output) == written, "{count} parts");
 

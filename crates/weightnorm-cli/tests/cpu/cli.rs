@@ -158,7 +158,8 @@ fn cli_convert_there_and_back() {
     let path = good(&folder);
     let (there, back) = (folder.join("there"), folder.join("back"));
     let (code, document) = run_json(without_gpu(), ["convert", &path, text(&there), "--spelling", "parametrizations"]);
-    let expected = "command status output written weights copied_tensors bytes submissions findings notes";
+    let expected =
+        "command status output written weights copied_tensors bytes skipped_files submissions findings notes";
     assert_eq!((code, keys(&document).join(" ")), (0, expected.to_owned()));
     assert_eq!((&document["written"], document["weights"].as_array().unwrap().len()), (&json!(true), 7));
     let names = |path: &Path| {

@@ -20,7 +20,7 @@ pub fn register(suite: &mut Suite) {
     suite.test("cli::split_and_fold", Needs::Nothing, split_and_fold);
     suite.test("cli::zero_rows", Needs::Nothing, zero_rows);
     suite.test("cli::check", Needs::Nothing, check);
-    suite.test("cli::profile", Needs::Nothing, profile);
+    suite.test("cli::profile", Needs::Time, profile);
 }
 
 fn text(path: &Path) -> &str {
@@ -112,7 +112,7 @@ fn fold_golden(_: &Gpu) -> Outcome {
         let chosen: Vec<(String, &Golden)> = cases
             .iter()
             .enumerate()
-            .filter(|(_, c)| c.eps == eps && c.optional("v").is_some())
+            .filter(|(_, c)| c.eps == eps && c.optional("v").is_some() && c.optional("norm").is_some())
             .map(|(i, c)| (format!("case{i}.weight"), c))
             .collect();
         let mut tensors = vec![];
