@@ -222,7 +222,7 @@ impl Backward<'_> {
             let other = if last { t.checked_sub(1) } else { Some(t + 1) };
             let behind = other.map(hidden_gates);
             let gates = at(&saved.gates, t);
-            let of_hidden = gru.then(|| hidden_gates(t));
+            let (of_hidden, of_step) = (gru.then(|| hidden_gates(t)), dy.part(t * of_h, &state));
             let before = match cell {
                 Cell::Lstm => saved.beside.as_ref().map(|c| c.part(t * of_h, &state)),
                 Cell::Gru if t == 0 => h0.cloned(),
@@ -236,7 +236,7 @@ impl Backward<'_> {
                 behind: behind.as_ref(),
                 gates: Some(&gates),
                 of_hidden: of_hidden.as_ref(),
-                dy: Some(&dy.part(t * of_h, &state)),
+                dy: Some(&of_step),
                 before: before.as_ref(),
                 next: if cell == Cell::Lstm { of_h } else { 0 },
                 zeros,
