@@ -20,7 +20,10 @@ pub fn is(first: &[u8]) -> bool {
 
 /// Reads all but the numbers.
 pub fn read(file: &File, size: u64) -> Result<Contents<'static>, String> {
-    let mut bytes = vec![0; size.min(MAX_PICKLE) as usize];
+    let length = size.min(MAX_PICKLE) as usize;
+    let mut bytes = vec![];
+    bytes.try_reserve_exact(length).map_err(|e| e.to_string())?;
+    bytes.resize(length, 0);
     read_at(file, &mut bytes, 0).map_err(|e| e.to_string())?;
     let (values, roots, end) = pickle::read_several(bytes, PICKLES)?;
     let &[_, Value::Int(1001), machine, root, names] = &roots[..] else {
