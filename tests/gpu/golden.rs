@@ -23,9 +23,8 @@ pub fn register(suite: &mut Suite) {
                 suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| weight_norm(gpu, &case));
             }
             Ok(case) if matches!(case.op, Op::Cosine | Op::Dora) => {
-                // Of many pipelines: what runs by default is in cosine.rs and dora.rs.
                 let check: fn(&Gpu, &Golden) -> Outcome = if case.op == Op::Cosine { cosine } else { dora };
-                suite.test(&format!("golden::{name}_in_full"), Needs::Time, move |gpu| check(gpu, &case));
+                suite.test(&format!("golden::{name}"), Needs::Nothing, move |gpu| check(gpu, &case));
             }
             Ok(case) => {
                 let check: fn(&Gpu, &Golden, Extent) -> Outcome = match case.op {
