@@ -78,16 +78,24 @@ pub(crate) trait Epilogue<'a> {
     /// Whether B is scaled before it is multiplied.
     fn scales_b(&self) -> bool;
     /// Bytes that one step of k needs in a binding of the epilogue, if any.
-    fn bytes_per_step(&self) -> u64;
+    fn bytes_per_step(&self) -> u64 {
+        0
+    }
     /// Sums of squares kept beside the partial sums of C: one for each column and split, or none.
-    fn column_sums(&self) -> bool;
+    fn column_sums(&self) -> bool {
+        false
+    }
     /// The same of the rows of A: one for each row and split.
     fn row_sums(&self) -> bool {
         false
     }
-    fn policy(&self) -> (u32, f32);
+    fn policy(&self) -> (u32, f32) {
+        (0, 0.0)
+    }
     /// Of a leaky ReLU; of a gradient what its sums are multiplied by.
-    fn slope(&self) -> f32;
+    fn slope(&self) -> f32 {
+        0.0
+    }
     /// The module, with what fills slots of the epilogue's own.
     fn fill(&self, module: Module) -> Module {
         module

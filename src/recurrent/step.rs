@@ -223,22 +223,6 @@ impl<'a> Epilogue<'a> for Step<'a> {
         self.norm == NormSource::In
     }
 
-    fn bytes_per_step(&self) -> u64 {
-        0 // as planned before
-    }
-
-    fn column_sums(&self) -> bool {
-        false
-    }
-
-    fn policy(&self) -> (u32, f32) {
-        (0, 0.0)
-    }
-
-    fn slope(&self) -> f32 {
-        0.0
-    }
-
     fn fill(&self, module: Module) -> Module {
         with_cell(module)
     }
@@ -344,22 +328,6 @@ impl<'a> Epilogue<'a> for StepBack<'a> {
 
     fn scales_b(&self) -> bool {
         self.scale == StepScale::Rows
-    }
-
-    fn bytes_per_step(&self) -> u64 {
-        0 // as planned before
-    }
-
-    fn column_sums(&self) -> bool {
-        false
-    }
-
-    fn policy(&self) -> (u32, f32) {
-        (0, 0.0)
-    }
-
-    fn slope(&self) -> f32 {
-        0.0
     }
 
     fn of_cells(&self) -> [u32; 2] {

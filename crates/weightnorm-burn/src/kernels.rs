@@ -69,7 +69,7 @@ pub trait Kernels: Backend {
             spec(wanted.dbias, &bias, g.dtype),
         )
     })]
-    #[allow(clippy::too_many_arguments)]
+    #[expect(clippy::too_many_arguments, reason = "Burn's macro takes tensors one by one, not in a struct")]
     fn weightnorm_layer_backward(
         x: FloatTensor<Self>,
         v: FloatTensor<Self>,

@@ -120,14 +120,6 @@ impl<'a> Epilogue<'a> for GradientEpilogue<'a> {
         if self.scale == OperandScale::ByK { 16 } else { 0 }
     }
 
-    fn column_sums(&self) -> bool {
-        false
-    }
-
-    fn policy(&self) -> (u32, f32) {
-        (0, 0.0)
-    }
-
     fn slope(&self) -> f32 {
         self.factor.unwrap_or(1.0)
     }

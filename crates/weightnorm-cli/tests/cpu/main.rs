@@ -13,3 +13,4 @@ mod devices;
 #[cfg(target_os = "linux")]
 mod limits;
 mod pytorch;
+mod sharded;
