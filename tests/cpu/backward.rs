@@ -277,8 +277,8 @@ impl Layer {
         linear_terms(&self.x, self.weight(), &[self.outs, self.ins], &self.dy)
     }
 
-    /// ∂(Σ dy·y) for each of `count` numbers, which `moved` moves, and how far it may be off: 1e-9 of its terms, as
-    /// in `assert_near`, and the rounding of those y that change at all, (2K + 16)·2⁻⁵³·Σ|x·w| each, over h.
+    /// ∂(Σ dy·y) for each of `got`, which `moved` moves, and how far it may be off: 1e-9 of its terms, as in
+    /// `assert_near`, and the rounding of those products that change at all, (2K + 16)·2⁻⁵³·|x·w| each, over h.
     fn differences(
         &self,
         got: &[f64],
@@ -287,17 +287,16 @@ impl Layer {
         h: impl Fn(usize) -> f64,
         moved: impl Fn(&mut Layer, usize, f64),
     ) -> Result<(), String> {
-        let layer = |at, h| {
+        let products = |at, h| {
             let mut layer = self.clone();
             moved(&mut layer, at, h);
-            layer
+            layer.products()
         };
-        let expected: Vec<f64> = (0..got.len()).map(|at| derivative(|h| layer(at, h).y(), &self.dy, h(at))).collect();
+        let dy: Vec<f64> = self.dy.iter().flat_map(|&dy| vec![dy; self.ins + 1]).collect();
+        let expected: Vec<f64> = (0..got.len()).map(|at| derivative(|h| products(at, h), &dy, h(at))).collect();
         let rounding = |at: usize| -> f64 {
-            let (above, below) = (layer(at, 2.0 * h(at)), layer(at, -2.0 * h(at)));
-            let y = above.y().into_iter().zip(below.y());
-            let changed = self.dy.iter().zip(above.magnitudes()).zip(y).filter(|(_, (a, b))| a != b);
-            let sum: f64 = changed.map(|((dy, magnitude), _)| dy.abs() * magnitude).sum();
+            let pairs = products(at, 2.0 * h(at)).into_iter().zip(products(at, -2.0 * h(at)));
+            let sum: f64 = dy.iter().zip(pairs).filter(|(_, (a, b))| a != b).map(|(dy, (a, _))| (dy * a).abs()).sum();
             2f64.powi(-53) * (2 * self.ins + 16) as f64 * sum / h(at)
         };
         compare(got, &expected, None, |at| 1e-9 * terms[at] + rounding(at))
@@ -338,13 +337,16 @@ impl Layer {
         )
     }
 
-    /// Σ_k |x·w| + |bias| of each y.
-    fn magnitudes(&self) -> Vec<f64> {
-        let abs = |values: &[f64]| values.iter().map(|a| a.abs()).collect::<Vec<_>>();
+    /// What each y is the sum of: x·w for each k, and the bias.
+    fn products(&self) -> Vec<f64> {
         let w = self.direction.as_ref().map_or_else(|| self.w.clone(), Direction::w);
-        let (x, w, bias) = (abs(&self.x), abs(&w), abs(&self.bias));
-        let (x_shape, w_shape) = ([self.batch, self.ins], [self.outs, self.ins]);
-        cpu::linear(&x, &x_shape, &w, &w_shape, Some(&bias), Activation::None).unwrap()
+        let outputs = (0..self.batch).flat_map(|b| (0..self.outs).map(move |j| (b, j)));
+        outputs
+            .flat_map(|(b, j)| {
+                let (x, w) = (&self.x[b * self.ins..][..self.ins], &w[j * self.ins..][..self.ins]);
+                x.iter().zip(w).map(|(x, w)| x * w).chain([self.bias[j]]).collect::<Vec<_>>()
+            })
+            .collect()
     }
 }
 
