@@ -4,13 +4,15 @@ mod common;
 
 use std::path::Path;
 
+use common::cosine::cosine_bounds;
+use common::dora::dora_bounds;
 use common::recurrent::tracked;
 use common::{Op, compare, conv_terms, dg_bound, dot_bound, dv_bound, dx_bound, linear_terms, norm_bound};
 use common::{normalize_terms, sum_bound, weight_bound};
 use safetensors::Dtype;
 use wasm_bindgen::prelude::*;
-use weightnorm::{Activation, Cell, Conv, DType, Gpu, Gradients, Linear, LinearBackward, NormalizeBackward};
-use weightnorm::{Recurrent, Tensor, WeightNorm, cpu, half};
+use weightnorm::{Activation, Cell, Conv, Cosine, CosineBackward, DType, Dora, DoraBackward, DoraWeight, Gpu};
+use weightnorm::{Gradients, Linear, LinearBackward, NormalizeBackward, Recurrent, Tensor, WeightNorm, cpu, half};
 
 use crate::{Device, text};
 
@@ -37,6 +39,8 @@ impl Golden {
             Op::Linear => linear(&gpu, &case).await,
             Op::Conv | Op::ConvTransposed => conv(&gpu, &case).await,
             Op::Recurrent(cell) => recurrent(&gpu, &case, cell).await,
+            Op::Cosine => cosine(&gpu, &case).await,
+            Op::Dora => dora(&gpu, &case).await,
             Op::Other => Err(Failed("the crate has no such operator".to_owned())),
         };
         told.map(|told| told.join(", ")).map_err(|Failed(what)| text(what))
@@ -176,6 +180,57 @@ async fn recurrent(gpu: &Gpu, case: &common::Golden, cell: Cell) -> Told {
     let mut told = vec![format!("y {worst:.2}")];
     if let Some(c) = &c {
         agrees(case, &mut told, "c_n", c, |i, _| off.c[i].e).await?;
+    }
+    Ok(told)
+}
+
+async fn cosine(gpu: &Gpu, case: &common::Golden) -> Told {
+    let (x64, v64, g64, dy64) = (case.tensor("x")?, case.tensor("v")?, case.tensor("g")?, case.tensor("dy")?);
+    let shape = |tensor: &common::Tensor| [tensor.shape[0], tensor.shape[1]];
+    let bounds = cosine_bounds(
+        (&x64.data, &shape(x64)),
+        (&v64.data, &shape(v64)),
+        Some(&g64.data),
+        case.eps,
+        &dy64.data,
+        [case.dtype; 3],
+    );
+    let (x, v, g, dy) = (upload(gpu, x64)?, upload(gpu, v64)?, upload(gpu, g64)?, upload(gpu, dy64)?);
+    let weight = WeightNorm::new(&v, &g).eps(case.eps);
+    let (y, saved) = gpu.cosine_saved(Cosine::new(&x, weight))?;
+    let d = gpu.cosine_backward(CosineBackward::new(&x, weight, &dy).saved(&saved))?;
+    let mut told = vec![];
+    let checks =
+        [("y", &y, &bounds.y.1), ("dx", &d.dx, &bounds.dx.1), ("dv", &d.dv, &bounds.dv.1), ("dg", &d.dg, &bounds.dg.1)];
+    for (name, got, bound) in checks {
+        agrees(case, &mut told, name, got, |i, _| bound[i]).await?;
+    }
+    Ok(told)
+}
+
+/// Both backward passes: norms as constants, and gradients through them (`_full`).
+async fn dora(gpu: &Gpu, case: &common::Golden) -> Told {
+    let [x64, w0, a, b, m, dy64] = ["x", "w0", "a", "b", "m", "dy"].map(|name| case.tensor(name));
+    let (x64, dy64, of) = (x64?, dy64?, case.dora_weight()?);
+    let (x, w0, a, b) = (upload(gpu, x64)?, upload(gpu, w0?)?, upload(gpu, a?)?, upload(gpu, b?)?);
+    let (m, dy) = (upload(gpu, m?)?, upload(gpu, dy64)?);
+    let weight = DoraWeight::new(&w0, &a, &b, &m, of.scaling as f32).eps(case.eps);
+    let (y, saved) = gpu.dora_saved(Dora::new(&x, weight))?;
+    let mut told = vec![];
+    for (through, da, db) in [(false, "da", "db"), (true, "da_full", "db_full")] {
+        let bounds = dora_bounds((&x64.data, &x64.shape), &of, None, &dy64.data, through, [case.dtype; 3]);
+        let d = gpu.dora_backward(DoraBackward::new(&x, weight, &dy).saved(&saved).through_norms(through))?;
+        let checks = [
+            ("norm", &saved.norms, &bounds.norms.1),
+            ("y", &y, &bounds.y.1),
+            ("dx", &d.dx, &bounds.dx.1),
+            ("dm", &d.dmagnitude, &bounds.dmagnitude.1),
+            (da, &d.da, &bounds.da.1),
+            (db, &d.db, &bounds.db.1),
+        ];
+        for (name, got, bound) in checks {
+            agrees(case, &mut told, name, got, |i, _| bound[i]).await?;
+        }
     }
     Ok(told)
 }
