@@ -13,9 +13,8 @@ pub struct Traits {
     pub subgroup: Option<u64>,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u64,
-    /// Whether 64 sums, 8 blocks of operands and their places are more than it has registers for: Apple's compilers
-    /// spill then (Mesa's for its M1 does).
-    pub spills: bool,
+    /// Words of registers that an invocation can have, by maker: what does not fit is spilled to memory.
+    pub registers: u64,
     /// Invocations that a workgroup can have.
     pub invocations: u64,
     /// Lanes of the smallest subgroup, where cooperative matrices of 8 by 8, and of 16 by 16, can be used.
@@ -39,6 +38,11 @@ pub enum Kind {
     Software,
 }
 
+/// 256 halves of words, of a G13 (Mesa's asahi compiler).
+pub(crate) const APPLE_REGISTERS: u64 = 128;
+/// 48 vectors of four words, of an A740 (Mesa's ir3 compiler).
+pub(crate) const QUALCOMM_REGISTERS: u64 = 192;
+
 /// Invocations in a workgroup.
 const THREADS: u64 = 64;
 /// Workgroups that fill a large GPU; long rows are split until there are so many.
@@ -55,13 +59,13 @@ impl Traits {
         info: &wgpu::AdapterInfo,
         limits: &wgpu::Limits,
         features: wgpu::Features,
-        kind: Option<Kind>,
+        options: &crate::Options,
     ) -> Traits {
         let own = if info.device_type == wgpu::DeviceType::Cpu { Kind::Software } else { Kind::Gpu };
         let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
         Traits {
-            kind: kind.unwrap_or(own),
+            kind: options.kind.unwrap_or(own),
             integrated: match info.device_type {
                 wgpu::DeviceType::IntegratedGpu => true,
                 // A browser does not tell; most GPUs that it runs on are.
@@ -70,7 +74,11 @@ impl Traits {
             },
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
             workgroup_bytes: limits.max_compute_workgroup_storage_size.into(),
-            spills: info.backend == wgpu::Backend::Metal,
+            registers: options.registers.unwrap_or(match info.vendor {
+                _ if info.backend == wgpu::Backend::Metal => APPLE_REGISTERS,
+                needs::QUALCOMM => QUALCOMM_REGISTERS,
+                _ => 255,
+            }),
             invocations: u64::from(needs::workgroup_capacity(limits)),
             cooperative: [None; 2],
         }
@@ -314,7 +322,7 @@ mod tests {
     fn a_gpu_that_a_browser_does_not_tell_of_is_an_integrated_one() {
         let integrated = |device_type, backend| {
             let info = AdapterInfo::new(device_type, backend);
-            Traits::of(&info, &Limits::default(), Features::empty(), None).integrated
+            Traits::of(&info, &Limits::default(), Features::empty(), &crate::Options::default()).integrated
         };
         assert!(integrated(DeviceType::Other, Backend::BrowserWebGpu));
         assert!(integrated(DeviceType::IntegratedGpu, Backend::Vulkan));

@@ -161,9 +161,9 @@ impl Gpu {
         };
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
-            tuning_table: options.tuning_table.on(&info),
-            traits: Traits::of(&info, &limits, device.features(), options.kind)
+            traits: Traits::of(&info, &limits, device.features(), &options)
                 .with_cooperative(&cooperative, cooperative_lanes),
+            tuning_table: options.tuning_table.on(&info),
             capacities: Capacities::of(&limits, info.backend),
             info,
             limits,
@@ -198,6 +198,7 @@ impl Gpu {
         let mut options = Options::default().parameter_passing(*parameters).kind(kind);
         options = options.cooperative_matrices(self.inner.experimental, cooperative_matrices.clone());
         options.cooperative_lanes = Some(self.inner.cooperative_lanes);
+        options.registers = Some(self.inner.traits.registers);
         Gpu::assemble(owner.clone(), queue.clone(), options)
     }
 

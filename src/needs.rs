@@ -137,8 +137,9 @@ pub(crate) fn workgroup_capacity(limits: &wgpu::Limits) -> u32 {
     limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
 }
 
-/// The number of the vendor among PCI devices.
+/// The numbers of vendors among PCI devices.
 const NVIDIA: u32 = 0x10de;
+pub(crate) const QUALCOMM: u32 = 0x5143;
 
 /// The sides of the cooperative matrices of f16 with sums in f32 that `product/cooperative.wgsl` can use.
 pub(crate) fn cooperative_sides(device: &wgpu::Device, options: &Options, lanes: u32) -> Vec<u32> {

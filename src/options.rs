@@ -38,6 +38,9 @@ pub struct Options {
     /// For tests: what kind of device it is taken to be.
     #[doc(hidden)]
     pub kind: Option<Kind>,
+    /// For tests: how many words of registers an invocation is taken to have.
+    #[doc(hidden)]
+    pub registers: Option<u64>,
 }
 
 impl Options {

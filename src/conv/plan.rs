@@ -345,6 +345,7 @@ impl Product {
             column_sums: squares,
             row_sums: false,
             bound: true,
+            gathered: true,
         };
         let selection = Selection { tile: Some(tile), split_length: split_length.map(|length| length as u32) };
         let mut product = ProductPlan::new(&facts_of, traits, capacities, selection)?;

@@ -26,6 +26,8 @@ pub(crate) struct ProductFacts {
     pub row_sums: bool,
     /// Whether all of A, B and C is known to fit bindings.
     pub bound: bool,
+    /// Whether an operand is read through a view, whose rows and elements have places to be kept.
+    pub gathered: bool,
 }
 
 /// How a product is cut: steps of rows, columns and k that one dispatch takes, and the length of a split if the sum is
@@ -119,6 +121,7 @@ impl ProductPlan {
             }
         };
         let tile = tile.shape(traits, along_k[1]).for_columns(columns);
+        let tile = tile.for_registers(traits, facts.gathered, along_k == [false; 2]);
         let groups = capacities.groups;
         let capacities = if facts.bound { Capacities { binding: u64::MAX, ..capacities } } else { capacities };
         let epilogue_steps = capacities.bound(facts.bytes_per_step);
@@ -206,14 +209,14 @@ impl ProductPlan {
 mod tests {
     use super::*;
     use crate::DType;
-    use crate::choose::Kind;
+    use crate::choose::{APPLE_REGISTERS, Kind, QUALCOMM_REGISTERS};
 
     const GPU: Traits = Traits {
         kind: Kind::Gpu,
         integrated: false,
         subgroup: None,
         workgroup_bytes: 32 << 10,
-        spills: false,
+        registers: 255,
         invocations: 256,
         cooperative: [None; 2],
     };
@@ -229,6 +232,7 @@ mod tests {
             column_sums: true,
             row_sums: false,
             bound: false,
+            gathered: false,
         }
     }
 
@@ -255,9 +259,30 @@ mod tests {
         };
         assert_eq!(tile(GPU, [2048, 4096, 4096]), Tile::Tile128x128);
         assert_eq!(tile(small_memory, [2048, 4096, 4096]), Tile::Tile64x64);
-        assert_eq!(tile(Traits { spills: true, ..GPU }, [2048, 4096, 4096]), Tile::Tile128x128);
+        assert_eq!(tile(Traits { registers: APPLE_REGISTERS, ..GPU }, [2048, 4096, 4096]), Tile::Tile128x128);
         assert_eq!(tile(GPU, [1024, 1024, 1024]), Tile::Tile64x64);
         assert_eq!(tile(Traits { integrated: true, ..GPU }, [1024, 1024, 1024]), Tile::Tile128x128);
+    }
+
+    /// The shapes for which `tools/isa` shows no spills: [columns of an invocation, steps of k].
+    #[test]
+    fn few_registers_take_fewer_sums_and_steps() {
+        let shape = |registers, along_k, gathered| {
+            let facts = ProductFacts { gathered, ..facts(along_k, [512, 512, 512]) };
+            let selection = Selection { tile: Some(Tile::Tile64x64), ..Selection::default() };
+            let plan = ProductPlan::new(&facts, Traits { registers, ..GPU }, LARGE, selection).unwrap();
+            [plan.tile.tn, plan.tile.steps]
+        };
+        for (registers, layer, dv, conv) in [
+            (255, [8, 16], [8, 16], [8, 16]),
+            (QUALCOMM_REGISTERS, [8, 16], [8, 16], [8, 8]),
+            (APPLE_REGISTERS, [8, 8], [4, 8], [4, 8]),
+        ] {
+            assert_eq!(shape(registers, [true, true], false), layer);
+            assert_eq!(shape(registers, [true, false], false), layer);
+            assert_eq!(shape(registers, [false, false], false), dv);
+            assert_eq!(shape(registers, [true, true], true), conv);
+        }
     }
 
     /// Every element of C is in one window, and what a window binds fits.

@@ -275,6 +275,7 @@ impl<'a> Product<'a> {
             column_sums: self.epilogue.column_sums(),
             row_sums: self.epilogue.row_sums(),
             bound: false,
+            gathered: false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! A tile on a device: how a workgroup computes it, and the longest sums that it may form.
 use super::tile::{Family, Tile};
-use crate::choose::Traits;
+use crate::choose::{APPLE_REGISTERS, QUALCOMM_REGISTERS, Traits};
 use crate::windows::MAX_ITERATIONS;
 
 /// A split has a multiple of so many steps of k: what `product/tile.wgsl` stages at a time, at most.
@@ -68,6 +68,17 @@ impl TileShape {
         TileShape { tn: if halves { 4 } else { self.tn }, ..self }
     }
 
+    /// For products whose loop keeps more than that of a layer: where A is `gathered` through a view, and where neither
+    /// operand has k along its rows (`across_k`). Apple's GPUs have no registers for 64 sums of an invocation then, and
+    /// Qualcomm's none for a second block of what is gathered.
+    pub fn for_registers(self, traits: Traits, gathered: bool, across_k: bool) -> TileShape {
+        let halves = self.tile.family() == Family::Tile && (gathered || across_k);
+        let tn = if halves && traits.registers <= APPLE_REGISTERS { self.tn.min(4) } else { self.tn };
+        let few = gathered && traits.registers <= QUALCOMM_REGISTERS;
+        let steps = if few && self.tile.has_large_blocks() { 8 } else { self.steps };
+        TileShape { tn, steps, ..self }
+    }
+
     pub fn rows(self) -> u64 {
         self.wy * self.tm
     }
@@ -120,12 +131,17 @@ impl Tile {
     /// On such a device.
     pub(crate) fn shape(self, traits: Traits, b_along_k: bool) -> TileShape {
         let mut shape = TileShape::new(self, self.lanes(traits), b_along_k);
-        if (traits.spills && matches!(self, Tile::Tile64x64 | Tile::Tile128x8))
+        if (traits.registers <= APPLE_REGISTERS && self.has_large_blocks())
             || (traits.workgroup_bytes < HUGE_BYTES && self == Tile::Tile128x128)
         {
             shape.steps = 8;
         }
         shape
+    }
+
+    /// Whether an invocation stages blocks of so many rows that 16 steps of them want many registers.
+    fn has_large_blocks(self) -> bool {
+        matches!(self, Tile::Tile64x64 | Tile::Tile128x8)
     }
 
     /// Lanes of a subgroup as the device would compute it, for the tiles that depend on them.
@@ -150,7 +166,8 @@ impl Tile {
 
     /// The longest sum that it forms in one piece.
     pub(crate) fn longest(self, traits: Traits) -> u64 {
-        self.shape(traits, true).max_length()
+        let shape = self.shape(traits, true);
+        shape.max_length().min(shape.for_registers(traits, true, true).max_length())
     }
 
     /// Workgroups that a product of rows by columns takes, and multiply-adds for each step of k, past its edges too.

@@ -111,7 +111,16 @@ fn plan(ops: &Recorder<'_, '_>, problem: Problem, selection: Selection, step: u6
     // What gates bind for a row is more than C has.
     let c_bytes = 4 * (depth / columns).max(1);
     let (cooperative, column_sums, row_sums, bound) = (false, false, false, false);
-    let facts = ProductFacts { problem, c_bytes, cooperative, bytes_per_step: step, column_sums, row_sums, bound };
+    let facts = ProductFacts {
+        problem,
+        c_bytes,
+        cooperative,
+        bytes_per_step: step,
+        column_sums,
+        row_sums,
+        bound,
+        gathered: false,
+    };
     let selection = Selection { tile: Some(tile), split_length: None };
     let plan = ProductPlan::new(&facts, traits, capacities, selection)?;
     if plan.split_length.is_some() || plan.columns < columns {

@@ -213,7 +213,7 @@ mod tests {
             integrated: false,
             subgroup: None,
             workgroup_bytes: 16 << 10,
-            spills: false,
+            registers: 255,
             invocations: 256,
             cooperative: [None; 2],
         };

@@ -210,6 +210,11 @@ pub fn check_as_chosen(gpu: &Gpu, size: [usize; 3]) -> Outcome {
     Case { tile: None, ..Case::new(size) }.check(gpu)
 }
 
+/// A case with all of it, by one tile.
+pub fn by_tile(gpu: &Gpu, size: [usize; 3], tile: Tile) -> Outcome {
+    Case { tile: Some(tile), ..Case::new(size) }.check(gpu)
+}
+
 impl Case {
     /// Kept axis out, everything f32 and wanted, random data. One tile for all, unless a test is about tiles: each
     /// takes a pipeline of its own.

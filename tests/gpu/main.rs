@@ -42,6 +42,7 @@ mod profile;
 mod properties;
 mod recording;
 mod recurrent;
+mod registers;
 mod set;
 mod threads;
 mod ties;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         conv_windows::register(suite);
         gates::register(suite);
         recurrent::register(suite);
+        registers::register(suite);
         ends_backward::register(suite);
         coop::register(suite);
         cosine::register(suite);
