@@ -216,13 +216,13 @@ async function faults(browser) {
 
 async function golden(browser) {
     const asked = process.argv.includes('--golden'), name = argument('--golden');
-    const filters = asked ? [name?.startsWith('--') ? '' : name ?? ''] : ['wn_4x8', 'linear_5x1x1'], seconds = asked ? 1800 : 100;
+    const filters = asked ? [name?.startsWith('--') ? '' : name ?? ''] : ['wn_4x8', 'linear_5x1x1', 'property'], seconds = asked ? 1800 : 100;
     for (const filter of filters) {
-        await browser.value(`weightnorm.golden = null, weightnorm.runGolden('${filter}'), 0`);
+        await browser.value(`weightnorm.golden = null, weightnorm.runGolden('${filter}', ${asked ? 25 : 3}), 0`);
         await browser.until(`weightnorm.golden || !${$('fault')}.hidden`, seconds);
         const { passed, failed, rows } = await browser.value('weightnorm.golden');
         rows.forEach(row => console.log(`  ${row}`));
-        check(`reference cases ${filter || '(all)'}`, passed > 0 && failed === 0, `${passed} passed, ${failed} failed`);
+        check(`reference cases and properties ${filter || '(all)'}`, passed > 0 && failed === 0, `${passed} passed, ${failed} failed`);
     }
 }
 

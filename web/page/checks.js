@@ -1,5 +1,5 @@
-// What goes wrong on purpose, and PyTorch's reference cases.
-import { fault, Golden } from './web.js';
+// What goes wrong on purpose, PyTorch's reference cases, and properties.
+import { fault, Golden, property, property_names } from './web.js';
 import { bytesOf, fail, pause, state } from './page.js';
 
 const $ = id => document.getElementById(id);
@@ -21,16 +21,19 @@ export async function startChecks(device) {
   }
 
   $('golden').onclick = () => golden().catch(fail);
-  /** Runs all cases whose names have `filter` in them. */
-  async function golden(filter = '') {
+  /** Runs all cases and properties whose names have `filter` in them, the properties over so many random cases. */
+  async function golden(filter = '', count = 25) {
     $('golden').disabled = true;
-    const names = new TextDecoder().decode(await bytesOf('golden/list.txt')).trim().split('\n').filter(n => n.includes(filter));
+    const files = new TextDecoder().decode(await bytesOf('golden/list.txt')).trim().split('\n');
+    const tests = files.map(name => [name, async () => new Golden(name, await bytesOf(`golden/${name}.safetensors`)).run(device)]);
+    property_names().forEach((name, number) => tests.push([`property: ${name}`, () => property(device, number, count)]));
+    const chosen = tests.filter(([name]) => name.includes(filter));
     const rows = $('golden-rows'), result = { passed: 0, failed: 0 };
     rows.replaceChildren();
-    for (const name of names) {
+    for (const [name, test] of chosen) {
       let told;
       try {
-        told = await new Golden(name, await bytesOf(`golden/${name}.safetensors`)).run(device);
+        told = await test();
         result.passed++;
       } catch (error) {
         told = `FAILED: ${error.message}`;
@@ -39,7 +42,7 @@ export async function startChecks(device) {
       const row = rows.insertRow();
       row.insertCell().textContent = name;
       row.insertCell().textContent = told;
-      $('golden-text').textContent = `${result.passed} passed, ${result.failed} failed, of ${names.length}`;
+      $('golden-text').textContent = `${result.passed} passed, ${result.failed} failed, of ${chosen.length}`;
       await pause();
     }
     $('golden').disabled = false;

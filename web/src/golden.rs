@@ -1,6 +1,6 @@
 //! PyTorch's reference cases in a browser, within the bounds that the tests have (`tests/common`).
 #[path = "../../tests/common/mod.rs"]
-mod common;
+pub mod common;
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ impl Golden {
     }
 }
 
-struct Failed(String);
+pub struct Failed(pub String);
 
 impl<E: std::fmt::Display> From<E> for Failed {
     fn from(error: E) -> Failed {
@@ -68,7 +68,7 @@ fn upload(gpu: &Gpu, tensor: &common::Tensor) -> Result<Tensor, weightnorm::Erro
     }
 }
 
-async fn read(tensor: &Tensor) -> Result<Vec<f64>, weightnorm::Error> {
+pub async fn read(tensor: &Tensor) -> Result<Vec<f64>, weightnorm::Error> {
     Ok(match tensor.dtype() {
         DType::F32 => cpu::widen(&tensor.read_async::<f32>().await?),
         DType::F16 => cpu::widen(&tensor.read_async::<half::f16>().await?),

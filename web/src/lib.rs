@@ -3,6 +3,7 @@ mod faults;
 mod field;
 mod golden;
 mod march;
+mod properties;
 mod training;
 mod voice;
 
