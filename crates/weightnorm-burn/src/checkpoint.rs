@@ -7,6 +7,9 @@ use burn::store::KeyRemapper;
 /// |---|---|
 /// | `weight_g`, `parametrizations.weight.original0` | `g` |
 /// | `weight_v`, `parametrizations.weight.original1` | `v` |
+/// | `weight_ih_l0_g`, `parametrizations.weight_ih_l0.original0`, .., of a recurrent layer | `input.g`, .. |
+/// | `weight_hh_l0_g`, `parametrizations.weight_hh_l0.original0`, .. | `hidden.g`, .. |
+/// | `bias_ih_l0`, `bias_hh_l0` | `input.bias`, `hidden.bias` |
 ///
 /// ```no_run
 /// use burn::store::{ModuleSnapshot, SafetensorsStore};
@@ -23,7 +26,17 @@ use burn::store::KeyRemapper;
 /// with `add_pattern`. Shapes are PyTorch's too, and no adapter is needed for these modules; Burn's own `Linear` beside
 /// them wants `PyTorchToBurnAdapter`, which leaves these alone.
 pub fn pytorch_names() -> KeyRemapper {
-    const NAMES: [(&str, &str); 4] = [
+    const NAMES: [(&str, &str); 14] = [
+        (r"(^|\.)weight_ih_l0_g$", "${1}input.g"),
+        (r"(^|\.)weight_ih_l0_v$", "${1}input.v"),
+        (r"(^|\.)weight_hh_l0_g$", "${1}hidden.g"),
+        (r"(^|\.)weight_hh_l0_v$", "${1}hidden.v"),
+        (r"(^|\.)parametrizations\.weight_ih_l0\.original0$", "${1}input.g"),
+        (r"(^|\.)parametrizations\.weight_ih_l0\.original1$", "${1}input.v"),
+        (r"(^|\.)parametrizations\.weight_hh_l0\.original0$", "${1}hidden.g"),
+        (r"(^|\.)parametrizations\.weight_hh_l0\.original1$", "${1}hidden.v"),
+        (r"(^|\.)bias_ih_l0$", "${1}input.bias"),
+        (r"(^|\.)bias_hh_l0$", "${1}hidden.bias"),
         (r"(^|\.)weight_g$", "${1}g"),
         (r"(^|\.)weight_v$", "${1}v"),
         (r"(^|\.)parametrizations\.weight\.original0$", "${1}g"),

@@ -16,7 +16,8 @@ pub use checkpoint::pytorch_names;
 pub use functional::{conv_transpose1d, conv1d, conv2d, linear, weight};
 pub use modules::{
     WeightNormConv1d, WeightNormConv1dConfig, WeightNormConv2d, WeightNormConv2dConfig, WeightNormConvTranspose1d,
-    WeightNormConvTranspose1dConfig, WeightNormLinear, WeightNormLinearConfig,
+    WeightNormConvTranspose1dConfig, WeightNormGru, WeightNormGruConfig, WeightNormLinear, WeightNormLinearConfig,
+    WeightNormLstm, WeightNormLstmConfig,
 };
 pub use reparameterize::{Gain, WeightNormalization};
 pub use support::has_kernels;

@@ -4,11 +4,13 @@ mod conv2d;
 mod conv_transpose1d;
 mod linear;
 mod padding;
+mod recurrent;
 
 pub use conv_transpose1d::{WeightNormConvTranspose1d, WeightNormConvTranspose1dConfig};
 pub use conv1d::{WeightNormConv1d, WeightNormConv1dConfig};
 pub use conv2d::{WeightNormConv2d, WeightNormConv2dConfig};
 pub use linear::{WeightNormLinear, WeightNormLinearConfig};
+pub use recurrent::{WeightNormGru, WeightNormGruConfig, WeightNormLstm, WeightNormLstmConfig};
 
 use burn::module::Param;
 use burn::tensor::Tensor;

@@ -1,6 +1,6 @@
 //! PyTorch's files, in both spellings.
 use burn::module::Module;
-use burn::store::{ModuleSnapshot, SafetensorsStore};
+use burn::store::{ModuleSnapshot, PytorchStore, SafetensorsStore};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -86,5 +86,24 @@ fn weight_g_and_weight_v() {
         let result = layer.load_from(&mut store).expect("loads");
         assert_eq!((result.applied.len(), result.missing.len(), result.unused.len()), (3, 0, 0), "{result}");
         assert_eq!(numbers(layer.g.val()), numbers(g.clone()));
+    }
+}
+
+/// A file of `torch.save`, of a whole training run: the state lies under a key of its own.
+#[test]
+fn files_of_torch_save() {
+    let folder = folder("crates/weightnorm-checkpoint/tests/data/torch_save");
+    let bytes = std::fs::read(folder.join("training.safetensors")).expect("the file");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for device in [wgpu(), cpu()] {
+        let mut layer = WeightNormLinearConfig::new(2, 3).init(&device);
+        let names = pytorch_names().add_pattern(r"^3\.", "").expect("a pattern");
+        let store = PytorchStore::from_file(folder.join("training.ckpt")).with_top_level_key("state_dict");
+        let result = layer.load_from(&mut store.remap(names).allow_partial(true)).expect("loads");
+        assert_eq!((result.applied.len(), result.missing.len(), result.errors.len()), (3, 0, 0), "{result}");
+        let expected = |name: &str| read(&file, &format!("3.{name}")).expect("a tensor").1;
+        assert_eq!(numbers(layer.g.val()), expected("parametrizations.weight.original0"));
+        assert_eq!(numbers(layer.v.val()), expected("parametrizations.weight.original1"));
+        assert_eq!(numbers(layer.bias.expect("a bias").val()), expected("bias"));
     }
 }

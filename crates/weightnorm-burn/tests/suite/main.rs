@@ -6,5 +6,6 @@ mod errors;
 mod golden;
 mod order;
 mod peers;
+mod recurrent;
 mod reparameterized;
 mod training;
