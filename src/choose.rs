@@ -59,13 +59,14 @@ impl Traits {
         info: &wgpu::AdapterInfo,
         limits: &wgpu::Limits,
         features: wgpu::Features,
-        options: &crate::Options,
+        kind: Option<Kind>,
+        registers: Option<u64>,
     ) -> Traits {
         let own = if info.device_type == wgpu::DeviceType::Cpu { Kind::Software } else { Kind::Gpu };
         let (size, one_size) = (info.subgroup_min_size, info.subgroup_min_size == info.subgroup_max_size);
         let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
         Traits {
-            kind: options.kind.unwrap_or(own),
+            kind: kind.unwrap_or(own),
             integrated: match info.device_type {
                 wgpu::DeviceType::IntegratedGpu => true,
                 // A browser does not tell; most GPUs that it runs on are.
@@ -74,7 +75,7 @@ impl Traits {
             },
             subgroup: (has_subgroups && one_size && [4, 8, 16].contains(&size)).then_some(u64::from(size)),
             workgroup_bytes: limits.max_compute_workgroup_storage_size.into(),
-            registers: options.registers.unwrap_or(match info.vendor {
+            registers: registers.unwrap_or(match info.vendor {
                 _ if info.backend == wgpu::Backend::Metal => APPLE_REGISTERS,
                 needs::QUALCOMM => QUALCOMM_REGISTERS,
                 _ => 255,
@@ -322,7 +323,7 @@ mod tests {
     fn a_gpu_that_a_browser_does_not_tell_of_is_an_integrated_one() {
         let integrated = |device_type, backend| {
             let info = AdapterInfo::new(device_type, backend);
-            Traits::of(&info, &Limits::default(), Features::empty(), &crate::Options::default()).integrated
+            Traits::of(&info, &Limits::default(), Features::empty(), None, None).integrated
         };
         assert!(integrated(DeviceType::Other, Backend::BrowserWebGpu));
         assert!(integrated(DeviceType::IntegratedGpu, Backend::Vulkan));

@@ -161,9 +161,9 @@ impl Gpu {
         };
         let (info, limits) = (device.adapter_info(), device.limits());
         let inner = Inner {
-            traits: Traits::of(&info, &limits, device.features(), &options)
-                .with_cooperative(&cooperative, cooperative_lanes),
             tuning_table: options.tuning_table.on(&info),
+            traits: Traits::of(&info, &limits, device.features(), options.kind, options.registers)
+                .with_cooperative(&cooperative, cooperative_lanes),
             capacities: Capacities::of(&limits, info.backend),
             info,
             limits,

@@ -159,7 +159,7 @@ impl Facts {
     /// [`DeviceError::Unsupported`] if the kernels need more: see [`Gpu::from_wgpu`].
     pub fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Result<Facts, Error> {
         needs::check_limits(limits)?;
-        let traits = Traits::of(info, limits, features, &crate::Options::default());
+        let traits = Traits::of(info, limits, features, None, None);
         Ok(Facts { traits, capacities: Capacities::of(limits, info.backend) })
     }
 }
