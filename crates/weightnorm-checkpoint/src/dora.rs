@@ -1,7 +1,6 @@
 //! Layers that DoRA adapts, by the names that peft gives their tensors.
 use std::collections::BTreeMap;
 
-use super::find::At;
 use super::{Checkpoint, FileDType, Finding, Problem};
 
 /// A, B and the magnitude.
@@ -32,14 +31,14 @@ impl Checkpoint {
     /// `MODULE.lora_magnitude_vector`, in the order of their names: for each adapter of a layer one. Plain LoRA has no
     /// magnitude, and is none of them. Reads nothing. [`merge`](crate::merge) makes ordinary weights of them.
     pub fn dora_layers(&self) -> Vec<DoraLayer> {
-        let mut all: BTreeMap<(&str, &str), [Option<At>; 3]> = BTreeMap::new();
+        let mut all: BTreeMap<(&str, &str), [Option<_>; 3]> = BTreeMap::new();
         for (at, info) in self.places() {
             if let Some((module, mark, adapter)) = parse(&info.name) {
-                all.entry((module, adapter)).or_default()[mark].get_or_insert(at);
+                all.entry((module, adapter)).or_insert([None; 3])[mark].get_or_insert(at);
             }
         }
-        let is_there: BTreeMap<&str, At> = self.names().map(|(at, name)| (name, at)).collect();
-        let layer = |((module, adapter), parts): ((&str, &str), [Option<At>; 3])| {
+        let is_there: BTreeMap<&str, _> = self.names().map(|(at, name)| (name, at)).collect();
+        let layer = |((module, adapter), parts): ((&str, &str), [Option<_>; 3])| {
             let [Some(a), Some(b), Some(_)] = parts else { return None };
             let (a, b) = (self.at(a), self.at(b));
             let rank = a.shape.first().copied().unwrap_or(0);
