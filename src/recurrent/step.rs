@@ -155,8 +155,8 @@ fn plan(
     let problem = Problem { along_k: [true; 2], dtypes: problem.dtypes, size: [rows, columns, 1] };
     let plan = planned(&ProductFacts { problem, bytes_per_step: 0, ..facts })?;
     if plan.columns < columns {
-        let (what, size) = ("gates of recurrent cells in bytes", columns * c_bytes);
-        return Err(LimitError::TooLarge { what, size, limit: capacities.binding }.into());
+        let (what, size) = ("gates of a sequence that one dispatch takes", columns);
+        return Err(LimitError::TooLarge { what, size, limit: plan.columns }.into());
     }
     Ok(StepPlan { plan, apart: true, c_apart: false })
 }

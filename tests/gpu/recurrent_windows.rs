@@ -41,7 +41,7 @@ fn windows(gpu: &Gpu, extent: Extent) -> Outcome {
         for dtypes in [[half; 3], [full, brain, full], [brain, full, half]] {
             Case { dtypes, units: 60, ..past(cell) }.check(tiny)?;
         }
-        for tile in [Tile::Gemv1, Tile::Gemv4, Tile::Subgroup4, Tile::Subgroup16, Tile::Tile64x64] {
+        for tile in [Tile::Gemv2, Tile::Gemv4, Tile::Subgroup4, Tile::Subgroup16, Tile::Tile64x64] {
             if tile.runs_on(tiny) {
                 Case { tile: Some(tile), ..past(cell) }.check(tiny)?;
             }
