@@ -51,7 +51,7 @@ pub use conv::{
 pub use cosine::{CosineGradients, cosine, cosine_backward};
 pub use dora::{DoraGradients, DoraWeight, dora, dora_backward, dora_merge, dora_norms};
 pub use optimizer::{AdamState, Moments, SgdState, adam_step, sgd_step};
-pub use recurrent::{Recurrent, RecurrentGradients, Sequence, recurrent, recurrent_backward};
+pub use recurrent::{Recurrent, RecurrentGradients, Sequence, mlstm, recurrent, recurrent_backward};
 
 /// The elements of a slice in any storage type, as f64. Exact.
 pub fn widen<T: Element + Into<f64>>(data: &[T]) -> Vec<f64> {

@@ -1,5 +1,7 @@
 //! Layers of recurrent cells: what is asked of them.
+pub(crate) mod apart;
 pub(crate) mod backward;
+pub(crate) mod multiplied;
 pub(crate) mod record;
 pub(crate) mod step;
 
@@ -40,15 +42,15 @@ use crate::{Cell, Tensor, Tile, Weight};
 /// # Dispatches
 /// Those of a [`Linear`](crate::Linear) for z of all steps, whose norms are summed up inside; those of the norms of U,
 /// unless they are known ([`WeightNorm::norms`]); then one for each step. w is nowhere stored. One or two more for a c
-/// that is saved; more past the limit of a binding or a dispatch.
+/// that is saved; more past the limit of a binding or a dispatch: there, of U (WebGPU's default of 128 MiB: in f32 an
+/// LSTM of more than 2,895 units) or of c of two steps that are saved, U·h is a product of its own before each step.
 ///
 /// # Errors
 /// [`ArgumentError::Shape`], [`ArgumentError::DType`], [`ArgumentError::Axis`], [`ArgumentError::Eps`] if tensors do
 /// not fit, for a c of a GRU or RNN, and for a y of several steps that are no whole 32-bit words each (in a browser no
 /// whole multiples of what a binding may start at); [`ArgumentError::Variant`] for a tile that cannot be.
-/// [`LimitError::TooLarge`] where U, or c of two steps that are saved, are past a binding: with WebGPU's default of 128
-/// MiB a U in f32 of an LSTM of more than 2,895 units; on GL past what one dispatch may do. Besides those of every
-/// operator ([`Error`]).
+/// [`LimitError::TooLarge`] where the gates of one sequence and step are past a binding. Besides those of every operator
+/// ([`Error`]).
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub struct Recurrent<'a> {
@@ -56,6 +58,8 @@ pub struct Recurrent<'a> {
     pub(crate) x: &'a Tensor,
     pub(crate) input: Weight<'a>,
     pub(crate) hidden: Weight<'a>,
+    /// Wm and Um.
+    pub(crate) multiplied: Option<[Weight<'a>; 2]>,
     pub(crate) bias: Option<&'a Tensor>,
     pub(crate) hidden_bias: Option<&'a Tensor>,
     pub(crate) h0: Option<&'a Tensor>,
@@ -70,8 +74,8 @@ impl<'a> Recurrent<'a> {
     /// Cells of this kind, without biases, from zero.
     pub fn new(cell: Cell, x: &'a Tensor, input: impl Into<Weight<'a>>, hidden: impl Into<Weight<'a>>) -> Self {
         let (bias, hidden_bias, h0, c, dc, saved, output, tile) = (None, None, None, None, None, None, None, None);
-        let (input, hidden) = (input.into(), hidden.into());
-        Recurrent { cell, x, input, hidden, bias, hidden_bias, h0, c, dc, saved, output, tile }
+        let (input, hidden, multiplied) = (input.into(), hidden.into(), None);
+        Recurrent { cell, x, input, hidden, multiplied, bias, hidden_bias, h0, c, dc, saved, output, tile }
     }
 
     /// [`Cell::Lstm`]
@@ -87,6 +91,24 @@ impl<'a> Recurrent<'a> {
     /// [`Cell::Rnn`], with tanh
     pub fn rnn(x: &'a Tensor, input: impl Into<Weight<'a>>, hidden: impl Into<Weight<'a>>) -> Self {
         Recurrent::new(Cell::Rnn, x, input, hidden)
+    }
+
+    /// A multiplicative LSTM (Krause and others, 2016): an LSTM with q = U·m + hidden_bias, and
+    ///
+    /// ```text
+    /// m[t,b] = (Wm·x[t,b]) ⊙ (Um·h[t−1,b])
+    /// ```
+    ///
+    /// `of_m`: Wm, `[H, I]`, and Um, `[H, H]`, a [`WeightNorm`] of kept axis 0 or a [`Tensor`]; Wm as W. Forward alone:
+    /// with [`Recurrent::saved`] it is refused ([`ArgumentError::Shape`]). Wm·x of all steps takes the dispatches of a
+    /// [`Linear`](crate::Linear), the norms of Um one, m one each step.
+    pub fn mlstm(
+        x: &'a Tensor,
+        input: impl Into<Weight<'a>>,
+        hidden: impl Into<Weight<'a>>,
+        of_m: [Weight<'a>; 2],
+    ) -> Self {
+        Recurrent { multiplied: Some(of_m), ..Recurrent::lstm(x, input, hidden) }
     }
 
     /// Adds a bias to z (PyTorch's `bias_ih`): any storage type, `[G·H]`.

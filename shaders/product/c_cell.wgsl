@@ -3,6 +3,7 @@
 //   LSTM  i, f, o = logistic(z + q), g = tanh(z + q), c' = f c + i g, h' = o tanh(c')
 //   GRU   r, u = logistic(z + q), n = tanh(z + r q), h' = (1 - u) n + u h
 //   RNN   h' = tanh(z + q)
+//   TIMES m = z q
 //
 // slot params = product/params
 // slot result = product/result_scalar
@@ -21,6 +22,11 @@
 @group(0) @binding(7) var<storage, read_write> beside: array<f32>;
 
 override KEEP: bool = false;
+// Whether the sums with their bias are ready, (batch, gates of all units), where norms are else: with NORM_PLAIN, and
+// no steps of k.
+override READY: bool = false;
+// LSTM, with READY: whether c is in the place of A, and c' alone where both are else.
+override C_APART: bool = false;
 
 const ADD = true;
 
@@ -38,6 +44,19 @@ fn beside_first() -> u32 {
     return extractBits(p.more_offsets, 24u, 8u);
 }
 
+fn ready_at(row: u32, gate: u32, unit: u32) -> f32 {
+    return given[extractBits(p.more_offsets, 16u, 8u) + (row * GATES + gate) * units() + unit];
+}
+
+fn sums_of(row: u32, unit: u32, sums: vec4<f32>) -> vec4<f32> {
+    if !READY {
+        return sums;
+    }
+    return vec4<f32>(
+        ready_at(row, 0u, unit), ready_at(row, 1u, unit), ready_at(row, 2u, unit), ready_at(row, GATES - 1u, unit),
+    );
+}
+
 fn put_h(row: u32, unit: u32, h: f32) {
     put_element(extractBits(p.offsets, 16u, 8u) + row * units() + unit, h);
 }
@@ -51,7 +70,11 @@ fn end_lstm(row: u32, unit: u32, q: vec4<f32>) {
     let at = beside_first() + row * n + unit;
     var before = 0.0;
     if (p.zeros & ZERO_BEFORE) == 0u {
-        before = beside[at];
+        if C_APART {
+            before = a_at(a_place(row, unit));
+        } else {
+            before = beside[at];
+        }
     }
     let c = open.y * before + open.x * candidate;
     beside[at + p.next] = c;
@@ -84,7 +107,10 @@ fn end_gru(row: u32, unit: u32, q: vec4<f32>) {
 
 fn end_rnn(row: u32, unit: u32, q: f32) {
     let z = gate_place(row, unit);
-    let h = tanh_of(vec4<f32>(gates[z] + q)).x;
+    var h = gates[z] * q;
+    if CELL != CELL_TIMES {
+        h = tanh_of(vec4<f32>(gates[z] + q)).x;
+    }
     if KEEP {
         gates[z] = h;
     }
@@ -100,22 +126,26 @@ fn end_unit(row: u32, unit: u32, q: vec4<f32>) {
 }
 
 fn put_row(i: u32, row: u32, column: u32, values: vec4<f32>, count: u32, skipped: u32) {
-    if CELL != CELL_RNN {
+    if FOUR_MEET {
         if skipped == 0u {
-            end_unit(row, column / 4u, values);
+            end_unit(row, column / 4u, sums_of(row, column / 4u, values));
         }
         return;
     }
     for (var c = 0u; c < 4u; c += 1u) { // 4 iterations
         if c < count && ((skipped >> c) & 1u) == 0u {
-            end_rnn(row, column + c, values[c]);
+            var q = values[c];
+            if READY {
+                q = ready_at(row, 0u, column + c);
+            }
+            end_rnn(row, column + c, q);
         }
     }
 }
 
 // Of a unit one after another.
 fn put_result(row: u32, column: u32, value: f32) {
-    if CELL == CELL_RNN {
+    if !FOUR_MEET {
         end_rnn(row, column, value);
         return;
     }

@@ -17,7 +17,7 @@
 // Gradients of the gates take their place. Before the first step what a GRU carries becomes dh itself.
 
 @group(0) @binding(2) var<storage, read_write> carried: array<f32>; // (batch, units): dc, or d u of a GRU
-// GRU: (batch, 3 units), what was kept of q, and its gradient.
+// GRU: (batch, 3 units), what was kept of q, and its gradient. LSTM, with C_APART: c', (batch, units), to be read.
 @group(0) @binding(3) var<storage, read_write> of_hidden: array<f32>;
 @group(0) @binding(5) var<storage, read_write> gates: array<f32>; // (batch, gates of all units)
 @group(0) @binding(6) var<storage, read> dy: array<u32>; // (batch, units), words of DY_DTYPE
@@ -31,6 +31,11 @@ override SCALE_OF_COLUMNS: u32 = SCALE_NONE; // beside SCALED_B
 const SCALE_NONE = 0u;
 const SCALE_EACH = 1u;
 const SCALE_ONE = 2u;
+
+// Whether the sums are ready, (batch, units), in the place of A; without steps of k.
+override READY: bool = false;
+
+override C_APART: bool = false;
 
 override GATE_COUNT: u32 = select(select(1u, 3u, CELL == CELL_GRU), 4u, CELL == CELL_LSTM);
 
@@ -66,7 +71,13 @@ fn end_lstm(at: u32, z: u32, d: f32) {
     let f = gates[z + n];
     let g = gates[z + 2u * n];
     let o = gates[z + 3u * n];
-    let tanh_c = tanh_of(vec4<f32>(before_at(at + p.next))).x;
+    var c_behind = 0.0;
+    if C_APART {
+        c_behind = of_hidden[extractBits(p.more_offsets, 24u, 8u) + at];
+    } else {
+        c_behind = before_at(at + p.next);
+    }
+    let tanh_c = tanh_of(vec4<f32>(c_behind)).x;
     let dc = back_from_behind(at) + d * o * (1.0 - tanh_c * tanh_c);
     gates[z] = dc * g * (i * (1.0 - i));
     gates[z + n] = dc * before_or_zero(at) * (f * (1.0 - f));
@@ -140,8 +151,13 @@ fn cell_gradient(
             for (var i = 0u; i < BLOCK; i += 1u) {
                 let four = sum_at(i, q);
                 for (var c = 0u; c < 4u; c += 1u) { // 4 iterations
+                    let unit = column + STEP * q + c;
                     if row + i < p.rows && c < left {
-                        end(row + i, column + STEP * q + c, four[c]);
+                        var sum = four[c];
+                        if READY {
+                            sum = a_at(a_place(row + i, unit));
+                        }
+                        end(row + i, unit, sum);
                     }
                 }
             }

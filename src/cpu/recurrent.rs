@@ -71,7 +71,25 @@ struct Steps {
 /// # Errors
 /// [`ArgumentError::Length`], [`ArgumentError::Shape`], [`LimitError::TensorTooLarge`], and those of the weights.
 pub fn recurrent(layer: &Recurrent) -> Result<Sequence, Error> {
-    let mut steps = layer.steps()?;
+    sequence_of(layer, None)
+}
+
+/// A multiplicative LSTM, whatever the cell of `layer`: with m for h in q.
+///
+/// ```text
+/// m[t,b] = (Wm·x[t,b]) ⊙ (Um·h[t−1,b])
+/// ```
+///
+/// - `of_m`: Wm, `[H, I]`, and Um, `[H, H]`.
+///
+/// # Errors
+/// As [`recurrent`].
+pub fn mlstm(layer: &Recurrent, of_m: [Weight; 2]) -> Result<Sequence, Error> {
+    sequence_of(&Recurrent { cell: Cell::Lstm, ..*layer }, Some(of_m))
+}
+
+fn sequence_of(layer: &Recurrent, of_m: Option<[Weight; 2]>) -> Result<Sequence, Error> {
+    let mut steps = layer.steps(of_m)?;
     let c = steps.c.pop().filter(|_| layer.cell == Cell::Lstm);
     Ok(Sequence { y: steps.h[1..].concat(), c })
 }
@@ -96,7 +114,7 @@ pub fn recurrent_backward(layer: &Recurrent, dy: &[f64], dc: Option<&[f64]>) -> 
     let (units, rows) = (layer.units, layer.cell.gates() * layer.units);
     check_elements("dy", &[length, batch, units], dy.len())?;
     check_elements("dc", &[batch, units], dc.map_or(batch * units, <[f64]>::len))?;
-    let steps = layer.steps()?;
+    let steps = layer.steps(None)?;
     let u = layer.hidden.product(&[rows, units])?;
 
     let mut dc = dc.map_or(vec![0.0; batch * units], <[f64]>::to_vec);
@@ -137,7 +155,7 @@ pub fn recurrent_backward(layer: &Recurrent, dy: &[f64], dc: Option<&[f64]>) -> 
 }
 
 impl Recurrent<'_> {
-    fn steps(&self) -> Result<Steps, Error> {
+    fn steps(&self, of_m: Option<[Weight; 2]>) -> Result<Steps, Error> {
         let Recurrent { cell, x, x_shape, units, .. } = *self;
         let [length, batch, i] = x_shape;
         check_size("z of all steps", &[length, batch, cell.gates(), units])?;
@@ -148,12 +166,28 @@ impl Recurrent<'_> {
         check_features("recurrent", "hidden_bias", self.hidden_bias, rows)?;
         let (w, u) = (self.input.product(&[rows, i])?, self.hidden.product(&[rows, units])?);
         let z = linear(x, &x_shape, &w, &[rows, i], self.bias, Activation::None)?;
+        let none = Activation::None;
+        let of_m = match of_m {
+            Some([w, u]) => {
+                let (w, u) = (w.product(&[units, i])?, u.product(&[units, units])?);
+                Some((linear(x, &x_shape, &w, &[units, i], None, none)?, u))
+            }
+            None => None,
+        };
 
         let start = |state: Option<&[f64]>| state.map_or(vec![0.0; batch * units], <[f64]>::to_vec);
         let mut steps = Steps { gates: vec![], h: vec![start(self.h0)], c: vec![start(self.c0)] };
         for t in 0..length {
             let (h, c) = (&steps.h[t], &steps.c[t]);
-            let q = linear(h, &[batch, units], &u, &[rows, units], self.hidden_bias, Activation::None)?;
+            let m = match &of_m {
+                Some((of_x, u)) => {
+                    let of_h = linear(h, &[batch, units], u, &[units, units], None, none)?;
+                    let of_x = &of_x[t * batch * units..];
+                    of_x.iter().zip(of_h).map(|(x, h)| x * h).collect()
+                }
+                None => h.clone(),
+            };
+            let q = linear(&m, &[batch, units], &u, &[rows, units], self.hidden_bias, none)?;
             let (mut gates, mut next_h, mut next_c) = (vec![], vec![], vec![]);
             for b in 0..batch {
                 for unit in 0..units {

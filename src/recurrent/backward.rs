@@ -1,6 +1,6 @@
 //! Gradients through time, checked and recorded.
 use super::Recurrent;
-use super::record::{Sizes, check_layer, expect_c_fits, expect_steps_apart};
+use super::record::{Sizes, check_layer, expect_c_apart, expect_steps_apart};
 use super::step::{StepBack, StepScale, Steps, Zeros};
 use crate::arguments::{Arguments, expect_gain, expect_shape};
 use crate::contract::norms_shape;
@@ -83,7 +83,7 @@ impl Recorder<'_, '_> {
     ///   the part before left.
     ///
     /// # Dispatches
-    /// One for each step, and one before for the scales of U. Then, over all steps together: dx as of
+    /// One for each step (as in [`Recurrent`] a product more past a binding), and one before for the scales of U. Then, over all steps together: dx as of
     /// [`LinearBackward`]; dv and dg of W one product and those of `NormalizeBackward`, of U one product more with h0;
     /// one or two for each dbias; for dh0 as for a dx.
     ///
@@ -216,6 +216,9 @@ impl Backward<'_> {
             before: None,
             next: 0,
             zeros: Zeros::default(),
+            c_behind: None,
+            c_apart: false,
+            ready: false,
         };
         for t in (0..length).rev() {
             let last = t + 1 == length;
@@ -229,6 +232,7 @@ impl Backward<'_> {
                 Cell::Gru => Some(y.part((t - 1) * of_h, &state)),
                 Cell::Rnn => None,
             };
+            let c_behind = saved.beside.as_ref().filter(|_| cell == Cell::Lstm).map(|c| c.part((t + 1) * of_h, &state));
             let from_zero = t == 0 && if gru { h0.is_none() } else { layer.c.is_none() };
             let behind_is_zero = last && (gru || layer.dc.is_none());
             let zeros = Zeros { sums: last, before: from_zero, behind: behind_is_zero, before_all: false };
@@ -238,11 +242,12 @@ impl Backward<'_> {
                 of_hidden: of_hidden.as_ref(),
                 dy: Some(&of_step),
                 before: before.as_ref(),
+                c_behind: c_behind.as_ref(),
                 next: if cell == Cell::Lstm { of_h } else { 0 },
                 zeros,
                 ..step.clone()
             };
-            step.record(ops, &plan, &saved.gates)?;
+            step.record(ops, &plan, layer.selection(), &saved.gates)?;
         }
         if let (Some(dh0), Some(carried), true) = (dh0, carried, gru) {
             let zeros = Zeros { before_all: true, ..Zeros::default() };
@@ -250,7 +255,7 @@ impl Backward<'_> {
             let other = (length > 1).then(|| (at(&saved.gates, 1), hidden_gates(1)));
             let (gates, of_hidden) = (other.as_ref().map(|o| &o.0), other.as_ref().map(|o| &o.1));
             let before = StepBack { behind: Some(&behind), gates, of_hidden, zeros, ..step };
-            before.record(ops, &plan, &saved.gates)?;
+            before.record(ops, &plan, layer.selection(), &saved.gates)?;
             if dh0.dtype() != DType::F32 {
                 copy(ops, carried, dh0)?;
             }
@@ -336,7 +341,7 @@ fn check<'a>(
     let selection = layer.selection();
     selection.check(OP, ops.facts().traits, false)?;
     sizes.steps.backward_plan(ops, layer.hidden.v().dtype(), selection)?;
-    expect_c_fits(ops, &sizes)?;
+    expect_c_apart(ops, OP, &sizes, layer.saved)?;
 
     let normalized = |weight: &Weight<'a>| -> Option<WeightNorm<'a>> { weight.normalized() };
     let (of_input, of_hidden) = (normalized(&layer.input), normalized(&layer.hidden));

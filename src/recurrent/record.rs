@@ -1,4 +1,5 @@
 //! Layers of recurrent cells, checked and recorded.
+use super::multiplied::{Multiplied, part_bytes};
 use super::step::{Step, Steps, Zeros};
 use super::{Recurrent, RecurrentSaved};
 use crate::arguments::{Arguments, expect_dtype, expect_shape};
@@ -10,7 +11,7 @@ use crate::weight::job::NormOutput;
 use crate::weight::norms::{norms_into, scales};
 use crate::weight::place::Region;
 use crate::weight::rescale::copy;
-use crate::{ArgumentError, Axis, Cell, DType, Error, Gpu, LimitError, Linear, Recorder, Tensor, Weight, WeightNorm};
+use crate::{ArgumentError, Axis, Cell, DType, Error, Gpu, Linear, Recorder, Tensor, Weight, WeightNorm};
 
 const OP: &str = "recurrent";
 
@@ -130,6 +131,12 @@ impl Sizes {
         [self.steps.units, self.steps.rows()].map(|width| self.steps.batch * width)
     }
 
+    /// What stands for h in the product of a step, if not h.
+    pub fn multiplied<'a>(&self, layer: &Recurrent<'a>) -> Option<Multiplied<'a>> {
+        let &Sizes { length, steps: Steps { batch, units, .. } } = self;
+        layer.multiplied.map(|weights| Multiplied { length, batch, units, weights })
+    }
+
     pub fn state_shape(&self) -> [usize; 2] {
         [self.steps.batch, self.steps.units]
     }
@@ -156,6 +163,7 @@ pub(crate) fn check_layer(op: &'static str, layer: &Recurrent<'_>, sizes: &Sizes
         expect_dtype(op, arg, tensor, DType::F32)?;
         expect_shape(op, arg, tensor, &state)?;
     }
+    sizes.multiplied(layer).map_or(Ok(()), |multiplied| multiplied.check(op, layer))?;
     let Some(saved) = saved else { return Ok(()) };
     let all = [Some(&saved.gates), saved.beside.as_ref(), saved.input_norms.as_ref(), saved.hidden_norms.as_ref()];
     all.into_iter().flatten().try_for_each(|tensor| expect_dtype(op, "saved", tensor, DType::F32))?;
@@ -192,13 +200,19 @@ pub(crate) fn expect_steps_apart(
     Ok(())
 }
 
-/// c before and behind a step of an LSTM, where both are saved, in one binding.
-pub(crate) fn expect_c_fits(ops: &Recorder<'_, '_>, sizes: &Sizes) -> Result<(), Error> {
-    let (size, limit) = (2 * DType::F32.size() * sizes.of_step()[0] as u64, ops.facts().capacities.binding);
-    if sizes.steps.cell == Cell::Lstm && size > limit {
-        return Err(LimitError::TooLarge { what: "c of two steps in bytes", size, limit }.into());
+/// c before and behind a step of an LSTM lie apart where each has its own binding.
+pub(crate) fn expect_c_apart(
+    ops: &Recorder<'_, '_>,
+    op: &'static str,
+    sizes: &Sizes,
+    saved: Option<&RecurrentSaved>,
+) -> Result<(), Error> {
+    match saved.and_then(|saved| saved.beside.as_ref()) {
+        Some(c) if sizes.steps.c_is_past_a_binding(ops) => {
+            expect_steps_apart(ops, op, "saved", c, (sizes.length + 1, sizes.of_step()[0]))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Where the norms of the hidden weight come from.
@@ -211,25 +225,33 @@ fn source_of(hidden: &Weight<'_>) -> NormSource {
     }
 }
 
-fn check(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor) -> Result<Sizes, Error> {
+fn check<'a>(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'a>, y: &'a Tensor) -> Result<Sizes, Error> {
     let &Recurrent { x, input, hidden, bias, hidden_bias, h0, c, saved, .. } = layer;
     let sizes = Sizes::of(OP, layer)?;
     expect_shape(OP, "y", y, &sizes.y_shape(layer))?;
     check_layer(OP, layer, &sizes)?;
     let [of_h, _] = sizes.of_step();
     expect_steps_apart(ops, OP, "y", y, (sizes.length, of_h))?;
+    expect_c_apart(ops, OP, &sizes, saved)?;
     let selection = layer.selection();
     selection.check(OP, ops.facts().traits, false)?;
     let scaled = source_of(&hidden) == NormSource::In;
     for from in [h0.map_or(y.dtype(), Tensor::dtype), y.dtype()] {
-        sizes.steps.forward_plan(ops, [from, hidden.v().dtype()], selection, scaled)?;
-    }
-    if saved.is_some() {
-        expect_c_fits(ops, &sizes)?;
+        if let Some(multiplied) = sizes.multiplied(layer) {
+            let [_, of_m] = multiplied.weights;
+            multiplied.steps().forward_plan(ops, [from, of_m.v().dtype()], selection, false, false)?;
+        }
+        let from = if layer.multiplied.is_some() { DType::F32 } else { from };
+        sizes.steps.forward_plan(ops, [from, hidden.v().dtype()], selection, scaled, saved.is_some())?;
     }
     let rows = sizes.steps.rows();
     let norms = |weight: Option<WeightNorm<'_>>| weight.map_or(0, |w| w.norms_operations());
     let (of_input, of_hidden) = (input.normalized(), hidden.normalized());
+    let [of_x, of_h] = layer.multiplied.map_or([None; 2], |weights| weights.map(Some));
+    let gain = |weight: Option<Weight<'a>>| weight.and_then(|w| w.normalized()).and_then(|w| w.g);
+    let known = |weight: Option<Weight<'a>>| weight.and_then(|w| w.normalized()).and_then(|w| w.norms);
+    let of_m = of_x.map_or(0, |_| 2 * (x.products(sizes.steps.units) + y.products(sizes.steps.units)));
+    let of_m = of_m + [of_x, of_h].iter().flatten().map(|w| norms(w.normalized())).sum::<u64>();
     Arguments::new(OP)
         .input("x", x)
         .input("input weight", input.v())
@@ -238,6 +260,12 @@ fn check(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor) -> Resul
         .input("hidden weight", hidden.v())
         .input("hidden g", of_hidden.and_then(|w| w.g))
         .input("known norms of the hidden weight", of_hidden.and_then(|w| w.norms))
+        .input("input weight of m", of_x.map(|w| w.v()))
+        .input("input g of m", gain(of_x))
+        .input("known norms of the input weight of m", known(of_x))
+        .input("hidden weight of m", of_h.map(|w| w.v()))
+        .input("hidden g of m", gain(of_h))
+        .input("known norms of the hidden weight of m", known(of_h))
         .input("bias", bias)
         .input("hidden_bias", hidden_bias)
         .input("h0", h0)
@@ -247,7 +275,7 @@ fn check(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor) -> Resul
         .output("saved", saved.and_then(|saved| saved.beside.as_ref()))
         .output("saved", saved.and_then(|saved| saved.input_norms.as_ref()))
         .output("saved", saved.and_then(|saved| saved.hidden_norms.as_ref()))
-        .operations(2 * (x.products(rows) + y.products(rows)) + norms(of_input) + norms(of_hidden))
+        .operations(2 * (x.products(rows) + y.products(rows)) + norms(of_input) + norms(of_hidden) + of_m)
         .begin(ops)?;
     Ok(sizes)
 }
@@ -284,11 +312,13 @@ fn record(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor, sizes: 
     let Sizes { length, steps, .. } = sizes;
     let [of_h, of_gates] = sizes.of_step();
     let f32s = DType::F32.size();
+    let multiplied = sizes.multiplied(layer);
 
     let gates = match saved {
         Some(saved) => saved.gates.clone(),
         None => {
-            let memory = ops.scratch(Scratch::ActivationGradient, (length * of_gates) as u64 * f32s)?;
+            let bytes = part_bytes(length * of_gates) + multiplied.map_or(0, |multiplied| multiplied.bytes());
+            let memory = ops.scratch(Scratch::ActivationGradient, bytes)?;
             Tensor::in_scratch(ops.gpu(), memory, 0, &sizes.gates_shape())
         }
     };
@@ -317,17 +347,28 @@ fn record(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor, sizes: 
     if let Some((states, c)) = saved_c {
         copy(ops, c, &states.part(0, &state))?;
     }
+    let multiplied = match multiplied {
+        Some(multiplied) => Some(multiplied.record(ops, layer, gates.memory(), part_bytes(length * of_gates))?),
+        None => None,
+    };
     let norm = source_of(&hidden);
     let g = normalized.and_then(|w| w.g).filter(|_| norm != NormSource::In);
     for t in 0..length {
         let no_sums = t == 0 && h0.is_none();
         let other = if t > 0 { Some(t - 1) } else { Some(1).filter(|_| no_sums && length > 1) };
         let before = other.map(|t| y.part(t * of_h, &state)).or(h0.cloned());
+        if let Some(multiplied) = &multiplied {
+            multiplied.step(ops, layer, t, before.as_ref(), Zeros { sums: no_sums, ..Zeros::default() })?;
+        }
+        let before = multiplied.as_ref().map(|multiplied| multiplied.m.clone()).or(before);
         let own = y.part(t * of_h, &state);
         let dtypes = [before.as_ref().unwrap_or(y).dtype(), hidden.v().dtype()];
-        let plan = steps.forward_plan(ops, dtypes, layer.selection(), norm == NormSource::In)?;
+        let scaled = norm == NormSource::In;
+        let plan = steps.forward_plan(ops, dtypes, layer.selection(), scaled, saved.is_some())?;
         let gates = gates.part(t * of_gates, &[steps.batch, steps.rows()]);
         let beside = states.as_ref().map(|states| states.part(t * next, &state));
+        let c_behind = saved.and(states.as_ref()).filter(|_| cell == Cell::Lstm);
+        let c_behind = c_behind.map(|states| states.part((t + 1) * next, &state));
         let is_zero = t == 0 && if cell == Cell::Lstm { c.is_none() } else { h0.is_none() };
         let step = Step {
             steps,
@@ -343,8 +384,12 @@ fn record(ops: &mut Recorder<'_, '_>, layer: &Recurrent<'_>, y: &Tensor, sizes: 
             next,
             zeros: Zeros { before: is_zero, sums: no_sums, ..Zeros::default() },
             keep: saved.is_some(),
+            times: false,
+            ready: None,
+            c_behind: c_behind.as_ref(),
+            c_apart: false,
         };
-        step.record(ops, &plan)?;
+        step.record(ops, &plan, layer.selection())?;
     }
     match saved_c {
         Some((states, c)) => copy(ops, &states.part(length * of_h, &state), c),

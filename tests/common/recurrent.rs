@@ -165,8 +165,25 @@ fn norm_error(shape: &[usize], axis: Axis) -> f64 {
     (shape.iter().product::<usize>() / norms.max(1)) as f64 / 2.0 + 12.0
 }
 
+/// Of an LSTM with m for h in its sums, by Wm and Um: y and c.
+pub fn tracked_mlstm(layer: &cpu::Recurrent, of_m: [cpu::Weight<'_>; 2], unit: f64, y: DType) -> [Vec<Off>; 2] {
+    let none = vec![0.0; layer.x_shape[0] * layer.x_shape[1] * layer.units];
+    let tracked = tracked_with(layer, Some(of_m), (&none, None), unit, Some(y));
+    [tracked.y, tracked.c]
+}
+
 /// Given dy, and dc behind the last step. h is rounded to how y is stored, and read like that by the next step.
-pub fn tracked(layer: &cpu::Recurrent, (dy, dc): (&[f64], Option<&[f64]>), unit: f64, y: Option<DType>) -> Tracked {
+pub fn tracked(layer: &cpu::Recurrent, of: (&[f64], Option<&[f64]>), unit: f64, y: Option<DType>) -> Tracked {
+    tracked_with(layer, None, of, unit, y)
+}
+
+fn tracked_with(
+    layer: &cpu::Recurrent,
+    of_m: Option<[cpu::Weight<'_>; 2]>,
+    (dy, dc): (&[f64], Option<&[f64]>),
+    unit: f64,
+    y: Option<DType>,
+) -> Tracked {
     let stored = |h: Off| y.map_or(0.0, |dtype| super::storage_bound(dtype, h.v.abs() + h.e));
     let by = Arithmetic { unit };
     let cpu::Recurrent { cell, x, x_shape: [length, batch, i], units, .. } = *layer;
@@ -176,12 +193,23 @@ pub fn tracked(layer: &cpu::Recurrent, (dy, dc): (&[f64], Option<&[f64]>), unit:
     let start = |state: Option<&[f64]>| state.map_or(vec![Off::default(); batch * units], exacts);
     let bias = |bias: Option<&[f64]>, j: usize| exact(bias.map_or(0.0, |b| b[j]));
     let x = exacts(x);
+    let of_m = of_m.map(|[w, u]| (Weights::new(w, [units, i], unit), Weights::new(u, [units, units], unit)));
     let (mut h, mut c, mut gates) = (vec![start(layer.h0)], vec![start(layer.c0)], vec![]);
     for t in 0..length {
         let (mut next_h, mut next_c, mut left) = (vec![], vec![], vec![]);
+        let m: Option<Vec<Off>> = of_m.as_ref().map(|(w, u)| {
+            let times = |at: usize| {
+                let (b, j) = (at / units, at % units);
+                let (x_row, h_row) = (&x[(t * batch + b) * i..][..i], &h[t][b * units..][..units]);
+                let dot = |a: &[Off], b: &[Off]| by.dot(a.iter().copied().zip(b.iter().copied()));
+                by.mul(dot(x_row, w.row(j)), dot(h_row, u.row(j)))
+            };
+            (0..batch * units).map(times).collect()
+        });
         for at in 0..batch * units {
             let (b, unit_) = (at / units, at % units);
-            let (x_row, h_row) = (&x[(t * batch + b) * i..][..i], &h[t][b * units..][..units]);
+            let operand = m.as_ref().unwrap_or(&h[t]);
+            let (x_row, h_row) = (&x[(t * batch + b) * i..][..i], &operand[b * units..][..units]);
             let z = |gate: usize| {
                 let j = gate * units + unit_;
                 by.add(by.dot(x_row.iter().copied().zip(w.row(j).iter().copied())), bias(layer.bias, j))

@@ -1,9 +1,10 @@
 //! The bytes and operations of every operator against formulas written out, through profiles on wgpu's `noop` backend.
 use weightnorm::internals::Kind;
 use weightnorm::{
-    Activation, ActivationBackward, Adam, Axis, Conv, Cost, DType, DataDependentInit, Decompose, Element, Eps, Error,
-    Gpu, Gradients, Linear, LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, NormalizeBackward, Options,
-    Parameter, Recorder, Recurrent, RecurrentSaved, Sgd, Tensor, Timing, WeightNorm,
+    Activation, ActivationBackward, Adam, Axis, Conv, Cosine, CosineBackward, Cost, DType, DataDependentInit,
+    Decompose, Dora, DoraWeight, Element, Eps, Error, Gpu, Gradients, Linear, LinearBackward, MeanOnlyBatchNorm,
+    MeanOnlyBatchNormBackward, NormalizeBackward, Options, Parameter, Recorder, Recurrent, RecurrentSaved, Sgd, Tensor,
+    Timing, WeightNorm,
 };
 
 fn noop() -> Gpu {
@@ -261,4 +262,40 @@ fn work_of_recurrent_cells() {
     let (gates, states, norms) = (4 * 3 * 2 * 16, 4 * 4 * 2 * 4, 4 * 32);
     let read = weights + 2 * 4 * 24 + gates + states + norms;
     assert_eq!(backward, [read, gates + 4 * 30, 2 * (30 + 24) * 16]);
+}
+
+/// As `linear`, and the norms of the rows of x besides; their gradient as that of v.
+#[test]
+fn work_of_cosine() {
+    let layer = Layer::new();
+    let Layer { gpu, x, v, g, norms, y, .. } = &layer;
+    let (x_bytes, v_bytes, y_bytes, row, product) = (2 * B * K, 2 * N * K, 4 * B * N, 4 * N, 2 * B * N * K);
+    let forward = work(gpu, "cosine", |ops| ops.cosine(Cosine::new(x, WeightNorm::new(v, g)), y));
+    assert_eq!(forward, [x_bytes + v_bytes + row, y_bytes, product + 2 * N * K + 2 * B * K]);
+    let dx = layer.zeros(&[B, K]);
+    let backward = CosineBackward::new(x, WeightNorm::new(v, g).norms(norms), y);
+    let backward = work(gpu, "cosine_backward", |ops| ops.cosine_backward(backward, &Gradients::default().dx(&dx)));
+    assert_eq!(backward, [x_bytes + v_bytes + y_bytes + 2 * row, 4 * B * K, product + 7 * B * K]);
+}
+
+/// x·W0ᵀ, x·Aᵀ and what B makes of that; norms by A·W0ᵀ, A·Aᵀ and B, and those of W0 unless they are known.
+#[test]
+fn work_of_dora() {
+    const R: u64 = 3;
+    let layer = Layer::new();
+    let Layer { gpu, x, v: base, g: magnitude, bias, norms, y, .. } = &layer;
+    let (a, b, w) = (layer.zeros(&[R, K]), layer.zeros(&[N, R]), layer.zeros(&[N, K]));
+    let weight = DoraWeight::new(base, &a, &b, magnitude, 2.0);
+    let (parts, row) = (2 * N * K + 4 * R * K + 4 * N * R, 4 * N);
+    let products = 2 * (B * K * N + B * K * R + B * R * N);
+    let of_norms = 2 * R * (N * K + R * K + N * R);
+    let run = |weight| work(gpu, "dora", |ops| ops.dora(Dora::new(x, weight), y));
+    let (read, y_bytes) = (2 * B * K + parts + row, 4 * B * N);
+    assert_eq!(run(weight), [read, y_bytes, products + of_norms + 2 * N * K]);
+    assert_eq!(run(weight.base_norms(norms)), [read + row, y_bytes, products + of_norms]);
+    assert_eq!(run(weight.norms(norms)), [read + row, y_bytes, products]);
+    let alone = work(gpu, "dora_norms", |ops| ops.dora_norms(weight, bias));
+    assert_eq!(alone, [parts, row, of_norms + 2 * N * K]);
+    let merged = work(gpu, "dora_merge", |ops| ops.dora_merge(weight, &w));
+    assert_eq!(merged, [parts + row, 4 * N * K, (2 * R + 4) * N * K]);
 }

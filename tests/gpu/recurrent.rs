@@ -25,28 +25,28 @@ pub fn register(suite: &mut Suite) {
 
 /// A layer, its numbers made of its sizes.
 #[derive(Debug, Clone)]
-struct Case {
-    cell: Cell,
-    length: usize,
-    batch: usize,
-    features: usize,
-    units: usize,
+pub struct Case {
+    pub cell: Cell,
+    pub length: usize,
+    pub batch: usize,
+    pub features: usize,
+    pub units: usize,
     /// None for plain weights.
-    axis: Option<Axis>,
-    eps: Eps,
+    pub axis: Option<Axis>,
+    pub eps: Eps,
     /// Of x, of both v, of y and h0.
-    dtypes: [DType; 3],
-    biases: bool,
-    states: bool,
+    pub dtypes: [DType; 3],
+    pub biases: bool,
+    pub states: bool,
     /// What v is multiplied by, row by row.
-    sizes: Vec<f64>,
-    tile: Option<Tile>,
-    gradients: bool,
+    pub sizes: Vec<f64>,
+    pub tile: Option<Tile>,
+    pub gradients: bool,
 }
 
 impl Case {
     /// Of units that are no quads.
-    fn new(cell: Cell) -> Case {
+    pub fn new(cell: Cell) -> Case {
         Case {
             cell,
             length: 4,
@@ -77,7 +77,7 @@ impl Case {
         self.cell.gates() * self.units
     }
 
-    fn numbers(&self) -> Numbers {
+    pub fn numbers(&self) -> Numbers {
         let rows = self.rows();
         let gains = |seed, width| {
             let count = match self.axis {
@@ -104,7 +104,7 @@ impl Case {
         }
     }
 
-    fn reference<'a>(&self, numbers: &'a Numbers) -> cpu::Recurrent<'a> {
+    pub fn reference<'a>(&self, numbers: &'a Numbers) -> cpu::Recurrent<'a> {
         let weight = |i: usize| match self.axis {
             None => cpu::Weight::Plain(&numbers.v[i]),
             Some(axis) => cpu::Weight::Normalized { v: &numbers.v[i], g: Some(&numbers.g[i]), axis, eps: self.eps },
@@ -124,7 +124,7 @@ impl Case {
         }
     }
 
-    fn upload(&self, gpu: &Gpu) -> Result<Uploaded, Failed> {
+    pub fn upload(&self, gpu: &Gpu) -> Result<Uploaded, Failed> {
         let numbers = self.numbers();
         let (rows, [x, v, y]) = (self.rows(), self.dtypes);
         let state = [self.batch, self.units];
@@ -147,7 +147,7 @@ impl Case {
         })
     }
 
-    fn layer<'a>(&self, of: &'a Uploaded) -> Recurrent<'a> {
+    pub fn layer<'a>(&self, of: &'a Uploaded) -> Recurrent<'a> {
         let weight = |i: usize| match self.axis {
             None => Weight::Plain(&of.v[i]),
             Some(axis) => WeightNorm::new(&of.v[i], &of.g[i]).axis(axis).eps(self.eps).into(),
@@ -162,7 +162,7 @@ impl Case {
         [self.length, self.batch, self.units]
     }
 
-    fn run(&self, gpu: &Gpu) -> Result<Results, Failed> {
+    pub fn run(&self, gpu: &Gpu) -> Result<Results, Failed> {
         let of = self.upload(gpu)?;
         let layer = self.layer(&of);
         let saved = saved_of(gpu, &layer)?;
@@ -208,7 +208,7 @@ impl Case {
         Ok(())
     }
 
-    fn judge(&self, results: &Results) -> Result<(), String> {
+    pub fn judge(&self, results: &Results) -> Result<(), String> {
         let numbers = self.numbers();
         let expected = cpu::recurrent(&self.reference(&numbers)).map_err(|e| e.to_string())?;
         let off = self.bounds(&numbers);
@@ -222,13 +222,13 @@ impl Case {
         self.judge_gradients(&results.gradients, &numbers, off)
     }
 
-    fn check(&self, gpu: &Gpu) -> Outcome {
+    pub fn check(&self, gpu: &Gpu) -> Outcome {
         Ok(self.judge(&self.run(gpu)?)?)
     }
 }
 
 /// Of both weights in pairs.
-struct Numbers {
+pub struct Numbers {
     x: Vec<f64>,
     v: [Vec<f64>; 2],
     g: [Vec<f64>; 2],
@@ -237,23 +237,23 @@ struct Numbers {
     c0: Vec<f64>,
 }
 
-struct Uploaded {
-    x: Tensor,
-    v: [Tensor; 2],
-    g: [Tensor; 2],
-    biases: [Tensor; 2],
-    h0: Tensor,
-    c: Tensor,
+pub struct Uploaded {
+    pub x: Tensor,
+    pub v: [Tensor; 2],
+    pub g: [Tensor; 2],
+    pub biases: [Tensor; 2],
+    pub h0: Tensor,
+    pub c: Tensor,
 }
 
-struct Results {
-    y: Vec<f64>,
-    c: Vec<f64>,
+pub struct Results {
+    pub y: Vec<f64>,
+    pub c: Vec<f64>,
     /// dx, dv, dg and dbias of the input and of the hidden weight, dc.
-    gradients: Vec<Vec<f64>>,
+    pub gradients: Vec<Vec<f64>>,
 }
 
-fn made(gpu: &Gpu, values: &[f64], shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
+pub fn made(gpu: &Gpu, values: &[f64], shape: &[usize], dtype: DType) -> Result<Tensor, Error> {
     use weightnorm::half::{bf16, f16};
     match dtype {
         DType::F32 => gpu.upload(&values.iter().map(|&v| v as f32).collect::<Vec<_>>(), shape),
@@ -266,7 +266,7 @@ fn saved_of(gpu: &Gpu, layer: &Recurrent<'_>) -> Result<RecurrentSaved, Error> {
     RecurrentSaved::new(layer, |shape| gpu.zeros(shape, DType::F32))
 }
 
-const CELLS: [Cell; 3] = [Cell::Lstm, Cell::Gru, Cell::Rnn];
+pub const CELLS: [Cell; 3] = [Cell::Lstm, Cell::Gru, Cell::Rnn];
 
 /// Every axis, storage type and tile with every cell.
 fn cells(gpu: &Gpu, extent: Extent) -> Outcome {

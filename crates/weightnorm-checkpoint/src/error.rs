@@ -196,6 +196,11 @@ pub enum Problem {
         /// How many there are.
         count: usize,
     },
+    /// Layers that DoRA adapts, whose tensors are copied as they are: a warning, of the first of them.
+    Dora {
+        /// How many there are.
+        count: usize,
+    },
     /// The index lists a tensor that no file has, and what is written does not list it: a warning.
     NotInFiles {
         /// The file in which it should be.
@@ -235,7 +240,7 @@ pub enum Problem {
         dtype: &'static str,
     },
     /// Rows of v without a number but zeros: w is not determined by them. In a tensor to be split rows without elements
-    /// too.
+    /// too; where DoRA is merged rows of W0 + s·B·A.
     ZeroRows {
         /// How many.
         count: u64,
@@ -273,6 +278,7 @@ impl Problem {
                 | Problem::LeftOut { .. }
                 | Problem::NotTaken { .. }
                 | Problem::OptimizerState { .. }
+                | Problem::Dora { .. }
                 | Problem::NotInFiles { .. }
                 | Problem::NotInIndex { .. }
                 | Problem::Misplaced { .. }
@@ -319,6 +325,10 @@ impl fmt::Display for Problem {
                 let more = if *count > 1 { format!(", as are {} more", count - 1) } else { String::new() };
                 write!(f, "optimizer state{more}: it belongs to the weights as they were, and is copied as it is")
             }
+            Problem::Dora { count } => {
+                let more = if *count > 1 { format!(", as are {} more", count - 1) } else { String::new() };
+                write!(f, "adapted by DoRA{more}: left as it is; merge makes ordinary weights of such layers")
+            }
             Problem::NotInFiles { file } => write!(f, "the index lists it in {file}, and no file has it"),
             Problem::NotInIndex { file } => write!(f, "it is in {file}, and the index does not list it"),
             Problem::Misplaced { file, listed } => write!(f, "it is in {file}, and the index lists it in {listed}"),
@@ -334,8 +344,8 @@ impl fmt::Display for Problem {
             Problem::NotComputable { tensor, dtype } => {
                 write!(f, "{tensor} is {dtype}, expected F32, F16, BF16 or F64")
             }
-            Problem::ZeroRows { count: 1 } => write!(f, "1 row of v is zero"),
-            Problem::ZeroRows { count } => write!(f, "{count} rows of v are zero"),
+            Problem::ZeroRows { count: 1 } => write!(f, "1 row is zero"),
+            Problem::ZeroRows { count } => write!(f, "{count} rows are zero"),
             Problem::GainOverflow { count: 1, dtype } => write!(f, "1 norm is beyond {dtype}: keep g in f32"),
             Problem::GainOverflow { count, dtype } => write!(f, "{count} norms are beyond {dtype}: keep g in f32"),
             Problem::NonFinite { count: 1 } => write!(f, "1 element is NaN or infinite"),

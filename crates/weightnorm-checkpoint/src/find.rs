@@ -1,6 +1,7 @@
 //! Which tensors are a weight.
 use std::collections::{HashMap, HashSet};
 
+use super::dora;
 use super::names::{self, Inferred, Part};
 use super::state::is_state;
 use super::{Checkpoint, FileDType, Finding, Prefer, Problem, Rules, Spelling, TensorInfo, header};
@@ -198,6 +199,9 @@ pub(super) fn find(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Fo
     if let (Some(first), false) = (states.first(), found.weights.is_empty()) {
         let problem = Problem::OptimizerState { count: states.len() };
         found.findings.push(Finding { weight: first.to_string(), problem });
+    }
+    if !found.weights.is_empty() {
+        found.findings.extend(dora::finding(checkpoint));
     }
     found.findings.extend(checkpoint.index.iter().flat_map(|index| index.warnings.iter().cloned()));
     found

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::aliases::{Edit, New, Tied};
 use super::compute::{self, computed};
+use super::dora;
 use super::file::Sink;
 use super::find::{Wanted, left_out};
 use super::names::is_parameter;
-use super::numbers::Input;
-use super::numbers::{narrow, read_as, widen};
-use super::plan::{NO_WEIGHT, Place, Plan, Report, chosen, sort_out};
+use super::numbers::{Input, narrow, read_as, widen};
+use super::plan::{Place, Plan, Report, chosen, no_weight, sort_out};
 use super::state::is_state;
 use super::{
     Checkpoint, Device, Error, FileDType, Finding, Found, FoundWeight, Meter, Prefer, Problem, Progress, Rules,
@@ -217,9 +217,9 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
     let halves: HashSet<String> = pairs.iter().flat_map(|weight| [weight.g_name(), weight.v_name()]).collect();
     let pairs: HashMap<&str, &FoundWeight> = pairs.iter().map(|pair| (pair.name.as_str(), pair)).collect();
     let present: HashSet<&str> = checkpoint.names().map(|(_, name)| name).collect();
-    let (mut weights, mut findings, mut dropped) = (vec![], vec![], vec![]);
+    let (mut weights, mut findings, mut dropped, mut warnings) = (vec![], vec![], vec![], vec![]);
     for (at, name) in checkpoint.names() {
-        let is_state = is_state(name, &present) && !rules.names(name);
+        let is_state = (is_state(name, &present) || dora::parse(name).is_some()) && !rules.names(name);
         if !rules.chooses(name) || halves.contains(name) || !is_parameter(name) || is_state {
             continue;
         }
@@ -272,7 +272,7 @@ fn plain(checkpoint: &Checkpoint, spelling: Spelling, rules: &Rules) -> Result<F
             }
         }
     }
-    let mut warnings = vec![];
+    findings.extend(dora::finding(checkpoint));
     findings.extend(checkpoint.index.iter().flat_map(|index| index.warnings.iter().cloned()));
     sort_out(findings, rules, &mut warnings)?;
     if weights.is_empty() && dropped.is_empty() {
@@ -332,7 +332,7 @@ pub fn check<'a>(
     check_rules(rules)?;
     let found = checkpoint.weights(rules);
     if found.weights.is_empty() && found.findings.is_empty() {
-        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
+        return Err(no_weight(checkpoint));
     }
     let inputs: Vec<Input> = found.weights.iter().map(|weight| Input::of(weight, Some(weight.g))).collect();
     let fresh = |weight| CheckedWeight { weight, error: 0.0, bound: 0.0, part: 0.0 };

@@ -5,7 +5,7 @@ use super::cut::steps;
 use super::find::At;
 use super::numbers::Input;
 use super::numbers::{Sums, read_gain};
-use super::{Checkpoint, Error, Finding, FoundWeight, Meter, Problem, Progress, Rules};
+use super::{Checkpoint, DoraLayer, Error, Finding, FoundWeight, Meter, Problem, Progress, Rules};
 
 /// What [`inspect`] found.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +13,8 @@ use super::{Checkpoint, Error, Finding, FoundWeight, Meter, Problem, Progress, R
 pub struct Inspection {
     /// One row for each weight that can be computed.
     pub rows: Vec<Row>,
+    /// Layers that DoRA adapts, those whose weights' names the rules choose: by their names alone.
+    pub dora: Vec<DoraLayer>,
     /// What is odd, warnings included.
     pub findings: Vec<Finding>,
     /// The number of tensors that belong to no weight.
@@ -72,8 +74,10 @@ pub fn inspect(
     let total = found.weights.iter().map(|weight| checkpoint.at(weight.v).bytes()).sum();
     let mut meter = Meter { report: progress, done: 0, total };
     let parts: HashSet<At> = found.weights.iter().flat_map(|weight| [weight.g, weight.v]).collect();
-    let mut inspection =
-        Inspection { rows: vec![], findings: found.findings, others: checkpoint.tensors().count() - parts.len() };
+    let mut dora = checkpoint.dora_layers();
+    dora.retain(|layer| rules.chooses(&layer.name));
+    let others = checkpoint.tensors().count() - parts.len();
+    let mut inspection = Inspection { rows: vec![], dora, findings: found.findings, others };
     for weight in found.weights {
         let row = row(checkpoint, weight, rules, &mut meter)?;
         for (count, problem) in [

@@ -51,24 +51,27 @@
 //!
 //! Spectral norm's `weight_orig`, `weight_u` and `weight_v` are copied. So is what an optimizer keeps, by its name:
 //! `exp_avg`, `momentum_buffer`, or `m` and `v` under `optimizer` or the like. It belongs to weights that are not
-//! folded, as [`Problem::OptimizerState`] says. Averages of weights (`ema`, `averaged`, `swa`) are weights.
+//! folded, as [`Problem::OptimizerState`] says. Averages of weights (`ema`, `averaged`, `swa`) are weights. Of [layers
+//! of DoRA](Checkpoint::dora_layers) [`merge`] makes ordinary weights; anything else copies their tensors
+//! ([`Problem::Dora`]).
 //!
-//! The kept axis follows from the shapes: g has ones everywhere but there, as PyTorch writes
-//! it, or is flat and as long as one axis alone. A flat g that fits several axes is [`Problem::AmbiguousAxis`], and one
-//! that has as many numbers as an axis in another shape is [`Problem::OtherShape`], until [`Rules::axis`] names the
-//! axis. With a g of one element the name of the axis makes no difference: it is reported as axis 0 if that has one
-//! index, else as [`Axis::Whole`]. (A transposed convolution as PyTorch stores it keeps axis 0, which is its input;
-//! that is what its g says too.)
+//! The kept axis follows from the shapes: g has ones everywhere but there, as PyTorch writes it, or is flat and as long
+//! as one axis alone. A flat g that fits several axes is [`Problem::AmbiguousAxis`], and one that has as many numbers
+//! as an axis in another shape is [`Problem::OtherShape`], until [`Rules::axis`] names the axis. With a g of one
+//! element the name of the axis makes no difference: it is reported as axis 0 if that has one index, else as
+//! [`Axis::Whole`]. (A transposed convolution as PyTorch stores it keeps axis 0, which is its input; that is what its g
+//! says too.)
 //!
 //! v may be f32, f16, bf16 or f64, and so may g. The result of a computation has the storage type of v, and f64 becomes
 //! f32: [`Problem::Narrowed`] warns of that. g is widened to f32, or narrowed to it.
 //!
 //! # Files of PyTorch's own
 //!
-//! What `torch.save` writes, since PyTorch 1.6 and before (`.pt`, `.pth`, `.ckpt`, `.bin`), is read as well, and what is
-//! written of it is a `.safetensors` file. Nothing in such a file is executed: its pickle is read as data, in which tensors,
-//! dictionaries and lists are known by their names and anything else is an opaque value. That is ignored, unless a
-//! tensor that is wanted is made of it (sparse and quantized tensors, complex numbers in f64), which is an error.
+//! What `torch.save` writes, since PyTorch 1.6 and before (`.pt`, `.pth`, `.ckpt`, `.bin`), is read as well, and what
+//! is written of it is a `.safetensors` file. Nothing in such a file is executed: its pickle is read as data, in which
+//! tensors, dictionaries and lists are known by their names and anything else is an opaque value. That is ignored,
+//! unless a tensor that is wanted is made of it (sparse and quantized tensors, complex numbers in f64), which is an
+//! error.
 //!
 //! The tensors are those of one dictionary: of the file's own value, or of the only one in it (`{"generator": {..}}`),
 //! or of the one that [`Checkpoint::open_key`] names. A dictionary is one of weights if it holds a floating-point
@@ -80,8 +83,8 @@
 //! are [tied](self#tied-tensors) to the first of them. Views that overlap in other ways, and expanded ones, are tensors
 //! by themselves, in sum up to 16 times as large as the file. Checksums are not compared.
 //!
-//! Big-endian numbers and TorchScript are [`Error::Foreign`], with a line of Python that
-//! saves them as `.safetensors`. So are shards of an index (`pytorch_model.bin.index.json`).
+//! Big-endian numbers and TorchScript are [`Error::Foreign`], with a line of Python that saves them as `.safetensors`.
+//! So are shards of an index (`pytorch_model.bin.index.json`).
 //!
 //! # Tied tensors
 //!
@@ -105,8 +108,8 @@
 //! name that counts which the index names; a folder that is there is not replaced. A shard that keeps no tensor is left
 //! out. Other files of the folder are not copied.
 //!
-//! [`Rules::part`] writes some files of such a folder, for work that many processes share, and [`write_index`] the index
-//! once all are there. It knows the folder alone: other metadata of the old index is not in it.
+//! [`Rules::part`] writes some files of such a folder, for work that many processes share, and [`write_index`] the
+//! index once all are there. It knows the folder alone: other metadata of the old index is not in it.
 //!
 //! If there is any [`Finding`] that is not a warning, nothing is written: rows of zeros unless
 //! [`Rules::allow_zero_rows`], or a tensor of the weight's own name beside its pair unless [`Rules::prefer`] says which
@@ -131,6 +134,7 @@ mod aliases;
 mod at;
 mod compute;
 mod cut;
+mod dora;
 mod error;
 mod file;
 mod find;
@@ -144,6 +148,7 @@ mod merge;
 mod names;
 mod numbers;
 mod plan;
+mod progress;
 mod pytorch;
 mod read;
 mod state;
@@ -152,9 +157,10 @@ use std::path::{Path, PathBuf};
 
 use file::Source;
 use index::Index;
-
+use progress::Meter;
 use weightnorm::{Axis, DType, Eps, Gpu};
 
+pub use dora::DoraLayer;
 pub use error::{Error, Finding, Problem};
 pub use find::{Found, FoundWeight};
 pub use fold::{Check, CheckedWeight, check, fold, split};
@@ -164,6 +170,7 @@ pub use inspect::{Inspection, Range, Row, inspect};
 pub use merge::{Scaling, merge};
 pub use names::{Pattern, Spelling};
 pub use plan::{Report, convert};
+pub use progress::Progress;
 
 /// A `.safetensors` file, several with an index, or a file of PyTorch's own, of which all but the numbers has been read
 /// and checked.
@@ -415,32 +422,6 @@ impl Rules {
             Problem::ZeroRows { .. } => !self.zero_rows,
             _ => !finding.problem.is_warning(),
         }
-    }
-}
-
-/// How far it is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct Progress<'a> {
-    /// The tensor at work.
-    pub tensor: &'a str,
-    /// Bytes of the output done; where nothing is written, of v.
-    pub done: u64,
-    /// Bytes in all.
-    pub total: u64,
-}
-
-/// Counts bytes for a caller.
-struct Meter<'a> {
-    report: &'a mut dyn FnMut(Progress<'_>),
-    done: u64,
-    total: u64,
-}
-
-impl Meter<'_> {
-    fn add(&mut self, tensor: &str, bytes: u64) {
-        self.done += bytes;
-        (self.report)(Progress { tensor, done: self.done, total: self.total });
     }
 }
 

@@ -4,10 +4,13 @@ use std::path::Path;
 
 use super::aliases::{Edit, New};
 use super::compute::computed;
+use super::dora::{BASE_LAYER, MARKS, bases, parse};
 use super::find::At;
 use super::numbers::{narrow, widen};
-use super::plan::{Plan, Report};
-use super::{Checkpoint, Device, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling};
+use super::plan::{Plan, Report, sort_out};
+use super::{
+    Checkpoint, Device, DoraLayer, Error, FileDType, Finding, FoundWeight, Meter, Problem, Progress, Rules, Spelling,
+};
 use weightnorm::half::{bf16, f16};
 use weightnorm::{Axis, DType, DoraWeight, Gpu, cpu};
 
@@ -32,9 +35,6 @@ impl Scaling {
     }
 }
 
-const MARKS: [&str; 3] = [".lora_A", ".lora_B", ".lora_magnitude_vector"];
-const PREFIX: &str = "base_model.model.";
-const BASE_LAYER: &str = ".base_layer.";
 const NOTHING: &str = "no adapter of DoRA is there (lora_A, lora_B, lora_magnitude_vector)";
 
 /// Writes the checkpoint with every weight that the adapter changes as an ordinary one:
@@ -50,16 +50,17 @@ const NOTHING: &str = "no adapter of DoRA is there (lora_A, lora_B, lora_magnitu
 /// - W0 is `MODULE.weight` or `MODULE.base_layer.weight`, `[out, in]`, which becomes `MODULE.weight`. Weights of more
 ///   axes (convolutions) are `[out, everything else]`. The transposed weights of `fan_in_fan_out` are not: they do not
 ///   fit, unless they are square.
-/// - w has the storage type of W0 (f32 for f64). Of the rules the eps policy and the part count; peft has no eps
-///   ([`weightnorm::Eps::None`], the default).
+/// - w has the storage type of W0 (f32 for f64). Of the rules the eps policy, zero rows and the part count; peft has no
+///   eps ([`weightnorm::Eps::None`], the default). Rows that another policy changes are not told.
+/// - A row of W is zero where W0 and the update are, or leave nothing of each other but rounding of f32.
 ///
 /// Each weight is computed as a whole, on the GPU in f32, by the reference in f64. Reference: peft's
 /// `merge_and_unload`.
 ///
 /// # Errors
 /// [`Error::Tensor`] where a tensor of the adapter has no others that belong to it or no W0, does not fit, or is none
-/// of DoRA; [`Error::NothingChosen`] without any adapter; [`Error::Findings`] where a name is taken; [`Error::Io`],
-/// [`Error::Occupied`], [`Error::Part`], [`Error::Gpu`].
+/// of DoRA; [`Error::NothingChosen`] without any adapter; [`Error::Findings`] where a name is taken, or a row of W is
+/// zero, unless [`Rules::allow_zero_rows`]; [`Error::Io`], [`Error::Occupied`], [`Error::Part`], [`Error::Gpu`].
 pub fn merge<'a>(
     device: impl Into<Device<'a>>,
     checkpoint: &Checkpoint,
@@ -99,6 +100,7 @@ pub fn merge<'a>(
     let target = plan.target(output, rules)?;
     let (device, mut warnings, mut submissions) = (device.into(), vec![], 0);
     plan.write(&target, rules, progress, |files, sinks, meter: &mut Meter<'_>| {
+        let mut findings = vec![];
         for layer in &layers {
             let (file, begin) = plan.places[&(layer.base, 0)];
             if !files.has(file) {
@@ -115,15 +117,23 @@ pub fn merge<'a>(
             };
             let mut count = 0;
             widen(computed(checkpoint.at(layer.base).dtype).into(), &bytes, |w| count += u64::from(!w.is_finite()));
-            if count > 0 {
-                warnings.push(Finding { weight: layer.name.clone(), problem: Problem::NonFinite { count } });
+            let zero_rows = layer.zero_rows(checkpoint, adapter, s, &bytes)?;
+            for (count, problem) in
+                [(zero_rows, Problem::ZeroRows { count: zero_rows }), (count, Problem::NonFinite { count })]
+            {
+                if count > 0 {
+                    findings.push(Finding { weight: layer.name.clone(), problem });
+                }
             }
             files.sink(sinks, file).write(begin, &bytes)?;
             meter.add(&layer.name, bytes.len() as u64);
         }
-        Ok(())
+        sort_out(findings, rules, &mut warnings)
     })?;
-    Ok(plan.report(&target, weights, warnings, submissions))
+    let report = plan.report(&target, weights, warnings, submissions);
+    let merged = report.weights.iter().filter_map(|weight| layers.iter().find(|layer| layer.name == weight.name));
+    let merged = merged.map(|layer| layer.describe(checkpoint)).collect();
+    Ok(Report { weights: vec![], merged, ..report })
 }
 
 /// A weight and its adapter.
@@ -135,6 +145,8 @@ struct Layer {
     parts: [At; 3],
     /// out, in, rank
     sizes: [usize; 3],
+    /// The adapter's name.
+    of: String,
 }
 
 /// What goes wrong on the way to a GPU.
@@ -209,15 +221,44 @@ impl Layer {
         narrow(&w, dtype, &mut bytes);
         Ok(bytes)
     }
-}
 
-/// The module of a tensor of an adapter, which of the three it is, and the adapter's name.
-fn parse(name: &str) -> Option<(&str, usize, &str)> {
-    let (at, mark) = MARKS.iter().enumerate().find_map(|(i, mark)| Some((name.rfind(mark)?, i)))?;
-    let rest = &name[at + MARKS[mark].len()..];
-    let rest = rest.strip_suffix(".weight").unwrap_or(rest);
-    let of = rest.strip_prefix('.').unwrap_or(rest);
-    ((rest.is_empty() || rest.starts_with('.')) && !of.contains('.')).then_some((&name[..at], mark, of))
+    /// How many rows of W are zero, given w: those that have nothing but zeros or NaN there are formed again.
+    fn zero_rows(&self, checkpoint: &Checkpoint, adapter: &Checkpoint, scaling: f32, w: &[u8]) -> Result<u64, Error> {
+        let [outs, ins, rank] = self.sizes;
+        let info = checkpoint.at(self.base);
+        let (mut is_zero, mut is_nan, mut at) = (vec![true; outs], vec![true; outs], 0);
+        widen(computed(info.dtype).into(), w, |w| {
+            is_zero[at / ins] &= w == 0.0;
+            is_nan[at / ins] &= w.is_nan();
+            at += 1;
+        });
+        let rows: Vec<usize> = (0..outs).filter(|&j| is_zero[j] || is_nan[j]).collect();
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let base = checkpoint.read_f64(&info.name)?;
+        let [a, b] = [0, 1].map(|i| adapter.read_f64(&adapter.at(self.parts[i]).name));
+        let (a, b, s) = (a?, b?, f64::from(scaling));
+        let is_zero = |j: &usize| {
+            let (mut sum, mut parts) = (0.0, 0.0);
+            for k in 0..ins {
+                let (w0, update) =
+                    (base[j * ins + k], (0..rank).map(|r| s * b[j * rank + r] * a[r * ins + k]).sum::<f64>());
+                sum += (w0 + update) * (w0 + update);
+                parts += w0 * w0 + update * update;
+            }
+            sum <= parts * 2f64.powi(-44)
+        };
+        Ok(rows.iter().filter(|j| is_zero(j)).count() as u64)
+    }
+
+    /// As it is in the output.
+    fn describe(&self, checkpoint: &Checkpoint) -> DoraLayer {
+        let info = checkpoint.at(self.base);
+        let (name, base, shape) = (self.name.clone(), Some(info.name.clone()), info.shape.clone());
+        let (adapter, rank, dtype) = (self.of.clone(), self.sizes[2], computed(info.dtype).into());
+        DoraLayer { name, adapter, base, shape, rank, dtype }
+    }
 }
 
 /// The weights that an adapter changes, in the order of W0. `own`: it is in the checkpoint itself.
@@ -244,21 +285,18 @@ fn layers(checkpoint: &Checkpoint, adapter: &Checkpoint, own: bool) -> Result<Ve
     if modules.is_empty() {
         return Err(Error::NothingChosen { path: adapter.path().to_owned(), what: NOTHING });
     }
-    let bases: HashMap<&str, At> = checkpoint.names().map(|(at, name)| (name, at)).collect();
+    let names_there: HashMap<&str, At> = checkpoint.names().map(|(at, name)| (name, at)).collect();
     let mut names: HashMap<At, usize> = HashMap::new();
     checkpoint.names().for_each(|(at, _)| *names.entry(at).or_default() += 1);
     let (mut layers, mut seen) = (vec![], HashSet::new());
-    for (module, (_, parts)) in modules {
+    for (module, (of, parts)) in modules {
         let first = parts.iter().flatten().next().map_or(module, |&at| &adapter.at(at).name);
         let missing = |i: usize| refused(first, format!("there is no {module}{} beside it", MARKS[i]));
         let [a, b, m] = [0, 1, 2].map(|i| parts[i].ok_or_else(|| missing(i)));
         let parts = [a?, b?, m?];
-        let module = [module, module.strip_prefix(PREFIX).unwrap_or(module)];
-        let ends = [".weight", ".base_layer.weight"];
-        let candidates = module.iter().flat_map(|m| ends.map(|end| (*m, format!("{m}{end}"))));
-        let found = candidates.clone().find_map(|(m, name)| Some((m, *bases.get(name.as_str())?)));
+        let found = bases(module).find_map(|(m, name)| Some((m, *names_there.get(name.as_str())?)));
         let Some((module, base)) = found else {
-            let all: Vec<String> = candidates.map(|(_, name)| name).collect();
+            let all: Vec<String> = bases(module).map(|(_, name)| name).collect();
             let reason = format!("{} has no weight of it: {}", checkpoint.path().display(), all.join(", "));
             return Err(refused(first, reason));
         };
@@ -288,32 +326,9 @@ fn layers(checkpoint: &Checkpoint, adapter: &Checkpoint, own: bool) -> Result<Ve
             let reason = format!("W0 {base}, A {a_shape}, B {b_shape} and the magnitude {m_shape} do not fit");
             return Err(refused(&a.name, reason));
         }
-        layers.push(Layer { name: format!("{module}.weight"), base, parts, sizes: [outs, ins, rank] });
+        let (name, of) = (format!("{module}.weight"), of.to_owned());
+        layers.push(Layer { name, base, parts, sizes: [outs, ins, rank], of });
     }
     layers.sort_by_key(|layer| layer.base);
     Ok(layers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_of_an_adapter_are_known_by_their_names() {
-        let known = [
-            ("base_model.model.l.q.lora_A.weight", ("base_model.model.l.q", 0, "")),
-            ("l.lora_B.default.weight", ("l", 1, "default")),
-            ("l.lora_magnitude_vector", ("l", 2, "")),
-            ("l.lora_magnitude_vector.default", ("l", 2, "default")),
-            ("l.lora_magnitude_vector.default.weight", ("l", 2, "default")),
-        ];
-        for (name, parsed) in known {
-            assert_eq!(parse(name), Some(parsed), "{name}");
-        }
-        for name in
-            ["l.weight", "l.lora_embedding_A", "l.lora_Above.weight", "l.lora_A.one.two.weight", "lora_A.weight"]
-        {
-            assert_eq!(parse(name), None, "{name}");
-        }
-    }
 }

@@ -8,7 +8,7 @@ use super::file::{self, Sink};
 use super::find::{At, Wanted, find};
 use super::header::{self, Header};
 use super::index::Totals;
-use super::{Checkpoint, Error, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
+use super::{Checkpoint, DoraLayer, Error, Finding, Found, FoundWeight, Meter, Progress, Rules, Spelling, TensorInfo};
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ use super::{Checkpoint, Error, Finding, Found, FoundWeight, Meter, Progress, Rul
 pub struct Report {
     /// The weights that were folded, split or renamed; of a part those of the files that were written.
     pub weights: Vec<FoundWeight>,
+    /// The layers whose weights [`merge`](crate::merge) made ordinary ones, as they are now; likewise.
+    pub merged: Vec<DoraLayer>,
     /// Warnings of them.
     pub warnings: Vec<Finding>,
     /// The other tensors, copied as they are.
@@ -278,7 +280,7 @@ impl<'a> Plan<'a> {
             weights.retain(|weight| self.file_of(weight).is_some_and(is_written));
         }
         let (copied, bytes) = (self.sum(target, &others) as usize, self.sum(target, &self.bytes));
-        Report { weights, warnings, copied, bytes, submissions, skipped: target.skipped }
+        Report { weights, merged: vec![], warnings, copied, bytes, submissions, skipped: target.skipped }
     }
 }
 
@@ -294,7 +296,15 @@ fn place<'a>(tensors: &'a mut [TensorInfo], order: &[usize]) -> Result<u64, &'a 
     Ok(end)
 }
 
-pub(super) const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
+const NO_WEIGHT: &str = "no weight-normalized parameter is there, or is chosen";
+const DORA_ALONE: &str = "no weight-normalized parameter is there, or is chosen; but there are layers of DoRA, of which \
+                          merge makes ordinary weights";
+
+/// That there is nothing to be worked on.
+pub(super) fn no_weight(checkpoint: &Checkpoint) -> Error {
+    let what = if checkpoint.dora_layers().is_empty() { NO_WEIGHT } else { DORA_ALONE };
+    Error::NothingChosen { path: checkpoint.path.clone(), what }
+}
 
 /// The weights that the rules choose with warnings, or what keeps them from being worked on.
 pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> Result<Found, Error> {
@@ -303,7 +313,7 @@ pub(super) fn chosen(checkpoint: &Checkpoint, rules: &Rules, wanted: Wanted) -> 
     sort_out(std::mem::take(&mut found.findings), rules, &mut warnings)?;
     found.findings = warnings;
     if found.weights.is_empty() && found.dropped.is_empty() {
-        return Err(Error::NothingChosen { path: checkpoint.path.clone(), what: NO_WEIGHT });
+        return Err(no_weight(checkpoint));
     }
     Ok(found)
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use weightnorm_checkpoint::{self as checkpoint, FoundWeight, Range, TensorInfo};
+use weightnorm_checkpoint::{self as checkpoint, DoraLayer, FoundWeight, Range, TensorInfo};
 
 use crate::device::DeviceArguments;
-use crate::findings::{finding_json, is_problem, lossy, weight_json, write_findings};
+use crate::findings::{dora_json, finding_json, is_problem, lossy, weight_json, write_findings};
 use crate::output::{Failure, Report, Table, axis_text, count, shape_text};
 use crate::progress::Progress;
 use crate::rules::{EpsArguments, KeyArgument, RulesArguments, names, notes};
@@ -17,7 +17,7 @@ use crate::rules::{EpsArguments, KeyArgument, RulesArguments, names, notes};
 ///
 /// One line for each weight: shape of v, kept axis, storage type of v, the range of the norms of v's rows, the range of
 /// g/‖v‖ (1 where nothing was trained since the weight was split), rows of zeros, elements that are NaN or infinite,
-/// name.
+/// name. Layers of DoRA are listed by themselves, by the names of their tensors: shape and storage type of W0, rank.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -65,6 +65,17 @@ impl Inspect {
             ]);
         }
         let mut text = if inspection.rows.is_empty() { String::new() } else { table.to_string() };
+        if !inspection.dora.is_empty() {
+            let mut layers = Table::new(&["shape", "type", " rank", "layer of DoRA"]);
+            for layer in &inspection.dora {
+                let DoraLayer { name, adapter, base, shape, rank, dtype, .. } = layer;
+                let of = if adapter.is_empty() { String::new() } else { format!(" ({adapter})") };
+                let elsewhere = if base.is_none() { ", its weight is elsewhere" } else { "" };
+                let name = format!("{name}{of}{elsewhere}");
+                layers.row(vec![shape_text(shape), dtype.name().to_lowercase(), rank.to_string(), name]);
+            }
+            let _ = writeln!(text, "{}{layers}", if text.is_empty() { "" } else { "\n" });
+        }
         if self.all {
             let parts: HashSet<String> = inspection.rows.iter().flat_map(|row| parts(&row.weight)).collect();
             let mut others = Table::new(&["shape", "type", "other tensor"]);
@@ -73,9 +84,13 @@ impl Inspect {
             }
             let _ = writeln!(text, "{}{others}", if text.is_empty() { "" } else { "\n" });
         }
-        let _ =
-            writeln!(text, "{} weight-normalized, {}", inspection.rows.len(), count(inspection.others, "other tensor"));
-        write_findings(&mut text, &inspection.findings, is_problem, &idle);
+        let (found, others) = (inspection.rows.len(), count(inspection.others, "other tensor"));
+        let _ = writeln!(text, "{found} weight-normalized, {others}");
+        if !inspection.dora.is_empty() {
+            let layers = count(inspection.dora.len(), "layer");
+            let _ = writeln!(text, "{layers} of DoRA: `weightnorm merge` makes ordinary weights of them");
+        }
+        write_findings(&mut text, &inspection.findings, is_problem, &idle, true);
 
         let weights = inspection.rows.iter().map(|row| {
             let mut json = weight_json(&row.weight);
@@ -91,6 +106,7 @@ impl Inspect {
             "files": checkpoint.files().map(lossy).collect::<Vec<_>>(),
             "metadata": metadata,
             "weights": weights.collect::<Vec<_>>(),
+            "dora": inspection.dora.iter().map(dora_json).collect::<Vec<_>>(),
             "other_tensors": inspection.others,
             "findings": inspection.findings.iter().map(finding_json).collect::<Vec<_>>(),
             "notes": idle,
@@ -159,7 +175,7 @@ impl Check {
         }
         let wrong = check.weights.iter().filter(|checked| !checked.is_right()).count();
         let _ = writeln!(text, "{table}{}, {wrong} wrong", count(check.weights.len(), "weight"));
-        write_findings(&mut text, &check.findings, is_problem, &idle);
+        write_findings(&mut text, &check.findings, is_problem, &idle, true);
         let weights = check.weights.iter().map(|checked| {
             let mut json = weight_json(&checked.weight);
             json["error"] = checked.error.into();

@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use weightnorm_checkpoint::{Error, Finding, FoundWeight, Problem, Spelling};
+use weightnorm_checkpoint::{DoraLayer, Error, Finding, FoundWeight, Problem, Spelling};
 
 use crate::output::{Failure, Kind, axis_json, in_line};
 
@@ -30,6 +30,17 @@ pub fn weight_json(weight: &FoundWeight) -> Value {
     })
 }
 
+pub fn dora_json(layer: &DoraLayer) -> Value {
+    json!({
+        "name": layer.name,
+        "shape": layer.shape,
+        "dtype": layer.dtype.name().to_lowercase(),
+        "rank": layer.rank,
+        "adapter": layer.adapter,
+        "base": layer.base,
+    })
+}
+
 pub fn finding_json(finding: &Finding) -> Value {
     let kind = match finding.problem {
         Problem::MissingPartner { .. } => "missing_partner",
@@ -49,6 +60,7 @@ pub fn finding_json(finding: &Finding) -> Value {
         Problem::Pruned { .. } => "pruned",
         Problem::NotTaken { .. } => "not_taken",
         Problem::OptimizerState { .. } => "optimizer_state",
+        Problem::Dora { .. } => "dora",
         Problem::NotInFiles { .. } => "not_in_files",
         Problem::NotInIndex { .. } => "not_in_index",
         Problem::Misplaced { .. } => "misplaced",
@@ -64,12 +76,18 @@ pub fn is_problem(finding: &Finding) -> bool {
     !finding.problem.is_warning() || matches!(finding.problem, Problem::NonFinite { .. })
 }
 
-/// Lists what was found, with a word on what to do about problems.
-pub fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Finding) -> bool, idle: &[String]) {
+/// Lists what was found, with a word on what to do about problems, where a command takes rules about names.
+pub fn write_findings(
+    text: &mut String,
+    findings: &[Finding],
+    problems: fn(&Finding) -> bool,
+    idle: &[String],
+    takes_names: bool,
+) {
     for finding in findings {
         let what = match finding.problem {
             _ if problems(finding) => "problem",
-            Problem::NotTaken { .. } | Problem::OptimizerState { .. } => "note",
+            Problem::NotTaken { .. } | Problem::OptimizerState { .. } | Problem::Dora { .. } => "note",
             _ => "warning",
         };
         let _ = writeln!(text, "{what}: {}", in_line(&finding.to_string()));
@@ -103,7 +121,7 @@ pub fn write_findings(text: &mut String, findings: &[Finding], problems: fn(&Fin
     if findings.iter().any(|finding| problems(finding) && beside(finding)) {
         let _ = writeln!(text, "--prefer pair or --prefer weight says which of the two stays");
     }
-    if any(|p| !p.is_warning()) {
+    if takes_names && any(|p| !p.is_warning()) {
         let _ = writeln!(text, "--exclude 'NAME' leaves a weight as it is");
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use weightnorm_checkpoint::{self as checkpoint, Checkpoint, Error, Part, Rules, Scaling, Spelling};
 
 use crate::device::{Chosen, DeviceArguments};
-use crate::findings::{finding_json, weight_json, write_findings};
+use crate::findings::{dora_json, finding_json, weight_json, write_findings};
 use crate::output::{DTypeArgument, Failure, Kind, Report, count};
 use crate::place::Place;
 use crate::progress::Progress;
@@ -103,6 +103,8 @@ impl Target {
     }
 }
 
+const MERGED: &str = "merged";
+
 /// What came of writing it. `chosen`: what computed.
 fn report(
     place: &Place,
@@ -117,7 +119,7 @@ fn report(
         Ok(written) => written,
         Err(Error::Findings { findings }) => {
             let mut text = "nothing was written\n".to_owned();
-            write_findings(&mut text, &findings, |_| true, &idle);
+            write_findings(&mut text, &findings, |_| true, &idle, done != MERGED);
             let json = json!({
                 "output": output,
                 "written": false,
@@ -130,17 +132,18 @@ fn report(
     };
     place.finish()?;
     let mut text = String::new();
-    let (weights, copied) = (count(written.weights.len(), "weight"), count(written.copied, "other tensor"));
+    let weights: Vec<_> = written.weights.iter().map(weight_json).chain(written.merged.iter().map(dora_json)).collect();
+    let (number, copied) = (count(weights.len(), "weight"), count(written.copied, "other tensor"));
     let by = if let Some(Chosen::Reference) = chosen { " by the reference on the CPU" } else { "" };
-    let _ = writeln!(text, "{output}: {weights} {done}{by}, {copied} copied, {}", DecimalBytes(written.bytes));
+    let _ = writeln!(text, "{output}: {number} {done}{by}, {copied} copied, {}", DecimalBytes(written.bytes));
     if written.skipped > 0 {
         let _ = writeln!(text, "{} skipped: there already, whole", count(written.skipped, "file"));
     }
-    write_findings(&mut text, &written.warnings, |_| false, &idle);
+    write_findings(&mut text, &written.warnings, |_| false, &idle, done != MERGED);
     let mut json = json!({
         "output": output,
         "written": true,
-        "weights": written.weights.iter().map(weight_json).collect::<Vec<_>>(),
+        "weights": weights,
         "copied_tensors": written.copied,
         "bytes": written.bytes,
         "skipped_files": written.skipped,
@@ -260,7 +263,8 @@ Examples:
 w = m (W0 + s B A) / norm, with s of adapter_config.json: lora_alpha / r, or lora_alpha / sqrt(r)
 with use_rslora. Each layer takes its own rank r; a layer with an alpha of its own (alpha_pattern)
 is not known. Weights of fan_in_fan_out (GPT-2's Conv1D) are not merged.
-Exit codes: 0 done, 1 a name is taken, and nothing was written, 2 usage, input, output or device error.")]
+Exit codes: 0 done, 1 a name is taken or a row of W0 + s B A is zero, and nothing was written, 2 usage,
+input, output or device error.")]
 pub struct Merge {
     #[command(flatten)]
     target: Target,
@@ -303,7 +307,7 @@ impl Merge {
         let device = chosen.device();
         let result = checkpoint::merge(device, &checkpoint, adapter.as_ref(), place.path(), scaling, &rules, &mut show);
         drop(progress);
-        report(&place, "merged", Some(&chosen), result, idle)
+        report(&place, MERGED, Some(&chosen), result, idle)
     }
 }
 

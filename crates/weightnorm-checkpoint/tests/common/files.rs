@@ -219,6 +219,30 @@ pub fn vocoder(spelling: Spelling, dtype: Dtype) -> Vec<Made> {
     tensors
 }
 
+/// The parameters of `torch.nn.LSTM(5, 3, num_layers=2, bidirectional=True)` (`gates` 4) or GRU (3), as `rnn`, all
+/// weights of it weight-normalized: names, and shapes of v.
+pub fn recurrent_weights(gates: usize) -> Vec<(String, [usize; 2])> {
+    let mut all = vec![];
+    for (layer, features) in [(0, 5), (1, 2 * 3)] {
+        for direction in ["", "_reverse"] {
+            all.push((format!("rnn.weight_ih_l{layer}{direction}"), [gates * 3, features]));
+            all.push((format!("rnn.weight_hh_l{layer}{direction}"), [gates * 3, 3]));
+        }
+    }
+    all
+}
+
+/// g and v of them and their biases.
+pub fn recurrent(spelling: Spelling, dtype: Dtype, gates: usize) -> Vec<Made> {
+    let mut tensors = vec![];
+    for (seed, (name, shape)) in (0..).step_by(3).zip(recurrent_weights(gates)) {
+        tensors.push(made(&name.replace("weight", "bias"), dtype, &shape[..1], seed));
+        tensors.push(made(&spelling.g(&name), dtype, &[shape[0], 1], seed + 1));
+        tensors.push(made(&spelling.v(&name), dtype, &shape, seed + 2));
+    }
+    tensors
+}
+
 /// What a checkpoint holds, as the `safetensors` crate reads it.
 #[derive(Default)]
 pub struct Content {

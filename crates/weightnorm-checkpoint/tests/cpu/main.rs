@@ -23,6 +23,7 @@ mod prefer;
 mod pytorch;
 mod pytorch_damaged;
 mod read;
+mod recurrent;
 mod reference;
 mod targets;
 mod tied;

@@ -9,6 +9,7 @@ mod killed;
 mod suite;
 
 mod checkpoint;
+mod merge;
 mod processes;
 mod pytorch;
 mod split;
@@ -22,6 +23,7 @@ use suite::{Failed, Needs, Outcome, Suite};
 fn main() -> ExitCode {
     let second = |suite: &mut Suite| {
         split::register(suite);
+        merge::register(suite);
         processes::register(suite);
         pytorch::register(suite);
         tied::register(suite);

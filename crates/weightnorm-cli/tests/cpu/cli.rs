@@ -82,8 +82,8 @@ fn cli_inspect_shows_every_weight() {
 
     let (code, document) = run_json(without_gpu(), ["inspect", &path]);
     assert_eq!(code, 0);
-    let top = ["command", "status", "path", "files", "metadata", "weights", "other_tensors", "findings", "notes"];
-    assert_eq!(keys(&document), top);
+    let top = "command status path files metadata weights dora other_tensors findings notes";
+    assert_eq!(keys(&document).join(" "), top);
     assert_eq!((&document["metadata"], &document["files"]), (&json!({ "format": "pt" }), &json!([path])));
     let weights = document["weights"].as_array().unwrap();
     assert_eq!(weights.len(), 7);
@@ -406,6 +406,8 @@ fn cli_merge_makes_ordinary_weights() {
         (code, &document["weights"][0]["name"], &document["copied_tensors"]),
         (0, &json!("l.weight"), &json!(1))
     );
+    let weight = document["weights"][0].as_object().unwrap();
+    assert_eq!(weight.keys().collect::<Vec<_>>(), ["name", "shape", "dtype", "rank", "adapter", "base"]);
     documented(&document);
     // s is not guessed.
     assert_eq!(quiet(&arguments).code, Some(2));
@@ -413,4 +415,27 @@ fn cli_merge_makes_ordinary_weights() {
     assert_eq!(twice.code, Some(2));
     let scaled = quiet(&[&arguments[..], &["--force", "--scaling", "2"]].concat());
     assert!(scaled.code == Some(0) && scaled.stdout.contains("1 weight merged by the reference"), "{scaled:?}");
+
+    // The layers of a file, by the way.
+    let (code, document) = run_json(without_gpu(), ["inspect", text(&adapter)]);
+    assert_eq!(
+        (code, &document["dora"][0]["name"], &document["dora"][0]["base"]),
+        (0, &json!("l.weight"), &json!(null))
+    );
+    documented(&document);
+    assert!(quiet(&["inspect", text(&adapter)]).stdout.contains("1 layer of DoRA"));
+    let fold = quiet(&["fold", text(&adapter), text(&output), "--force", "--device", "reference"]);
+    assert!(fold.code == Some(2) && fold.stderr.contains("merge makes ordinary weights"), "{fold:?}");
+    // A row of W0 without a number but zeros, and of B: told, or computed.
+    let mut zero = [made("l.weight", Dtype::F32, &[4, 6], 1), parts[1].clone()];
+    zero[0].bytes[..24].fill(0);
+    zero[1].bytes[..8].fill(0);
+    write(&model, &zero[..1], &[]);
+    write(&adapter, &[parts[0].clone(), zero[1].clone(), parts[2].clone()], &[]);
+    let arguments = [&arguments[..], &["--force", "--scaling", "2"]].concat();
+    let refused = quiet(&arguments);
+    assert!(refused.code == Some(1) && refused.stdout.contains("--allow-zero-rows"), "{refused:?}");
+    assert!(!refused.stdout.contains("--exclude"), "{refused:?}");
+    let allowed = quiet(&[&arguments[..], &["--allow-zero-rows", "--eps", "clamp:1e-12"]].concat());
+    assert!(allowed.code == Some(0) && allowed.stdout.contains("1 row is zero"), "{allowed:?}");
 }
