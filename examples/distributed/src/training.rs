@@ -70,8 +70,12 @@ impl std::str::FromStr for Fault {
         let mut parts = text.split(',');
         let mut next = || parts.next().and_then(|part| part.parse::<u64>().ok());
         let (rank, step) = next().zip(next()).ok_or("expected RANK,STEP")?;
-        let rest: Vec<_> = parts.collect();
-        Ok(Fault { rank: rank as usize, step, writing: rest == ["write"] })
+        let writing = match parts.collect::<Vec<_>>()[..] {
+            [] => false,
+            ["write"] => true,
+            _ => return Err("expected RANK,STEP or RANK,STEP,write".into()),
+        };
+        Ok(Fault { rank: rank as usize, step, writing })
     }
 }
 
@@ -90,7 +94,6 @@ impl Training {
             )
             .into());
         }
-        let own = shards / ranks.size;
         let network = Network::new(gpu, Variant::Normalized, Optimizer::Adam, self.width.into(), points)?;
         let batches = steps as usize * shards;
         let numbers = shape::points(&mut Random::new(self.seed << 32), batches * points);
@@ -100,47 +103,59 @@ impl Training {
         let mut done = 0;
         if let Some(path) = self.checkpoint.as_ref().filter(|path| self.resume && path.exists()) {
             done = checkpoint::read(path, gpu, &network).map_err(|e| format!("{}: {e}", path.display()))?;
-            ranks.agree("the number of steps in the checkpoint", done)?;
             if ranks.rank == 0 {
                 println!("goes on after step {done}");
             }
         }
+        // One may not see the file, if it is not on a file system that all share.
+        ranks.agree("the number of steps that the checkpoint has", done)?;
         ranks.agree("the parameters at the start", parameters(&network)?)?;
 
         for step in done + 1..=steps {
-            let at = |error: Box<dyn Error>| format!("step {step}: {error}");
-            if self.fail == Some(Fault { rank: ranks.rank, step, writing: false }) {
-                die();
-            }
-            if self.lose.is_some_and(|lose| (lose.rank, lose.step) == (ranks.rank, step)) {
-                gpu.device().destroy();
-            }
             let check = self.check && (step == done + 1 || step == steps);
-            let first = (step as usize - 1) * shards + ranks.rank * own;
-            let loss = self.step(gpu, ranks, &network, (&all_points, first, own), step, check).map_err(at)?;
-
-            let is_checkpoint = step % self.every == 0 || step == steps;
-            if is_checkpoint {
-                // Ranks that have drifted apart would go on training nonsense.
-                ranks
-                    .agree("the parameters", parameters(&network).map_err(|e| at(e.into()))?)
-                    .map_err(|e| at(e.into()))?;
-            }
-            if ranks.rank == 0 {
-                println!("step {step}: loss {loss}");
-                if let Some(path) = self.checkpoint.as_ref().filter(|_| is_checkpoint) {
-                    let dies = self.fail == Some(Fault { rank: 0, step, writing: true });
-                    let written = checkpoint::write(path, &network, step, || {
-                        if dies {
-                            die()
-                        }
-                    });
-                    written.map_err(|e| format!("step {step}: {}: {e}", path.display()))?;
-                }
-            }
+            let turn = self.turn(gpu, ranks, &network, &all_points, step, check);
+            turn.map_err(|e| format!("step {step}: {e}"))?;
         }
         if ranks.rank == 0 {
             println!("parameters: {:016x}", parameters(&network)?);
+        }
+        Ok(())
+    }
+
+    /// A step, and the checkpoint after it where one is due; and what is to go wrong in it.
+    fn turn<C: Communicator>(
+        &self,
+        gpu: &Gpu,
+        ranks: &Ranks<C>,
+        network: &Network,
+        points: &Tensor,
+        step: u64,
+        check: bool,
+    ) -> Result<(), Box<dyn Error>> {
+        let due = |fault: Option<Fault>, writing| fault == Some(Fault { rank: ranks.rank, step, writing });
+        if due(self.fail, false) {
+            die();
+        }
+        if due(self.lose, false) {
+            gpu.device().destroy();
+        }
+        let loss = self.step(gpu, ranks, network, points, step, check)?;
+        let is_checkpoint = step % self.every == 0 || step == self.steps;
+        if is_checkpoint {
+            // Ranks that have drifted apart would go on training nonsense.
+            ranks.agree("the parameters", parameters(network)?)?;
+        }
+        if ranks.rank == 0 {
+            println!("step {step}: loss {loss}");
+            if let Some(path) = self.checkpoint.as_ref().filter(|_| is_checkpoint) {
+                let halfway = || {
+                    if due(self.fail, true) {
+                        die()
+                    }
+                };
+                let written = checkpoint::write(path, network, step, halfway);
+                written.map_err(|e| format!("{}: {e}", path.display()))?;
+            }
         }
         Ok(())
     }
@@ -151,10 +166,12 @@ impl Training {
         gpu: &Gpu,
         ranks: &Ranks<C>,
         network: &Network,
-        (points, first, own): (&Tensor, usize, usize),
+        points: &Tensor,
         number: u64,
         check: bool,
     ) -> Result<f32, Box<dyn Error>> {
+        let own = self.shards / ranks.size;
+        let first = (number as usize - 1) * self.shards + ranks.rank * own;
         // Of each shard the gradients of all v, of all g and biases, and the loss, in one vector.
         let (mut terms, mut seen) = (vec![], vec![]);
         for shard in first..first + own {
