@@ -2,8 +2,8 @@
 //!
 //! All buffers are made once. The directions v of all layers are parts of one buffer, the gains and biases parts of
 //! another, and so are their gradients and what the optimizer remembers: one dispatch steps the whole network.
-use crate::kernels::{Call, Kernels};
-use crate::shape::{self, Random};
+use super::kernels::{Call, Kernels};
+use super::shape::{self, Random};
 use weightnorm::{
     Activation, ActivationBackward, Adam, AdamState, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear,
     LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, Parameter, Recorder, Sgd, SgdState, Tensor,
