@@ -128,6 +128,12 @@
 //! whose tensors lie in other buffers, do not start at multiples of 16 bytes, or lie further apart than a binding
 //! reaches, take as many dispatches again: [`WeightSet::dispatch_count`] tells.
 //!
+//! # Features
+//!
+//! There are none. All backends of [`wgpu`] are in: Vulkan, Metal, DX12 and GL, in a browser WebGPU. Which one runs is
+//! chosen at run time, [`Gpu::new`] says how. The crate needs Rust 1.88; for `wasm32-unknown-unknown` what blocks
+//! ([`Gpu::new`], [`Tensor::read`], ..) is left out, and its `async` twin is there.
+//!
 //! # Storage types
 //!
 //! x, v, w and y are f32, f16 or bf16, in any mixture in `linear`, and so are g, bias, dg and dbias (in a set dg is

@@ -61,10 +61,14 @@ fn policy_packages() {
             "readme = \"",
             "license.workspace",
             "repository.workspace",
+            "[package.metadata.docs.rs]",
         ] {
             assert!(manifest.contains(&format!("\n{key}")), "{folder}: no {key}");
         }
         assert!(manifest.contains("\n[lints]\nworkspace = true\n"), "{folder}: the lints of the workspace");
+        for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            assert!(root().join(folder).join(licence).exists(), "{folder}: {licence}");
+        }
         for line in manifest.lines().filter(|line| line.contains("path = \"../")) {
             assert!(line.contains(&format!("version = {version}")), "{folder}: {line}");
         }
@@ -363,6 +367,7 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
 fn policy_documents() {
     let documents = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(PathBuf::from).into_iter();
     let documents = documents.chain(RELEASED.map(|folder| Path::new(folder).join("README.md")));
+    let documents = documents.chain(["crates/weightnorm-cli/README-python.md", "web/README.md"].map(PathBuf::from));
     let folder = std::fs::read_dir(root().join("docs")).expect("docs").map(|entry| entry.expect("an entry").path());
     let more = folder.filter(|path| path.extension().is_some_and(|e| e == "md")).collect::<Vec<_>>();
     assert!(more.len() >= 2, "{more:?}");

@@ -9,6 +9,7 @@ use crate::{Extent, Needs, Outcome, Suite};
 mod kernels;
 #[path = "../../examples/train/src/shape.rs"]
 mod shape;
+#[allow(dead_code, reason = "the halves of a step, which examples/distributed takes")]
 #[path = "../../examples/train/src/step.rs"]
 mod step;
 

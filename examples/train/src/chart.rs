@@ -7,8 +7,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use crate::step::Variant;
 use crate::{Plan, Run, median, select};
+use train::step::Variant;
 
 /// Where a panel's curves are drawn.
 struct Panel {

@@ -11,9 +11,6 @@
 //!
 //! Exit code: 0 done, 2 the arguments, a file or the GPU would not do.
 mod chart;
-mod kernels;
-mod shape;
-mod step;
 
 use std::error::Error;
 use std::fs::File;
@@ -26,8 +23,8 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use weightnorm::{DType, Gpu, Tensor};
 
-use shape::Random;
-use step::{INPUT, Network, Optimizer, Variant};
+use train::shape::{self, Random};
+use train::step::{INPUT, Network, Optimizer, Variant};
 
 /// Trains a DeepSDF network on the GPU and compares plain weights with weight normalization.
 #[derive(Parser)]

@@ -2,14 +2,13 @@
 //!
 //! All buffers are made once. The directions v of all layers are parts of one buffer, the gains and biases parts of
 //! another, and so are their gradients and what the optimizer remembers: one dispatch steps the whole network.
+use super::kernels::{Call, Kernels};
+use super::shape::{self, Random};
 use weightnorm::{
     Activation, ActivationBackward, Adam, AdamState, DType, DataDependentInit, Eps, Error, Gpu, Gradients, Linear,
     LinearBackward, MeanOnlyBatchNorm, MeanOnlyBatchNormBackward, Moments, Parameter, Recorder, Sgd, SgdState, Tensor,
     Weight, WeightNorm,
 };
-
-use super::kernels::{Call, Kernels};
-use super::shape::{self, Random};
 
 /// Numbers of a point: the latent number and three coordinates.
 pub const INPUT: usize = 4;
@@ -222,7 +221,6 @@ impl Network {
             self.load(encoder, first)?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             let last = self.layers.len() - 1;
-            let mut input = &self.x;
             for (i, layer) in self.layers.iter().enumerate() {
                 let Some(g) = &layer.g else { continue };
                 let mut ops = self.gpu.record_pass(&mut pass);
@@ -231,12 +229,11 @@ impl Network {
                 // The output starts as it does in the other variants: the distances do not have a variance of 1.
                 if self.variant == Variant::DataDependent && i < last {
                     layer.join(&mut pass);
-                    input = layer.joined.as_ref().map_or(input, |(joined, _)| joined);
+                    let input = self.input(i);
                     let mut ops = self.gpu.record_pass(&mut pass);
                     ops.data_dependent_init(DataDependentInit::new(input, &layer.v).eps(EPS), g, &layer.bias)?;
                     drop(ops);
                     layer.forward(&self.gpu, &mut pass, input, Mode::Training, Activation::Relu)?;
-                    input = &layer.h;
                 }
             }
             Ok(())
@@ -255,14 +252,35 @@ impl Network {
         self.submit(|encoder| {
             self.load(encoder, (points, batch))?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            self.forward(&mut pass, Mode::Training)?;
-            self.loss_call.record(&mut pass);
-            self.backward(&mut pass)?;
+            self.differentiate(&mut pass)?;
             self.update(&mut self.gpu.record_pass(&mut pass), number, rate)?;
             drop(pass);
             encoder.copy_buffer_to_buffer(self.loss.buffer()?, 0, losses.buffer()?, 4 * at as u64, 4);
             Ok(())
         })
+    }
+
+    /// Half a step: the gradients of the batch's mean loss go to [`Network::gradients`]; returns that loss.
+    pub fn gradients_of(&self, points: (&Tensor, usize)) -> Result<f32, Error> {
+        self.submit(|encoder| {
+            self.load(encoder, points)?;
+            self.differentiate(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()))
+        })?;
+        Ok(self.loss.read::<f32>()?[0])
+    }
+
+    /// The other half: what the optimizer does with [`Network::gradients`], whoever put them there.
+    pub fn apply(&self, number: u64, rate: f64) -> Result<(), Error> {
+        self.submit(|encoder| self.update(&mut self.gpu.record(encoder), number, rate))
+    }
+
+    /// What goes into a layer.
+    pub fn input(&self, layer: usize) -> &Tensor {
+        match (&self.layers[layer].joined, layer) {
+            (Some((joined, _)), _) => joined,
+            (None, 0) => &self.x,
+            (None, layer) => &self.layers[layer - 1].h,
+        }
     }
 
     /// Puts the mean loss of a batch into `losses[at]`, with the running means in the place of the batch's.
@@ -291,15 +309,18 @@ impl Network {
         Ok(())
     }
 
+    fn differentiate(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Error> {
+        self.forward(pass, Mode::Training)?;
+        self.loss_call.record(pass);
+        self.backward(pass)
+    }
+
     fn forward(&self, pass: &mut wgpu::ComputePass<'_>, mode: Mode) -> Result<(), Error> {
         let last = self.layers.len() - 1;
-        let mut input = &self.x;
         for (i, layer) in self.layers.iter().enumerate() {
             layer.join(pass);
-            input = layer.joined.as_ref().map_or(input, |(joined, _)| joined);
             let activation = if i < last { Activation::Relu } else { Activation::None };
-            layer.forward(&self.gpu, pass, input, mode, activation)?;
-            input = &layer.h;
+            layer.forward(&self.gpu, pass, self.input(i), mode, activation)?;
         }
         Ok(())
     }
@@ -308,14 +329,12 @@ impl Network {
     fn backward(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), Error> {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate().rev() {
-            let before = if i > 0 { &self.layers[i - 1].h } else { &self.x };
-            let input = layer.joined.as_ref().map_or(before, |(joined, _)| joined);
             let mut ops = self.gpu.record_pass(pass);
             if i < last {
                 let relu = ActivationBackward::new(Activation::Relu, &layer.h, &layer.dy).from_output();
                 ops.activation_backward(relu, &layer.dy)?;
             }
-            layer.backward(&mut ops, input)?;
+            layer.backward(&mut ops, self.input(i))?;
             drop(ops);
             if let Some((_, Some(join_backward))) = &layer.dx {
                 join_backward.record(pass);
