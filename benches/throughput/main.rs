@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, sets or sizes
+//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, recurrent, dora, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
@@ -15,8 +15,10 @@
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
 mod conv;
+mod dora;
 mod problem;
 mod ratio;
+mod recurrent;
 mod set;
 mod table;
 
@@ -30,8 +32,10 @@ use serde_json::{Value, json};
 use weightnorm::{Cost, DType, Gpu, Options, Roofline, Tile, Timing};
 
 use conv::ConvOp;
+use dora::DoraForm;
 use problem::{Failure, Form, Kept, Op, Prepared, Problem};
 use ratio::Call;
+use recurrent::CellForm;
 use set::{Network, SetForm, SetOp};
 
 #[derive(Parser)]
@@ -86,6 +90,10 @@ enum Section {
     Ratios,
     /// Convolutions by themselves, with and without weight norm, and beside `linear`
     Convs,
+    /// Sequences of LSTM cells, beside `linear` and an elementwise kernel, and with and without weight norm
+    Recurrent,
+    /// DoRA beside plain LoRA
+    Dora,
     /// Many layers at once, against a call for each
     Sets,
     /// Time over size
@@ -169,6 +177,8 @@ fn main() -> Result<(), Failure> {
                 Section::Rates => bench.rates()?,
                 Section::Ratios => bench.ratios()?,
                 Section::Convs => bench.convs()?,
+                Section::Recurrent => bench.recurrent()?,
+                Section::Dora => bench.dora()?,
                 Section::Sets => bench.sets()?,
                 Section::Sizes => bench.sizes()?,
             }
@@ -425,6 +435,55 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Sequences of cells, in turn with themselves without weight norm, with the same of `linear` and a kernel of the
+    /// bench's, and with the products alone.
+    fn recurrent(&mut self) -> Result<(), Failure> {
+        use CellForm::*;
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        for size in self.some(&recurrent::SIZES, |[length, batch, _, units]| length * batch * units * units) {
+            for pair in
+                [[Fused, Products], [Fused, Plain], [Fused, Elementwise], [Plain, ElementwisePlain], [Step, StepPlain]]
+            {
+                let [first, second] = pair.map(|form| recurrent::Prepared::new(&self.gpu, size, form));
+                let (first, second) = (first?, second?);
+                let name = format!("ratio {} / {}", first.name(), second.name());
+                if self.wants(&name) {
+                    let dispatches = [first.record_and_check()?, second.record_and_check()?];
+                    self.counted(name, dispatches, &first, &second)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// DoRA with norms of each call and with known ones, in turn with plain LoRA.
+    fn dora(&mut self) -> Result<(), Failure> {
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        for size in self.some(&dora::SIZES, |[batch, ins, outs, _]| batch * ins * outs / 32) {
+            for form in [DoraForm::Fused, DoraForm::Known] {
+                let [first, second] = [form, DoraForm::Lora].map(|form| dora::Prepared::new(&self.gpu, size, form));
+                let (first, second) = (first?, second?);
+                let name = format!("ratio {} / {}", first.name(), second.name());
+                if self.wants(&name) {
+                    let dispatches = [first.record_and_check()?, second.record_and_check()?];
+                    self.counted(name, dispatches, &first, &second)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Two calls in turn, with the dispatches of each.
+    fn counted(
+        &mut self,
+        name: String,
+        [first_count, second_count]: [u64; 2],
+        first: &dyn Call,
+        second: &dyn Call,
+    ) -> Result<(), Failure> {
+        self.in_turn(format!("{name} ({first_count} and {second_count} dispatches)"), first, second)
     }
 
     /// Sets of layers against one call for each, and against one weight of as many elements.

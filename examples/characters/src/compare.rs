@@ -25,6 +25,8 @@ pub struct Run {
     pub held_out: Vec<f64>,
     /// The share of steps whose gradients were clipped.
     pub clipped: f64,
+    /// How many times as long the rows of the weights are in the end as they were at first: the mean.
+    pub growth: f64,
 }
 
 /// The runs of a variant by an optimizer at a rate: means over the seeds, and the range of what is held out.
@@ -35,6 +37,7 @@ pub struct Summary {
     /// Of the last tenth of the steps.
     pub training: f64,
     pub clipped: f64,
+    pub growth: f64,
 }
 
 /// How often the held-out part is looked at.
@@ -88,6 +91,7 @@ impl Plan {
         let clip = network.clipping(&training)?;
         let results = gpu.zeros(&[self.steps + POINTS * held_out.steps, 2], DType::F32)?;
         network.start(seed)?;
+        let lengths = network.row_lengths()?;
         let mut point = 0;
         for number in 1..=self.steps {
             network.step(&training, &clip, &results, number, (optimizer, rate))?;
@@ -110,6 +114,7 @@ impl Plan {
         let bits: fn(&[f32]) -> f64 = |result| f64::from(result[0]) / std::f64::consts::LN_2;
         let clipped = of_steps.chunks(2).filter(|result| result[1] > 1.0).count();
         let of_point = |point: &[f32]| point.chunks(2).map(bits).sum::<f64>() / held_out.steps as f64;
+        let grown: Vec<f64> = network.row_lengths()?.iter().zip(&lengths).map(|(end, start)| end / start).collect();
         Ok(Run {
             variant: network.variant,
             optimizer,
@@ -118,12 +123,14 @@ impl Plan {
             losses: of_steps.chunks(2).map(bits).collect(),
             held_out: of_points.chunks(2 * held_out.steps).map(of_point).collect(),
             clipped: clipped as f64 / self.steps as f64,
+            growth: grown.iter().sum::<f64>() / grown.len() as f64,
         })
     }
 
     /// Every optimizer with each of its rates.
     pub fn columns(&self) -> Vec<(Optimizer, f64)> {
-        let of = |(optimizer, rates): (Optimizer, &Vec<f64>)| rates.iter().map(move |&rate| (optimizer, rate)).collect();
+        let of =
+            |(optimizer, rates): (Optimizer, &Vec<f64>)| rates.iter().map(move |&rate| (optimizer, rate)).collect();
         Optimizer::ALL.into_iter().zip(&self.rates).flat_map(|both| -> Vec<_> { of(both) }).collect()
     }
 }
@@ -143,6 +150,7 @@ pub fn summary(runs: &[Run], variant: Variant, column: (Optimizer, f64)) -> Summ
         most: runs.iter().map(|run| last(run)).fold(f64::NEG_INFINITY, f64::max),
         training: mean(&tail),
         clipped: mean(&|run| run.clipped),
+        growth: mean(&|run| run.growth),
     }
 }
 

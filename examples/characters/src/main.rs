@@ -83,7 +83,7 @@ impl Arguments {
         for (name, value, most) in [
             ("steps", plan.steps, 100_000),
             ("units", plan.sizes.units, 2048),
-            ("batch", plan.sizes.batch, 256),
+            ("batch", plan.sizes.batch, 128),
             ("length", plan.sizes.length, 64),
             ("seeds", plan.seeds as usize, 1000),
         ] {
@@ -179,15 +179,20 @@ fn print(plan: &Plan, gpu: &Gpu, text: &Text, runs: &[Run], time: Duration) {
     let step = time.as_secs_f64() * 1e3 / (runs.len() * steps) as f64;
     println!("time:       {:.1} s for {} runs, {step:.1} ms a step with its share", time.as_secs_f64(), runs.len());
     println!("results:    bits per character: of what is held out in the end, the mean (and the range) of the seeds;");
-    println!("            of the last tenth of the steps; and the share of steps whose gradients were clipped\n");
-    println!("{:<5}{:>8}  {:<12}{:>24}{:>10}{:>10}", "", "rate", "variant", "held out", "training", "clipped");
+    println!("            of the last tenth of the steps; the share of steps whose gradients were clipped; and how");
+    println!("            many times as long the rows of the weights became\n");
+    let heads = ["variant", "held out", "training", "clipped", "growth"];
+    let [variant, held_out, training, clipped, growth] = heads;
+    println!("{:13}  {variant:<12}{held_out:>24}{training:>10}{clipped:>9}{growth:>8}", "         rate");
     for (optimizer, rate) in plan.columns() {
         for variant in Variant::ALL {
             let of = summary(runs, variant, (optimizer, rate));
             let bits = format!("{:.3} {:>15}", of.held_out, format!("({:.3} - {:.3})", of.least, of.most));
             let clipped = format!("{:.0} %", 100.0 * of.clipped);
             let name = optimizer.key();
-            println!("{name:<5}{rate:>8}  {:<12}{bits:>24}{:>10.3}{clipped:>10}", variant.key(), of.training);
+            let [variant, training, growth] =
+                [variant.key(), &format!("{:.3}", of.training), &format!("{:.2}", of.growth)];
+            println!("{name:<5}{rate:>8}  {variant:<12}{bits:>24}{training:>10}{clipped:>9}{growth:>8}");
         }
         println!();
     }
@@ -214,6 +219,7 @@ fn to_json(plan: &Plan, gpu: &Gpu, runs: &[Run], time: Duration, written: &str) 
                 ("most_held_out", number(of.most)),
                 ("training", number(of.training)),
                 ("clipped", number(of.clipped)),
+                ("growth", number(of.growth)),
             ]));
         }
     }

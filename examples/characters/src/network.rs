@@ -197,6 +197,23 @@ impl Network {
         Ok([w(input)?, w(hidden)?, w(output)?, bias(gates)?, bias(last)?])
     }
 
+    /// ‖w‖ of each row of the three weights.
+    pub fn row_lengths(&self) -> Result<Vec<f64>, Error> {
+        let mut lengths = vec![];
+        for parts in &self.weights {
+            match &parts.g {
+                None => lengths.extend(cpu::row_norms(
+                    &cpu::widen(&parts.v.read::<f32>()?),
+                    parts.v.shape(),
+                    Axis::Kept(0),
+                    Eps::None,
+                )?),
+                Some(g) => lengths.extend(g.read::<f32>()?.iter().map(|&g| f64::from(g.abs()))),
+            }
+        }
+        Ok(lengths)
+    }
+
     /// All parameters, one after another: v of input, h and output, the biases, and g of the three.
     pub fn read(&self) -> Result<Vec<Vec<f32>>, Error> {
         let v = self.weights.iter().map(|parts| &parts.v).chain(&self.biases);
@@ -211,7 +228,8 @@ impl Network {
         let rows = batch * length;
         let apart = part.len() / batch;
         let part = [part.start, part.len(), apart, 0].map(|n| n as f32);
-        let (x, y, dy) = (zeros(&[length, batch, classes])?, zeros(&[length, batch, units])?, zeros(&[length, batch, units])?);
+        let (x, y, dy) =
+            (zeros(&[length, batch, classes])?, zeros(&[length, batch, units])?, zeros(&[length, batch, units])?);
         let (logits, d_logits, u) = (zeros(&[rows, classes])?, zeros(&[rows, classes])?, zeros(&[rows, classes])?);
         let (part, next, losses, result) = (gpu.upload(&part, &[4])?, zeros(&[rows])?, zeros(&[rows])?, zeros(&[2])?);
         let [input, hidden, _] = &self.weights;

@@ -116,7 +116,13 @@ pub fn draw(plan: &Plan, runs: &[Run], adapter: &str) -> String {
 }
 
 /// Held-out bits against the step: the middle one of the seeds.
-fn curves(svg: &mut String, plan: &Plan, runs: &[Run], (optimizer, rates): (Optimizer, &[f64]), (top, y): (f64, (f64, f64))) {
+fn curves(
+    svg: &mut String,
+    plan: &Plan,
+    runs: &[Run],
+    (optimizer, rates): (Optimizer, &[f64]),
+    (top, y): (f64, (f64, f64)),
+) {
     let width = (WIDTH - LEFT - GAP * rates.len() as f64) / rates.len() as f64;
     for (i, &rate) in rates.iter().enumerate() {
         let panel = Panel { left: LEFT + (width + GAP) * i as f64, top, width, height: 166.0, y };

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 const SEED: u64 = 3;
-const SIZES: Sizes = Sizes { units: 12, batch: 9, length: 5 };
+const SIZES: Sizes = Sizes { units: 12, batch: 4, length: 3 };
 const STEPS: usize = 4;
 
 /// The losses before each step, one more of the held-out part behind the last, and all parameters then.
@@ -39,12 +39,7 @@ struct Trained<T> {
     parameters: Vec<T>,
 }
 
-fn on_gpu(
-    gpu: &Gpu,
-    network: &network::Network,
-    text: &Text,
-    rule: (Optimizer, f64),
-) -> Result<Trained<f32>, Error> {
+fn on_gpu(gpu: &Gpu, network: &network::Network, text: &Text, rule: (Optimizer, f64)) -> Result<Trained<f32>, Error> {
     let codes = network::upload(gpu, text)?;
     let (training, held_out) = (network.stream(&codes, text.training())?, network.stream(&codes, text.held_out())?);
     let clip = network.clipping(&training)?;
@@ -95,7 +90,9 @@ fn steps(gpu: &Gpu, cases: &[(Variant, Optimizer, f64)]) -> Outcome {
                 return Err(format!("{case}, step {step}: {loss}, not {exact}: {error:.1e}, bound {bound:.1e}").into());
             }
             if step == STEPS && (other.losses[step] - exact).abs() < bound {
-                return Err(format!("{case}: a bound of {bound:.1e} tells no other rate, {}", other.losses[step]).into());
+                return Err(
+                    format!("{case}: a bound of {bound:.1e} tells no other rate, {}", other.losses[step]).into()
+                );
             }
         }
         let from_exact = |others: &mut dyn Iterator<Item = f64>| {
