@@ -43,7 +43,7 @@ pub struct Prepared {
     tensors: [Tensor; 6],
     y: Tensor,
     dy: Tensor,
-    /// h before the first step: zeros, so that each step has its product.
+    /// h before the first step, so that each step has its product. Not zeros: sums that are zero are formed again.
     h0: Tensor,
     /// z of all steps, and of U the norms, what it makes of h, and c.
     z: Tensor,
@@ -103,8 +103,11 @@ impl Prepared {
         let fused = Recurrent::lstm(x, WeightNorm::new(v, g), WeightNorm::new(u, of_u));
         let layer = if form == CellForm::StepPlain { Recurrent::lstm(x, v, u) } else { fused };
         let saved = RecurrentSaved::new(&layer, zeros)?;
-        let (y, z) = (zeros(&[length, batch, units])?, zeros(&[length, batch, rows])?);
-        let (q, c, h0) = (zeros(&[batch, rows])?, zeros(&[batch, units])?, zeros(&[batch, units])?);
+        // Where there are no cells, what is multiplied is this.
+        let y = gpu.upload(&numbers(8, length * batch * units), &[length, batch, units])?;
+        let z = zeros(&[length, batch, rows])?;
+        let (q, c) = (zeros(&[batch, rows])?, zeros(&[batch, units])?);
+        let h0 = gpu.upload(&numbers(7, batch * units), &[batch, units])?;
         let module = gpu.device().create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some("cell of the bench"),
             source: wgpu::ShaderSource::Wgsl(CELL.into()),
@@ -165,6 +168,7 @@ impl Prepared {
         let (axis, eps) = (weightnorm::Axis::Kept(0), Eps::default());
         let normalized = [(&v, &g), (&u, &of_u)].map(|(v, g)| cpu::Weight::Normalized { v, g: Some(g), axis, eps });
         let [input, hidden] = if self.is_plain() { [&v, &u].map(|v| cpu::Weight::Plain(v)) } else { normalized };
+        let h0 = cpu::widen(&numbers(7, batch * units));
         let chosen = sample(batch, 2);
         let of_chosen = |all: &[f64], width: usize| -> Vec<f64> {
             let sequences = all.chunks(batch * width);
@@ -179,7 +183,7 @@ impl Prepared {
             hidden,
             bias: Some(&bias),
             hidden_bias: None,
-            h0: None,
+            h0: Some(&of_chosen(&h0, units)),
             c0: None,
         })?;
         let got = of_chosen(&read(&self.y)?, units);
