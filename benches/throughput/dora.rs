@@ -37,6 +37,8 @@ pub struct Prepared {
     scaled_b: Tensor,
     hidden: Tensor,
     y: Tensor,
+    /// Of y's shape.
+    like: Tensor,
 }
 
 impl Prepared {
@@ -55,8 +57,9 @@ impl Prepared {
         let norms = gpu.dora_norms(DoraWeight::new(base, a, b, magnitude, SCALING))?;
         let scaled_b: Vec<f32> = (0..rank * outs).map(|at| SCALING * inputs[3][at % outs * rank + at / outs]).collect();
         let (hidden, y) = (gpu.zeros(&[batch, rank], DType::F32)?, gpu.zeros(&[batch, outs], DType::F32)?);
+        let like = gpu.zeros(&[batch, outs], DType::F32)?;
         let (scaled_b, gpu) = (gpu.upload(&scaled_b, &[rank, outs])?, gpu.clone());
-        Ok(Prepared { gpu, size, form, inputs, tensors, base_norms, norms, scaled_b, hidden, y })
+        Ok(Prepared { gpu, size, form, inputs, tensors, base_norms, norms, scaled_b, hidden, y, like })
     }
 
     pub fn name(&self) -> String {
@@ -111,7 +114,7 @@ impl Call for Prepared {
                 ops.linear(Linear::new(x, base), &self.y)?;
                 ops.linear(Linear::new(x, a), &self.hidden)?;
                 // y += (x·Aᵀ)·(s·Bᵀ), as the gradient of what Bᵀ would multiply. Of that the shape alone matters.
-                let onto = LinearBackward::new(&self.y, &self.scaled_b, &self.hidden);
+                let onto = LinearBackward::new(&self.like, &self.scaled_b, &self.hidden);
                 ops.linear_backward(onto, &Gradients::default().dx(&self.y).accumulate(true))
             }
         }
