@@ -33,7 +33,7 @@ pub struct Prepared {
     tensors: [Tensor; 5],
     base_norms: Tensor,
     norms: Tensor,
-    /// s·Bᵀ, as LoRA multiplies by it, and x·Aᵀ.
+    /// s·Bᵀ, as LoRA multiplies by it, and A·xᵀ.
     scaled_b: Tensor,
     hidden: Tensor,
     y: Tensor,
@@ -56,7 +56,7 @@ impl Prepared {
         let base_norms = gpu.row_norms(weightnorm::WeightNorm::unit(base))?;
         let norms = gpu.dora_norms(DoraWeight::new(base, a, b, magnitude, SCALING))?;
         let scaled_b: Vec<f32> = (0..rank * outs).map(|at| SCALING * inputs[3][at % outs * rank + at / outs]).collect();
-        let (hidden, y) = (gpu.zeros(&[batch, rank], DType::F32)?, gpu.zeros(&[batch, outs], DType::F32)?);
+        let (hidden, y) = (gpu.zeros(&[rank, batch], DType::F32)?, gpu.zeros(&[batch, outs], DType::F32)?);
         let like = gpu.zeros(&[batch, outs], DType::F32)?;
         let (scaled_b, gpu) = (gpu.upload(&scaled_b, &[rank, outs])?, gpu.clone());
         Ok(Prepared { gpu, size, form, inputs, tensors, base_norms, norms, scaled_b, hidden, y, like })
@@ -112,10 +112,10 @@ impl Call for Prepared {
             DoraForm::Known => ops.dora(Dora::new(x, weight.norms(&self.norms)), &self.y),
             DoraForm::Lora => {
                 ops.linear(Linear::new(x, base), &self.y)?;
-                ops.linear(Linear::new(x, a), &self.hidden)?;
-                // y += (x·Aᵀ)·(s·Bᵀ), as the gradient of what Bᵀ would multiply. Of that the shape alone matters.
-                let onto = LinearBackward::new(&self.like, &self.scaled_b, &self.hidden);
-                ops.linear_backward(onto, &Gradients::default().dx(&self.y).accumulate(true))
+                ops.linear(Linear::new(a, x), &self.hidden)?;
+                // y += (A·xᵀ)ᵀ·(s·Bᵀ), as the gradient of a weight of y's shape, of which the shape alone matters.
+                let onto = LinearBackward::new(&self.scaled_b, &self.like, &self.hidden);
+                ops.linear_backward(onto, &Gradients::default().dv(&self.y).accumulate(true))
             }
         }
     }

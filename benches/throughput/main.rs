@@ -6,6 +6,7 @@
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
 //! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, recurrent, dora, sets or sizes
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
+//! cargo bench --bench throughput -- --only dora --cpu            # ratios of CPU time: on a busy machine, for CPU drivers
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
@@ -74,6 +75,9 @@ struct Args {
     /// Begins no further line after so many seconds, and says how many there would have been
     #[arg(long)]
     seconds: Option<f64>,
+    /// Ratios of CPU time instead of the wall clock's, on Linux: for a driver that computes on a CPU beside other work
+    #[arg(long)]
+    cpu: bool,
     /// Milliseconds of one repetition
     #[arg(long, default_value_t = 40.0)]
     ms: f64,
@@ -389,11 +393,21 @@ impl Bench {
         self.warm(&[first, second])?;
         let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
         let ratio::Ratio { median, low, high, times } =
-            ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;
+            ratio::interleaved(pairs, || self.seconds(first, calls), || self.seconds(second, calls))?;
         let [a, b] = times.map(|t| 1e3 * t);
         println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
         self.lines.push(Line { name, ms: a, work: Cost::default(), percent: 0.0, ratio: Some([median, low, high]) });
         Ok(())
+    }
+
+    /// Seconds of one of `count` calls: of the wall clock, or of the CPUs.
+    fn seconds(&self, call: &dyn Call, count: usize) -> Result<f64, Failure> {
+        if !self.args.cpu {
+            return Ok(call.wall(count)?);
+        }
+        let before = ratio::cpu_time()?;
+        call.wall(count)?;
+        Ok((ratio::cpu_time()? - before) as f64 * 1e-9 / count as f64)
     }
 
     /// Convolutions, in turn with themselves without weight norm and with `linear` of as many rows, columns and steps.
@@ -483,6 +497,9 @@ impl Bench {
         first: &dyn Call,
         second: &dyn Call,
     ) -> Result<(), Failure> {
+        if self.args.profile {
+            println!("{}\n", self.gpu.profile(|ops| first.record(ops))?);
+        }
         self.in_turn(format!("{name} ({first_count} and {second_count} dispatches)"), first, second)
     }
 
