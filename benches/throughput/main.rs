@@ -2,11 +2,11 @@
 //! measured in the same run; then ratios of two forms of one operator, measured in turn.
 //!
 //! ```sh
-//! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
+//! cargo bench --bench throughput                                 # everything; appended to the results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, recurrent, dora, sets or sizes
+//! cargo bench --bench throughput -- --only sizes --append        # one section, or some, of those of `Section`
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
-//! cargo bench --bench throughput -- --only dora --cpu            # ratios of CPU time: on a busy machine, for CPU drivers
+//! cargo bench --bench throughput -- --only dora --cpu            # ratios of CPU time: CPU drivers, busy machines
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
