@@ -124,7 +124,7 @@ pub(crate) fn record_norms(
                 rank: rank as u32,
                 stride: rows as u32,
                 offsets: offsets([w0_at, a_at, b_at, dots_at]),
-                more_offsets: offsets([gram_at, base_norms_at, norms_at, lanes.ilog2().into()]),
+                more_offsets: offsets([gram_at, base_norms_at, norms_at, lanes.ilog2()]),
                 scaling,
                 policy: eps.code(),
                 eps: eps.value(),
