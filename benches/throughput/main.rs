@@ -2,10 +2,11 @@
 //! measured in the same run; then ratios of two forms of one operator, measured in turn.
 //!
 //! ```sh
-//! cargo bench --bench throughput                                 # everything; appended to benches/results if all was quiet
+//! cargo bench --bench throughput                                 # everything; appended to the results if all was quiet
 //! cargo bench --bench throughput -- --filter "ratio linear f32"  # lines that have all these words
-//! cargo bench --bench throughput -- --only sizes --append        # one section: rates, ratios, convs, sets or sizes
+//! cargo bench --bench throughput -- --only sizes --append        # one section, or some, of those of `Section`
 //! cargo bench --bench throughput -- --quick --json out.json      # less of everything
+//! cargo bench --bench throughput -- --only dora --cpu            # ratios of CPU time: CPU drivers, busy machines
 //! cargo bench --bench throughput -- --table FILE.csv             # what was recorded, beside its bounds, for docs/measured.md
 //! ```
 //!
@@ -15,8 +16,10 @@
 //! Times of single operators are the device's own (the wall clock's where it has no timestamps), the median of several
 //! calls. Times in ratios are of whole submissions with their recording, as a program meets them.
 mod conv;
+mod dora;
 mod problem;
 mod ratio;
+mod recurrent;
 mod set;
 mod table;
 
@@ -30,8 +33,10 @@ use serde_json::{Value, json};
 use weightnorm::{Cost, DType, Gpu, Options, Roofline, Tile, Timing};
 
 use conv::ConvOp;
+use dora::DoraForm;
 use problem::{Failure, Form, Kept, Op, Prepared, Problem};
 use ratio::Call;
+use recurrent::CellForm;
 use set::{Network, SetForm, SetOp};
 
 #[derive(Parser)]
@@ -70,6 +75,9 @@ struct Args {
     /// Begins no further line after so many seconds, and says how many there would have been
     #[arg(long)]
     seconds: Option<f64>,
+    /// Ratios of CPU time instead of the wall clock's, on Linux: for a driver that computes on a CPU beside other work
+    #[arg(long)]
+    cpu: bool,
     /// Milliseconds of one repetition
     #[arg(long, default_value_t = 40.0)]
     ms: f64,
@@ -86,6 +94,10 @@ enum Section {
     Ratios,
     /// Convolutions by themselves, with and without weight norm, and beside `linear`
     Convs,
+    /// Sequences of LSTM cells, beside `linear` and an elementwise kernel, and with and without weight norm
+    Recurrent,
+    /// DoRA beside plain LoRA
+    Dora,
     /// Many layers at once, against a call for each
     Sets,
     /// Time over size
@@ -169,6 +181,8 @@ fn main() -> Result<(), Failure> {
                 Section::Rates => bench.rates()?,
                 Section::Ratios => bench.ratios()?,
                 Section::Convs => bench.convs()?,
+                Section::Recurrent => bench.recurrent()?,
+                Section::Dora => bench.dora()?,
                 Section::Sets => bench.sets()?,
                 Section::Sizes => bench.sizes()?,
             }
@@ -379,11 +393,21 @@ impl Bench {
         self.warm(&[first, second])?;
         let pairs = if self.args.quick { self.args.pairs.min(7) } else { self.args.pairs };
         let ratio::Ratio { median, low, high, times } =
-            ratio::interleaved(pairs, || first.wall(calls), || second.wall(calls))?;
+            ratio::interleaved(pairs, || self.seconds(first, calls), || self.seconds(second, calls))?;
         let [a, b] = times.map(|t| 1e3 * t);
         println!("{median:>8.3} {low:>8.3} {high:>8.3} {a:>10.4} {b:>10.4}  {name}");
         self.lines.push(Line { name, ms: a, work: Cost::default(), percent: 0.0, ratio: Some([median, low, high]) });
         Ok(())
+    }
+
+    /// Seconds of one of `count` calls: of the wall clock, or of the CPUs.
+    fn seconds(&self, call: &dyn Call, count: usize) -> Result<f64, Failure> {
+        if !self.args.cpu {
+            return Ok(call.wall(count)?);
+        }
+        let before = ratio::cpu_time()?;
+        call.wall(count)?;
+        Ok((ratio::cpu_time()? - before) as f64 * 1e-9 / count as f64)
     }
 
     /// Convolutions, in turn with themselves without weight norm and with `linear` of as many rows, columns and steps.
@@ -425,6 +449,58 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// Sequences of cells, in turn with themselves without weight norm, with the same of `linear` and a kernel of the
+    /// bench's, and with the products alone.
+    fn recurrent(&mut self) -> Result<(), Failure> {
+        use CellForm::*;
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        for size in self.some(&recurrent::SIZES, |[length, batch, _, units]| length * batch * units * units) {
+            for pair in
+                [[Fused, Products], [Fused, Plain], [Fused, Elementwise], [Plain, ElementwisePlain], [Step, StepPlain]]
+            {
+                let [first, second] = pair.map(|form| recurrent::Prepared::new(&self.gpu, size, form));
+                let (first, second) = (first?, second?);
+                let name = format!("ratio {} / {}", first.name(), second.name());
+                if self.wants(&name) {
+                    let dispatches = [first.record_and_check()?, second.record_and_check()?];
+                    self.counted(name, dispatches, &first, &second)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// DoRA with norms of each call and with known ones, in turn with plain LoRA.
+    fn dora(&mut self) -> Result<(), Failure> {
+        println!("\n{:>8} {:>17} {:>10} {:>10}", "ratio", "95 %", "ms", "ms");
+        for size in self.some(&dora::SIZES, |[batch, ins, outs, _]| batch * ins * outs / 32) {
+            for form in [DoraForm::Fused, DoraForm::Known] {
+                let [first, second] = [form, DoraForm::Lora].map(|form| dora::Prepared::new(&self.gpu, size, form));
+                let (first, second) = (first?, second?);
+                let name = format!("ratio {} / {}", first.name(), second.name());
+                if self.wants(&name) {
+                    let dispatches = [first.record_and_check()?, second.record_and_check()?];
+                    self.counted(name, dispatches, &first, &second)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Two calls in turn, with the dispatches of each.
+    fn counted(
+        &mut self,
+        name: String,
+        [first_count, second_count]: [u64; 2],
+        first: &dyn Call,
+        second: &dyn Call,
+    ) -> Result<(), Failure> {
+        if self.args.profile {
+            println!("{}\n", self.gpu.profile(|ops| first.record(ops))?);
+        }
+        self.in_turn(format!("{name} ({first_count} and {second_count} dispatches)"), first, second)
     }
 
     /// Sets of layers against one call for each, and against one weight of as many elements.

@@ -2,7 +2,8 @@
 // import numbers/lanes
 // import numbers/norm
 //
-// A workgroup has a row j. With n0 its norm in W0, β = s B_j / n0, C_r = (W0_j · A_r) / n0 and G = A·Aᵀ
+// `lanes` invocations have a row j, and a workgroup THREADS / lanes of them. With n0 its norm in W0, β = s B_j / n0,
+// C_r = (W0_j · A_r) / n0 and G = A·Aᵀ
 //
 //   n_j² = n0² (1 + sum_r β_r (2 C_r + h_r))        h_r = sum_q G[r,q] β_q
 //
@@ -16,7 +17,7 @@ struct Params {
     rank: u32,
     stride: u32,       // rows of W0 in all
     offsets: u32,      // 8 bits each: the first element within its binding of W0, of A, of B, of the dots
-    more_offsets: u32, // of G, of n0, of the norms
+    more_offsets: u32, // of G, of n0, of the norms; the logarithm of `lanes`
     scaling: f32,
     policy: u32,
     eps: f32,
@@ -53,11 +54,11 @@ fn b_at(e: u32) -> f32 {
     return unpack(b[word_holding(at, B_DTYPE)], at, B_DTYPE);
 }
 
-// The sum of squares of what invocation t has of row j, of the first `count` columns, scaled by 2^up.
-fn squares_of(j: u32, count: u32, up: i32, t: u32) -> f32 {
-    let four = vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
+// The sum of squares of what lane t of some has of row j, of the first `count` columns, scaled by 2^up.
+fn squares_of(j: u32, count: u32, up: i32, t: u32, lanes: u32) -> f32 {
+    let four = vec4<u32>(0u, lanes, 2u * lanes, 3u * lanes);
     var sum = vec4<f32>();
-    for (var k = t; k < count; k += 4u * THREADS) { // columns / (4 THREADS) iterations
+    for (var k = t; k < count; k += 4u * lanes) { // columns / (4 lanes) iterations
         let at = vec4<u32>(k) + four;
         let there = at < vec4<u32>(p.columns);
         let e = min(at, vec4<u32>(p.columns - 1u));
@@ -80,16 +81,18 @@ fn dora_norms(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let j = flat(workgroup, workgroups);
-    if j >= p.rows {
-        return;
-    }
-    let t = ordered(index, THREADS);
+    let thread = ordered(index, THREADS);
+    let lane_bits = extractBits(p.more_offsets, 24u, 8u);
+    let lanes = 1u << lane_bits;
+    let t = thread & (lanes - 1u);
+    let own_row = flat(workgroup, workgroups) * (THREADS >> lane_bits) + (thread >> lane_bits);
+    // Past the end the last row once more, since all meet at the barriers.
+    let j = min(own_row, p.rows - 1u);
     let n0 = base_norms[extractBits(p.more_offsets, 8u, 8u) + j];
     let raise = p.scaling / n0;
     var cross = 0.0;
     var own = 0.0;
-    for (var r = t; r < p.rank; r += THREADS) { // rank / THREADS iterations
+    for (var r = t; r < p.rank; r += lanes) { // rank / lanes iterations
         var h = 0.0;
         for (var q = 0u; q < p.rank; q += 1u) { // rank iterations
             h += gram[extractBits(p.more_offsets, 0u, 8u) + r * p.rank + q] * (b_at(j * p.rank + q) * raise);
@@ -98,17 +101,17 @@ fn dora_norms(
         cross += beta * (2.0 * dots[extractBits(p.offsets, 24u, 8u) + r * p.stride + j] + h);
         own += beta * h;
     }
-    let part = 1.0 + sum_of_lanes(cross, t, THREADS, 0u);
-    let size = 1.0 + sum_of_lanes(own, t, THREADS, 1u);
+    let part = 1.0 + sum_of_lanes(cross, thread, lanes, 0u);
+    let size = 1.0 + sum_of_lanes(own, thread, lanes, 1u);
     // By bits, for NaN and infinity.
     let in_range = max(magnitude(part), magnitude(size)) < SUM_HIGH && magnitude(n0) < INFINITY && n0 > LEAST;
     let kept = in_range && part * 64.0 >= size;
 
     let count = select(p.columns, 0u, kept);
-    let plain = sum_of_lanes(squares_of(j, count, 0, t), t, THREADS, 2u);
+    let plain = sum_of_lanes(squares_of(j, count, 0, t, lanes), thread, lanes, 2u);
     let up = select(scale_exponent(plain), 0, kept);
-    let again = sum_of_lanes(squares_of(j, select(count, 0u, up == 0), up, t), t, THREADS, 3u);
-    if t > 0u {
+    let again = sum_of_lanes(squares_of(j, select(count, 0u, up == 0), up, t, lanes), thread, lanes, 3u);
+    if t > 0u || own_row >= p.rows {
         return;
     }
     var square = Wide(select(again, plain, up == 0), -2 * up);

@@ -52,10 +52,7 @@ pub(crate) fn record_norms(
     if rows == 0 {
         return Ok(());
     }
-    let iterations = rank.div_ceil(THREADS) * rank + 2 * columns.div_ceil(4 * THREADS) * (rank + 1) + 64;
-    if iterations > MAX_ITERATIONS {
-        return Err(LimitError::TooLarge { what: "steps over a row", size: iterations, limit: MAX_ITERATIONS }.into());
-    }
+    let lanes = lanes(columns, rank)?;
     // A·W0ᵀ by columns divided by the norms of W0.
     let dots = ops.scratch(Scratch::Factors, rank * rows * 4)?;
     let dots = Tensor::in_scratch(ops.gpu(), dots, 0, &[rank as usize, rows as usize]);
@@ -94,7 +91,7 @@ pub(crate) fn record_norms(
         .step()
         .bound(columns * base.dtype().size())
         .bound(rank * b.dtype().size())
-        .in_groups(1)
+        .in_groups(THREADS / lanes)
         .work(columns * (rank + 1))
         .at_most(capacities.bound(4).saturating_sub((rank - 1) * rows))
         .get();
@@ -127,16 +124,25 @@ pub(crate) fn record_norms(
                 rank: rank as u32,
                 stride: rows as u32,
                 offsets: offsets([w0_at, a_at, b_at, dots_at]),
-                more_offsets: offsets([gram_at, base_norms_at, norms_at, 0]),
+                more_offsets: offsets([gram_at, base_norms_at, norms_at, lanes.ilog2()]),
                 scaling,
                 policy: eps.code(),
                 eps: eps.value(),
             },
-            groups: count,
+            groups: count.div_ceil(THREADS / lanes),
             work: count * columns * (rank + 1),
         })?;
     }
     Ok(())
+}
+
+/// Invocations that a row takes: few, since sums over many are most of the work where no row has to be formed, but as
+/// many as it takes where one is.
+fn lanes(columns: u64, rank: u64) -> Result<u64, Error> {
+    let iterations = |lanes: u64| rank.div_ceil(lanes) * rank + 2 * columns.div_ceil(4 * lanes) * (rank + 1) + lanes;
+    let lanes = [8, 16, 32].into_iter().find(|&lanes| iterations(lanes) <= MAX_ITERATIONS).unwrap_or(THREADS);
+    let (size, limit) = (iterations(lanes), MAX_ITERATIONS);
+    if size > limit { Err(LimitError::TooLarge { what: "steps over a row", size, limit }.into()) } else { Ok(lanes) }
 }
 
 /// Where [`record_norms`] puts the norms of W0 in `Scratch::Norms`, in bytes: behind those of two other sets.

@@ -186,6 +186,22 @@ fn recurrent_rejects_what_does_not_fit() {
     assert!(matches!(dy, Err(Error::Argument(ArgumentError::Length { .. }))), "{dy:?}");
 }
 
+/// Weight norm of both weights takes one dispatch more a sequence, however many steps it has: the norms of U. `linear`
+/// and a kernel of the caller's would take two a step.
+#[test]
+fn plans_of_recurrent_cells_have_one_dispatch_more_for_weight_norm() -> Result<(), Error> {
+    for length in [1, 2, 100] {
+        let mut buffers = Buffers::default();
+        let mut f32s = |shape: &[usize]| buffers.tensor(shape, DType::F32);
+        let (x, y) = (f32s(&[length, 16, 64])?, f32s(&[length, 16, 96])?);
+        let (v, g, u, of_u) = (f32s(&[384, 64])?, f32s(&[384])?, f32s(&[384, 96])?, f32s(&[384])?);
+        let count = |layer| buffers.list(&devices()[0], |ops| ops.recurrent(layer, &y)).map(|listed| listed.len());
+        let fused = count(Recurrent::lstm(&x, WeightNorm::new(&v, &g), WeightNorm::new(&u, &of_u)))?;
+        assert_eq!([fused, count(Recurrent::lstm(&x, &v, &u))?], [length + 2, length + 1]);
+    }
+    Ok(())
+}
+
 /// A step is one dispatch for each window of the batch, and products before it where U or c of two steps are past a
 /// binding; in a browser steps lie where bindings may start.
 #[test]
