@@ -175,7 +175,7 @@ impl Training {
         // Of each shard the gradients of all v, of all g and biases, and the loss, in one vector.
         let (mut terms, mut seen) = (vec![], vec![]);
         for shard in first..first + own {
-            let loss = network.gradients_of((points, shard))?;
+            let loss = network.gradients_of((points, shard))?.read::<f32>()?[0];
             let mut term = vec![];
             for gradients in &network.gradients {
                 term.extend(gradients.read::<f32>()?);

@@ -260,13 +260,13 @@ impl Network {
         })
     }
 
-    /// Half a step: the gradients of the batch's mean loss go to [`Network::gradients`]; returns that loss.
-    pub fn gradients_of(&self, points: (&Tensor, usize)) -> Result<f32, Error> {
+    /// Half a step: the gradients of the batch's mean loss go to [`Network::gradients`]. Returns that loss, to be read.
+    pub fn gradients_of(&self, points: (&Tensor, usize)) -> Result<&Tensor, Error> {
         self.submit(|encoder| {
             self.load(encoder, points)?;
             self.differentiate(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()))
         })?;
-        Ok(self.loss.read::<f32>()?[0])
+        Ok(&self.loss)
     }
 
     /// The other half: what the optimizer does with [`Network::gradients`], whoever put them there.
